@@ -1,0 +1,188 @@
+"""Writes the generated parts of the pages here: help texts, settings, objectives, metrics.
+
+A generated part stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``; all else is
+written by hand and stays as it is. NAME is ``help`` with a command, or one of ``PARTS`` below.
+
+    python docs/generate.py            bring the pages up to date
+    python docs/generate.py --check    say what is stale, change nothing
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from kdcli.catalog import LOSSES
+from kdcli.config import CompareConfig, DistillConfig, EvalConfig
+from kdcli.fields import Setting, leaves
+from kdcli.fields import describe as describe_type
+from kdcli.losses.describe import LossCard, describe
+from kdcli.metrics.describe import cards
+from kdcli.spelling import ALIASES, FLAGS, flag_path
+from kdcli.text import markdown_cell
+
+HERE = Path(__file__).resolve().parent
+KINDS = {"distill": DistillConfig, "eval": EvalConfig, "compare": CompareConfig}
+POSITIONAL = ("losses", "model")
+COLOURS = ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "TERMINAL_WIDTH", "CLICOLOR_FORCE")
+PART = re.compile(r"<!-- begin (?P<name>[\w -]+) -->\n.*?<!-- end (?P=name) -->", re.DOTALL)
+
+
+def main() -> int:
+    """Bring the pages up to date, or check that they are."""
+    arguments = argparse.ArgumentParser(description="Bring the generated parts of the pages up to date.")
+    arguments.add_argument("--check", action="store_true", help="say what is stale, change nothing")
+    check = arguments.parse_args().check
+    stale = []
+    for page in sorted(HERE.glob("*.md")):
+        old = page.read_text(encoding="utf-8")
+        new, names = refreshed(old)
+        if names:
+            stale += [f"{page.relative_to(HERE.parent)}: {name}" for name in names]
+            if not check:
+                page.write_text(new, encoding="utf-8")
+    for line in stale:
+        print(("stale    " if check else "written  ") + line)
+    if check and stale:
+        print("run: python docs/generate.py")
+    return int(check and bool(stale))
+
+
+def refreshed(text: str) -> tuple[str, list[str]]:
+    """Return a page with its generated parts up to date, and the names of those that were not."""
+    changed = []
+
+    def part(found: re.Match[str]) -> str:
+        name = found["name"]
+        command = re.fullmatch(r"help( [\w ]+)?", name)
+        if not command and name not in PARTS:
+            raise SystemExit(f"no part is called {name}; there are: help, {', '.join(PARTS)}")
+        body = help_text((command[1] or "").split()) if command else PARTS[name]()
+        fresh = f"<!-- begin {name} -->\n{body}\n<!-- end {name} -->"
+        if fresh != found[0]:
+            changed.append(name)
+        return fresh
+
+    return PART.sub(part, text), changed
+
+
+def help_text(command: list[str]) -> str:
+    """Return what ``kd COMMAND --help`` prints, 80 columns wide."""
+    environ = {name: value for name, value in os.environ.items() if name not in COLOURS}
+    done = subprocess.run(
+        [sys.executable, "-m", "kdcli", *command, "--help"],
+        env={**environ, "COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return "```text\n" + "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines()) + "\n```"
+
+
+def settings() -> str:
+    """Return the table of every setting."""
+    rows = []
+    found: dict[str, tuple[Setting, list[str]]] = {}
+    for command, kind in KINDS.items():
+        for path, setting in leaves(kind).items():
+            found.setdefault(path, (setting, []))[1].append(command)
+    for path, (setting, commands) in found.items():
+        kind = KINDS[commands[0]]
+        flags = [flag for flag in FLAGS if flag_path(flag, leaves(kind)) == path and flag not in POSITIONAL]
+        flag = f"`--{flags[0].replace('_', '-')}`" if flags else ""
+        default = setting.adapter.dump_python(setting.info.default, mode="json")
+        shown = (
+            ",".join(map(str, default)) if isinstance(default, list) else "" if default in (None, {}) else str(default)
+        )
+        where = "all" if len(commands) == 3 else ", ".join(commands)
+        takes = describe_type(setting.schema)
+        what = (setting.info.description or "").rstrip(".")
+        rows.append([f"`{path}`", flag, code(shown), markdown_cell(takes), markdown_cell(what), where])
+    return table(["setting", "flag", "default", "takes", "what it is", "commands"], rows)
+
+
+def aliases() -> str:
+    """Return the table of other tools' spellings."""
+    flags: dict[str, list[str]] = {}
+    for alias, flag in ALIASES.items():
+        flags.setdefault(flag, []).append(f"`--{alias.replace('_', '-')}`")
+    rows = [[f"`--{flag.replace('_', '-')}`", ", ".join(names)] for flag, names in flags.items()]
+    return table(["flag", "also understood"], rows)
+
+
+def objectives() -> str:
+    """Return the overview of all objectives."""
+    rows = [
+        [f"[`{card.name}`](#{card.name})", code(card.formula), markdown_cell(card.reference)] for card in loss_cards()
+    ]
+    return table(["objective", "per token", "reference"], rows)
+
+
+def objective_details() -> str:
+    """Return a section for each objective: formula, options, cost."""
+    return "\n\n".join(detail(card) for card in loss_cards())
+
+
+def detail(card: LossCard) -> str:
+    """Return one objective's section."""
+    lines = [f"### {card.name}", "", card.summary, "", f"* per token: {code(card.formula)}"]
+    lines += [f"* reference: {markdown_cell(card.reference, 400)}", f"* cost: {markdown_cell(card.cost, 400)}"]
+    if card.aliases:
+        lines.append(f"* also understood: {', '.join(f'`{alias}`' for alias in card.aliases)}")
+    rows = [
+        [
+            f"`{option.name}`",
+            code(option.default),
+            option.type.replace("|", ", "),
+            option.bounds,
+            markdown_cell(option.text),
+        ]
+        for option in card.options
+    ]
+    return "\n".join([*lines, "", table(["option", "default", "type", "bounds", "what it does"], rows)])
+
+
+def metrics() -> str:
+    """Return the table of all metrics."""
+    arrows = {"higher": " ↑", "lower": " ↓"}
+    rows = [
+        [
+            f"`{card.name}`",
+            ", ".join(f"`{name}`{arrows.get(better, '')}" for name, better in card.scores.items()),
+            "answers" if card.eats == "texts" else "tokens, teacher" if card.needs_teacher else "tokens",
+            markdown_cell(card.description),
+        ]
+        for card in cards()
+    ]
+    return table(["metric", "scores", "reads", "what it is"], rows)
+
+
+def loss_cards() -> list[LossCard]:
+    """Return the card of every built-in objective."""
+    return [describe(name) for name in LOSSES]
+
+
+def table(headings: list[str], rows: Iterable[list[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def code(text: str) -> str:
+    """Return text in a code span that may stand in a table."""
+    return f"`{text.replace('|', chr(92) + '|')}`" if text else ""
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "settings": settings,
+    "aliases": aliases,
+    "objectives": objectives,
+    "objective details": objective_details,
+    "metrics": metrics,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

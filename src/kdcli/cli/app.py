@@ -1,0 +1,140 @@
+"""The ``kd`` command: its subcommands, and the way in."""
+
+import io
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from kdcli import __version__
+from kdcli.cli import compare, demo, distill, evaluate, flags, losses, metrics
+from kdcli.cli.boundary import ARGUMENTS, PIPE_CLOSED, RUN_FOLDER, guarded
+from kdcli.cli.flags import canonical
+from kdcli.errors import UsageError
+from kdcli.spelling import nearest
+from kdcli.text import one_line
+
+_QUIET_LIBRARIES = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class Commands(TyperGroup):
+    """A group that answers unknown names in our words and lets interrupts pass."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        """Find the command that the first argument names.
+
+        Raises:
+            UsageError: there is none; offers the nearest.
+        """
+        if self.get_command(ctx, args[0]) is None and self.get_command(ctx, canonical(args[0])) is None:
+            near = nearest(args[0], {name: name for name in self.list_commands(ctx)})
+            fix = f'did you mean "{near}"?' if near else f"{ctx.command_path} --help lists the commands"
+            raise UsageError("CLI-01", f'unknown command "{one_line(args[0], 60)}"', where=ctx.command_path, fix=fix)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; what Typer would swallow travels in a :class:`Carried`."""
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, OSError, EOFError) as error:
+            raise Carried(error) from None
+
+
+class Carried(Exception):
+    """Brings an error past Typer unchanged.
+
+    Args:
+        error: what was raised.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+app = typer.Typer(
+    name="kd",
+    cls=Commands,
+    help="Distil a language model into a small one, and compare divergence objectives honestly.",
+    epilog="Start with: kd demo    Every setting: docs/cli.md",
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": canonical},
+)
+distill.register(app)
+evaluate.register(app)
+compare.register(app)
+demo.register(app)
+losses.register(app, Commands)
+metrics.register(app, Commands)
+
+
+IMPLIED: dict[tuple[str, ...], tuple[str, ...]] = {
+    (): ("--help",),
+    ("losses",): ("losses", "list"),
+    ("metrics",): ("metrics", "list"),
+}
+"""What is meant by a command line that stops short."""
+
+
+@app.callback()
+def _top(
+    version: Annotated[bool, typer.Option("--version", metavar="", help="Print the version.")] = False,
+    debug: flags.Debug = False,
+) -> None:
+    if version:
+        sys.stdout.write(f"kd {__version__}\n")
+        raise typer.Exit
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line.
+
+    Args:
+        arguments: what stands after ``kd``.
+
+    Returns:
+        the exit code.
+    """
+    words = tuple(arguments)
+    words = IMPLIED.get(words, words)
+    ARGUMENTS.set(words)
+    RUN_FOLDER.set(None)
+    debug = "--debug" in words or os.environ.get("KD_DEBUG", "") not in ("", "0")
+
+    def work() -> int:
+        try:
+            code = typer.main.get_command(app).main(list(words), prog_name="kd", standalone_mode=False)
+        except Carried as carried:
+            raise carried.error from None
+        return code if isinstance(code, int) else 0
+
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.simplefilter("ignore")
+        return guarded(work, debug=debug)
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and leave with its exit code."""
+    for name, value in _QUIET_LIBRARIES.items():
+        os.environ.setdefault(name, value)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    code = run(sys.argv[1:])
+    if code == PIPE_CLOSED:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)

@@ -1,0 +1,91 @@
+"""``kd distill``: train a student on a teacher."""
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from kdcli.cli import flags
+
+if TYPE_CHECKING:
+    from kdcli.cli.terminal import Terminal
+
+EPILOG = (
+    "Example: kd distill --teacher ./T --student random:layers=3,width=64,heads=4 --data train.jsonl "
+    "--eval-data test.jsonl --loss akl -o runs/akl"
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("distill", epilog=EPILOG, short_help="Train a student on a teacher; evaluate it; write a run folder.")(
+        distill
+    )
+
+
+def distill(
+    teacher: flags.Teacher = None,
+    student: flags.Student = None,
+    data: flags.Data = None,
+    eval_data: flags.EvalData = None,
+    columns: flags.Columns = None,
+    template: flags.Template = None,
+    max_length: flags.MaxLength = None,
+    limit: flags.Limit = None,
+    eval_limit: flags.EvalLimit = None,
+    loss: flags.Loss = None,
+    epochs: flags.Epochs = None,
+    max_steps: flags.MaxSteps = None,
+    batch_size: flags.BatchSize = None,
+    lr: flags.Lr = None,
+    seed: flags.Seed = None,
+    metric: flags.Metric = None,
+    sampling_seeds: flags.MoreSeeds = None,
+    max_new_tokens: flags.MoreTokens = None,
+    output: flags.Output = None,
+    resume: flags.Resume = None,
+    config: flags.Config = None,
+    sets: flags.Sets = None,
+    dry_run: flags.DryRun = False,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    debug: flags.Debug = False,
+    device: flags.Device = None,
+    dtype: flags.Dtype = None,
+    threads: flags.Threads = None,
+    matmul_precision: flags.MatmulPrecision = None,
+) -> None:
+    """Train a student on a teacher, evaluate it on held-out rows if given, write a run folder.
+
+    The same line again goes on where it was stopped.
+    """
+    typed = locals()
+    from kdcli.cli import settle
+    from kdcli.cli.terminal import Terminal
+    from kdcli.config import DistillConfig
+
+    terminal, again = Terminal(json, quiet), settle.resuming(resume)
+    settings = settle.settle(DistillConfig, config, sets, typed)
+    settle.require(student=settings.student, data=settings.data.train)
+    if settle.needs_teacher(settings.loss):
+        settle.require(teacher=settings.teacher)
+    settle.output_folder(settings.output, needed=not dry_run)
+    if dry_run:
+        _plan(settings, terminal)
+        return
+    with terminal.work() as report:
+        from kdcli.cli import render
+        from kdcli.runs import distill as runs
+
+        record = runs.distill(settings, report, resume=again, command=settle.command_line())
+    terminal.result(record, render.run)
+    if not json:
+        terminal.show(str(record.model))
+
+
+def _plan(settings: Any, terminal: "Terminal") -> None:
+    with terminal.work():
+        from kdcli.cli import render_plan
+        from kdcli.runs.distill import plan_distill
+
+        plan = plan_distill(settings)
+    terminal.result(plan, render_plan.plan)

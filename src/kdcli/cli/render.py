@@ -1,0 +1,178 @@
+"""Draws what commands found out: comparisons, evaluations, runs."""
+
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from kdcli.cli.numbers import decimals, duration, size, with_half
+from kdcli.runs.records import Comparison, ComparisonRow, EvalRecord, RunRecord, ScoreInfo
+from kdcli.statistics import Estimate
+from kdcli.text import one_line
+
+LABEL_WIDTH = 26
+SIGNIFICANT = 0.05
+ARROWS = {"higher": " ↑", "lower": " ↓", "neither": ""}
+
+
+def comparison(found: Comparison, width: int) -> Group:
+    """Return the tables of a comparison and the sentences under them.
+
+    Args:
+        found: the comparison.
+        width: columns to stay within; scores that do not fit side by side follow below.
+    """
+    cells = {info.name: _column(found.rows, info) for info in found.scores}
+    parts: list[RenderableType] = [_score_table(found, names, cells) for names in _fitting(found, cells, width)]
+    if len(found.rows) > 1 and found.scores:
+        parts.append(Text(_legend(found), style="dim"))
+    parts.append(_cost_table(found.rows))
+    parts += [Text(f"· {one_line(note, 500)}") for note in found.notes]
+    for failure in found.failed:
+        where = one_line(str(failure.log), 200)
+        line = f"failed: {one_line(failure.loss)} seed {failure.seed}: {one_line(failure.message, 300)} (see {where})"
+        parts.append(Text(line, style="red"))
+    if found.folder is not None:
+        parts.append(Text(f"written to {one_line(str(found.folder), 500)}", overflow="fold"))
+    return Group(*parts)
+
+
+def evaluation(record: EvalRecord) -> Group:
+    """Return the table of one evaluation.
+
+    Args:
+        record: what was measured.
+    """
+    table = _table(f"{one_line(record.model, 60)} on {one_line(record.name, 30)}, {record.examples} examples")
+    for heading in ("score", "value", "95 % interval"):
+        table.add_column(heading, justify="left" if heading == "score" else "right", no_wrap=True)
+    for info in record.infos:
+        estimate = record.estimates[info.name]
+        places = decimals([estimate.mean], [estimate.half_width])
+        low, high = estimate.low, estimate.high
+        interval = "" if low is None or high is None else f"{low:,.{places}f} to {high:,.{places}f}"
+        table.add_row(_heading(info), with_half(estimate.mean, None, places), interval)
+    signatures = dict.fromkeys(info.settings for info in record.infos)
+    parts: list[RenderableType] = [table, *(Text(one_line(line, 500), style="dim") for line in signatures)]
+    parts += [Text(f"· {one_line(note, 500)}") for note in record.notes]
+    if record.folder is not None:
+        parts.append(Text(f"written to {one_line(str(record.folder), 500)}", overflow="fold"))
+    return Group(*parts)
+
+
+def run(record: RunRecord) -> Group:
+    """Return the summary of a training run.
+
+    Args:
+        record: the run.
+    """
+    done = " (was finished already)" if record.already_done else ""
+    summary = (
+        f"{one_line(record.loss)}, seed {record.seed}{done}: {record.steps:,} steps, "
+        f"{record.tokens:,} response tokens, {duration(record.seconds)}, peak {size(record.peak_bytes)}"
+    )
+    parts: list[RenderableType] = [Text(summary)]
+    if record.evaluation is not None:
+        parts.append(evaluation(record.evaluation))
+    return Group(*parts)
+
+
+def _column(rows: Sequence[ComparisonRow], info: ScoreInfo) -> list[str]:
+    """Return one score's cells: the mean, and below it the difference to the baseline."""
+    estimates = [row.scores.get(info.name) for row in rows]
+    differences = [row.differences.get(info.name) for row in rows]
+    known = [estimate for estimate in [*estimates, *differences] if estimate is not None]
+    places = decimals((one.mean for one in estimates if one), (one.half_width for one in known))
+    cells = []
+    room = "\u00a0\u00a0" if any(differences) else ""
+    for estimate, difference in zip(estimates, differences, strict=True):
+        cell = ("-" if estimate is None else with_half(estimate.mean, estimate.half_width, places)) + room
+        if difference is not None:
+            change = with_half(difference.mean, difference.half_width, places, signed=True)
+            cell += f"\n{change} {verdict(difference, info.better)}"
+        cells.append(cell)
+    return cells
+
+
+def verdict(difference: Estimate, better: str) -> str:
+    """Return the mark of a difference: ▲ better, ▼ worse, = cannot be told apart.
+
+    Args:
+        difference: contender minus baseline.
+        better: "higher", "lower" or "neither".
+
+    >>> verdict(Estimate(0.2, 0.1, 0.3, 3, "seeds", 0.02, 0.01), "higher")
+    '▲'
+    """
+    if difference.p_value is None:
+        return "?"
+    if difference.p_value >= SIGNIFICANT:
+        return "="
+    if better == "neither":
+        return "≠"
+    return "▲" if (difference.mean > 0) == (better == "higher") else "▼"
+
+
+def _fitting(found: Comparison, cells: dict[str, list[str]], width: int) -> Iterator[list[str]]:
+    """Cut the scores into groups that fit side by side."""
+    label = min(LABEL_WIDTH, max([len("objective"), *(len(row.label) for row in found.rows)]))
+    group: list[str] = []
+    used = label + 4
+    for info in found.scores:
+        lines = [line for cell in cells[info.name] for line in cell.split("\n")]
+        wide = max(len(line) for line in [_heading(info), *lines]) + 2
+        if group and used + wide > width:
+            yield group
+            group, used = [], label + 4
+        group.append(info.name)
+        used += wide
+    if group:
+        yield group
+
+
+def _score_table(found: Comparison, names: Sequence[str], cells: dict[str, list[str]]) -> Table:
+    table = _table("")
+    table.add_column("objective", min_width=len("objective"), max_width=LABEL_WIDTH, overflow="fold")
+    infos = {info.name: info for info in found.scores}
+    for name in names:
+        table.add_column(_heading(infos[name]), justify="right", no_wrap=True)
+    for number, row in enumerate(found.rows):
+        table.add_row(
+            Text(one_line(row.label)), *(Text(cells[name][number], style=_style(cells[name][number])) for name in names)
+        )
+    return table
+
+
+def _style(cell: str) -> str:
+    return {"▲": "green", "▼": "red"}.get(cell[-1:], "")
+
+
+def _cost_table(rows: Sequence[ComparisonRow]) -> Table:
+    table = _table("")
+    table.add_column("objective", min_width=len("objective"), max_width=LABEL_WIDTH, overflow="fold")
+    for heading in ("seeds", "steps", "tokens", "time", "peak memory"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        seeds = ",".join(map(str, row.seeds))
+        cost = (f"{row.steps:,}", f"{row.tokens:,}", duration(row.seconds), size(row.peak_bytes))
+        table.add_row(Text(one_line(row.label)), one_line(seeds, 16), *cost)
+    return table
+
+
+def _legend(found: Comparison) -> str:
+    units = {estimate.unit for row in found.rows for estimate in row.scores.values()} - {"none"}
+    over = f" over {' or '.join(sorted(units))}" if units else ""
+    marks = "▲ better, ▼ worse, = cannot be told apart"
+    return f"± 95 % interval{over}; second line: difference to {one_line(found.baseline)} ({marks})"
+
+
+def _heading(info: ScoreInfo) -> str:
+    return one_line(info.name, 30) + ARROWS.get(info.better, "")
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False
+    )

@@ -1,0 +1,154 @@
+"""From flags to a checked config, before anything heavy is imported."""
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdcli.cli.boundary import ARGUMENTS, RUN_FOLDER
+from kdcli.config import CompareConfig
+from kdcli.errors import MachineError, UsageError
+from kdcli.registry import LOSSES, METRICS, SOURCES
+from kdcli.settings import Config, altered, resolve
+from kdcli.spec import ObjectiveSpec, Term, parse_objective
+from kdcli.spelling import FLAGS
+from kdcli.text import one_line
+
+TEACHERLESS = {"ce"}
+
+
+def settle(
+    kind: type[Config], config: Sequence[str] | None, sets: Sequence[str] | None, typed: Mapping[str, Any]
+) -> Config:
+    """Merge flags, variables and file into a config and check every name in it.
+
+    Args:
+        kind: the config to fill.
+        config: what ``-c`` was given.
+        sets: what ``--set`` was given.
+        typed: a command's parameters in snake case -> what was typed, None where nothing was.
+
+    Raises:
+        UsageError: two files, or a name that does not exist.
+    """
+    if config and len(config) > 1:
+        raise UsageError("CLI-14", f"{len(config)} files are given", where="-c", fix="give one; use --set key=value")
+    flags = {name: value for name, value in typed.items() if name in FLAGS and value not in (None, [], ())}
+    if "metric" in flags:
+        flags["metric"] = ",".join(flags["metric"])
+    file = Path(config[0]) if config else None
+    return _checked(resolve(kind, file=file, sets=sets or (), flags=flags, environ=os.environ))
+
+
+def resuming(text: str | None) -> bool:
+    """Read ``--resume``.
+
+    Raises:
+        UsageError: it is neither auto nor never.
+    """
+    if text not in (None, "auto", "never"):
+        raise UsageError(
+            "CLI-06", f'must be auto or never, got "{one_line(text, 40)}"', where="--resume", fix="leave it out"
+        )
+    return text != "never"
+
+
+def objective(text: str) -> str:
+    """Return an objective with registered names in place of aliases.
+
+    Raises:
+        UsageError: it cannot be read, or a name does not exist.
+
+    >>> objective("0.5*ce + kl")
+    '0.5*ce+fkl'
+    """
+    spec = parse_objective(text)
+    terms = tuple(Term(LOSSES.canonical(term.name), term.options, term.weight) for term in spec.terms)
+    if spec.source:
+        SOURCES.canonical(spec.source.name)
+    return str(ObjectiveSpec(terms, spec.source))
+
+
+def needs_teacher(text: str) -> bool:
+    """Whether an objective surely reads a teacher; a guest decides for itself.
+
+    >>> needs_teacher("ce"), needs_teacher("0.5*ce+fkl")
+    (False, True)
+    """
+    return any(term.name not in TEACHERLESS and ":" not in term.name for term in parse_objective(text).terms)
+
+
+def require(**values: str | None) -> None:
+    """Refuse a setting left out.
+
+    Args:
+        values: flag in snake case -> its value.
+
+    Raises:
+        UsageError: names the first that is missing.
+    """
+    for name, value in values.items():
+        if value is None:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError("CLI-20", f"{flag} is missing", fix=f"give {flag}, or set it in a file read with -c")
+
+
+def output_folder(output: str | None, *, needed: bool) -> None:
+    """Check the folder to write into, and make it the place of the error log.
+
+    Args:
+        output: as given.
+        needed: refuse to go on without one.
+
+    Raises:
+        UsageError: it is missing, or the path runs through a file.
+        MachineError: the nearest existing folder may not be written.
+    """
+    if output is None:
+        if needed:
+            require(output=None)
+        return
+    folder = Path(output)
+    existing = folder
+    while not os.path.lexists(existing) and existing != existing.parent:
+        existing = existing.parent
+    where = f"-o {one_line(str(Path.cwd() / folder))}"
+    if not existing.is_dir():
+        raise UsageError("CLI-10", f"{one_line(str(existing))} is not a folder", where=where, fix="give another path")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise MachineError(
+            "CLI-10", f"{one_line(str(existing))} may not be written", where=where, fix="give another path"
+        )
+    RUN_FOLDER.set(folder)
+
+
+def command_line() -> str:
+    """Return the command line at hand as one that goes on with it, ready to be pasted into a shell."""
+    words, kept = list(ARGUMENTS.get()), []
+    while words:
+        word = words.pop(0)
+        if word == "--resume":
+            del words[:1]
+        elif not word.startswith("--resume="):
+            kept.append(word)
+    return shlex.join(["kd", *kept])
+
+
+def _checked(config: Config) -> Config:
+    """Return the config with registered names, so that two spellings of one objective are equal."""
+    changes: dict[str, Any] = {}
+    for name in ("loss", "baseline"):
+        if getattr(config, name, None) is not None:
+            changes[name] = objective(getattr(config, name))
+    if isinstance(config, CompareConfig):
+        changes["losses"] = tuple(objective(text) for text in config.losses)
+    names = tuple(METRICS.canonical(name) for name in config.evaluation.metrics)
+    changes["evaluation"] = config.evaluation.model_copy(update={"metrics": names})
+    if (config.hardware.device, config.hardware.dtype) == ("cpu", "fp16"):
+        raise UsageError("CLI-16", "fp16 is not supported on a CPU", where="--dtype fp16", fix="use fp32 or bf16")
+    train = getattr(config, "train", None)
+    if train is not None and train.max_steps is not None and train.warmup > max(train.max_steps, 1):
+        what = f"warm-up of {train.warmup:g} steps is longer than the run of {train.max_steps}"
+        raise UsageError("CFG-13", what, where="train.warmup", fix="give a share below 1, or fewer steps")
+    return altered(config, changes)

@@ -1,0 +1,100 @@
+"""Where output goes: results to stdout, all the rest to stderr."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+from kdcli.cli.progress import BarProgress, LineProgress, Progress, Stream
+from kdcli.text import one_line, visible
+
+PIPE_WIDTH = 100
+
+
+@dataclass
+class Terminal:
+    """One command's way to speak.
+
+    Args:
+        json: results are printed as JSON.
+        quiet: no progress and no remarks, only results, warnings and errors.
+        stdout: where results go.
+        stderr: where everything else goes.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    stdout: Stream = field(default_factory=lambda: sys.stdout)
+    stderr: Stream = field(default_factory=lambda: sys.stderr)
+
+    @property
+    def width(self) -> int:
+        """Columns a result may take."""
+        return console(self.stdout).width
+
+    def show(self, *parts: RenderableType) -> None:
+        """Print a result for people; text in it is made visible and has no markup."""
+        screen = console(self.stdout)
+        for part in parts:
+            if isinstance(part, str):
+                screen.print(visible(part), markup=False, highlight=False, emoji=False, soft_wrap=True)
+            else:
+                screen.print(part)
+
+    def result(self, value: Any, draw: Callable[[Any], RenderableType]) -> None:
+        """Print a command's result: as JSON if asked for, else drawn."""
+        if self.json:
+            self.dump(value)
+        else:
+            self.show(draw(value))
+
+    def dump(self, value: Any) -> None:
+        """Print a result for programs, as JSON."""
+        self.stdout.write(json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n")
+
+    def note(self, text: str) -> None:
+        """Print a remark."""
+        if not self.quiet:
+            self.stderr.write(one_line(text, 2000) + "\n")
+
+    @contextlib.contextmanager
+    def work(self) -> Iterator[Progress]:
+        """Show the events of the work inside; what libraries print goes to stderr."""
+        screen = console(self.stderr)
+        bar = screen.is_terminal and not self.quiet
+        progress = BarProgress(screen) if bar else LineProgress(self.stderr, quiet=self.quiet)
+        with contextlib.redirect_stdout(self.stderr), progress:
+            yield progress
+
+
+def console(stream: Stream) -> Console:
+    """Return a Rich console without markup; a pipe has a fixed width."""
+    width = None if stream.isatty() else PIPE_WIDTH
+    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+def jsonable(value: Any) -> Any:
+    """Return plain JSON values; numbers that JSON has no word for become null.
+
+    >>> from pathlib import Path
+    >>> jsonable({"mean": float("nan"), "folder": Path("runs")})
+    {'mean': None, 'folder': 'runs'}
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: jsonable(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bool | int | str | None):
+        return value
+    listed = getattr(value, "tolist", None)
+    return jsonable(listed()) if listed else str(value)

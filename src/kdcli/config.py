@@ -1,0 +1,153 @@
+"""What a run is: frozen settings with defaults, bounds and one-line descriptions.
+
+Options of an objective live with the objective; this file never names one.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Finite = Field(allow_inf_nan=False)
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Settings(BaseModel):
+    """Base of every section: immutable, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class DataConfig(Settings):
+    """Where rows come from and how they become tokens."""
+
+    train: str | None = Field(default=None, description="training rows: file, folder or hub id")
+    eval: str | None = Field(default=None, description="held-out rows, evaluated after training")
+    columns: dict[str, str] = Field(default={}, description="field=column pairs where names differ")
+    template: str = Field(default="auto", description="auto, chat, alpaca, plain, or text holding {instruction}")
+    max_length: Positive = Field(default=512, description="tokens of prompt and response together")
+    max_prompt_length: Positive | None = Field(default=None, description="drop rows with longer prompts")
+    limit: Positive | None = Field(default=None, description="use the first N training rows")
+    eval_limit: Positive | None = Field(default=None, description="use the first N held-out rows")
+    skip_bad: bool = Field(default=False, description="leave out rows that cannot be read instead of stopping")
+
+
+class TrainConfig(Settings):
+    """How the student is trained."""
+
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(default=3.0, description="passes over the rows")
+    max_steps: Positive | None = Field(default=None, description="optimizer steps; overrides epochs")
+    batch_size: Positive = Field(default=8, description="sequences per optimizer step over all devices")
+    micro_tokens: Positive = Field(default=4096, description="padded tokens per micro-batch and device")
+    length_window: Positive = Field(default=16, description="steps within which rows are sorted by length")
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(default=5e-4, description="peak learning rate")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="course of the learning rate"
+    )
+    warmup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        default=0.03, description="warm-up: a share of the steps below 1, else a number of steps"
+    )
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        default=0.01, description="AdamW weight decay"
+    )
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=(0.9, 0.95), description="AdamW betas"
+    )
+    clip: Annotated[float, Field(gt=0)] = Field(default=1.0, description="gradient norm bound")
+    seed: Seed = Field(default=0, description="seed of order, initialisation and dropout")
+    reduce: Literal["token", "sequence"] = Field(
+        default="token", description="mean over tokens, or over sequences' means"
+    )
+    gradient_checkpointing: bool = Field(default=False, description="recompute trunk activations to save memory")
+    chunk_tokens: Positive | None = Field(
+        default=None, description="tokens whose logits exist at once; default by device"
+    )
+    save_every: Positive = Field(default=200, description="steps between checkpoints")
+    keep: Positive = Field(default=2, description="checkpoints kept")
+    log_every: Positive = Field(default=10, description="steps between progress lines")
+    report_to: tuple[str, ...] = Field(default=(), description="trackers known to accelerate, such as tensorboard")
+
+
+class HardwareConfig(Settings):
+    """Where the arithmetic happens."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="device")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="fp32, or autocast to bf16")
+    threads: Positive | None = Field(default=None, description="CPU threads; part of a run's identity")
+    matmul_precision: Literal["highest", "high", "medium"] = Field(
+        default="highest", description="fp32 matrix products; medium is faster where bf16 units exist"
+    )
+
+
+class GenerationConfig(Settings):
+    """How answers are sampled when texts are scored."""
+
+    max_new_tokens: Positive = Field(default=128, description="tokens per answer at most")
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(default=1.0, description="0 is greedy")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="nucleus mass")
+    seeds: tuple[Seed, ...] = Field(
+        default=(10, 20, 30, 40, 50), min_length=1, description="sampling seeds, one answer each"
+    )
+    batch_tokens: Positive = Field(default=8192, description="prompt and answer tokens in one batch")
+
+
+class EvalSettings(Settings):
+    """What is measured on held-out rows."""
+
+    metrics: tuple[str, ...] = Field(
+        default=("rougeL", "perplexity", "ece", "kl_to_teacher", "agreement"), description="metric names"
+    )
+    bins: Positive = Field(default=10, description="calibration bins")
+    generation: GenerationConfig = GenerationConfig()
+
+
+class DistillConfig(Settings):
+    """One training run."""
+
+    teacher: str | None = Field(default=None, description="teacher: model folder or hub id")
+    student: str | None = Field(
+        default=None, description="student: folder, hub id, or random:layers=..,width=..,heads=.."
+    )
+    loss: str = Field(default="fkl", description="objective, as in 0.5*ce+0.5*akl:mu=0.6")
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    evaluation: EvalSettings = EvalSettings()
+    output: str | None = Field(default=None, description="run folder")
+
+
+class EvalConfig(Settings):
+    """One evaluation of a model folder, or of answers made elsewhere."""
+
+    model: str | None = Field(default=None, description="run folder, model folder or hub id")
+    teacher: str | None = Field(default=None, description="teacher, for metrics that compare with it")
+    predictions: str | None = Field(
+        default=None, description="JSONL of prediction and reference(s); no model is loaded"
+    )
+    data: DataConfig = DataConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    evaluation: EvalSettings = EvalSettings()
+    output: str | None = Field(default=None, description="folder for results.json and samples.parquet")
+
+
+class CompareConfig(Settings):
+    """Objectives times seeds on an equal budget."""
+
+    losses: tuple[str, ...] = Field(default=(), description="contenders, each an objective")
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1, description="training seeds")
+    baseline: str | None = Field(default=None, description="objective differences are taken to; default the first")
+    teacher: str | None = Field(default=None, description="teacher: model folder or hub id")
+    student: str | None = Field(default=None, description="student: folder, hub id, or random:...")
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    evaluation: EvalSettings = EvalSettings()
+    output: str | None = Field(default=None, description="study folder")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "CompareConfig":
+        for name, values in (("seeds", self.seeds), ("losses", self.losses)):
+            twice = [value for value in values if values.count(value) > 1]
+            if twice:
+                raise ValueError(f"{name}: {twice[0]} given twice; each cell needs its own")
+        return self

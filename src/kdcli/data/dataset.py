@@ -1,0 +1,180 @@
+"""Turns rows into token sequences whose response part is exactly known."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from kdcli.config import DataConfig
+from kdcli.data.examples import Example, TokenDataset, overlap, overlap_note
+from kdcli.data.prompts import check_template, choose_template, render
+from kdcli.data.rows import Row, RowReport, read_rows
+from kdcli.data.tables import counted
+from kdcli.data.template_guard import try_template
+from kdcli.data.tokens import decode, encode, prompt_prefix
+from kdcli.errors import InputError
+
+__all__ = ["Example", "TokenDataset", "load_dataset", "overlap", "overlap_note"]
+
+_SPLITS = {"train": ("train",), "eval": ("test", "validation", "valid", "dev", "eval")}
+_SHOWN = 3
+
+
+def load_dataset(
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+    *,
+    end_id: int,
+    limit: int | None = None,
+    role: Literal["train", "eval"] = "train",
+) -> TokenDataset:
+    """Read rows, put them into their template and tokenise prompt and response apart.
+
+    Args:
+        path: file, saved ``datasets`` folder or hub id.
+        tokenizer: the models' tokenizer.
+        config: columns, template and length limits.
+        end_id: the token that ends a response.
+        limit: use the first so many rows.
+        role: says which split a folder or hub data set is read from.
+
+    Raises:
+        InputError: nothing usable, a bad row, or a tokenizer or template that fails.
+        UsageError: an unknown template or column map.
+        MachineError: not permitted.
+    """
+    check_template(config.template)
+    report = read_rows(path, config, limit=limit, splits=_SPLITS[role])
+    texts, refused = _render_all(report.rows, config, tokenizer)
+    maker = _Maker(tokenizer, config, end_id)
+    examples = maker.make(texts)
+    if not examples:
+        raise _nothing_left(path, config, report, maker, refused)
+    chosen = choose_template(texts[0].row, config.template, tokenizer)
+    notes = [*report.notes, f"template: {chosen if '{' not in chosen else 'custom text'}"]
+    notes += [f"{counted(len(refused), 'row')} left out: {refused[0].what}"] if refused else []
+    notes += maker.notes()
+    if role == "train" and (several := sum(len(row.responses) > 1 for row in report.rows)):
+        notes.append(f"{counted(several, 'row')} with several responses; training takes the first")
+    return TokenDataset(examples, tuple(notes), report.digest)
+
+
+@dataclass(frozen=True)
+class _Text:
+    row: Row
+    prompt: str
+    response: str
+    chat: bool
+
+
+def _render_all(
+    rows: Sequence[Row], config: DataConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[_Text], list[InputError]]:
+    texts: list[_Text] = []
+    refused: list[InputError] = []
+    chat = choose_template(rows[0], config.template, tokenizer) == "chat"
+    if chat:
+        try_template(rows, lambda row: render(row, "chat", tokenizer))
+    for row in rows:
+        try:
+            texts.append(_Text(row, *render(row, config.template, tokenizer), chat))
+        except InputError as error:
+            if not config.skip_bad:
+                raise
+            refused.append(error)
+    if not texts:
+        raise refused[0]
+    return texts, refused
+
+
+@dataclass
+class _Maker:
+    """Makes examples and keeps account of what was dropped or cut."""
+
+    tokenizer: PreTrainedTokenizerBase
+    config: DataConfig
+    end_id: int
+    too_long: list[str] = field(default_factory=list)
+    over_prompt_limit: list[str] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
+    end_inside: list[str] = field(default_factory=list)
+
+    def make(self, texts: Sequence[_Text]) -> tuple[Example, ...]:
+        where = [text.row.where for text in texts]
+        prompts = encode(self.tokenizer, [text.prompt for text in texts], where)
+        responses = encode(self.tokenizer, [text.response for text in texts], where)
+        prefix = prompt_prefix(self.tokenizer)
+        shared: dict[int, int] = {}  # one int object per id keeps millions of tokens small
+        examples = []
+        for text, prompt, response in zip(texts, prompts, responses, strict=True):
+            # A chat template writes its own special tokens.
+            context = ([] if text.chat else [*prefix]) + prompt or [self._first_context()]
+            ids = self._fit(context, response, text.row.where)
+            if ids is not None:
+                ids = tuple(shared.setdefault(number, number) for number in ids)
+                row = text.row
+                examples.append(Example(ids, len(context), text.prompt, row.responses, row.where))
+        return tuple(examples)
+
+    def _first_context(self) -> int:
+        bos = self.tokenizer.bos_token_id
+        return bos if isinstance(bos, int) else self.end_id
+
+    def _fit(self, context: list[int], response: list[int], where: str) -> list[int] | None:
+        limit = self.config.max_prompt_length
+        if limit is not None and len(context) > limit:
+            self.over_prompt_limit.append(where)
+            return None
+        if len(context) >= self.config.max_length:
+            self.too_long.append(where)
+            return None
+        ids = context + self._ended(response, where)
+        if len(ids) > self.config.max_length:
+            self.cut.append(where)
+        return ids[: self.config.max_length]
+
+    def _ended(self, response: list[int], where: str) -> list[int]:
+        """Close a response with the end token, exactly once: nothing after the first one is kept."""
+        if self.end_id not in response:
+            return [*response, self.end_id]
+        end = response.index(self.end_id) + 1
+        if decode(self.tokenizer, response[end:]).strip():
+            self.end_inside.append(where)
+        return response[:end]
+
+    def notes(self) -> list[str]:
+        longest = self.config.max_length
+        told = (
+            (self.over_prompt_limit, "row", f"dropped: prompt over {self.config.max_prompt_length} tokens"),
+            (self.too_long, "row", f"dropped: the prompt alone fills {longest} tokens"),
+            (self.cut, "response", f"cut at {longest} tokens, without end token"),
+            (self.end_inside, "response", "ended early: the end token stood inside"),
+        )
+        return [f"{counted(len(places), noun)} {what} ({_first(places)})" for places, noun, what in told if places]
+
+
+def _first(places: Sequence[str]) -> str:
+    lines = [place.split(" ", 1)[-1] for place in places[:_SHOWN]]
+    return ", ".join(lines) + (", …" if len(places) > _SHOWN else "")
+
+
+def _nothing_left(
+    path: str, config: DataConfig, report: RowReport, maker: _Maker, refused: Sequence[InputError]
+) -> InputError:
+    counts = {
+        "with a prompt that fills the length": len(maker.too_long),
+        "with a prompt over the prompt limit": len(maker.over_prompt_limit),
+        "bad": len(report.bad),
+        "refused by the chat template": len(refused),
+    }
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+    total = len(report.rows) + len(report.bad)
+    name = "max_length" if maker.too_long else "max_prompt_length"
+    return InputError(
+        "DATA-02",
+        f"0 usable rows (of {total}: {reasons})",
+        where=path,
+        fix=f"raise data.{name} (now {getattr(config, name)})",
+    )

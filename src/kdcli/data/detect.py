@@ -1,0 +1,173 @@
+"""Recognises by its column names what form the rows have."""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from kdcli.errors import InputError, UsageError
+from kdcli.text import one_line
+
+FormName = Literal["messages", "instruction", "prompt", "text"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to lay out rows.
+
+    Args:
+        name: the form's name.
+        fields: field -> the column names it may have, the first being the usual one.
+        optional: fields a row may lack.
+    """
+
+    name: FormName
+    fields: Mapping[str, tuple[str, ...]]
+    optional: frozenset[str] = frozenset()
+
+
+FORMS = (
+    Form("messages", {"messages": ("messages",)}),
+    Form(
+        "instruction",
+        {
+            "instruction": ("instruction",),
+            "input": ("input", "context"),
+            "response": ("output", "response", "completion"),
+        },
+        frozenset({"input"}),
+    ),
+    Form("prompt", {"prompt": ("prompt",), "response": ("completion", "response", "output")}),
+    Form("text", {"text": ("text",)}),
+)
+"""Forms in the order in which they are tried."""
+
+KNOWN = tuple(dict.fromkeys(name for form in FORMS for field, names in form.fields.items() for name in (field, *names)))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The form of a table and where its fields are.
+
+    Args:
+        form: the form recognised.
+        columns: field -> column; an optional field that no column holds is left out.
+    """
+
+    form: Form
+    columns: Mapping[str, str]
+
+    @property
+    def names(self) -> str:
+        """The columns used, as a list in words."""
+        return ", ".join(one_line(column, 40) for column in self.columns.values())
+
+    def __str__(self) -> str:
+        return f"{self.form.name} rows ({self.names})"
+
+
+def detect(columns: Sequence[str], mapping: Mapping[str, str], where: str) -> Layout:
+    """Return the first form whose fields the columns hold.
+
+    Args:
+        columns: the columns there are.
+        mapping: field -> column, as the user said.
+        where: the file, for messages.
+
+    Raises:
+        UsageError: the mapping names a field that does not exist.
+        InputError: a mapped column is missing, or no form fits.
+
+    >>> print(detect(["instruction", "context", "response"], {}, "train.jsonl"))
+    instruction rows (instruction, context, response)
+    """
+    _check_mapping(columns, mapping, where)
+    for form in FORMS:
+        found = _fit(form, columns, mapping)
+        if found is not None:
+            return Layout(form, found)
+    raise _nothing_fits(columns, mapping, where)
+
+
+def _check_mapping(columns: Sequence[str], mapping: Mapping[str, str], where: str) -> None:
+    for field, column in mapping.items():
+        if field not in KNOWN:
+            raise UsageError(
+                "DATA-05",
+                f'unknown field "{one_line(field, 40)}" in the column map',
+                where="columns",
+                fix=f"{_nearest(field, KNOWN)}use one of {', '.join(KNOWN)}",
+            )
+        if column not in columns:
+            raise InputError(
+                "DATA-05",
+                f'no column "{one_line(column, 40)}" for {field}; it has {name_columns(columns)}',
+                where=where,
+                fix=f"{_nearest(column, columns)}--columns {field}=NAME",
+            )
+
+
+def _fit(form: Form, columns: Sequence[str], mapping: Mapping[str, str]) -> dict[str, str] | None:
+    found: dict[str, str] = {}
+    used: set[str] = set()
+    for field, names in form.fields.items():
+        mapped = [key for key in mapping if key in (field, *names)]
+        there = [mapping[key] for key in mapped] or [name for name in names if name in columns]
+        used.update(mapped)
+        if there:
+            found[field] = there[0]
+        elif field not in form.optional:
+            return None
+    return found if used == set(mapping) else None
+
+
+def _nothing_fits(columns: Sequence[str], mapping: Mapping[str, str], where: str) -> InputError:
+    there = name_columns(columns)
+    almost: list[InputError] = []
+    for form in FORMS:
+        names = [mapping.get(field) or _first(names, columns) for field, names in form.fields.items()]
+        lacking = [field for field, name in zip(form.fields, names, strict=True) if not name]
+        lacking = [field for field in lacking if field not in form.optional]
+        if any(names) and len(lacking) == 1:
+            usual = form.fields[lacking[0]][0]
+            near = difflib.get_close_matches(usual, columns, n=1, cutoff=0.6)
+            error = InputError(
+                "DATA-05",
+                f'field "{usual}" is missing; the columns are {there}',
+                where=where,
+                fix=f"rename the column, or --columns {usual}={near[0] if near else 'NAME'}",
+            )
+            almost.insert(0 if near else len(almost), error)
+    if almost:
+        return almost[0]
+    guesses = {near[0]: column for column in columns if (near := difflib.get_close_matches(column, KNOWN, 1, 0.75))}
+    if guesses:
+        fix = "did you mean --columns " + ",".join(f"{field}={one_line(c, 40)}" for field, c in guesses.items()) + "?"
+    else:
+        fix = "say which is which, as in --columns prompt=question,completion=answer"
+    return InputError(
+        "DATA-05",
+        f"columns {there} are no known form (messages; instruction and output; prompt and completion; text)",
+        where=where,
+        fix=fix,
+    )
+
+
+def _first(names: Iterable[str], columns: Sequence[str]) -> str | None:
+    return next((name for name in names if name in columns), None)
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    return f'did you mean "{one_line(near[0], 40)}"? ' if near else ""
+
+
+def name_columns(columns: Sequence[str]) -> str:
+    """List column names, at most eight of them.
+
+    >>> name_columns(["a", "b"])
+    'a, b'
+    """
+    shown = [one_line(column, 40) for column in columns[:8]]
+    more = f" and {len(columns) - 8} more" if len(columns) > 8 else ""
+    return (", ".join(shown) or "none") + more

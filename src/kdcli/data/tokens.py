@@ -1,0 +1,91 @@
+"""Calls a tokenizer on many texts and names the row at which it fails."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from kdcli.errors import InputError
+from kdcli.text import one_line
+
+_TEXTS_AT_ONCE = 1000
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], where: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of each text, without special tokens around it and without truncation.
+
+    Args:
+        tokenizer: any tokenizer.
+        texts: the texts.
+        where: for each text its file and line.
+
+    Raises:
+        InputError: the tokenizer fails on a text.
+    """
+    ids: list[list[int]] = []
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        part = slice(start, start + _TEXTS_AT_ONCE)
+        try:
+            ids.extend(_encode(tokenizer, texts[part]))
+        except BaseException as error:
+            if not _is_fault_of_tokenizer(error):
+                raise
+            raise _blame(tokenizer, texts[part], where[part], error) from error
+    return ids
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        padding=False,
+        truncation=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    return encoded["input_ids"]
+
+
+def _is_fault_of_tokenizer(error: BaseException) -> bool:
+    # A panic inside the Rust tokenizer arrives as PanicException, which is no Exception.
+    return type(error).__name__ == "PanicException" or (
+        isinstance(error, Exception) and not isinstance(error, MemoryError)
+    )
+
+
+def _blame(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], where: Sequence[str], error: BaseException
+) -> InputError:
+    guilty = where[0]
+    for text, place in zip(texts, where, strict=True):
+        try:
+            _encode(tokenizer, [text])
+        except BaseException as again:
+            if not _is_fault_of_tokenizer(again):
+                raise
+            guilty, error = place, again
+            break
+    said = one_line(str(error) or type(error).__name__, 100)
+    return InputError(
+        "TOK-07", f"the tokenizer failed: {said}", where=guilty, fix="leave the row out, or use another tokenizer"
+    )
+
+
+def prompt_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the ids a tokenizer puts before a text by itself, such as its BOS.
+
+    Raises:
+        InputError: the tokenizer fails on a single letter.
+    """
+    bare = encode(tokenizer, ["a"], ["the tokenizer's probe"])[0]
+    full = list(tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"])
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return tuple(full[:start])
+    return ()
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Return the text of some ids, special tokens included and spaces as they are."""
+    text = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text if isinstance(text, str) else "".join(text)

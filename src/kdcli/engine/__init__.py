@@ -1,0 +1,1 @@
+"""Chunked loss, one training loop, checkpoints."""

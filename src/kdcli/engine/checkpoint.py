@@ -1,0 +1,141 @@
+"""Checkpoints: safetensors and JSON only, written whole, verified by digest, newest valid one wins."""
+
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kdcli import durable
+from kdcli.engine.events import Event, Report
+from kdcli.errors import ExperimentChangedError, IntegrityError
+
+_NAME = re.compile(r"checkpoint-(\d{8})$")
+_WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands.
+
+    Args:
+        step: optimizer steps done.
+        tokens: response tokens trained on.
+        seconds: time spent in steps, over all resumes.
+        peak_bytes: peak memory, over all resumes.
+        metrics_bytes: length of ``metrics.jsonl`` that belongs to these steps.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    metrics_bytes: int = 0
+
+
+def save(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, identity: dict[str, Any], keep: int
+) -> Path:
+    """Write a checkpoint durably, then remove the oldest ones beyond ``keep``."""
+    final = folder / f"checkpoint-{state.step:08d}"
+
+    def fill(target: Path) -> None:
+        save_file(_weights(model), target / _WEIGHTS)
+        save_file(_flat_optimizer(model, optimizer), target / _OPTIMIZER)
+        (target / _STATE).write_text(json.dumps({"state": asdict(state), "identity": identity}), encoding="utf-8")
+
+    durable.commit_folder(final, fill, {"kind": "checkpoint", "step": state.step})
+    for old in _checkpoints(folder)[keep:]:
+        _remove(old)
+    return final
+
+
+def restore(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any], report: Report
+) -> State:
+    """Load the newest checkpoint whose digests hold, or return a fresh state.
+
+    Raises:
+        ExperimentChangedError: the run was started with other settings.
+        IntegrityError: there are checkpoints and none is valid.
+    """
+    found = _checkpoints(folder)
+    damaged: IntegrityError | None = None
+    for path in found:
+        try:
+            durable.verify_folder(path)
+        except IntegrityError as error:
+            damaged = damaged or error
+            report(Event("warning", f"{path.name} is damaged ({error.what}); looking for an older one"))
+            continue
+        saved = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        check_identity(saved["identity"], identity, folder)
+        _load(path, model, optimizer)
+        report(Event("note", f"resuming from {path.name}"))
+        return State(**saved["state"])
+    if damaged is not None:
+        raise damaged
+    return State()
+
+
+def check_identity(saved: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """Refuse to continue a run as another experiment.
+
+    Raises:
+        ExperimentChangedError: names the first key that differs, its old and its new value.
+    """
+    for key in sorted({*saved, *now}):
+        if saved.get(key) != now.get(key):
+            raise ExperimentChangedError(
+                "RUN-08",
+                f"{key} was {saved.get(key)!r} and is now {now.get(key)!r}",
+                where=str(folder),
+                fix="repeat the settings of config.yaml there, or choose another -o",
+            )
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Every checkpoint folder, newest first."""
+    return sorted((path for path in folder.glob("checkpoint-*") if _NAME.match(path.name)), reverse=True)
+
+
+def _remove(path: Path) -> None:
+    doomed = path.with_name(f".tmp-del-{path.name}")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with each storage once: tied weights are saved under their first name."""
+    seen: set[tuple[int, torch.Size]] = set()
+    unique = {}
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if key not in seen or not tensor.numel():
+            seen.add(key)
+            unique[name] = tensor.detach().cpu().contiguous()
+    return unique
+
+
+def _flat_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": value.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    model.load_state_dict(load_file(path / _WEIGHTS), strict=False)
+    flat = load_file(path / _OPTIMIZER)
+    parameters = dict(model.named_parameters())
+    for name, value in flat.items():
+        owner, _, key = name.rpartition("/")
+        parameter = parameters[owner]
+        device = parameter.device if value.ndim or optimizer.defaults.get("fused") else "cpu"
+        optimizer.state[parameter][key] = value.to(device)

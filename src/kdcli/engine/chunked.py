@@ -1,0 +1,229 @@
+"""Head and loss in one: the only place that chunks tokens and takes logit gradients.
+
+Full-vocabulary logits of a micro-batch never exist. Per chunk both heads are applied, the
+gradient of the loss over the student's logits is taken at once, in closed form or by autograd
+on a few rows, and folded into the gradients of hidden states and head; the chunk is then
+overwritten by the next one. No head product is computed twice.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kdcli.engine.block import block_gradient
+from kdcli.engine.projection import AppliedHead, Projection, wide
+from kdcli.engine.workspace import Workspace
+from kdcli.losses.base import DistillLoss, Facts, Tokens
+from kdcli.models.split import Head
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything about one micro-batch but the student.
+
+    Args:
+        loss: the objective.
+        labels: target ids, shape ``[n]``.
+        weights: factor of each token's loss in the sum, shape ``[n]``.
+        sequence: each token's sequence in the micro-batch, shape ``[n]``.
+        teacher: the teacher's side; None when the objective needs none.
+        vocab: both heads are restricted to the first so many ids.
+        compute: dtype of the head products.
+        workspace: chunk sizes and buffers.
+        facts: per-token facts the source supplies, each ``[n]``.
+    """
+
+    loss: DistillLoss
+    labels: Int[Tensor, " n"]
+    weights: Float[Tensor, " n"]
+    sequence: Int[Tensor, " n"]
+    teacher: Projection | None
+    vocab: int
+    compute: torch.dtype
+    workspace: Workspace = field(default_factory=Workspace)
+    facts: Facts = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What one pass over all chunks leaves behind.
+
+    Args:
+        parts: named loss terms of each token, ``[n]``.
+        hidden: gradient of the weighted sum over the student's hidden states, ``[n, d]``.
+        weight: the same over the head's weight, ``[rows, d]``.
+        bias: the same over the head's bias.
+    """
+
+    parts: dict[str, Tensor]
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+def fused_sum(student: Projection, work: Work) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the weighted sum of the tokens' losses, differentiable, and the named parts.
+
+    Args:
+        student: hidden states (with gradient) and head of the student.
+        work: the rest of the micro-batch.
+
+    Returns:
+        the scalar sum, and detached parts ``[n]`` by name.
+    """
+    head = student.head
+    if not work.labels.numel():
+        zero = student.hidden.sum() * 0.0 + head.weight.sum() * 0.0
+        return (zero if head.bias is None else zero + head.bias.sum() * 0.0), {}
+    total, parts = _FusedSum.apply(student.hidden, head.weight, head.bias, head, work)
+    return total, parts
+
+
+class _FusedSum(torch.autograd.Function):
+    """One differentiable node around the chunked pass; the gradient is ready after forward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, work: Work
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(hidden.device.type, enabled=False):
+            folded = _fold(hidden.detach(), head, work, ctx.needs_input_grad[:3])
+        ctx.folded = folded
+        total = torch.stack([part @ work.weights.to(part.dtype) for part in folded.parts.values()]).sum()
+        return total, folded.parts
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        folded: Folded = ctx.folded
+        del ctx.folded
+        factor = upstream.item() if upstream.device.type == "cpu" else upstream
+        grads = [
+            None if grad is None else _scaled(grad, factor) for grad in (folded.hidden, folded.weight, folded.bias)
+        ]
+        return (*grads, None, None)
+
+
+def _scaled(grad: Tensor, factor: Tensor | float) -> Tensor:
+    return grad if isinstance(factor, float) and factor == 1.0 else grad.mul_(factor)
+
+
+def _fold(hidden: Tensor, head: Head, work: Work, wanted: tuple[bool, ...]) -> Folded:
+    sweep = _Sweep(Projection(hidden, head), work)
+    facts = sweep.facts()
+    any_grad = any(wanted)
+    grad_hidden = torch.empty_like(hidden) if wanted[0] else None
+    grad_weight = (
+        torch.zeros_like(head.weight, dtype=torch.float32 if work.compute != torch.float64 else None)
+        if wanted[1]
+        else None
+    )
+    grad_bias = torch.zeros_like(head.bias) if head.bias is not None and wanted[2] else None
+    parts: dict[str, Tensor] = {}
+    for span in sweep.spans():
+        logits = sweep.gradient(span, facts, parts, any_grad)
+        if not any_grad:
+            continue
+        weights = work.weights[span].unsqueeze(1)
+        if grad_hidden is not None:
+            grad_hidden[span] = torch.mm(logits, sweep.student.weight).mul_(weights)
+        if grad_weight is not None:
+            _accumulate(grad_weight[: work.vocab], logits, hidden[span] * weights)
+        if grad_bias is not None:
+            rows = wide(logits)
+            grad_bias[: work.vocab] += work.weights[span].to(rows.dtype) @ rows
+    weight = None if grad_weight is None else grad_weight.to(head.weight.dtype)
+    return Folded(parts, grad_hidden, weight, grad_bias)
+
+
+def _accumulate(total: Tensor, logits: Tensor, hidden: Tensor) -> None:
+    if logits.dtype == total.dtype:
+        total.addmm_(logits.T, hidden)
+    else:
+        total += torch.mm(logits.T, hidden.to(logits.dtype))
+
+
+class _Sweep:
+    """The passes over the chunks of one micro-batch."""
+
+    def __init__(self, student: Projection, work: Work) -> None:
+        self.work, self.head, device = work, student.head, student.hidden.device
+        self.student = AppliedHead("student", student, work.vocab, work.compute, work.workspace)
+        self.teacher = None
+        if work.teacher is not None:
+            self.teacher = AppliedHead("teacher", work.teacher, work.vocab, work.compute, work.workspace)
+        self.chunk = work.workspace.chunk(work.vocab, device)
+        self.block = work.workspace.block(work.vocab, device, self.chunk)
+        self.held: slice | None = None
+
+    def spans(self) -> Iterator[slice]:
+        """Chunks from the last to the first: the survey leaves the last one's teacher logits in place."""
+        starts = range(0, len(self.work.labels), self.chunk)
+        for start in reversed(starts):
+            yield slice(start, min(start + self.chunk, len(self.work.labels)))
+
+    def facts(self) -> dict[str, Tensor]:
+        """Survey the chunks if the objective asks for it, then let it plan the micro-batch."""
+        work = self.work
+        facts = {**work.facts, "seq": work.sequence}
+        if work.loss.needs().survey != "none":
+            pieces = [self._survey(span) for span in reversed(list(self.spans()))]
+            facts |= {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+        return {**facts, **work.loss.plan(facts)}
+
+    def _survey(self, span: slice) -> dict[str, Tensor]:
+        both = self.work.loss.needs().survey == "both"
+        teacher = self._teacher_logits(span)
+        student = self.student.logits(span) if both else None
+        pieces = []
+        for rows in self._blocks(span):
+            view = slice(rows.start - span.start, rows.stop - span.start)
+            seen = None if teacher is None else wide(teacher[view])
+            shape = (rows.stop - rows.start, self.work.vocab)
+            own = wide(student[view]) if student is not None else _absent(shape, self.work.labels.device)
+            pieces.append(
+                dict(self.work.loss.survey(Tokens(self.work.labels[rows], own, seen, self._cut(self.work.facts, rows))))
+            )
+        return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    def gradient(self, span: slice, facts: Facts, parts: dict[str, Tensor], wanted: bool) -> Tensor:
+        """Fill ``parts`` for one chunk and return the gradient over the head product, ``[t, vocab]``."""
+        teacher, student = self._teacher_logits(span), self.student.logits(span)
+        self.held = None
+        for rows in self._blocks(span):
+            view = slice(rows.start - span.start, rows.stop - span.start)
+            seen = None if teacher is None else wide(teacher[view])
+            own = student[view]
+            tok = Tokens(self.work.labels[rows], wide(own), seen, self._cut(facts, rows))
+            values, grad = block_gradient(self.work.loss, tok, self.head, wanted)
+            for name, value in values.items():
+                if name not in parts:
+                    parts[name] = value.new_zeros(len(self.work.labels))
+                parts[name][rows] = value
+            if grad is not None and grad.data_ptr() != own.data_ptr():
+                own.copy_(grad)
+        return student
+
+    def _teacher_logits(self, span: slice) -> Tensor | None:
+        if self.teacher is None:
+            return None
+        if self.held == span:
+            return self.teacher.buffer(span.stop - span.start)
+        self.held = span
+        return self.teacher.logits(span)
+
+    def _blocks(self, span: slice) -> Iterator[slice]:
+        for start in range(span.start, span.stop, self.block):
+            yield slice(start, min(start + self.block, span.stop))
+
+    @staticmethod
+    def _cut(facts: Facts, rows: slice) -> dict[str, Tensor]:
+        return {name: fact[rows] for name, fact in facts.items()}
+
+
+def _absent(shape: tuple[int, int], device: torch.device) -> Tensor:
+    """Stand in for logits the survey did not ask for: reading them gives NaN."""
+    return torch.full((1, 1), float("nan"), device=device).expand(shape)

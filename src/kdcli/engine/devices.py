@@ -1,0 +1,88 @@
+"""Chooses device and precision, and says why."""
+
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kdcli.config import HardwareConfig
+from kdcli.errors import MachineError, UsageError
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a run computes.
+
+    Args:
+        device: torch device.
+        autocast: dtype of the forward pass; None computes in fp32.
+        description: one line naming the choices.
+    """
+
+    device: torch.device
+    autocast: torch.dtype | None
+    description: str
+
+    @property
+    def compute(self) -> torch.dtype:
+        """Dtype of the head products."""
+        return self.autocast or torch.float32
+
+
+def prepare(hardware: HardwareConfig) -> Device:
+    """Resolve ``auto``, set threads and matmul precision.
+
+    Raises:
+        MachineError: the device is missing.
+        UsageError: the dtype is not supported on it.
+    """
+    kind = _kind(hardware.device)
+    if hardware.dtype == "fp16":
+        raise UsageError(
+            "CLI-16",
+            "fp16 training needs loss scaling, which kd does not do",
+            where="--dtype fp16",
+            fix="use fp32 or bf16",
+        )
+    half = hardware.dtype == "bf16" or (hardware.dtype == "auto" and kind == "cuda" and torch.cuda.is_bf16_supported())
+    if hardware.threads:
+        torch.set_num_threads(hardware.threads)
+    torch.set_float32_matmul_precision(hardware.matmul_precision)
+    why = "" if hardware.dtype != "auto" else " (auto)"
+    name = torch.cuda.get_device_name() if kind == "cuda" else f"{torch.get_num_threads()} threads"
+    description = f"{kind} · {'bf16 autocast' if half else 'fp32'}{why} · {name} · matmul {hardware.matmul_precision}"
+    return Device(torch.device(kind), torch.bfloat16 if half else None, description)
+
+
+def _kind(wanted: str) -> str:
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not present[wanted]:
+        raise MachineError("CLI-15", f"no {wanted.upper()} device", where=f"--device {wanted}", fix="use --device cpu")
+    return wanted
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new measurement of peak memory."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the peak memory in bytes since the last reset: the device's, or this process's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,273 @@
+"""The one training loop: windows -> denominators -> gradients -> optimizer -> events."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from kdcli import durable
+from kdcli.config import TrainConfig
+from kdcli.data.collate import IGNORED, Batch
+from kdcli.engine import checkpoint
+from kdcli.engine.checkpoint import State
+from kdcli.engine.devices import Device, peak_memory, reset_peak_memory
+from kdcli.engine.events import Event, Report
+from kdcli.engine.journal import Journal
+from kdcli.engine.optim import learning_rate, make_optimizer, set_learning_rate
+from kdcli.engine.pack import count_valid
+from kdcli.engine.step import DistillStep
+from kdcli.engine.stop import StopRequest
+from kdcli.errors import InterruptedRunError, NumericsError
+from kdcli.losses.base import DistillLoss
+from kdcli.models.load import LanguageModel
+from kdcli.sources.base import Source
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything one run trains with.
+
+    Args:
+        student: the model that learns; changed in place.
+        teacher: the model it learns from; None when the objective needs none.
+        loss: the objective.
+        source: yields the micro-batches of each optimizer step.
+        vocab: real ids shared by both models.
+        train: settings of the loop.
+        device: where it computes.
+        folder: the run folder; it exists.
+        identity: what must be equal for a run to be continued.
+        report: told what happens.
+        resume_command: the command that goes on, printed when stopped.
+    """
+
+    student: LanguageModel
+    teacher: LanguageModel | None
+    loss: DistillLoss
+    source: Source
+    vocab: int
+    train: TrainConfig
+    device: Device
+    folder: Path
+    identity: dict[str, Any]
+    report: Report
+    resume_command: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished training cost.
+
+    Args:
+        steps: optimizer steps.
+        tokens: response tokens trained on.
+        seconds: time in steps.
+        peak_bytes: peak memory of the device, or of the process on a CPU.
+    """
+
+    steps: int
+    tokens: int
+    seconds: float
+    peak_bytes: int
+
+
+def train(training: Training) -> Outcome:
+    """Train to the end, from the newest valid checkpoint if there is one.
+
+    Raises:
+        InterruptedRunError: a signal came; everything is saved.
+        ExperimentChangedError: the checkpoint belongs to other settings.
+        NumericsError: loss or gradient is not finite; no update was made.
+    """
+    with StopRequest() as stop:
+        return _Loop(training, stop).run()
+
+
+class _Loop:
+    def __init__(self, training: Training, stop: StopRequest) -> None:
+        self.training, self.stop, config = training, stop, training.train
+        self.accelerator = Accelerator(
+            cpu=training.device.device.type == "cpu",
+            log_with=list(config.report_to) or None,
+            project_dir=training.folder,
+        )
+        step = DistillStep(
+            training.student,
+            training.teacher,
+            training.loss,
+            vocab=training.vocab,
+            reduce=config.reduce,
+            autocast=training.device.autocast,
+            chunk_tokens=config.chunk_tokens,
+        )
+        self.model = training.student.model
+        self.step: nn.Module = self.accelerator.prepare_model(step)
+        self.optimizer = make_optimizer(self.model, config)
+        self.total = training.source.total_steps
+        self.world = self.accelerator.num_processes
+        self.main = self.accelerator.is_main_process
+        self.identity = training.identity | {"world_size": self.world}
+
+    def run(self) -> Outcome:
+        """Run every remaining step."""
+        training = self.training
+        durable.sweep(training.folder)
+        state = checkpoint.restore(training.folder, self.model, self.optimizer, self.identity, training.report)
+        self.model.train()
+        if training.train.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        reset_peak_memory(training.device.device)
+        training.report(Event("stage", "training", done=state.step, total=self.total))
+        with self._journal(state) as journal, self._trackers():
+            while state.step < self.total:
+                state = self._one(state, journal)
+        self.model.eval()
+        return Outcome(state.step, state.tokens, state.seconds, self._peak(state))
+
+    def _one(self, state: State, journal: Journal) -> State:
+        started = time.perf_counter()
+        window = self.training.source.window(state.step) or [self._nothing()]
+        tokens, sequences, stop = self._count(window)
+        if stop:
+            self._leave(state, journal)
+        rate = learning_rate(self.training.train, state.step, self.total)
+        set_learning_rate(self.optimizer, rate)
+        denominator = tokens if self.training.train.reduce == "token" else sequences
+        values = self._update(window, state.step, max(denominator, 1))
+        seconds = time.perf_counter() - started
+        state = replace(state, step=state.step + 1, tokens=state.tokens + tokens, seconds=state.seconds + seconds)
+        self._tell(state, journal, {**values, "lr": rate, "tokens": tokens}, seconds)
+        if state.step % self.training.train.save_every == 0 or state.step == self.total:
+            state = self._save(state, journal)
+        return state
+
+    def _update(self, window: list[Batch], step: int, denominator: int) -> dict[str, float]:
+        """Accumulate the window's gradients and, if all is finite, update."""
+        parts: dict[str, Tensor] = {}
+        for index, batch in enumerate(window):
+            torch.manual_seed(_seed(self.training.train.seed, step, index, self.accelerator.process_index))
+            last = index == len(window) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.step):
+                loss, sums = self.step(_to(batch, self.training.device.device), denominator)
+                (loss * self.world).backward()
+            for name, value in {"loss": loss.detach(), **sums}.items():
+                parts[name] = parts[name] + value if name in parts else value
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.train.clip)
+        names = list(parts)
+        totals = self._sum_over_ranks(torch.stack([parts[name] for name in names]))
+        values = dict(zip([*names, "gradient_norm"], [*totals.tolist(), norm.item()], strict=True))
+        if not np.isfinite([values["loss"], values["gradient_norm"]]).all():
+            self._refuse(window, step, values)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return values
+
+    def _count(self, window: list[Batch]) -> tuple[int, int, int]:
+        """Valid tokens and sequences of the step over all ranks, and whether any rank was told to stop."""
+        counts = torch.tensor([*count_valid(window), self.stop.signal_number], device=self.training.device.device)
+        tokens, sequences, stop = self._sum_over_ranks(counts).tolist()
+        return tokens, sequences, stop
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        summed = self.accelerator.reduce(values, "sum")
+        assert isinstance(summed, Tensor)
+        return summed
+
+    def _refuse(self, window: list[Batch], step: int, values: dict[str, float]) -> None:
+        rows = [index for batch in window for index in batch.example.tolist() if index >= 0]
+        path = self.training.folder / "bad_batch.json"
+        record = {"step": step, "rows": rows, "values": {name: repr(value) for name, value in values.items()}}
+        durable.write_file(path, json.dumps(record))
+        bad = next(name for name, value in values.items() if not np.isfinite(value))
+        raise NumericsError(
+            "NUM-01",
+            f"{bad} is {values[bad]} at step {step + 1}; no update was made, rows are in {path.name}",
+            where=str(self.training.folder),
+            fix="lower --lr, or look at those rows; the last checkpoint is intact",
+        )
+
+    def _tell(self, state: State, journal: Journal, values: dict[str, float], seconds: float) -> None:
+        speed = values["tokens"] / seconds
+        if self.main:
+            journal.write({"step": state.step, **values}, {"step": state.step, "seconds": seconds})
+            self.accelerator.log(values, step=state.step)
+            shown = {**values, "tokens_per_second": speed}
+            self.training.report(Event("progress", "training", done=state.step, total=self.total, values=shown))
+
+    def _save(self, state: State, journal: Journal) -> State:
+        state = replace(state, metrics_bytes=journal.settle(), peak_bytes=self._peak(state))
+        if self.main:
+            keep = self.training.train.keep
+            path = checkpoint.save(self.training.folder, self.model, self.optimizer, state, self.identity, keep)
+            self.training.report(Event("saved", path.name, done=state.step, total=self.total))
+        self.accelerator.wait_for_everyone()
+        return state
+
+    def _leave(self, state: State, journal: Journal) -> None:
+        self._save(state, journal)
+        number = self.stop.signal_number or 15
+        raise InterruptedRunError(
+            number,
+            f"stopped at step {state.step} of {self.total}, saved",
+            fix=f"go on with: {self.training.resume_command}",
+        )
+
+    def _peak(self, state: State) -> int:
+        return max(state.peak_bytes, peak_memory(self.training.device.device))
+
+    def _nothing(self) -> Batch:
+        """A micro-batch without valid tokens, for a rank the step has no sequence for."""
+        one = torch.zeros((1, 1), dtype=torch.int64)
+        return Batch(one, one + 1, one + IGNORED, torch.full((1,), -1))
+
+    @contextmanager
+    def _journal(self, state: State) -> Iterator[Journal]:
+        journal = Journal(self.training.folder, state.metrics_bytes) if self.main else _Deaf()
+        try:
+            yield journal
+        finally:
+            journal.close()
+
+    @contextmanager
+    def _trackers(self) -> Iterator[None]:
+        if self.training.train.report_to:
+            self.accelerator.init_trackers("kd")
+        try:
+            yield
+        finally:
+            self.accelerator.end_training()
+
+
+class _Deaf(Journal):
+    """The journal of every rank but the first."""
+
+    def __init__(self) -> None:
+        """Open nothing."""
+
+    def settle(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return Batch(
+        batch.input_ids.to(device, non_blocking=True),
+        batch.attention_mask.to(device, non_blocking=True),
+        batch.labels.to(device, non_blocking=True),
+        batch.example,
+    )
+
+
+def _seed(*numbers: int) -> int:
+    """Mix run seed, step, micro-batch and rank into one seed: no random state is ever stored."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,76 @@
+"""One forward of :class:`DistillStep` is one micro-batch: from ids to the weighted sum of losses."""
+
+from contextlib import nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdcli.data.collate import Batch
+from kdcli.engine.chunked import Work, fused_sum
+from kdcli.engine.pack import Packing, find_valid
+from kdcli.engine.projection import Projection
+from kdcli.engine.workspace import Workspace
+from kdcli.losses.base import DistillLoss
+from kdcli.models.load import LanguageModel
+
+
+class DistillStep(nn.Module):
+    """Holds the student; the teacher stays outside the module tree, in eval mode, without gradient.
+
+    Args:
+        student: the model that learns.
+        teacher: the model it learns from; None when the objective needs none.
+        loss: the objective.
+        vocab: real ids shared by both.
+        reduce: mean over tokens, or over sequences' means.
+        autocast: dtype of the forward passes; None computes in fp32.
+        chunk_tokens: tokens whose logits exist at once; None chooses by device.
+    """
+
+    def __init__(
+        self,
+        student: LanguageModel,
+        teacher: LanguageModel | None,
+        loss: DistillLoss,
+        *,
+        vocab: int,
+        reduce: Literal["token", "sequence"] = "token",
+        autocast: torch.dtype | None = None,
+        chunk_tokens: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = student.model
+        self._outside = (student, teacher if loss.needs().teacher else None)
+        self.loss, self.vocab, self.reduce, self.autocast = loss, vocab, reduce, autocast
+        self.workspace = Workspace(chunk_tokens)
+
+    def forward(self, batch: Batch, denominator: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the micro-batch's share of the step's loss, and the sums of its parts.
+
+        Args:
+            batch: padded ids and shifted labels.
+            denominator: what the whole step divides by: valid tokens, or sequences.
+        """
+        student, teacher = self._outside
+        packing = find_valid(batch.labels)
+        weights = self._weights(packing, denominator)
+        device = batch.input_ids.device
+        precision = torch.autocast(device.type, self.autocast) if self.autocast else nullcontext()
+        with precision:
+            hidden = packing.pack(student.hidden(batch.input_ids, batch.attention_mask))
+            seen = None if teacher is None else _teacher_side(teacher, batch, packing)
+        compute = self.autocast or hidden.dtype
+        work = Work(self.loss, packing.labels, weights, packing.sequence, seen, self.vocab, compute, self.workspace)
+        total, parts = fused_sum(Projection(hidden, student.head), work)
+        return total, {name: (part * weights).sum() for name, part in parts.items()}
+
+    def _weights(self, packing: Packing, denominator: int) -> Tensor:
+        if self.reduce == "token":
+            return torch.full((packing.count,), 1.0 / denominator, device=packing.labels.device)
+        return (1.0 / denominator) / packing.lengths[packing.sequence].float()
+
+
+@torch.no_grad()
+def _teacher_side(teacher: LanguageModel, batch: Batch, packing: Packing) -> Projection:
+    return Projection(packing.pack(teacher.hidden(batch.input_ids, batch.attention_mask)), teacher.head)

@@ -1,0 +1,112 @@
+"""Per-token facts of held-out rows, chunk by chunk: evaluation never holds full logits either."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcli.data.collate import Batch, collate
+from kdcli.data.examples import TokenDataset
+from kdcli.data.order import micro_batches
+from kdcli.engine.devices import Device
+from kdcli.engine.events import Event, Report
+from kdcli.engine.pack import Packing, find_valid
+from kdcli.engine.projection import AppliedHead, Projection, wide
+from kdcli.engine.workspace import Workspace
+from kdcli.losses.base import log_softmax
+from kdcli.losses.ops import kl
+from kdcli.models.load import LanguageModel
+
+
+@torch.no_grad()
+def token_facts(
+    student: LanguageModel,
+    teacher: LanguageModel | None,
+    dataset: TokenDataset,
+    *,
+    vocab: int,
+    micro_tokens: int,
+    device: Device,
+    report: Report,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Measure every response token of a data set.
+
+    Args:
+        student: the model measured.
+        teacher: the model it is compared with, or None.
+        dataset: held-out rows.
+        vocab: real ids; both heads are restricted to them.
+        micro_tokens: padded tokens per batch.
+        device: where to compute.
+        report: told how far it is.
+
+    Returns:
+        facts by name, each ``[n]`` in float64 and in the order of the rows: ``label_logp``, ``top1_prob``,
+        ``top1_correct``, ``brier`` and, with a teacher, ``kl_from_teacher`` = KL(p‖q),
+        ``kl_to_teacher`` = KL(q‖p), ``agree``; and the row of each token, ``[n]``.
+    """
+    workspace, pieces, rows, done = Workspace(), [], [], 0
+    report(Event("stage", "measuring tokens", total=len(dataset.examples)))
+    for indexes in micro_batches(list(range(len(dataset.examples))), dataset.lengths, micro_tokens):
+        batch = collate(dataset.examples, indexes, student.pad_id)
+        packing = find_valid(batch.labels)
+        sides = [_side(model, batch, packing, device) for model in (student, teacher) if model is not None]
+        pieces.extend(_chunks(sides, packing, vocab, device, workspace))
+        rows.append(batch.example[packing.sequence].numpy())
+        done += len(indexes)
+        report(Event("progress", "measuring tokens", done=done, total=len(dataset.examples)))
+    example = np.concatenate(rows)
+    order = np.argsort(example, kind="stable")
+    return {name: np.concatenate([piece[name] for piece in pieces])[order] for name in pieces[0]}, example[order]
+
+
+def _side(model: LanguageModel, batch: Batch, packing: Packing, device: Device) -> Projection:
+    ids, mask = batch.input_ids.to(device.device), batch.attention_mask.to(device.device)
+    with torch.autocast(device.device.type, device.autocast, enabled=device.autocast is not None):
+        hidden = model.hidden(ids, mask)
+    packed = hidden.flatten(0, 1).index_select(0, packing.positions.to(device.device))
+    return Projection(packed, model.head)
+
+
+def _chunks(
+    sides: list[Projection], packing: Packing, vocab: int, device: Device, workspace: Workspace
+) -> Iterator[Mapping[str, np.ndarray]]:
+    heads = [
+        AppliedHead(name, side, vocab, device.compute, workspace)
+        for name, side in zip(("student", "teacher"), sides, strict=False)
+    ]
+    size = workspace.chunk(vocab, device.device)
+    for start in range(0, packing.count, size):
+        span = slice(start, min(start + size, packing.count))
+        logits = [wide(head.logits(span)) for head in heads]
+        facts = facts_of(packing.labels[span].to(device.device), *logits)
+        yield {name: fact.double().cpu().numpy() for name, fact in facts.items()}
+
+
+def facts_of(labels: Tensor, student: Tensor, teacher: Tensor | None = None) -> dict[str, Tensor]:
+    """Return the facts of a few tokens from their logits.
+
+    Args:
+        labels: target ids, ``[t]``.
+        student: logits, ``[t, v]``.
+        teacher: logits, ``[t, v]``.
+
+    >>> facts = facts_of(torch.tensor([0]), torch.tensor([[2.0, 0.0]]))
+    >>> round(facts["top1_prob"].item(), 4), round(facts["brier"].item(), 4)
+    (0.8808, 0.0284)
+    """
+    log_q = log_softmax(student)
+    q = log_q.exp()
+    label_logp = log_q.gather(1, labels.unsqueeze(1)).squeeze(1)
+    top_prob, top = q.max(dim=1)
+    brier = q.square().sum(1) - 2.0 * label_logp.exp() + 1.0
+    facts = {"label_logp": label_logp, "top1_prob": top_prob, "top1_correct": top == labels, "brier": brier}
+    if teacher is not None:
+        log_p = log_softmax(teacher)
+        facts |= {
+            "kl_from_teacher": kl(log_p, log_q),
+            "kl_to_teacher": kl(log_q, log_p),
+            "agree": teacher.argmax(dim=1) == top,
+        }
+    return facts

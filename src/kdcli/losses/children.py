@@ -1,0 +1,61 @@
+"""Keeps the facts of losses inside a loss apart, so that none can tell it is inside."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from kdcli.losses.base import DistillLoss, Facts, Needs, Tokens
+
+
+def merged_needs(children: Mapping[str, DistillLoss]) -> Needs:
+    """Return what all children together ask for."""
+    needs = Needs(teacher=False)
+    for child in children.values():
+        needs = needs | child.needs()
+    return needs
+
+
+def survey_all(children: Mapping[str, DistillLoss], tok: Tokens) -> dict[str, Tensor]:
+    """Survey each child that asks for it; its facts are prefixed with its label and a slash."""
+    facts: dict[str, Tensor] = {}
+    for label, child in children.items():
+        if child.needs().survey != "none":
+            facts |= _outside(label, child.survey(inside(label, child, tok)))
+    return facts
+
+
+def plan_all(children: Mapping[str, DistillLoss], facts: Facts) -> dict[str, Tensor]:
+    """Let each child plan over its own facts of the micro-batch and those of the source."""
+    planned: dict[str, Tensor] = {}
+    for label, child in children.items():
+        planned |= _outside(label, child.plan(_view(label, facts)))
+    return planned
+
+
+def inside(label: str, child: DistillLoss, tok: Tokens) -> Tokens:
+    """Return the tokens as the child would see them on its own."""
+    teacher = tok.teacher if child.needs().teacher else None
+    return replace(tok, teacher=teacher, facts=_view(label, tok.facts))
+
+
+def take(tok: Tokens, rows: Tensor) -> Tokens:
+    """Return some of the tokens, copied.
+
+    Args:
+        tok: the tokens in hand.
+        rows: indexes of those wanted.
+    """
+    teacher = None if tok.teacher is None else tok.teacher[rows]
+    return Tokens(tok.labels[rows], tok.student[rows], teacher, {key: value[rows] for key, value in tok.facts.items()})
+
+
+def _outside(label: str, facts: Facts) -> dict[str, Tensor]:
+    return {f"{label}/{key}": value for key, value in facts.items()}
+
+
+def _view(label: str, facts: Facts) -> dict[str, Tensor]:
+    """Facts of the source, which have no prefix, and the child's own without theirs."""
+    prefix = f"{label}/"
+    shared = {key: value for key, value in facts.items() if "/" not in key}
+    return shared | {key.removeprefix(prefix): value for key, value in facts.items() if key.startswith(prefix)}

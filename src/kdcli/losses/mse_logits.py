@@ -1,0 +1,63 @@
+"""Matching of logits, without a softmax."""
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdcli.losses.base import DistillLoss, Tokens, widen
+from kdcli.losses.block import dot
+from kdcli.shapes import TokenValues
+
+
+class LogitsMSE(DistillLoss):
+    """Mean squared difference of the logits, by default after centring each side.
+
+    A vocabulary entry whose logit is not finite on either side is left out of both means.
+
+    Args:
+        centred: take each side's mean off first, so that a constant added to all logits, which
+            no softmax sees, costs nothing.
+
+    Reference: Hinton et al., arXiv:1503.02531, section 2.1: the limit of soft labels at high temperature.
+
+    >>> tok = Tokens(torch.tensor([0]), torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0, 1.0]]))
+    >>> LogitsMSE().token_loss(tok).item(), LogitsMSE(centred=False).token_loss(tok).item()
+    (1.0, 2.0)
+    """
+
+    name: ClassVar[str] = "mse_logits"
+    formula: ClassVar[str] = "1/V sum_j (z_j - t_j)^2, z and t less their means if centred"
+    reference: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531, section 2.1"
+    cost: ClassVar[str] = "about 5 FLOP a vocabulary entry; no softmax"
+
+    centred: Annotated[bool, Field(description="take each side's mean off first")] = True
+
+    def token_loss(self, tok: Tokens) -> TokenValues:
+        """Return the mean squared difference over the entries finite on both sides."""
+        student, teacher = self._wide(tok)
+        kept = torch.isfinite(student) & torch.isfinite(teacher)
+        apart = torch.where(kept, student, 0.0) - torch.where(kept, teacher, 0.0)
+        count = kept.sum(-1, keepdim=True).clamp_min(1)
+        if self.centred:
+            apart = torch.where(kept, apart - apart.sum(-1, keepdim=True) / count, 0.0)
+        return apart.square().sum(-1) / count.squeeze(1)
+
+    @torch.no_grad()
+    def parts_and_grad(self, tok: Tokens) -> tuple[dict[str, Tensor], Tensor] | None:
+        """Return the value and its gradient, twice the mean difference; None where a logit is not finite."""
+        student, teacher = self._wide(tok)
+        apart = torch.sub(student, teacher)
+        mean = apart.mean(-1, keepdim=True)
+        if not (student.is_cpu and torch.isfinite(mean).all()):
+            return None
+        if self.centred:
+            apart.sub_(mean)
+        size = apart.shape[1]
+        return {self.name: dot(apart, apart).div_(size)}, apart.mul_(2.0 / size)
+
+    @staticmethod
+    def _wide(tok: Tokens) -> tuple[Tensor, Tensor]:
+        assert tok.teacher is not None, "declared by needs()"
+        return widen(tok.student), widen(tok.teacher.detach())

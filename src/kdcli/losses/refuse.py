@@ -1,0 +1,85 @@
+"""Says in one line what is wrong with an option of a loss."""
+
+import difflib
+import math
+from typing import Any, NoReturn
+
+from pydantic_core import ErrorDetails
+
+from kdcli.errors import UsageError
+from kdcli.losses.base import DistillLoss
+from kdcli.losses.describe import bounds_text, type_text, value_text
+from kdcli.text import one_line
+
+
+def explain(kind: type[DistillLoss], detail: ErrorDetails, where: str) -> NoReturn:
+    """Raise what pydantic found wrong with the options of a loss as one line in the user's words.
+
+    Args:
+        kind: the loss class.
+        detail: pydantic's first finding.
+        where: the term as typed.
+    """
+    option, got = str(detail["loc"][0]) if detail["loc"] else "", one_line(str(detail["input"]))
+    if detail["type"] == "extra_forbidden":
+        raise no_such_option(kind, option, where)
+    if detail["type"] == "missing":
+        raise UsageError("CLI-09", f"{kind.name} needs the option {option}", where=where, fix=f"add {option}=")
+    if detail["type"] in ("value_error", "assertion_error"):
+        message = str(detail["ctx"]["error"]) if "ctx" in detail else detail["msg"]
+        raise UsageError("CLI-06", message, where=where, fix=f"see kd losses show {kind.name}")
+    raise out_of_bounds(kind, option, got, where)
+
+
+def no_such_option(kind: type[DistillLoss], option: str, where: str) -> UsageError:
+    """Return the error for an option that the loss does not have; lists those it has."""
+    known = list(kind.model_fields)
+    near = difflib.get_close_matches(option, known, n=1)
+    has = f"it has {', '.join(known)}" if known else "it has none"
+    return UsageError(
+        "CLI-09",
+        f'{kind.name} has no option "{one_line(option)}"; {has}',
+        where=where,
+        fix=f"did you mean {near[0]}?" if near else "remove it",
+    )
+
+
+def out_of_bounds(kind: type[DistillLoss], option: str, got: str, where: str) -> UsageError:
+    """Return the error for a value that is of the wrong type or outside the option's range."""
+    field = kind.model_fields[option]
+    kind_text, bounds = type_text(field), bounds_text(field)
+    if option == "temperature":
+        return _bad_temperature(got, where)
+    if "|" in kind_text:
+        choices = kind_text.split("|")
+        near = difflib.get_close_matches(got, choices, n=1)
+        fix = f"did you mean {near[0]}?" if near else f"one of {', '.join(choices)}"
+        return UsageError("CLI-06", f"{option} must be one of {', '.join(choices)}, got {got}", where=where, fix=fix)
+    rule = f"must lie {bounds}" if bounds.startswith("in") else f"must be {bounds}"
+    numeric = kind_text in ("number", "whole number")
+    if _is_number(got) and math.isfinite(float(got)) and bounds:
+        return UsageError("CLI-06", f"{option} {rule}, got {got}", where=where, fix=f"choose {option} {bounds}")
+    wanted = f"a finite {kind_text}" if kind_text == "number" else f"a {kind_text}" if numeric else kind_text
+    return UsageError(
+        "CLI-06", f"{option} must be {wanted}, got {got}", where=where, fix=f"as in {option}={_example(field)}"
+    )
+
+
+def _bad_temperature(got: str, where: str) -> UsageError:
+    if _is_number(got) and float(got) == 0:
+        return UsageError("CLI-03", "temperature must be > 0", where=where, fix="for argmax targets use --loss ce")
+    return UsageError(
+        "CLI-04", f"temperature must be a finite number > 0, got {got}", where=where, fix="as in temperature=2"
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _example(field: Any) -> str:
+    return value_text(field.default) if isinstance(field.default, (int, float, str)) else "1"

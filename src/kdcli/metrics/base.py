@@ -1,0 +1,226 @@
+"""The two kinds of metric, metrics of texts and metrics of token facts, as ``evaluate`` modules that need no hub.
+
+Importing this module imports ``evaluate``, which takes seconds; ``describe.py`` reads the same
+class attributes without that.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from typing import Any, ClassVar, Literal
+
+import datasets
+import evaluate
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcli.errors import InputError, NumericsError
+from kdcli.metrics.facts import facts_from_logits
+from kdcli.metrics.score import Array, Better, Score
+from kdcli.metrics.signature import TEACHER_FACTS, signature
+
+
+class Metric(evaluate.Metric, ABC):
+    """Base of every metric; derive from TextMetric or TokenMetric.
+
+    Class attributes, written as literals so that they can be read without importing:
+        name: the registered name.
+        description: one line for lists.
+        scores: the names of its scores and which direction is better.
+        settings: the choices that change the number, as ``key:value`` joined by ``|``.
+        options: keyword arguments of the constructor and their defaults.
+        libraries: packages whose version changes the number.
+        eats: what it is computed from, set by the kind of metric.
+
+    Args:
+        options: values for the names in ``options``.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    scores: ClassVar[Mapping[str, Better]]
+    settings: ClassVar[str] = ""
+    options: ClassVar[Mapping[str, int]] = {}
+    libraries: ClassVar[tuple[str, ...]] = ()
+    eats: ClassVar[Literal["texts", "tokens"]]
+
+    def __init__(self, **options: int) -> None:
+        unknown = sorted(set(options) - set(self.options))
+        if unknown:
+            known = f"it takes {', '.join(self.options)}" if self.options else "it takes none"
+            raise InputError("METRIC-02", f'no option "{unknown[0]}"', where=f"metric {self.name}", fix=known)
+        self.chosen = {**self.options, **options}
+        super().__init__(keep_in_memory=True)
+        self._unchecked_add_batch: Callable[..., None] = self.add_batch
+        self.add_batch = self._add_checked_batch
+
+    @property
+    def signature(self) -> str:
+        """Everything that changes the number, as ``rougeL|lib:rouge-score-0.1.2|stem:yes``."""
+        return signature(self.name, self.settings, self.chosen, self.libraries)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.description, citation="", features=self._inputs(), inputs_description=self.__doc__ or ""
+        )
+
+    @abstractmethod
+    def _inputs(self) -> datasets.Features | list[datasets.Features]:
+        """Say what ``compute`` accepts as predictions and references."""
+
+    def _build_data_dir(self) -> str:
+        """Keep everything in memory: no cache folder is made."""
+        return ""
+
+    def _add_checked_batch(self, *, predictions: Any = None, references: Any = None, **others: Any) -> None:
+        """Refuse what evaluate would cut or cast silently."""
+        if predictions is None or references is None:
+            missing = "predictions" if predictions is None else "references"
+            raise self._refuse("METRIC-03", f"{missing} are missing", "give predictions and references")
+        if len(predictions) != len(references):
+            what = f"{len(predictions)} predictions but {len(references)} references"
+            raise self._refuse("METRIC-03", what, "give one entry of references per prediction")
+        if len(predictions) == 0:
+            raise self._refuse("METRIC-04", "nothing to score", "give at least one prediction")
+        try:
+            self._unchecked_add_batch(predictions=predictions, references=references, **others)
+        except ValueError as error:
+            self.writer = None
+            raise self._refuse("METRIC-03", str(error).splitlines()[0], "see kd metrics show") from error
+
+    def _finalize(self) -> None:
+        if self.writer is None:
+            raise self._refuse("METRIC-04", "nothing to score", "give predictions and references")
+        super()._finalize()
+
+    def _refuse(self, code: str, what: str, fix: str) -> InputError:
+        return InputError(code, what, where=f"metric {self.name}", fix=fix)
+
+    def _proven(self, scores: list[Score]) -> list[Score]:
+        """Stop at a value that is not a number; infinity is an honest answer, NaN is none."""
+        for score in scores:
+            if np.isnan(score.value):
+                what = f"{score.name} is not a number"
+                raise NumericsError("METRIC-05", what, where=f"metric {self.name}", fix="look at the model's logits")
+        return scores
+
+
+class TextMetric(Metric):
+    """A metric of generated texts against references."""
+
+    eats: ClassVar[Literal["texts", "tokens"]] = "texts"
+    needs_references: ClassVar[bool] = True
+
+    @abstractmethod
+    def measure(self, predictions: list[list[str]], references: list[list[str]]) -> list[Score]:
+        """Score checked texts; see ``scores_from_texts``."""
+
+    def scores_from_texts(self, predictions: list[list[str]], references: list[list[str]]) -> list[Score]:
+        """Score several answers to each example.
+
+        Args:
+            predictions: answers, ``[example][sampling seed]``, equally many for each example.
+            references: valid answers, ``[example][any number]``.
+
+        Returns:
+            the scores named in ``scores``.
+
+        Raises:
+            InputError: nothing to score, or counts that do not fit.
+        """
+        if len(predictions) != len(references):
+            what = f"predictions for {len(predictions)} examples, references for {len(references)}"
+            raise self._refuse("METRIC-03", what, "give references for every prediction")
+        if not predictions:
+            raise self._refuse("METRIC-04", "nothing to score", "give at least one example")
+        counts = sorted({len(answers) for answers in predictions})
+        if len(counts) > 1 or counts[0] == 0:
+            what = f"examples have {' or '.join(map(str, counts))} predictions"
+            raise self._refuse("METRIC-03", what, "give equally many, at least one, for every example")
+        bare = next((index for index, valid in enumerate(references) if not valid), None)
+        if self.needs_references and bare is not None:
+            raise self._refuse("METRIC-03", f"example {bare} has no reference", "give at least one per example")
+        return self._proven(self.measure(predictions, references))
+
+    def _inputs(self) -> list[datasets.Features]:
+        one, several = datasets.Value("string"), datasets.Sequence(datasets.Value("string"))
+        return [
+            datasets.Features({"predictions": predictions, "references": references})
+            for predictions, references in product((one, several), (one, several))
+        ]
+
+    def _compute(self, *, predictions: Sequence[Any], references: Sequence[Any], **_: Any) -> dict[str, float]:
+        scores = self.scores_from_texts([_listed(text) for text in predictions], [_listed(text) for text in references])
+        return {score.name: score.value for score in scores}
+
+
+class TokenMetric(Metric):
+    """A metric of what the models say about each response token.
+
+    Class attributes:
+        facts: names of the token facts it reads.
+    """
+
+    eats: ClassVar[Literal["texts", "tokens"]] = "tokens"
+    facts: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def needs_teacher(cls) -> bool:
+        """Whether a fact it reads cannot be had without a teacher."""
+        return not TEACHER_FACTS.isdisjoint(cls.facts)
+
+    @abstractmethod
+    def measure(self, facts: Mapping[str, Array], example: NDArray[np.int64], examples: int) -> list[Score]:
+        """Score checked facts; see ``scores_from_tokens``."""
+
+    def scores_from_tokens(self, facts: Mapping[str, Array], example: NDArray[Any], examples: int) -> list[Score]:
+        """Score per-token facts.
+
+        Args:
+            facts: fact name -> values of shape ``[n]``.
+            example: the example each token belongs to, shape ``[n]``.
+            examples: how many examples there are.
+
+        Returns:
+            the scores named in ``scores``.
+
+        Raises:
+            InputError: no tokens, a fact missing, or lengths that do not fit.
+            NumericsError: a fact is NaN.
+        """
+        index = np.asarray(example, dtype=np.int64)
+        if len(index) == 0:
+            raise self._refuse("METRIC-04", "nothing to score: no response tokens", "give rows with responses")
+        if index.min() < 0 or index.max() >= examples:
+            what = f"tokens of examples {index.min()} to {index.max()}, but there are {examples} examples"
+            raise self._refuse("METRIC-03", what, "number examples from 0")
+        wide = {name: self._fact(facts, name, len(index)) for name in self.facts}
+        return self._proven(self.measure(wide, index, examples))
+
+    def _fact(self, facts: Mapping[str, Array], name: str, count: int) -> Array:
+        if name not in facts:
+            fix = "give --teacher" if name in TEACHER_FACTS else "give the labels' facts"
+            raise self._refuse("METRIC-06", f'the token fact "{name}" is missing', fix)
+        values = np.asarray(facts[name], dtype=np.float64)
+        if values.shape != (count,):
+            what = f'"{name}" has shape {list(values.shape)}, expected [{count}]'
+            raise self._refuse("METRIC-03", what, "give one value per token")
+        if np.isnan(values).any():
+            what = f'"{name}" of token {int(np.isnan(values).argmax())} is not a number'
+            raise NumericsError("METRIC-05", what, where=f"metric {self.name}", fix="look at the model's logits")
+        return values
+
+    def _inputs(self) -> datasets.Features:
+        row = datasets.Sequence(datasets.Value("float64"))
+        references = row if self.needs_teacher() else datasets.Value("int64")
+        return datasets.Features({"predictions": row, "references": references})
+
+    def _compute(self, *, predictions: Sequence[Any], references: Sequence[Any], **_: Any) -> dict[str, float]:
+        sides = {"teacher": references} if self.needs_teacher() else {"labels": references}
+        facts = facts_from_logits(predictions, **sides)
+        count = len(predictions)
+        return {score.name: score.value for score in self.scores_from_tokens(facts, np.arange(count), count)}
+
+
+def _listed(texts: str | Sequence[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)

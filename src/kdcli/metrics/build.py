@@ -1,0 +1,38 @@
+"""Makes the metrics that settings name."""
+
+from collections.abc import Sequence
+
+from kdcli.config import EvalSettings
+from kdcli.metrics.base import Metric, TextMetric, TokenMetric
+from kdcli.registry import METRICS
+
+
+def build_metrics(settings: EvalSettings) -> tuple[list[TextMetric], list[TokenMetric]]:
+    """Construct the metrics named in the settings, each once, split by what they eat.
+
+    Args:
+        settings: names, and the options some of them take.
+
+    Returns:
+        metrics of texts and metrics of token facts, in the order named.
+
+    Raises:
+        UsageError: a name nobody knows.
+
+    >>> texts, tokens = build_metrics(EvalSettings(metrics=("ppl", "rougeL", "perplexity")))
+    >>> [metric.name for metric in texts], [metric.name for metric in tokens]
+    (['rougeL'], ['perplexity'])
+    """
+    metrics = [build_metric(name, settings) for name in _unique(settings.metrics)]
+    texts = [metric for metric in metrics if isinstance(metric, TextMetric)]
+    return texts, [metric for metric in metrics if isinstance(metric, TokenMetric)]
+
+
+def build_metric(name: str, settings: EvalSettings) -> Metric:
+    """Construct one metric with the options it takes, from settings fields of the same name."""
+    found: type[Metric] = METRICS.resolve(name)
+    return found(**{option: getattr(settings, option) for option in found.options if hasattr(settings, option)})
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(METRICS.canonical(name) for name in names))

@@ -1,0 +1,106 @@
+"""What each metric is, read from its source text so that listing does not import ``evaluate``."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdcli.metrics.signature import TEACHER_FACTS, signature
+from kdcli.registry import METRICS
+
+_READ = ("name", "description", "scores", "settings", "options", "libraries", "facts")
+
+
+@dataclass(frozen=True)
+class MetricCard:
+    """What `kd metrics list` and `show` print about a metric.
+
+    Args:
+        name: the registered name.
+        aliases: other spellings.
+        eats: "texts" or "tokens".
+        scores: score name -> "higher", "lower" or "neither", whichever is better.
+        settings: signature with default options, stored beside every result.
+        options: constructor options and defaults.
+        needs_teacher: whether it compares with a teacher.
+        description: one line.
+        doc: the whole documentation.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    eats: str
+    scores: Mapping[str, str]
+    settings: str
+    options: Mapping[str, int]
+    needs_teacher: bool
+    description: str
+    doc: str
+
+    @property
+    def direction(self) -> str:
+        """Directions in one word, or one per score where they differ."""
+        kinds = set(self.scores.values())
+        return kinds.pop() if len(kinds) == 1 else ", ".join(f"{name} {better}" for name, better in self.scores.items())
+
+
+def describe(name: str) -> MetricCard:
+    """Describe one metric; a built-in is read without being imported.
+
+    Args:
+        name: a registered name, an alias, or a guest's path.
+
+    Raises:
+        UsageError: no such metric.
+
+    >>> describe("rouge").settings.split("|")[2:]
+    ['stem:yes', 'refs:max', 'agg:mean', 'x100']
+    """
+    name = METRICS.canonical(name)
+    target = METRICS.table.get(name)
+    found = _read_class(target) if target else _read_guest(METRICS.resolve(name))
+    facts = found.get("facts", ())
+    options = found.get("options", {})
+    return MetricCard(
+        name=found.get("name", name),
+        aliases=tuple(alias for alias, target_name in METRICS.aliases.items() if target_name == name),
+        eats="tokens" if facts else "texts",
+        scores=found["scores"],
+        settings=signature(found.get("name", name), found.get("settings", ""), options, found.get("libraries", ())),
+        options=options,
+        needs_teacher=not TEACHER_FACTS.isdisjoint(facts),
+        description=found["description"],
+        doc=found["doc"],
+    )
+
+
+def cards() -> list[MetricCard]:
+    """Describe every registered metric, built-in ones first."""
+    return [describe(name) for name in METRICS.names()]
+
+
+def _read_guest(found: type) -> dict[str, Any]:
+    return {key: getattr(found, key) for key in _READ if hasattr(found, key)} | {
+        "doc": inspect.cleandoc(found.__doc__ or "")
+    }
+
+
+def _read_class(target: str) -> dict[str, Any]:
+    """Read the literal class attributes and the docstring of "module:Class" from its source file."""
+    module, _, class_name = target.partition(":")
+    spec = importlib.util.find_spec(module)
+    assert spec is not None, f"{module} is shipped with the package"
+    assert spec.origin is not None, f"{module} is a source file"
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    node = next(item for item in tree.body if isinstance(item, ast.ClassDef) and item.name == class_name)
+    literals = {
+        item.target.id: ast.literal_eval(item.value)
+        for item in node.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.target.id in _READ
+        if item.value is not None
+    }
+    return literals | {"doc": ast.get_docstring(node) or ""}

@@ -1,0 +1,88 @@
+"""A score as additive statistics: its value, intervals and paired differences all come from one table."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Better: TypeAlias = Literal["higher", "lower", "neither"]
+Array: TypeAlias = NDArray[np.float64]
+Finish: TypeAlias = Callable[[Array], Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """One number about a model, kept so that examples can be left out of it.
+
+    Args:
+        name: what tables call it.
+        sums: additive statistics of each example, shape ``[examples, k]``; None for a score of
+            the whole set that has no value per example.
+        finish: turns summed statistics ``[..., k]`` into the score ``[...]``.
+        better: which direction is better, or "neither".
+        corpus: the value itself, where ``sums`` is None.
+        notes: what a reader of the number must know, such as text the tokenizer dropped.
+
+    >>> Score("nll", np.array([[2.0, 1.0], [6.0, 3.0]]), ratio(), "lower").value
+    2.0
+    """
+
+    name: str
+    sums: Array | None
+    finish: Finish
+    better: Better
+    corpus: float = math.nan
+    notes: tuple[str, ...] = ()
+
+    @property
+    def value(self) -> float:
+        """The score of all examples together; the same to the last bit in whatever order they come."""
+        return self.corpus if self.sums is None else float(self.finish(total(self.sums)))
+
+    @property
+    def per_example(self) -> Array | None:
+        """The score of each example alone, ``[examples]``; NaN where it has no tokens, None for a corpus score."""
+        return None if self.sums is None else np.asarray(self.finish(self.sums), dtype=np.float64)
+
+
+def total(sums: Array) -> Array:
+    """Sum statistics ``[examples, k]`` over the examples without rounding error, ``[k]``.
+
+    >>> total(np.array([[1e16], [1.0], [-1e16]])).tolist()
+    [1.0]
+    """
+    return np.array([math.fsum(column) for column in sums.T], dtype=np.float64)
+
+
+def ratio(scale: float = 1.0) -> Finish:
+    """Return the finish ``scale * sums[..., 0] / sums[..., 1]``; NaN where nothing was counted.
+
+    >>> ratio(100.0)(np.array([1.0, 4.0])).item()
+    25.0
+    """
+    return partial(_ratio, scale=scale)
+
+
+def _ratio(sums: Array, scale: float) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(sums[..., 1] == 0.0, np.nan, scale * sums[..., 0] / sums[..., 1])
+
+
+def add_up(values: Array, example: NDArray[np.int64], examples: int) -> Array:
+    """Sum token values ``[n]`` or ``[n, k]`` within each example, to ``[examples, k]``.
+
+    >>> add_up(np.array([1.0, 2.0, 4.0]), np.array([0, 1, 1]), 2).tolist()
+    [[1.0], [6.0]]
+    """
+    columns = values[:, None] if values.ndim == 1 else values
+    summed = [np.bincount(example, column, minlength=examples) for column in columns.T]
+    return np.stack(summed, axis=-1).astype(np.float64)
+
+
+def mean_and_count(values: Array, example: NDArray[np.int64], examples: int) -> Array:
+    """Return the statistics of a mean over tokens: sum and count of each example, ``[examples, 2]``."""
+    return add_up(np.stack([values, np.ones_like(values)], axis=-1), example, examples)

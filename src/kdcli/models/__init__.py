@@ -1,0 +1,1 @@
+"""Loading models and splitting them into trunk and head."""

@@ -1,0 +1,150 @@
+"""Loads teachers and students from folders that nobody has to trust."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kdcli.durable import digest_files
+from kdcli.errors import InputError
+from kdcli.models.folder import open_folder
+from kdcli.models.split import Head, prove_split, split_head, trunk_of, trunk_output
+from kdcli.models.tokenizer import check_rows, end_ids, load_tokenizer, pad_id
+from kdcli.models.weights import build_config, load_weights
+
+__all__ = ["LanguageModel", "Role", "assemble", "load_model", "load_tokenizer"]
+
+Role: TypeAlias = Literal["teacher", "student"]
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model with everything the rest needs to know about it.
+
+    Args:
+        model: the transformers model; a teacher's parameters take no gradient.
+        tokenizer: its tokenizer.
+        head: its head, proven equal to the model's own.
+        path: where it came from, as typed.
+        digest: sha256 over weight files and config.json.
+        end_ids: ids that end a text; the first is the one trained.
+        pad_id: id to fill padding with; always masked.
+        vocab: rows of the head, padding rows included.
+        notes: what was ignored while loading, one sentence each.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    head: Head
+    path: str
+    digest: str
+    end_ids: tuple[int, ...]
+    pad_id: int
+    vocab: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def end_id(self) -> int:
+        """The id that ends a text in training."""
+        return self.end_ids[0]
+
+    @property
+    def positions(self) -> int | None:
+        """Longest sequence the model can take; None where its config states no bound."""
+        return positions_of(self.model)
+
+    def hidden(self, input_ids: Int[Tensor, "b s"], attention_mask: Int[Tensor, "b s"]) -> Float[Tensor, "b s d"]:
+        """Return the trunk's output, which the head reads.
+
+        Args:
+            input_ids: token ids ``[b s]``, padded on the right.
+            attention_mask: 1 for tokens, 0 for padding, ``[b s]``.
+
+        Returns:
+            hidden states ``[b s d]``.
+        """
+        return trunk_output(trunk_of(self.model), input_ids, attention_mask)
+
+    def check_length(self, length: int) -> None:
+        """Refuse sequences longer than the model's positions.
+
+        Args:
+            length: tokens of prompt and response together.
+
+        Raises:
+            InputError: MOD-22.
+        """
+        if self.positions is not None and length > self.positions:
+            raise InputError(
+                "MOD-22",
+                f"max_length {length} > {self.positions} positions",
+                where=self.path,
+                fix=f"set data.max_length to at most {self.positions}",
+            )
+
+
+def positions_of(model: PreTrainedModel) -> int | None:
+    """Return the longest sequence a model's config allows, None where it states none."""
+    try:
+        value = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    except NotImplementedError:
+        return None
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def load_model(path: str, *, device: torch.device, role: Role, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """Load a model folder or hub id in eval mode, after checking it.
+
+    Args:
+        path: folder or hub id as typed.
+        device: where the parameters go.
+        role: a teacher's parameters take no gradient.
+        dtype: type of the parameters.
+
+    Raises:
+        InputError: what is wrong with the folder, by identifier.
+    """
+    checked = open_folder(path)
+    tokenizer = load_tokenizer(path)
+    model = load_weights(checked, build_config(checked.settings, str(checked.folder)), dtype)
+    digest = digest_files([*checked.files, checked.folder / "config.json"])
+    return assemble(model, tokenizer, path, digest, device=device, role=role, notes=checked.notes)
+
+
+def assemble(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    path: str,
+    digest: str,
+    *,
+    device: torch.device,
+    role: Role,
+    notes: tuple[str, ...] = (),
+) -> LanguageModel:
+    """Move a model to its device, split it, and prove the split.
+
+    Args:
+        model: a causal LM.
+        tokenizer: its tokenizer.
+        path: what to call it in messages.
+        digest: what identifies its weights.
+        device: where the parameters go.
+        role: a teacher's parameters take no gradient.
+        notes: what was ignored while loading.
+
+    Raises:
+        InputError: the family cannot be split, or model and tokenizer do not fit.
+    """
+    torch.nn.Module.to(model, device).eval()
+    model.requires_grad_(role == "student")
+    head = split_head(model)
+    check_rows(tokenizer, head.rows, path)
+    prove_split(model, head)
+    named = getattr(model.generation_config, "eos_token_id", None)
+    ends = end_ids(named, tokenizer, head.rows, path)
+    return LanguageModel(
+        model, tokenizer, head, path, digest, ends, pad_id(tokenizer, ends, head.rows), head.rows, notes
+    )

@@ -1,0 +1,39 @@
+"""Writes a student as a model folder that transformers loads as it stands."""
+
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig
+
+from kdcli.models.load import LanguageModel
+from kdcli.models.quiet import quiet
+
+
+def save_student(model: LanguageModel, folder: Path) -> None:
+    """Write weights (safetensors), config, generation config and tokenizer into a folder.
+
+    Reloading the folder gives bit-equal logits.
+
+    Args:
+        model: the student.
+        folder: existing or new folder; the caller makes it durable.
+    """
+    inner = model.model
+    with quiet(), torch.no_grad():
+        generation = inner.generation_config
+        try:
+            generation.validate(strict=True)
+        except ValueError:
+            # A published config that contradicts itself would refuse to be saved.
+            inner.generation_config = _ids_only(generation)
+        try:
+            inner.save_pretrained(str(folder))
+        finally:
+            inner.generation_config = generation
+        model.tokenizer.save_pretrained(str(folder))
+
+
+def _ids_only(config: GenerationConfig) -> GenerationConfig:
+    return GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+    )

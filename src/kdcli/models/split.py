@@ -1,0 +1,225 @@
+"""Splits a model into a trunk and a head, and proves that the two together are the model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from kdcli.errors import InputError
+from kdcli.text import one_line
+
+_DIVIDED_BY = ("logits_scaling", "logits_mup_width_multiplier")
+_MULTIPLIED_BY = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+_CAPPED_BY = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+_MULTIPLIES_ALL_THE_SAME = ("hyperclovax",)
+_PROBE_SHAPE = (3, 11)
+_RUN_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last step of a language model: ``z = softcap * tanh((h W' + b) * scale / softcap)``.
+
+    Args:
+        weight: ``[v d]``, the model's own parameter, tied with the embedding where the model ties it.
+        bias: ``[v]`` or None.
+        scale: factor on the logits.
+        softcap: bound of the logits; None leaves them unbounded.
+
+    >>> head = Head(torch.eye(3), None, scale=2.0)
+    >>> head.logits(torch.tensor([[1.0, 2.0, 3.0]]), rows=2).tolist()
+    [[2.0, 4.0]]
+    """
+
+    weight: Float[Tensor, "v d"]
+    bias: Float[Tensor, " v"] | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @property
+    def rows(self) -> int:
+        """Vocabulary rows of the weight, padding rows included."""
+        return self.weight.shape[0]
+
+    def logits(self, hidden: Float[Tensor, "*n d"], rows: int | None = None) -> Float[Tensor, "*n r"]:
+        """Return the logits of hidden states.
+
+        Args:
+            hidden: ``[.., d]``.
+            rows: compute only the first so many vocabulary entries.
+
+        Returns:
+            ``[.., rows]`` in the dtype of ``hidden``.
+        """
+        weight = self.weight[:rows].to(hidden.dtype)
+        bias = None if self.bias is None else self.bias[:rows].to(hidden.dtype)
+        logits = nn.functional.linear(hidden, weight, bias)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+    def apply_scale_and_cap_(self, logits: Tensor) -> Tensor:
+        """Turn ``h W' + b``, ``[.., v]``, into logits in place, and return it; keeps no graph."""
+        if self.scale != 1.0:
+            logits.mul_(self.scale)
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+    def grad_through_(self, grad: Tensor, logits: Tensor) -> Tensor:
+        """Turn the gradient over logits into the one over ``h W' + b``, in place, and return it.
+
+        Args:
+            grad: ``[.., v]``, changed.
+            logits: ``[.., v]``, the final logits; left as they are.
+        """
+        if self.softcap is not None:
+            grad.mul_((logits / self.softcap).square_().neg_().add_(1.0))
+        if self.scale != 1.0:
+            grad.mul_(self.scale)
+        return grad
+
+
+def trunk_of(model: PreTrainedModel) -> nn.Module:
+    """Return the part of a model below its head.
+
+    Raises:
+        InputError: the model has no such part.
+    """
+    trunk = getattr(model, model.base_model_prefix, None) if model.base_model_prefix else None
+    if not isinstance(trunk, nn.Module):
+        raise _refuse(model, "it has no trunk apart from its head")
+    return trunk
+
+
+def trunk_output(
+    trunk: nn.Module, input_ids: Int[Tensor, "b s"], attention_mask: Int[Tensor, "b s"]
+) -> Float[Tensor, "b s d"]:
+    """Return what the head reads, ``[b s d]``.
+
+    Args:
+        trunk: from :func:`trunk_of`.
+        input_ids: token ids ``[b s]``.
+        attention_mask: 1 for tokens, 0 for padding, ``[b s]``.
+    """
+    return trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+
+
+def split_head(model: PreTrainedModel) -> Head:
+    """Return a model's head with the scale and the soft-cap of its family.
+
+    Raises:
+        InputError: MOD-20 where the head is no dense matrix.
+    """
+    output: Any = model.get_output_embeddings()
+    weight = getattr(output, "weight", None)
+    if not isinstance(output, nn.Linear) or not isinstance(weight, Tensor):
+        raise _refuse(model, f"its head is {type(output).__name__}, not one dense matrix")
+    if weight.dim() != 2 or weight.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        raise _refuse(model, f"its head is quantised ({type(output).__name__}, {weight.dtype})")
+    config = model.config.get_text_config(decoder=True)
+    return Head(weight, output.bias, _scale(config), _softcap(config))
+
+
+def _scale(config: Any) -> float:
+    scale = 1.0
+    for name in _MULTIPLIED_BY:
+        value = getattr(config, name, None)
+        scale *= float(value) if isinstance(value, int | float) else 1.0
+    for name in _DIVIDED_BY:
+        value = getattr(config, name, None)
+        if isinstance(value, int | float) and value:
+            scale = scale * value if config.model_type in _MULTIPLIES_ALL_THE_SAME else scale / value
+    return scale
+
+
+def _softcap(config: Any) -> float | None:
+    caps = [getattr(config, name, None) for name in _CAPPED_BY]
+    return next((float(cap) for cap in caps if cap), None)
+
+
+@torch.no_grad()
+def prove_split(model: PreTrainedModel, head: Head) -> None:
+    """Check on a random, partly padded batch that the head on the trunk gives the model's logits.
+
+    Also checks that the model is causal: no logit may depend on a later token.
+
+    Raises:
+        InputError: MOD-20 with the largest difference, or MOD-17 for a model that looks ahead.
+    """
+    ids, mask = _probe(model, head)
+    later = ids.clone()
+    later[:, -1] = (ids[:, -1] + 1) % min(head.rows, 100)
+    training = model.training
+    model.eval()
+    try:
+        whole, changed = (model(input_ids=given, attention_mask=mask, use_cache=False).logits for given in (ids, later))
+        ours = _apart(model, head, ids, mask)
+    except _RUN_ERRORS as error:
+        what = f"{type(model).__name__} cannot be run: {one_line(str(error), 160)}"
+        raise InputError("MOD-14", what, fix="check config.json against the weights") from error
+    finally:
+        model.train(training)
+    valid = mask.bool()
+    _compare(model, ours[valid] if ours.shape == whole.shape else None, whole[valid])
+    before = valid.clone()
+    before[:, -1] = False
+    ahead = _largest(changed[before], whole[before])
+    if ahead > _tolerance(whole[before]):
+        raise InputError(
+            "MOD-17",
+            f"needs a causal LM; {type(model).__name__} looks ahead: a later token moves earlier logits by {ahead:.2g}",
+            fix="give a decoder-only language model",
+        )
+
+
+def _apart(model: PreTrainedModel, head: Head, ids: Tensor, mask: Tensor) -> Tensor:
+    trunk = trunk_of(model)
+    try:
+        return head.logits(trunk_output(trunk, ids, mask))
+    except _RUN_ERRORS as error:
+        raise _refuse(model, f"its trunk cannot be called alone ({one_line(str(error), 160)})") from error
+
+
+def _probe(model: PreTrainedModel, head: Head) -> tuple[Tensor, Tensor]:
+    rows, length = _PROBE_SHAPE
+    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    length = min(length, positions) if isinstance(positions, int) and positions > 1 else length
+    device = head.weight.device
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, min(head.rows, 100), (rows, length), generator=generator).to(device)
+    mask = torch.ones_like(ids)
+    mask[1, length // 2 :] = 0
+    return ids, mask
+
+
+def _compare(model: PreTrainedModel, ours: Tensor | None, whole: Tensor) -> None:
+    if ours is None:
+        raise _refuse(model, "its head alone gives logits of another shape")
+    if not torch.isfinite(whole).all():
+        raise InputError("MOD-09", f"{type(model).__name__} gives logits that are not finite", fix="check its weights")
+    largest = _largest(ours, whole)
+    if largest > _tolerance(whole):
+        raise _refuse(model, f"head and trunk apart differ from the model by {largest:.2g}")
+
+
+def _largest(ours: Tensor, whole: Tensor) -> float:
+    return (ours.double() - whole.double()).abs().max().item()
+
+
+def _tolerance(logits: Tensor) -> float:
+    return 16 * torch.finfo(logits.dtype).eps * max(logits.abs().max().item(), 1e-3)
+
+
+def _refuse(model: PreTrainedModel, why: str) -> InputError:
+    family = f"{type(model).__name__} ({model.config.model_type})"
+    return InputError(
+        "MOD-20",
+        f"{family} cannot be split into trunk and head: {why}",
+        fix="use a model of another family",
+    )

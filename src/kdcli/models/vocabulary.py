@@ -1,0 +1,114 @@
+"""Decides whether teacher and student speak of the same tokens."""
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from kdcli.errors import InputError
+from kdcli.text import one_line
+
+_PROBES = (
+    "The quick brown fox, 12 + 34 = 46.\nÄgypten, naïve café; 日本語 🙂\tdef f(x): return x",
+    '  two  spaces, "quotes", it\'s 3.14159 and UPPER-lower_case\n\n\nend',
+)
+_FIX = "use a student and a teacher with the same tokenizer"
+
+
+def shared_vocabulary(
+    student_tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase,
+    student_rows: int,
+    teacher_rows: int,
+) -> int:
+    """Return how many leading vocabulary rows are real on both sides.
+
+    Heads often hold more rows than there are tokens, and differ in how many; both are to be
+    restricted to the number returned here before any softmax.
+
+    Args:
+        student_tokenizer: the student's.
+        teacher_tokenizer: the teacher's.
+        student_rows: rows of the student's head.
+        teacher_rows: rows of the teacher's head.
+
+    Raises:
+        InputError: TOK-03 where the tables or the tokenisation differ, TOK-04 where rows are missing.
+    """
+    student, teacher = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
+    if student != teacher:
+        raise _different(student, teacher)
+    for text in _PROBES:
+        ours, theirs = (
+            tokenizer.encode(text, add_special_tokens=False) for tokenizer in (student_tokenizer, teacher_tokenizer)
+        )
+        if ours != theirs:
+            raise _cut_differently(ours, theirs, student_tokenizer)
+    real = max(student.values()) + 1
+    for role, rows in (("student", student_rows), ("teacher", teacher_rows)):
+        if real > rows:
+            what = f"the tokenizer's highest token id {real - 1} >= {rows} embedding rows of the {role}"
+            raise InputError("TOK-04", what, fix="use the tokenizer this model was trained with")
+    return real
+
+
+def padding_note(real: int, student_rows: int, teacher_rows: int) -> str | None:
+    """Return a sentence on rows without a token, None where every row has one.
+
+    >>> padding_note(500, 512, 500)
+    'vocabulary: student 512 rows, teacher 500 rows; both restricted to the 500 real ids'
+    """
+    if student_rows == teacher_rows == real:
+        return None
+    sizes = f"student {student_rows:,} rows, teacher {teacher_rows:,} rows"
+    return f"vocabulary: {sizes}; both restricted to the {real:,} real ids"
+
+
+def same_model(teacher: str, student: str) -> bool:
+    """Tell whether two paths or hub ids name one model."""
+    first, second = Path(teacher).expanduser(), Path(student).expanduser()
+    if first.exists() and second.exists():
+        return first.samefile(second)
+    return teacher == student
+
+
+def refuse_same_model(teacher: str, student: str) -> None:
+    """Refuse to distil a model into itself.
+
+    Raises:
+        InputError: MOD-18.
+    """
+    if same_model(teacher, student):
+        raise InputError(
+            "MOD-18",
+            f"teacher and student are both {one_line(student)}; every divergence would start at 0",
+            fix="give another student, such as random:layers=2,width=64,heads=4",
+        )
+
+
+def _different(student: dict[str, int], teacher: dict[str, int]) -> InputError:
+    ours, theirs = ({index: token for token, index in table.items()} for table in (student, teacher))
+    differing = sorted(index for index in ours.keys() | theirs.keys() if ours.get(index) != theirs.get(index))
+    sizes = f"student {len(student):,} tokens, teacher {len(teacher):,}"
+    if not differing:
+        return InputError("TOK-03", f"tokenizers differ ({sizes}): ids are given twice", fix=_FIX)
+    first = differing[0]
+    shown = f"{first:,} is {_token(ours.get(first))} for the student and {_token(theirs.get(first))} for the teacher"
+    return InputError("TOK-03", f"tokenizers differ ({sizes}) in {len(differing):,} ids; first: id {shown}", fix=_FIX)
+
+
+def _cut_differently(ours: list[int], theirs: list[int], tokenizer: PreTrainedTokenizerBase) -> InputError:
+    pairs = zip(ours, theirs, strict=False)
+    place = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
+    pieces = [_token(_name(ids, place, tokenizer)) for ids in (ours, theirs)]
+    what = (
+        f"tokenizers have one table but cut text differently: {pieces[0]} for the student, {pieces[1]} for the teacher"
+    )
+    return InputError("TOK-03", what, fix=_FIX)
+
+
+def _name(ids: list[int], place: int, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    return str(tokenizer.convert_ids_to_tokens(ids[place])) if place < len(ids) else None
+
+
+def _token(token: str | None) -> str:
+    return "no token" if token is None else f'"{one_line(token, 40)}"'

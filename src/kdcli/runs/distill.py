@@ -1,0 +1,239 @@
+"""One training run: settings -> checked parts -> training -> saved student -> evaluation."""
+
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kdcli import durable, settings
+from kdcli.config import DistillConfig
+from kdcli.engine.events import Event, Report
+from kdcli.engine.loop import Outcome, Training, train
+from kdcli.errors import InterruptedRunError, KDError, UsageError
+from kdcli.models.load import LanguageModel
+from kdcli.models.save import save_student
+from kdcli.runs import lock
+from kdcli.runs.environment import changes, environment
+from kdcli.runs.evaluate import evaluate_student
+from kdcli.runs.folder import RunFolder
+from kdcli.runs.plan import plan_distill
+from kdcli.runs.prepare import Prepared, prepare_run
+from kdcli.runs.records import EvalRecord, RunRecord
+from kdcli.runs.workshop import Workshop
+
+__all__ = ["distill", "plan_distill", "read_run"]
+
+
+def distill(
+    config: DistillConfig,
+    report: Report,
+    *,
+    resume: bool = True,
+    command: str = "",
+    workshop: Workshop | None = None,
+    prepared: Prepared | None = None,
+) -> RunRecord:
+    """Train a student, or go on where it was stopped, or return what is finished.
+
+    Args:
+        config: the run's settings; ``output`` is the run folder.
+        report: told what happens.
+        resume: whether a folder that holds this run may be continued.
+        command: what to type to go on after an interruption.
+        workshop: parts shared with other runs.
+        prepared: the run as checked, and its notes told, before.
+
+    Returns:
+        the record, with the evaluation if held-out rows were given.
+
+    Raises:
+        KDError: of the kind that fits; a mistake in the settings is found before weights are read.
+        InterruptedRunError: stopped by a signal after saving.
+    """
+    workshop = workshop or Workshop()
+    told = prepared is not None
+    prepared = replace(prepared, config=config) if prepared else prepare_run(config, workshop)
+    if config.output is None:
+        raise UsageError("CLI-20", "no run folder", where="-o", fix="give one, such as -o runs/akl")
+    folder = RunFolder(Path(config.output))
+    known = folder.check(prepared.identity, resume=resume)
+    if known and folder.is_done:
+        return _finished(folder, prepared, workshop, report)
+    if not told:
+        tell(prepared, report)
+    report(Event("note", f"{prepared.device.description} · {prepared.label} · {prepared.steps:,} steps"))
+    with _held(folder), _logged(folder, prepared):
+        _begin(folder, prepared, known, report)
+        outcome = _train(folder, prepared, workshop, report, command or _again(folder))
+        record = _record(folder, prepared.identity, outcome, already_done=False)
+        return _with_evaluation(record, prepared, workshop, report)
+
+
+def tell(prepared: Prepared, report: Report) -> None:
+    """Report what was found in models and data."""
+    for note in prepared.notes:
+        report(Event("note", note))
+    for warning in prepared.warnings:
+        report(Event("warning", warning))
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read the record of a finished run; its evaluations are not read.
+
+    Raises:
+        InputError: not a finished kd run.
+    """
+    folder = RunFolder(path)
+    identity = folder.manifest()["identity"]
+    status = folder.status()
+    if not folder.is_done:
+        raise UsageError(
+            "RUN-12",
+            f"the run is not finished (step {status.get('steps', 0)} of {identity.get('steps')})",
+            where=str(path),
+            fix=f"finish it with: {_again(folder)}",
+        )
+    outcome = Outcome(*(status[name] for name in ("steps", "tokens", "seconds", "peak_bytes")))
+    return _record(folder, identity, outcome, already_done=True)
+
+
+def _finished(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Report) -> RunRecord:
+    report(Event("note", f"{folder.path} is already done"))
+    return _with_evaluation(read_run(folder.path), prepared, workshop, report)
+
+
+def _with_evaluation(record: RunRecord, prepared: Prepared, workshop: Workshop, report: Report) -> RunRecord:
+    found: EvalRecord | None = None
+    if prepared.test is not None and _rank() == 0:
+        found = evaluate_student(record.folder, prepared.config, workshop, report)
+    return replace(record, evaluation=found)
+
+
+def _begin(folder: RunFolder, prepared: Prepared, known: bool, report: Report) -> None:
+    if _rank() != 0:
+        return
+    now = environment()
+    if known:
+        for change in changes(folder.manifest()["environment"], now):
+            report(Event("warning", change))
+    folder.begin(settings.to_yaml(prepared.config), prepared.identity, now | {"device": prepared.device.description})
+    folder.set_status("training", total=prepared.steps)
+
+
+def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Report, command: str) -> Outcome:
+    device, pair, config = prepared.device, prepared.pair, prepared.config
+    student = workshop.load_student(pair, seed=config.train.seed, device=device.device)
+    teacher = None
+    if prepared.needs_teacher and pair.teacher is not None:
+        teacher = workshop.load_teacher(pair.teacher.path, device.device)
+    longest = max(prepared.dataset.lengths)
+    for model in (student, teacher):
+        if model is not None:
+            model.check_length(longest)
+            for note in model.notes:
+                report(Event("note", note))
+    started = time.process_time()
+    training = Training(
+        student=student,
+        teacher=teacher,
+        loss=prepared.loss,
+        source=prepared.source(student.pad_id, _rank(), _world()),
+        vocab=pair.vocab,
+        train=config.train,
+        device=device,
+        folder=folder.path,
+        identity=prepared.identity,
+        report=report,
+        resume_command=command,
+    )
+    outcome = train(training)
+    if _rank() == 0:
+        save_model(student, folder.model, {"loss": prepared.label, "seed": config.train.seed})
+        spent = folder.status().get("cpu_seconds", 0.0) + time.process_time() - started
+        folder.set_status("done", **vars(outcome), cpu_seconds=round(spent, 2))
+    return outcome
+
+
+def save_model(model: LanguageModel, final: Path, extra: dict[str, Any]) -> None:
+    """Write a student as a transformers folder that appears whole or not at all."""
+
+    def fill(target: Path) -> None:
+        save_student(model, target)
+
+    durable.commit_folder(final, fill, {"kind": "model", **extra})
+
+
+def _record(folder: RunFolder, identity: dict[str, Any], outcome: Outcome, *, already_done: bool) -> RunRecord:
+    return RunRecord(
+        folder=folder.path,
+        loss=identity["loss"],
+        seed=identity["train.seed"],
+        steps=outcome.steps,
+        tokens=outcome.tokens,
+        seconds=outcome.seconds,
+        peak_bytes=outcome.peak_bytes,
+        identity=identity,
+        already_done=already_done,
+    )
+
+
+@contextmanager
+def _held(folder: RunFolder) -> Iterator[None]:
+    """Make the folder and hold its lock, on the first rank only."""
+    with ExitStack() as stack:
+        if _rank() == 0:
+            try:
+                folder.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise durable.refused(error, folder.path) from error
+            stack.enter_context(lock.hold(folder.path))
+        yield
+
+
+@contextmanager
+def _logged(folder: RunFolder, prepared: Prepared) -> Iterator[None]:
+    """Record in the folder how a run ended that did not end well."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except InterruptedRunError:
+        _note_end(folder, "interrupted", None)
+        raise
+    except Exception as error:
+        _note_end(folder, "failed", error)
+        raise
+
+
+def _note_end(folder: RunFolder, state: str, error: Exception | None) -> None:
+    """Write status and error.log; a disk that refuses these too must not hide the first error."""
+    if _rank() != 0:
+        return
+    try:
+        if error is not None:
+            durable.write_file(folder.path / "error.log", "".join(traceback.format_exception(error)))
+        if folder.is_run and not folder.is_done:
+            folder.set_status(state, **_progress(folder))
+    except KDError:
+        return
+
+
+def _progress(folder: RunFolder) -> dict[str, int]:
+    steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in folder.path.glob("checkpoint-????????"))
+    return {"steps": steps[-1]} if steps else {}
+
+
+def _again(folder: RunFolder) -> str:
+    return f"kd distill -c {folder.path / 'config.yaml'} -o {folder.path}"
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,188 @@
+"""One evaluation: a model folder, a run, or answers made elsewhere."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kdcli import durable
+from kdcli.config import DistillConfig, EvalConfig
+from kdcli.data.dataset import TokenDataset
+from kdcli.engine.devices import Device, prepare
+from kdcli.engine.events import Event, Report
+from kdcli.errors import UsageError
+from kdcli.metrics.score import Score
+from kdcli.models.load import load_model
+from kdcli.models.vocabulary import shared_vocabulary
+from kdcli.runs import scoring
+from kdcli.runs.folder import EVAL, RunFolder, model_of
+from kdcli.runs.predictions import read_predictions
+from kdcli.runs.records import EvalRecord, ScoreInfo
+from kdcli.runs.results import RESULTS, Rows, read_results, write_results
+from kdcli.runs.scoring import Chosen, Texts
+from kdcli.runs.workshop import ModelFacts, Workshop, check_data_path, evaluation_digest
+from kdcli.statistics import over_examples
+
+
+def evaluate_run(
+    config: EvalConfig, report: Report, *, workshop: Workshop | None = None, reuse: bool = False
+) -> EvalRecord:
+    """Evaluate a run, a model or a file of answers.
+
+    Args:
+        config: what to measure, and on what.
+        report: told what happens.
+        workshop: parts shared with other evaluations.
+        reuse: return what is there if it was measured by the same protocol.
+
+    Returns:
+        the record; its folder is ``output``, or ``eval/<name>`` of a run folder, or None.
+
+    Raises:
+        UsageError: nothing to measure, or a metric that needs what is not there.
+        InputError: model or data that cannot be used.
+    """
+    if config.predictions is not None:
+        return _score_predictions(config, report)
+    if config.model is None:
+        raise UsageError("CLI-20", "nothing to evaluate", where="kd eval", fix="give a model, a run, or --predictions")
+    return _score_model(config, config.model, report, workshop or Workshop(), reuse=reuse)
+
+
+def evaluate_student(run: Path, config: DistillConfig, workshop: Workshop, report: Report) -> EvalRecord:
+    """Evaluate a run's student on the run's held-out rows, unless that is done."""
+    return evaluate_run(
+        EvalConfig(
+            model=str(run),
+            teacher=config.teacher,
+            data=config.data,
+            hardware=config.hardware,
+            evaluation=config.evaluation,
+        ),
+        report,
+        workshop=workshop,
+        reuse=True,
+    )
+
+
+def evaluation_name(path: str) -> str:
+    """Return what an evaluation on these rows is called.
+
+    >>> evaluation_name("data/test.jsonl.gz")
+    'test'
+    """
+    return Path(path).name.split(".")[0] or "eval"
+
+
+def _score_model(config: EvalConfig, model: str, report: Report, workshop: Workshop, *, reuse: bool) -> EvalRecord:
+    chosen = scoring.choose_metrics(config.evaluation, teacher=config.teacher is not None)
+    path = check_data_path(config.data.eval or config.data.train, "--data")
+    device = prepare(config.hardware)
+    teacher = config.teacher if chosen.needs_teacher else None
+    facts = Workshop().look(model)  # not the shared one: a run's student may have changed since
+    other = workshop.look(teacher) if teacher else None
+    data = workshop.data(path, facts, config.data, role="eval")
+    protocol = _protocol(config, chosen, data, device, other)
+    folder = _folder(config, model, path)
+    if reuse and folder is not None and (folder / RESULTS).is_file():
+        there = read_results(folder)
+        if there.protocol == protocol and there.model_digest == facts.digest:
+            return there
+    for note in (*data.notes, *chosen.notes):
+        report(Event("note", note))
+    pairs, texts = _measure(config, chosen, facts, other, data, device, workshop, report)
+    rows = Rows([example.where for example in data.examples], texts)
+    name = evaluation_name(path)
+    return _keep(_Measured(name, model, facts.digest, folder, protocol, pairs, rows, chosen.notes), config)
+
+
+def _measure(
+    config: EvalConfig,
+    chosen: Chosen,
+    facts: ModelFacts,
+    other: ModelFacts | None,
+    data: TokenDataset,
+    device: Device,
+    workshop: Workshop,
+    report: Report,
+) -> tuple[list[tuple[Score, ScoreInfo]], Texts | None]:
+    """Load what is needed, ask, and score."""
+    against = other or facts
+    vocab = shared_vocabulary(facts.tokenizer, against.tokenizer, facts.rows, against.rows)
+    student = replace(load_model(model_of(facts.path), device=device.device, role="teacher"), vocab=vocab)
+    student.check_length(max(data.lengths))
+    mentor = workshop.load_teacher(other.path, device.device) if other else None
+    texts = scoring.answer(student, data, config.evaluation.generation, report) if chosen.texts else None
+    pairs = scoring.score_texts(chosen, texts) if texts else []
+    return pairs + scoring.score_tokens(chosen, student, mentor, data, device, report), texts
+
+
+def _score_predictions(config: EvalConfig, report: Report) -> EvalRecord:
+    chosen = scoring.choose_metrics(config.evaluation, teacher=False, model=False)
+    if not chosen.texts:
+        raise UsageError("EVAL-01", "no metric of texts", where="--metric", fix="give one, such as rougeL")
+    path = Path(str(config.predictions))
+    texts, where = read_predictions(path, need_references=any(metric.needs_references for metric in chosen.texts))
+    for note in chosen.notes:
+        report(Event("note", note))
+    digest = durable.digest_file(path)
+    metrics = {metric.name: metric.signature for metric in chosen.all}
+    protocol = {"data": digest, "examples": len(where), "metrics": metrics, "generation": None, "teacher": None}
+    folder = Path(config.output) if config.output else None
+    pairs, rows = scoring.score_texts(chosen, texts), Rows(where, texts)
+    name = evaluation_name(str(path))
+    return _keep(_Measured(name, str(path), digest, folder, protocol, pairs, rows, chosen.notes), config)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    name: str
+    model: str
+    model_digest: str
+    folder: Path | None
+    protocol: dict[str, Any]
+    pairs: list[tuple[Score, ScoreInfo]]
+    rows: Rows
+    notes: tuple[str, ...]
+
+
+def _keep(measured: _Measured, config: EvalConfig) -> EvalRecord:
+    """Make the record of what was measured, and write it if there is a place for it."""
+    pairs = scoring.each_once(measured.pairs)
+    said = [note for score, _ in pairs for note in score.notes]
+    record = EvalRecord(
+        name=measured.name,
+        model=measured.model,
+        model_digest=measured.model_digest,
+        folder=measured.folder,
+        examples=measured.protocol["examples"],
+        estimates={score.name: over_examples(score) for score, _ in pairs},
+        infos=tuple(scoring.complete(info, measured.protocol) for _, info in pairs),
+        protocol=measured.protocol,
+        notes=tuple(dict.fromkeys([*measured.notes, *said])),
+    )
+    if measured.folder is not None:
+        scores = [score for score, _ in pairs]
+        write_results(measured.folder, record, config.evaluation, measured.rows, scores)
+    return record
+
+
+def _protocol(
+    config: EvalConfig, chosen: Chosen, data: TokenDataset, device: Device, teacher: ModelFacts | None
+) -> dict[str, Any]:
+    """Return everything but the model that the numbers follow from."""
+    generation = config.evaluation.generation.model_dump(mode="json")
+    return {
+        "data": evaluation_digest(data),
+        "examples": len(data),
+        "metrics": {metric.name: metric.signature for metric in chosen.all},
+        "generation": generation if chosen.texts else None,
+        "teacher": teacher.digest if teacher else None,
+        "precision": str(device.compute).removeprefix("torch."),
+    }
+
+
+def _folder(config: EvalConfig, model: str, path: str) -> Path | None:
+    if config.output is not None:
+        return Path(config.output)
+    run = Path(model)
+    return run / EVAL / evaluation_name(path) if RunFolder(run).is_run else None

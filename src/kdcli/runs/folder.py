@@ -1,0 +1,153 @@
+"""A run folder: what lies where, what state it is in, and whether it may be continued.
+
+::
+
+    config.yaml      every setting, can be fed back by -c
+    manifest.json    identity, digests, versions, command line
+    status.json      state, and what the run cost
+    metrics.jsonl    one line per step; timing.jsonl: wall-clock times
+    checkpoint-*/    to resume from
+    model/           the trained student
+    eval/<name>/     results.json, samples.parquet
+"""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kdcli import durable
+from kdcli.engine.checkpoint import check_identity
+from kdcli.errors import ExperimentChangedError, InputError, IntegrityError, UsageError
+
+SCHEMA = 1
+CONFIG, MANIFEST, STATUS, MODEL, EVAL = "config.yaml", "manifest.json", "status.json", "model", "eval"
+_NOT_CONTENT = (".lock", "error.log")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Reads and writes the small files of a run.
+
+    Args:
+        path: the folder; it need not exist.
+    """
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        """Where the trained student is."""
+        return self.path / MODEL
+
+    @property
+    def is_run(self) -> bool:
+        """Whether this is one of our run folders."""
+        return (self.path / MANIFEST).is_file() and self._read(MANIFEST).get("kind") == "run"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether training ended and the student was saved."""
+        return self.status().get("state") == "done" and self.model.is_dir()
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the manifest.
+
+        Raises:
+            InputError: not a run folder.
+            ExperimentChangedError: written by a newer version.
+        """
+        if not self.is_run:
+            raise InputError("RUN-03", "not a kd run", where=str(self.path), fix="give a folder that kd distill wrote")
+        manifest = self._read(MANIFEST)
+        if manifest.get("schema") != SCHEMA:
+            raise ExperimentChangedError(
+                "RUN-02",
+                f"written by kd {manifest.get('environment', {}).get('kd')} "
+                f"(schema {manifest.get('schema')}); this one reads schema {SCHEMA}",
+                where=str(self.path),
+                fix="use that version, or choose another -o",
+            )
+        return manifest
+
+    def status(self) -> dict[str, Any]:
+        """Return the status, empty if there is none yet."""
+        return self._read(STATUS) if (self.path / STATUS).is_file() else {}
+
+    def check(self, identity: dict[str, Any], *, resume: bool) -> bool:
+        """Say whether this folder holds a run that may be continued as this experiment.
+
+        Returns:
+            False for a folder that is empty or absent.
+
+        Raises:
+            InputError: it holds something else.
+            UsageError: it holds a run, and ``resume`` is off.
+            ExperimentChangedError: it holds another experiment; names the key, old and new.
+        """
+        if not self._content():
+            return False
+        saved = self.manifest()["identity"]
+        if not resume:
+            status = self.status()
+            where = f"step {status.get('steps', 0)} of {saved.get('steps')}"
+            raise UsageError(
+                "CLI-12",
+                f"the folder holds a run ({where})",
+                where=str(self.path),
+                fix="add --resume auto to go on, or choose another -o",
+            )
+        check_identity(saved, identity, self.path)
+        return True
+
+    def begin(self, config: str, identity: dict[str, Any], environment: dict[str, Any]) -> None:
+        """Write config and, the first time, the manifest."""
+        if not (self.path / MANIFEST).is_file():
+            manifest = {"kind": "run", "schema": SCHEMA, "identity": identity, "environment": environment}
+            durable.write_file(self.path / MANIFEST, _json(manifest))
+        durable.write_file(self.path / CONFIG, config)
+
+    def set_status(self, state: str, **values: Any) -> None:
+        """Record the state and further values, keeping the others."""
+        now = datetime.now(UTC).isoformat("T", "seconds")
+        before = self.status()
+        status = {"started": now, **before, **values, "state": state, "updated": now}
+        durable.write_file(self.path / STATUS, _json(status))
+
+    def evaluations(self) -> dict[str, Path]:
+        """Return the evaluations there are, name -> folder."""
+        return {path.parent.name: path.parent for path in sorted(self.path.glob(f"{EVAL}/*/results.json"))}
+
+    def _content(self) -> list[str]:
+        if self.path.is_symlink() and not self.path.exists():
+            raise InputError("RUN-03", "a link that leads nowhere", where=str(self.path), fix="choose another -o")
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError("RUN-03", "a file, not a folder", where=str(self.path), fix="choose another -o")
+        if not self.path.is_dir():
+            return []
+        names = [item.name for item in self.path.iterdir()]
+        return [name for name in names if name not in _NOT_CONTENT and not name.startswith(".tmp-")]
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            found = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise IntegrityError(
+                "RUN-01", "is not JSON", where=str(path), fix="restore the file, or start in a new folder"
+            ) from error
+        if not isinstance(found, dict):
+            raise IntegrityError("RUN-01", "is not an object", where=str(path), fix="restore the file")
+        return found
+
+
+def model_of(path: str) -> str:
+    """Return the model folder that a path means: a run folder's student, else the path itself."""
+    inner = Path(path).expanduser() / MODEL
+    here = Path(path).expanduser()
+    return str(inner) if (here / MANIFEST).is_file() and not (here / "config.json").is_file() else path
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

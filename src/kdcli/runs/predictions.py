@@ -1,0 +1,82 @@
+"""Reads answers made elsewhere: one JSON object per line with prediction(s) and reference(s)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kdcli.errors import InputError, MachineError
+from kdcli.runs.scoring import Texts
+from kdcli.text import one_line
+
+_FIX = 'write {"prediction": "...", "references": ["..."]} on each line'
+
+
+def read_predictions(path: Path, *, need_references: bool = True) -> tuple[Texts, list[str]]:
+    """Read answers and references.
+
+    Args:
+        path: JSONL; each line holds ``prediction`` or ``predictions``, and ``reference`` or
+            ``references``; ``prompt`` is kept if there.
+        need_references: whether a line without reference is refused.
+
+    Returns:
+        the texts, and file and line of each.
+
+    Raises:
+        InputError: names the line that cannot be used.
+        MachineError: the file may not be read.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError as error:
+        what = f"not found; looked in {Path.cwd()}"
+        raise InputError("DATA-01", what, where=str(path), fix="check the path") from error
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+        raise MachineError("DATA-01", what, where=str(path), fix="check the path") from error
+    texts, where = Texts([], [], [], []), []
+    for number, raw in enumerate(lines, start=1):
+        if not raw.strip():
+            continue
+        place = f"{one_line(path.name)} line {number}"
+        row = _row(raw, place)
+        answers = _texts(row, "prediction", place, needed=True)
+        texts.predictions.append(answers)
+        texts.references.append(_texts(row, "reference", place, needed=need_references))
+        texts.prompts.append(row["prompt"] if isinstance(row.get("prompt"), str) else "")
+        texts.ended.append([True] * len(answers))
+        where.append(place)
+    if not where:
+        raise InputError("DATA-02", "the file holds no rows", where=str(path), fix=_FIX)
+    _check_counts(texts, where)
+    return texts, where
+
+
+def _row(raw: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(raw.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError("DATA-04", f"not JSON: {one_line(str(error), 80)}", where=place, fix=_FIX) from error
+    if not isinstance(row, dict):
+        raise InputError("DATA-04", "not an object", where=place, fix=_FIX)
+    return row
+
+
+def _texts(row: dict[str, Any], name: str, place: str, *, needed: bool) -> list[str]:
+    value = row.get(f"{name}s", row.get(name))
+    if value is None and not needed:
+        return []
+    if value is None:
+        raise InputError("DATA-05", f'field "{name}" is missing', where=place, fix=_FIX)
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or not found or not all(isinstance(text, str) for text in found):
+        raise InputError("DATA-06", f'"{name}" must be text or a list of texts', where=place, fix=_FIX)
+    return found
+
+
+def _check_counts(texts: Texts, where: list[str]) -> None:
+    first = len(texts.predictions[0])
+    for place, answers in zip(where, texts.predictions, strict=True):
+        if len(answers) != first:
+            what = f"{len(answers)} predictions, but {first} in the first row"
+            raise InputError("DATA-06", what, where=place, fix="give equally many for every row")

@@ -1,0 +1,120 @@
+"""From settings to checked parts, cheapest checks first; no weight is read here."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from kdcli.config import DistillConfig
+from kdcli.data.dataset import TokenDataset, overlap_note
+from kdcli.engine.devices import Device, prepare
+from kdcli.errors import UsageError
+from kdcli.losses.base import DistillLoss
+from kdcli.losses.build import build_objective, spec_of
+from kdcli.metrics.describe import describe
+from kdcli.registry import SOURCES
+from kdcli.runs.identity import identity_of
+from kdcli.runs.workshop import Pair, Workshop, check_data_path
+from kdcli.sources.base import Source
+from kdcli.spec import Term, parse_objective
+
+_DATASET = Term("dataset")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run, ready to load weights.
+
+    Args:
+        config: its settings.
+        loss: the objective.
+        label: the objective in canonical form, source included.
+        pair: student and teacher.
+        dataset: training rows.
+        test: held-out rows, if there are any.
+        device: where it computes.
+        steps: optimizer steps.
+        identity: what makes this experiment this experiment.
+        origin: where training windows come from, as in the spec string.
+    """
+
+    config: DistillConfig
+    loss: DistillLoss
+    label: str
+    pair: Pair
+    dataset: TokenDataset
+    test: TokenDataset | None
+    device: Device
+    steps: int
+    identity: dict[str, Any]
+    origin: Term
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether training reads the teacher's weights."""
+        return self.loss.needs().teacher
+
+    def source(self, pad_id: int, rank: int = 0, world: int = 1) -> Source:
+        """Return where training windows come from."""
+        return make_source(self.origin, self.dataset, self.config, pad_id, rank, world)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was detected, cut and left out in models and data."""
+        held_out = self.test.notes if self.test is not None else ()
+        return [*self.pair.notes, *self.dataset.notes, *held_out]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What may make the numbers mean less than they seem to."""
+        found = overlap_note(self.dataset, self.test) if self.test is not None else None
+        return [found] if found else []
+
+
+def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
+    """Check everything that can be checked before weights are read.
+
+    Raises:
+        UsageError: an objective, source or metric nobody knows, or something missing.
+        InputError: data, tokenizers or model folders that cannot be used.
+        MachineError: the device is missing.
+    """
+    loss, label, origin = objective_of(config.loss)
+    for name in config.evaluation.metrics:
+        describe(name)
+    if loss.needs().teacher and config.teacher is None:
+        raise UsageError("CLI-20", f"{label} learns from a teacher", where="--teacher", fix="give a folder or a hub id")
+    train_path = check_data_path(config.data.train, "--data")
+    if config.data.eval is not None:
+        check_data_path(config.data.eval, "--eval-data")
+    device = prepare(config.hardware)
+    pair = workshop.pair(config.student, config.teacher)
+    dataset = workshop.data(train_path, pair.reader, config.data, role="train")
+    test = None
+    if config.data.eval is not None:
+        test = workshop.data(config.data.eval, pair.reader, config.data, role="eval")
+    steps = make_source(origin, dataset, config, pad_id=0).total_steps
+    identity = identity_of(config, label, loss, pair, dataset, device, steps)
+    return Prepared(config, loss, label, pair, dataset, test, device, steps, identity, origin)
+
+
+def objective_of(text: str) -> tuple[DistillLoss, str, Term]:
+    """Return the loss a spec string names, its canonical spelling, and its source.
+
+    Raises:
+        UsageError: what in the string is not known.
+    """
+    spec = parse_objective(text)
+    loss = build_objective(spec)
+    origin = spec.source or _DATASET
+    name = SOURCES.canonical(origin.name)
+    if name == "dataset" and origin.options:
+        raise UsageError("SPEC-01", "the source dataset takes no options", where=text, fix="leave @dataset out")
+    tail = "" if name == "dataset" else f"@{origin}"
+    return loss, f"{spec_of(loss)}{tail}", origin
+
+
+def make_source(
+    origin: Term, dataset: TokenDataset, config: DistillConfig, pad_id: int, rank: int = 0, world: int = 1
+) -> Source:
+    """Construct the source of training windows."""
+    kind = SOURCES.resolve(origin.name)
+    return kind(dataset, config.train, pad_id=pad_id, rank=rank, world=world, **origin.options)

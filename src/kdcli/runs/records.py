@@ -1,0 +1,192 @@
+"""What runs, evaluations and comparisons hand back."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdcli.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class ScoreInfo:
+    """What a reader must know to read a score.
+
+    Args:
+        name: as in tables.
+        better: "higher", "lower" or "neither".
+        metric: the metric that computed it.
+        settings: its signature: everything that changes the number.
+        eats: what it is computed from, "texts" or "tokens".
+    """
+
+    name: str
+    better: str
+    metric: str
+    settings: str
+    eats: str = "tokens"
+
+
+@dataclass(frozen=True)
+class EvalRecord:
+    """One evaluation.
+
+    Args:
+        name: name of the test set, as in ``eval/<name>/``.
+        model: what was measured.
+        folder: where results.json and samples.parquet are; None if they were not written.
+        examples: rows measured.
+        estimates: score -> value with its interval over examples.
+        infos: one entry per score, in the same order.
+        protocol: everything that must be equal for two evaluations to be compared.
+        model_digest: sha256 that identifies what was measured.
+        notes: sentences a reader of the numbers needs.
+    """
+
+    name: str
+    model: str
+    folder: Path | None
+    examples: int
+    estimates: dict[str, Estimate]
+    infos: tuple[ScoreInfo, ...]
+    protocol: dict[str, Any]
+    model_digest: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One finished training run.
+
+    Args:
+        folder: the run folder.
+        loss: the objective in canonical form.
+        seed: training seed.
+        steps: optimizer steps.
+        tokens: response tokens trained on.
+        seconds: time in training steps, over all resumes.
+        peak_bytes: peak memory in training.
+        identity: what makes this experiment this experiment.
+        evaluation: the evaluation on held-out rows, if there was one.
+        already_done: whether the folder held the finished run before.
+    """
+
+    folder: Path
+    loss: str
+    seed: int
+    steps: int
+    tokens: int
+    seconds: float
+    peak_bytes: int
+    identity: dict[str, Any] = field(repr=False)
+    evaluation: EvalRecord | None = None
+    already_done: bool = False
+
+    @property
+    def model(self) -> Path:
+        """The folder of the trained student."""
+        return self.folder / "model"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One cell of a comparison that could not be finished.
+
+    Args:
+        loss: the objective.
+        seed: training seed.
+        message: one line.
+        log: file with the whole story.
+        exit_code: what the error would have ended a single run with.
+    """
+
+    loss: str
+    seed: int
+    message: str
+    log: Path
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One objective's line of the table.
+
+    Args:
+        label: the objective.
+        seeds: training seeds behind it.
+        scores: score -> mean with interval, over seeds if there are several, else over examples.
+        differences: score -> paired difference to the baseline; None on the baseline's own line
+            and where nothing can be paired. p-values are adjusted for the number of contenders.
+        steps: optimizer steps of one run.
+        tokens: response tokens of one run.
+        seconds: mean training time of one run.
+        peak_bytes: largest peak memory.
+    """
+
+    label: str
+    seeds: tuple[int, ...]
+    scores: dict[str, Estimate]
+    differences: dict[str, Estimate | None]
+    steps: int
+    tokens: int
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison.
+
+    Args:
+        baseline: label of the row that differences are taken to.
+        rows: one per objective, in the order asked for.
+        scores: the columns.
+        notes: what can and cannot be concluded, and what to type next; one sentence each.
+        folder: where the tables and pictures are; None if none were written.
+        failed: cells that could not be finished.
+    """
+
+    baseline: str
+    rows: tuple[ComparisonRow, ...]
+    scores: tuple[ScoreInfo, ...]
+    notes: tuple[str, ...]
+    folder: Path | None
+    failed: tuple[Failure, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every cell is finished, else the exit code of the first failure."""
+        return self.failed[0].exit_code if self.failed else 0
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One decoded example of a plan.
+
+    Args:
+        where: file and line.
+        segments: pieces of text in order, each with whether its tokens are learnt.
+        tokens: length in tokens.
+        targets: how many are learnt.
+    """
+
+    where: str
+    segments: tuple[tuple[str, bool], ...]
+    tokens: int
+    targets: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command would do; nothing was written.
+
+    Args:
+        facts: name -> value, in reading order.
+        cells: for a comparison, each cell's name and state: done, to resume, to run.
+        examples: decoded training examples with the learnt part marked.
+        notes: what was detected, cut and left out in the data.
+    """
+
+    facts: dict[str, str]
+    cells: tuple[tuple[str, str], ...] = ()
+    examples: tuple[Shown, ...] = ()
+    notes: tuple[str, ...] = ()

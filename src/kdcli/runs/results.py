@@ -1,0 +1,136 @@
+"""``results.json`` and ``samples.parquet``: written whole, read back to the same numbers."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kdcli import durable
+from kdcli.config import EvalSettings
+from kdcli.errors import InputError, IntegrityError
+from kdcli.metrics.score import Score
+from kdcli.runs.records import EvalRecord, ScoreInfo
+from kdcli.runs.scoring import Texts, choose_metrics, finishes
+from kdcli.statistics import Estimate
+
+SCHEMA = 1
+RESULTS, SAMPLES = "results.json", "samples.parquet"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Per-example values, to be written as columns.
+
+    Args:
+        where: file and line of each example.
+        texts: prompts, references and answers; None where nothing was generated.
+    """
+
+    where: Sequence[str]
+    texts: Texts | None
+
+
+def write_results(
+    folder: Path, record: EvalRecord, settings: EvalSettings, rows: Rows, scores: Sequence[Score]
+) -> None:
+    """Write an evaluation's folder; it appears whole or not at all."""
+    entries = [
+        {**asdict(info), **asdict(record.estimates[info.name]), "value": record.estimates[info.name].mean}
+        for info in record.infos
+    ]
+    document = {
+        "name": record.name,
+        "model": record.model,
+        "examples": record.examples,
+        "scores": entries,
+        "protocol": record.protocol,
+        "model_digest": record.model_digest,
+        "evaluation": settings.model_dump(mode="json"),
+        "notes": list(record.notes),
+    }
+
+    def fill(target: Path) -> None:
+        text = json.dumps(document, indent=1, ensure_ascii=False)
+        (target / RESULTS).write_text(f"{text}\n", encoding="utf-8")
+        pq.write_table(_table(rows, scores), target / SAMPLES)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    durable.commit_folder(folder, fill, {"kind": "evaluation", "results": SCHEMA})
+
+
+def read_results(folder: Path) -> EvalRecord:
+    """Read an evaluation back.
+
+    Raises:
+        IntegrityError: a file is not what the manifest says.
+        InputError: the folder holds no evaluation.
+    """
+    document = _document(folder)
+    estimates = {
+        entry["name"]: Estimate(**{name: entry[name] for name in Estimate.__dataclass_fields__})
+        for entry in document["scores"]
+    }
+    infos = tuple(
+        ScoreInfo(**{name: entry[name] for name in ScoreInfo.__dataclass_fields__}) for entry in document["scores"]
+    )
+    return EvalRecord(
+        document["name"],
+        document["model"],
+        folder,
+        document["examples"],
+        estimates,
+        infos,
+        document["protocol"],
+        document["model_digest"],
+        tuple(document["notes"]),
+    )
+
+
+def read_scores(folder: Path) -> dict[str, Score]:
+    """Read an evaluation's scores with their per-example statistics, for paired comparisons."""
+    document = _document(folder)
+    table = pq.read_table(folder / SAMPLES)
+    settings = EvalSettings.model_validate(document["evaluation"])
+    chosen = choose_metrics(settings, teacher=True)
+    finish = finishes(chosen)
+    return {entry["name"]: _score(entry, table, finish[entry["name"]]) for entry in document["scores"]}
+
+
+def _score(entry: dict[str, Any], table: pa.Table, finish: Any) -> Score:
+    column = f"{entry['name']}.sums"
+    if column not in table.column_names:
+        return Score(entry["name"], None, finish, entry["better"], corpus=entry["value"])
+    sums = np.array(table[column].to_pylist(), dtype=np.float64)
+    return Score(entry["name"], sums, finish, entry["better"])
+
+
+def _table(rows: Rows, scores: Sequence[Score]) -> pa.Table:
+    columns: dict[str, Any] = {"example": list(range(len(rows.where))), "where": list(rows.where)}
+    if rows.texts is not None:
+        columns |= {
+            "prompt": rows.texts.prompts,
+            "references": rows.texts.references,
+            "predictions": rows.texts.predictions,
+            "ended": rows.texts.ended,
+        }
+    for score in scores:
+        if score.sums is not None and score.per_example is not None:
+            columns[score.name] = score.per_example
+            columns[f"{score.name}.sums"] = score.sums.tolist()
+    return pa.table(columns)
+
+
+def _document(folder: Path) -> dict[str, Any]:
+    path = folder / RESULTS
+    if not path.is_file():
+        raise InputError("EVAL-03", "no results.json", where=str(folder), fix="make it with kd eval")
+    durable.verify_folder(folder)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise IntegrityError("RUN-01", "is not JSON", where=str(path), fix="evaluate again with kd eval") from error

@@ -1,0 +1,184 @@
+"""Loads each tokenizer, data set and teacher of a study once, and says what identifies them."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from kdcli import durable
+from kdcli.config import DataConfig
+from kdcli.data.dataset import TokenDataset, load_dataset
+from kdcli.data.files import find
+from kdcli.errors import UsageError
+from kdcli.models.folder import ModelFolder, open_folder
+from kdcli.models.load import LanguageModel, load_model, load_tokenizer
+from kdcli.models.random import is_random, random_student
+from kdcli.models.tokenizer import end_ids
+from kdcli.models.vocabulary import padding_note, refuse_same_model, shared_vocabulary
+from kdcli.models.weights import read_generation_config
+from kdcli.runs.folder import model_of
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model before its weights are loaded.
+
+    Args:
+        path: folder or hub id.
+        tokenizer: its tokenizer.
+        rows: rows of its head.
+        end_id: the token that ends a response.
+        digest: sha256 over weight files and config.json.
+        tokenizer_digest: sha256 over the tokenizer's files.
+        parameters: how many numbers its weight files hold.
+    """
+
+    path: str
+    tokenizer: PreTrainedTokenizerBase
+    rows: int
+    end_id: int
+    digest: str
+    tokenizer_digest: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Student and teacher of a run, before their weights are loaded.
+
+    Args:
+        student: spec of a random student, or the student's folder.
+        reader: the model whose tokenizer reads the data: the student, or the teacher of a random one.
+        teacher: the teacher, if one was named.
+        vocab: real ids that both share.
+        notes: what to know about their vocabularies.
+    """
+
+    student: str
+    reader: ModelFacts
+    teacher: ModelFacts | None
+    vocab: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def student_is_random(self) -> bool:
+        """Whether the student is made on the spot."""
+        return is_random(self.student)
+
+    @property
+    def student_identity(self) -> str:
+        """What identifies the student at the start."""
+        return self.student if is_random(self.student) else self.reader.digest
+
+
+@dataclass
+class Workshop:
+    """Everything loaded so far; shared by the cells of a comparison."""
+
+    _facts: dict[str, ModelFacts] = field(default_factory=dict)
+    _data: dict[tuple[str, ...], TokenDataset] = field(default_factory=dict)
+    _teachers: dict[tuple[str, torch.device], LanguageModel] = field(default_factory=dict)
+
+    def look(self, path: str) -> ModelFacts:
+        """Return what identifies a model; its tokenizer is loaded, its weights are not."""
+        if path not in self._facts:
+            checked = open_folder(model_of(path))
+            tokenizer = load_tokenizer(model_of(path))
+            self._facts[path] = _facts(path, checked, tokenizer)
+        return self._facts[path]
+
+    def pair(self, student: str | None, teacher: str | None) -> Pair:
+        """Look at both models and check that they speak the same tokens.
+
+        Raises:
+            UsageError: no student, or a random one without a teacher to take its form from.
+            InputError: a model that cannot be used, or different tokenizers.
+        """
+        if student is None:
+            raise UsageError("CLI-20", "no student", where="--student", fix="give a folder, a hub id or random:...")
+        random = is_random(student)
+        if random and teacher is None:
+            raise UsageError(
+                "CLI-20", "a random student takes its family and tokenizer from a teacher",
+                where=f"--student {student}", fix="give --teacher",
+            )  # fmt: skip
+        if teacher is not None and not random:
+            refuse_same_model(model_of(teacher), model_of(student))
+        there = self.look(teacher) if teacher is not None else None
+        here = there if random else self.look(student)
+        assert here is not None, "a random student has a teacher"
+        other = there or here
+        vocab = shared_vocabulary(here.tokenizer, other.tokenizer, here.rows, other.rows)
+        note = padding_note(vocab, here.rows, other.rows)
+        return Pair(student, here, there, vocab, (note,) if note else ())
+
+    def data(self, path: str, reader: ModelFacts, config: DataConfig, *, role: str) -> TokenDataset:
+        """Return tokenised rows; ``role`` is "train" or "eval" and chooses split and limit."""
+        limit = config.limit if role == "train" else config.eval_limit
+        shape = config.model_copy(update={"train": None, "eval": None, "limit": None, "eval_limit": None})
+        key = (path, reader.tokenizer_digest, str(reader.end_id), role, str(limit), shape.model_dump_json())
+        if key not in self._data:
+            self._data[key] = load_dataset(
+                path, reader.tokenizer, config, end_id=reader.end_id, limit=limit,
+                role="train" if role == "train" else "eval",
+            )  # fmt: skip
+        return self._data[key]
+
+    def load_teacher(self, path: str, device: torch.device) -> LanguageModel:
+        """Return the teacher, loaded once per device."""
+        key = (path, device)
+        if key not in self._teachers:
+            self._teachers[key] = load_model(model_of(path), device=device, role="teacher")
+        return self._teachers[key]
+
+    def load_student(self, pair: Pair, *, seed: int, device: torch.device) -> LanguageModel:
+        """Return a fresh student: its weights are about to change."""
+        if is_random(pair.student):
+            return random_student(pair.student, model_of(pair.reader.path), seed=seed, device=device)
+        return load_model(model_of(pair.student), device=device, role="student")
+
+
+def check_data_path(path: str | None, flag: str) -> str:
+    """Return a data path that exists, before anything is loaded for it.
+
+    Raises:
+        UsageError: none was given.
+        InputError: nothing is there.
+    """
+    if path is None:
+        raise UsageError("CLI-20", "no data", where=flag, fix="give a file, a folder or a hub id")
+    find(path)
+    return path
+
+
+def evaluation_digest(dataset: TokenDataset) -> str:
+    """Return the sha256 over a test set's tokens and references."""
+    state = hashlib.sha256(dataset.digest.encode())
+    for example in dataset.examples:
+        state.update(repr(example.references).encode())
+    return state.hexdigest()
+
+
+def _facts(path: str, checked: ModelFolder, tokenizer: PreTrainedTokenizerBase) -> ModelFacts:
+    table = checked.settings.get("text_config") or checked.settings
+    rows = table.get("vocab_size") or checked.settings.get("vocab_size") or len(tokenizer)
+    generation = read_generation_config(checked.folder)
+    named = generation.eos_token_id if generation is not None else table.get("eos_token_id")
+    files = [checked.folder / name for name in _TOKENIZER_FILES if (checked.folder / name).is_file()]
+    return ModelFacts(
+        path=path,
+        tokenizer=tokenizer,
+        rows=rows,
+        end_id=end_ids(named, tokenizer, rows, path)[0],
+        digest=durable.digest_files([*checked.files, checked.folder / "config.json"]),
+        tokenizer_digest=durable.digest_files(files or _all_files(checked.folder)),
+        parameters=sum(info.numel for info in checked.tensors.values()),
+    )
+
+
+def _all_files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file() and "token" in path.name]

@@ -1,0 +1,136 @@
+"""The commands on tiny models, end to end."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kdcli.cli.boundary import ARGUMENTS
+from kdcli.cli.compare import run_folders
+from kdcli.cli.settle import command_line, objective
+from kdcli.errors import InterruptedRunError, UsageError
+from shell import kd
+from tiny import folder, rows
+
+MODELS = shlex.split("--teacher teacher --student student --data train.jsonl --max-steps 2 --device cpu")
+SHORT = [*MODELS, "--eval-data", "test.jsonl", "--metric", "perplexity,kl_to_teacher"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A folder with models, rows, and a finished run of each of two objectives."""
+    home = tmp_path_factory.mktemp("commands")
+    folder(home / "teacher", seed=1)
+    folder(home / "student", seed=2)
+    rows(home / "train.jsonl", 16)
+    rows(home / "test.jsonl", 4)
+    for loss in ("fkl", "rkl"):
+        answer = kd("distill", *SHORT, "--loss", loss, "-o", f"runs/{loss}", folder=home)
+        assert answer.code == 0, answer.err
+    return home
+
+
+@pytest.fixture
+def home(made, tmp_path) -> Path:
+    return shutil.copytree(made, tmp_path / "home")
+
+
+def test_distill_ends_with_the_model_and_does_nothing_twice(home):
+    answer = kd("distill", *SHORT, "--loss", "forward_kl", "-o", "runs/fkl", folder=home)
+    assert answer.code == 0, answer.err
+    assert answer.out.splitlines()[-1] == "runs/fkl/model"
+    assert "(was finished already): 2 steps" in answer.out
+    assert "perplexity ↓" in answer.out
+
+
+def test_a_run_can_be_fed_back(home):
+    again = kd("distill", "-c", "runs/fkl/config.yaml", "-o", "runs/again", "--quiet", folder=home)
+    assert again.code == 0, again.err
+    weights = "model/model.safetensors"
+    assert (home / "runs/again" / weights).read_bytes() == (home / "runs/fkl" / weights).read_bytes()
+    assert again.err.splitlines() == [line for line in again.err.splitlines() if line.startswith("warning: ")]
+
+
+def test_distill_as_json(home):
+    record = json.loads(kd("distill", *SHORT, "-o", "runs/fkl", "--json", folder=home).out)
+    assert (record["loss"], record["steps"], record["already_done"]) == ("fkl", 2, True)
+    assert record["evaluation"]["estimates"]["perplexity"]["mean"] > 1
+
+
+def test_a_dry_run_shows_the_mask_and_writes_nothing(home):
+    before = sorted(home.rglob("*"))
+    answer = kd("distill", *MODELS, "--dry-run", folder=home)
+    assert answer.code == 0, answer.err
+    assert "say a:⟦ a.</s>⟧" in answer.out
+    assert json.loads(kd("distill", *MODELS, "--dry-run", "--json", folder=home).out)["examples"]
+    assert sorted(home.rglob("*")) == before
+
+
+def test_eval_of_a_model_and_of_answers(home):
+    found = json.loads(kd("eval", "student", "--data", "test.jsonl", "--metric", "ppl", "--json", folder=home).out)
+    assert set(found["estimates"]) == {"perplexity", "nll"}
+    lines = [{"prediction": "a b", "reference": "a b"}, {"prediction": "a", "reference": ["c", "d"]}]
+    (home / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    answer = kd("eval", "--predictions", "answers.jsonl", "--metric", "em", folder=home)
+    assert "exact_match ↑" in answer.out
+    assert " 50 " in answer.out
+
+
+def test_compare_of_finished_runs(home):
+    answer = kd("compare", "runs/fkl", "runs/rkl", folder=home)
+    assert answer.code == 0, answer.err
+    assert "kl_to_teacher" in answer.out
+    assert "peak memory" in answer.out
+
+
+def test_compare_trains_what_is_missing(home):
+    arguments = ["compare", "fkl", "rkl", *SHORT, "-o", "study"]
+    plan = kd(*arguments, "--dry-run", folder=home)
+    assert plan.out.count("to run") == 2
+    first = kd(*arguments, "--json", folder=home)
+    assert first.code == 0, first.err
+    found = json.loads(first.out)
+    assert [row["label"] for row in found["rows"]] == ["fkl", "rkl"]
+    second = json.loads(kd(*arguments, "--json", folder=home).out)
+    assert second["rows"] == found["rows"]
+
+
+def test_an_interrupted_run_says_how_to_go_on(home, monkeypatch):
+    def stopped(config, report, *, resume, command):
+        raise InterruptedRunError(2, "stopped at step 1 of 2, saved", fix=f"go on with: {command}")
+
+    monkeypatch.setattr("kdcli.runs.distill.distill", stopped)
+    answer = kd("distill", *SHORT, "-o", "new run", "--resume", "never", folder=home)
+    assert answer.code == 130
+    assert answer.err.splitlines()[-1] == (
+        f"kd: stopped at step 1 of 2, saved; go on with: kd distill {' '.join(SHORT)} -o 'new run'"
+    )
+
+
+@pytest.mark.parametrize(
+    "typed, meant",
+    [
+        (["distill", "--resume", "never", "-o", "a b"], "kd distill -o 'a b'"),
+        (["distill", "--resume=never", "--loss", "0.5*ce"], "kd distill --loss '0.5*ce'"),
+    ],
+)
+def test_the_command_that_goes_on(typed, meant):
+    token = ARGUMENTS.set(tuple(typed))
+    assert command_line() == meant
+    ARGUMENTS.reset(token)
+
+
+def test_names_are_canonical():
+    assert objective("0.50*kl+adaptive_kl:mu=0.6") == "0.5*fkl+akl:mu=0.6"
+    assert objective("./guests.py:Mine") == "./guests.py:Mine"
+
+
+def test_folders_and_objectives_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    assert run_folders(["run", "runs/other"]) == [Path("run"), Path("runs/other")]
+    assert run_folders(["fkl", "./mine.py:Mine", "0.5*ce+0.5*./mine.py:Mine"]) == []
+    with pytest.raises(UsageError, match="run folders only"):
+        run_folders(["run", "fkl"])

@@ -1,0 +1,91 @@
+import io
+import sys
+
+import pytest
+from rich.console import Console
+
+from kdcli.cli import progress
+from kdcli.cli.progress import BarProgress, LineProgress
+from kdcli.cli.terminal import Terminal
+from kdcli.engine.events import Event
+
+STORY = [
+    Event("note", "cpu · fp32"),
+    Event("stage", "training", total=100),
+    *(Event("progress", "training", done=i, total=100, values={"loss": 1.0 / i}) for i in range(1, 101)),
+    Event("saved", "checkpoint-00000100"),
+    Event("warning", "slow\x1b[2J"),
+    Event("result", "done"),
+]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_lines_are_sparse(clock):
+    stream = io.StringIO()
+    with LineProgress(stream) as show:
+        for event in STORY:
+            clock[0] += 1.0
+            show(event)
+    lines = stream.getvalue().splitlines()
+    assert lines[:2] == ["cpu · fp32", "training"]
+    assert lines[2:5] == [
+        "training: 30/100, loss 0.03333, 1:10 left",
+        "training: 60/100, loss 0.01667, 0:40 left",
+        "training: 90/100, loss 0.01111, 0:10 left",
+    ]
+    assert lines[5:] == ["saved checkpoint-00000100", "warning: slow\\x1b[2J"]
+
+
+def test_quiet_shows_warnings_only():
+    stream = io.StringIO()
+    with LineProgress(stream, quiet=True) as show:
+        for event in STORY:
+            show(event)
+    assert stream.getvalue() == "warning: slow\\x1b[2J\n"
+
+
+def test_a_terminal_gets_a_bar():
+    stream = io.StringIO()
+    screen = Console(file=stream, force_terminal=True, width=100, color_system=None)
+    with BarProgress(screen) as show:
+        for event in STORY[:40]:
+            show(event)
+        show._bar.refresh()
+        shown = stream.getvalue()
+        for event in STORY[40:]:
+            show(event)
+    assert "training" in shown
+    assert "38/100" in shown
+    assert "loss" in shown
+    assert "slow\\x1b[2J" in stream.getvalue()
+
+
+def test_stages_follow_each_other_on_the_bar():
+    stream = io.StringIO()
+    with BarProgress(Console(file=stream, force_terminal=True, width=100, color_system=None)) as show:
+        for name in ("training", "answering"):
+            show(Event("stage", name, total=2))
+            show(Event("progress", name, done=1, total=2))
+            show._bar.refresh()
+        assert len(show._bar.tasks) == 1
+    assert "answering" in stream.getvalue()
+
+
+def test_progress_without_a_stage_is_no_error():
+    with BarProgress(Console(file=io.StringIO(), force_terminal=True, width=100)) as show:
+        show(Event("progress", "training", done=1))
+
+
+def test_what_libraries_print_is_no_result(capsys):
+    out, err = io.StringIO(), io.StringIO()
+    with Terminal(stdout=out, stderr=err).work() as show:
+        sys.stdout.write("chatter\n")
+        show(Event("stage", "training"))
+    assert out.getvalue() == ""
+    assert err.getvalue() == "chatter\ntraining\n"

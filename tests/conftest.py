@@ -1,0 +1,18 @@
+"""One thread per worker, no network, no leftovers of the user's environment."""
+
+import os
+
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="Agg",
+)
+for name in [name for name in os.environ if name.startswith("KD_")]:
+    del os.environ[name]
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)

@@ -1,0 +1,91 @@
+"""The contract, on every registered loss at several settings, and on losses made of losses."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from kdcli import catalog
+from kdcli.losses.build import build_objective
+from kdcli.losses.contract import CHECKS, Finding, check_loss
+from kdcli.losses.trial import sample, values_and_grad, with_facts
+
+SETTINGS = {
+    "ce": [],
+    "soft_ce": ["soft_ce:temperature=2"],
+    "fkl": ["fkl:temperature=2", "fkl:temperature=4,scale_tau2=false"],
+    "rkl": ["rkl:temperature=2"],
+    "sym_kl": ["sym_kl:w=0", "sym_kl:w=1", "sym_kl:w=0.3,temperature=0.5"],
+    "jsd": ["jsd:beta=0.1", "jsd:beta=0.9,temperature=2", "jsd:beta=0.1,normalize=true"],
+    "skl": ["skl:alpha=0.5", "skl:alpha=0.9,temperature=2"],
+    "srkl": ["srkl:alpha=0.5", "srkl:alpha=0.9,temperature=2"],
+    "tvd": ["tvd:temperature=2"],
+    "ab": [
+        *(f"ab:alpha={a},beta={b}" for a, b in [(0.2, 0.7), (1, 0), (0, 1), (0, 0.5), (0.5, 0), (1, 1), (0, 0)]),
+    ],
+    "mse_logits": ["mse_logits:centred=false"],
+    "akl": ["akl:mu=0.8,head_rule=official", "akl:mu=1", "akl:mu=0", "akl:flip=true,temperature=2"],
+    "tkd": ["tkd:reverse=true", "tkd:temperature=2"],
+    "dkd_div": ["dkd_div:reverse=true,keep_unc=true", "dkd_div:keep_unc=true,temperature=3"],
+    "decoupled": ["decoupled:alpha=1,beta=8,temperature=4", "decoupled:reverse=true,alpha=0.3", "decoupled:alpha=0"],
+    "atkd": [
+        "atkd:base=rkl",
+        "atkd:k=0.3,lam=0.5,scope=sequence",
+        "atkd:keep_unc=true,temperature=2,scale_tau2=false",
+        "atkd:k=0",
+        "atkd:k=1,lam=0,base=rkl,keep_unc=true",
+        "atkd:lam=0",
+        "atkd:hard=akl,hard.mu=0.7",
+        "atkd:easy=ce,hard=(0.5*jsd+0.5*tvd)",
+        "atkd:easy=(atkd:k=0.3),hard=skl",
+    ],
+}
+SUMS = ["0.5*ce+0.5*akl:mu=0.6", "fkl+rkl+fkl:temperature=2", "0.2*atkd+0.8*atkd:base=rkl", "0*ce+2*tvd"]
+EVERY = [*catalog.LOSSES, *(spec for specs in SETTINGS.values() for spec in specs), *SUMS]
+NO_SURVEY = [spec for spec in EVERY if "atkd" not in spec]
+
+
+@cache
+def findings(spec: str) -> dict[str, Finding]:
+    return {finding.name: finding for finding in check_loss(build_objective(spec))}
+
+
+def test_every_registered_loss_has_settings_of_its_own():
+    assert list(SETTINGS) == list(catalog.LOSSES)
+
+
+@pytest.mark.parametrize("check", [check.name for check in CHECKS])
+@pytest.mark.parametrize("name", catalog.LOSSES)
+def test_the_contract_is_kept(name, check):
+    finding = findings(name)[check]
+    assert finding.passed, finding.detail
+
+
+@pytest.mark.parametrize("spec", [spec for spec in EVERY if spec not in catalog.LOSSES])
+def test_the_contract_is_kept_at_other_settings(spec):
+    found = findings(spec)
+    assert [finding for finding in found.values() if not finding.passed] == []
+    assert list(found) == [check.name for check in CHECKS]
+
+
+@pytest.mark.parametrize("spec", NO_SURVEY)
+def test_entries_at_minus_infinity_are_as_if_not_there(spec):
+    loss = build_objective(spec)
+    data = sample(loss).to(torch.float64).map(lambda logits: logits[:, :-3])
+    wide = data.map(lambda logits: torch.cat((logits, torch.full_like(logits[:, :3], -torch.inf)), 1))
+    value, grad = values_and_grad(loss, with_facts(loss, data))
+    same, slope = values_and_grad(loss, with_facts(loss, wide))
+    torch.testing.assert_close(same, value, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(slope[:, :-3], grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("spec", [spec for spec in NO_SURVEY if "ce" not in spec.split(":")[0].split("+")[0]])
+def test_the_gradient_sums_to_zero_and_shifts_change_nothing(spec):
+    if spec == "mse_logits:centred=false":
+        return
+    loss = build_objective(spec)
+    data = sample(loss).to(torch.float64)
+    value, grad = values_and_grad(loss, data)
+    torch.testing.assert_close(grad.sum(1), torch.zeros_like(value), rtol=0, atol=1e-11)
+    shifted, _ = values_and_grad(loss, type(data)(data.student + 5, data.teacher - 50, data.labels, data.facts))
+    torch.testing.assert_close(shifted, value, rtol=1e-9, atol=1e-11)

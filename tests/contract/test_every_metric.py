@@ -1,0 +1,120 @@
+"""What every registered metric must satisfy, guests included."""
+
+import math
+import random
+
+import evaluate
+import numpy as np
+import pytest
+
+from kdcli.errors import InputError
+from kdcli.metrics.facts import facts_from_logits
+from kdcli.registry import METRICS
+from kdcli.statistics import over_examples
+
+NAMES = METRICS.names()
+EXAMPLES, TOKENS, VOCAB = 12, 90, 9
+
+
+def texts(seed: int) -> tuple[list[list[str]], list[list[str]]]:
+    draw = random.Random(seed)
+
+    def sentence() -> str:
+        return " ".join(draw.choices(["red", "green", "blue", "Runs", "4."], k=draw.randint(1, 8)))
+
+    references = [[sentence()] for _ in range(EXAMPLES)]
+    return [[sentence(), valid[0] if i % 3 else sentence()] for i, valid in enumerate(references)], references
+
+
+def facts(seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    draw = np.random.default_rng(seed)
+    student, teacher = draw.normal(size=(2, TOKENS, VOCAB))
+    example = np.concatenate([np.arange(EXAMPLES), draw.integers(0, EXAMPLES, TOKENS - EXAMPLES)])
+    return facts_from_logits(student, draw.integers(0, VOCAB, TOKENS), teacher), example
+
+
+def scores(metric, seed: int = 0, order: list[int] | None = None):
+    order = list(range(EXAMPLES)) if order is None else order
+    if metric.eats == "texts":
+        predictions, references = texts(seed)
+        return metric.scores_from_texts([predictions[i] for i in order], [references[i] for i in order])
+    values, example = facts(seed)
+    tokens = [token for index in order for token in np.flatnonzero(example == index)]
+    renumbered = np.array([order.index(example[token]) for token in tokens])
+    return metric.scores_from_tokens({name: each[tokens] for name, each in values.items()}, renumbered, len(order))
+
+
+@pytest.fixture(params=NAMES)
+def metric(request):
+    return METRICS.resolve(request.param)()
+
+
+def test_it_is_an_evaluate_metric_and_says_what_it_is(metric):
+    assert isinstance(metric, evaluate.Metric)
+    assert metric.name in NAMES
+    assert metric.signature.startswith(metric.name)
+    assert metric.description
+    assert len(metric.__doc__.splitlines()) > 1
+
+
+def test_it_yields_the_scores_it_declares_with_their_directions(metric):
+    assert {score.name: score.better for score in scores(metric)} == dict(metric.scores)
+
+
+def test_compute_gives_the_same_numbers_as_the_scores(metric):
+    if metric.eats == "texts":
+        predictions, references = texts(0)
+        computed = metric.compute(predictions=predictions, references=references)
+        assert computed == {score.name: score.value for score in scores(metric)}
+    else:
+        draw = np.random.default_rng(0)
+        rows = draw.normal(size=(5, VOCAB))
+        references = draw.normal(size=(5, VOCAB)) if metric.needs_teacher() else draw.integers(0, VOCAB, 5)
+        assert set(metric.compute(predictions=rows, references=references)) == set(metric.scores)
+
+
+def test_every_value_is_finite_on_ordinary_input(metric):
+    assert all(math.isfinite(score.value) for score in scores(metric))
+
+
+def test_the_order_of_examples_changes_nothing_to_the_last_bit(metric):
+    shuffled = random.Random(1).sample(range(EXAMPLES), EXAMPLES)
+    assert [s.value for s in scores(metric)] == [s.value for s in scores(metric, order=shuffled)]
+    assert [over_examples(s) for s in scores(metric)] == [over_examples(s) for s in scores(metric, order=shuffled)]
+
+
+def test_additive_sums_stand_for_any_subset_of_examples(metric):
+    whole = scores(metric)
+    part = [1, 4, 5, 9]
+    for score, alone in zip(whole, scores(metric, order=part), strict=True):
+        if score.sums is not None:
+            assert score.sums.shape[0] == EXAMPLES
+            assert float(score.finish(score.sums[part].sum(0))) == pytest.approx(alone.value, rel=1e-12)
+
+
+def test_duplicating_every_example_keeps_an_additive_score(metric):
+    for score in scores(metric):
+        if score.sums is not None:
+            doubled = score.finish(np.concatenate([score.sums, score.sums]).sum(0))
+            assert float(doubled) == pytest.approx(score.value, rel=1e-12)
+
+
+def test_additive_scores_have_an_interval_around_them(metric):
+    for score in scores(metric):
+        estimate = over_examples(score)
+        if score.sums is None:
+            assert estimate.low is None
+        else:
+            assert estimate.low < estimate.mean < estimate.high
+            assert estimate.count == EXAMPLES
+
+
+def test_nothing_to_score_and_lengths_that_differ_are_refused(metric):
+    if metric.eats == "texts":
+        two, one = ["a", "b"], ["a"]
+    else:
+        two, one = [[0.0, 1.0]] * 2, [[1.0, 0.0]] if metric.needs_teacher() else [1]
+    for predictions, references in (([], []), (two, one)):
+        with pytest.raises(InputError) as caught:
+            metric.compute(predictions=predictions, references=references)
+        assert caught.value.exit_code == 3

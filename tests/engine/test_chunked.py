@@ -1,0 +1,142 @@
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kdcli.engine.chunked import Work, fused_sum
+from kdcli.engine.projection import Projection
+from kdcli.engine.workspace import Workspace
+from kdcli.losses.base import Tokens
+from kdcli.losses.build import build_objective
+from kdcli.models.split import Head
+from kdcli.registry import LOSSES
+
+TOKENS, VOCAB, WIDTH, TEACHER_WIDTH = 11, 17, 5, 7
+GUEST = "guests.py:Overlap"
+SPECS = [*LOSSES.table, "0.5*ce+0.5*akl:mu=0.6", "atkd:hard=jsd,easy=rkl", "fkl:temperature=2", "2*atkd+0.1*ce"]
+
+
+def sides(dtype=torch.float64, bias=False, softcap=None, scale=1.0, rows=VOCAB):
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    student = Projection(
+        draw(TOKENS, WIDTH).requires_grad_(),
+        Head(draw(rows, WIDTH).requires_grad_(), draw(rows).requires_grad_() if bias else None, scale, softcap),
+    )
+    teacher = Projection(draw(TOKENS, TEACHER_WIDTH), Head(draw(rows, TEACHER_WIDTH)))
+    labels = torch.randint(0, VOCAB, (TOKENS,), generator=generator)
+    weights = torch.rand(TOKENS, generator=generator).to(dtype)
+    return student, teacher, labels, weights
+
+
+def reference(spec, student, teacher, labels, weights, vocab=VOCAB):
+    """The same sum with full logits and plain autograd."""
+    loss = build_objective(spec)
+    z = student.head.logits(student.hidden, vocab)
+    t = teacher.head.logits(teacher.hidden, vocab)
+    sequence = torch.arange(TOKENS) // 4
+    facts = {"seq": sequence}
+    with torch.no_grad():
+        facts |= loss.survey(Tokens(labels, z, t, facts))
+        facts |= loss.plan(facts)
+    return (loss.token_loss(Tokens(labels, z, t, facts)) * weights).sum()
+
+
+def fused(spec, student, teacher, labels, weights, chunk=4, vocab=VOCAB):
+    loss = build_objective(spec)
+    seen = teacher if loss.needs().teacher else None
+    sequence = torch.arange(TOKENS) // 4
+    work = Work(loss, labels, weights, sequence, seen, vocab, student.hidden.dtype, Workspace(chunk))
+    return fused_sum(student, work)
+
+
+def gradients(total, student):
+    inputs = [student.hidden, student.head.weight] + ([student.head.bias] if student.head.bias is not None else [])
+    return torch.autograd.grad(total, inputs)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 64])
+@pytest.mark.parametrize("spec", SPECS)
+def test_fused_equals_full_logits(spec, chunk):
+    data = sides()
+    expected = reference(spec, *data)
+    total, parts = fused(spec, *data, chunk=chunk)
+    assert total.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert sum((part * data[3]).sum() for part in parts.values()).item() == pytest.approx(expected.item(), rel=1e-12)
+    for ours, theirs in zip(gradients(total, data[0]), gradients(expected, data[0]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{"bias": True}, {"softcap": 3.0}, {"scale": 0.25, "bias": True, "softcap": 2.0}])
+def test_bias_scale_and_softcap_are_honoured(options):
+    data = sides(**options)
+    expected = reference("akl", *data)
+    total, _ = fused("akl", *data)
+    assert total.item() == pytest.approx(expected.item(), rel=1e-12)
+    for ours, theirs in zip(gradients(total, data[0]), gradients(expected, data[0]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_padded_rows_get_no_gradient_and_no_mass():
+    data = sides(rows=VOCAB + 3)
+    total, _ = fused("fkl", *data)
+    assert total.item() == pytest.approx(reference("fkl", *data).item(), rel=1e-12)
+    _, weight = gradients(total, data[0])
+    assert weight[VOCAB:].abs().max() == 0
+    assert weight[:VOCAB].abs().min() > 0
+
+
+def test_upstream_gradient_scales():
+    data = sides()
+    once, _ = fused("jsd", *data)
+    thrice, _ = fused("jsd", *data)
+    for single, triple in zip(gradients(once, data[0]), gradients(3 * thrice, data[0]), strict=True):
+        torch.testing.assert_close(3 * single, triple)
+
+
+def test_no_tokens_is_a_live_zero():
+    student, teacher, labels, weights = sides()
+    empty = Projection(student.hidden[:0], student.head)
+    loss = build_objective("akl")
+    work = Work(
+        loss, labels[:0], weights[:0], labels[:0], Projection(teacher.hidden[:0], teacher.head), VOCAB, torch.float64
+    )
+    total, parts = fused_sum(empty, work)
+    assert total.item() == 0
+    assert not parts
+    assert torch.autograd.grad(total, student.head.weight)[0].abs().max() == 0
+
+
+def test_bf16_heads_stay_close_to_fp32():
+    wide = sides(torch.float32)
+    narrow = [Projection(wide[i].hidden.bfloat16(), Head(wide[i].head.weight.bfloat16())) for i in (0, 1)]
+    exact, _ = fused("fkl", *wide)
+    rough, _ = fused("fkl", *narrow, *wide[2:])
+    assert rough.item() == pytest.approx(exact.item(), rel=5e-2)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most rows any tensor of vocabulary width had."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width, self.rows = width, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(value, torch.Tensor) and value.ndim == 2 and value.shape[1] == self.width:
+                self.rows = max(self.rows, value.shape[0])
+        return out
+
+
+@pytest.mark.parametrize("spec", [*SPECS, "tests/engine/guests.py:Overlap"])
+def test_full_logits_never_exist(spec, request):
+    spec = spec.replace("tests/engine", str(request.path.parent))
+    data = sides()
+    with Largest(VOCAB) as largest:
+        total, _ = fused(spec, *data, chunk=7)  # no narrower than the heads, whose transposes are seen too
+        gradients(total, data[0])
+    assert 0 < largest.rows <= 7 < TOKENS

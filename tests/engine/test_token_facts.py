@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+import scipy.special
+import torch
+
+from kdcli.config import HardwareConfig
+from kdcli.engine.devices import prepare
+from kdcli.engine.events import silent
+from kdcli.engine.token_facts import token_facts
+from running import VOCAB, dataset, model
+
+
+def measure(micro_tokens, teacher=True):
+    return token_facts(
+        model("student", seed=1),
+        model("teacher", seed=2) if teacher else None,
+        dataset(9),
+        vocab=VOCAB,
+        micro_tokens=micro_tokens,
+        device=prepare(HardwareConfig(device="cpu")),
+        report=silent,
+    )
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """Every fact from full logits, one row at a time, in numpy."""
+    student, teacher = model("student", seed=1).model, model("teacher", seed=2).model
+    found = {
+        name: []
+        for name in ("label_logp", "top1_prob", "top1_correct", "brier", "kl_from_teacher", "kl_to_teacher", "agree")
+    }
+    owners = []
+    for index, example in enumerate(dataset(9).examples):
+        ids = torch.tensor([example.ids])
+        with torch.no_grad():
+            q, p = (scipy.special.softmax(m(ids).logits[0].double().numpy(), axis=1) for m in (student, teacher))
+        for position in range(example.prompt_length - 1, len(example.ids) - 1):
+            label, mine, theirs = example.ids[position + 1], q[position], p[position]
+            truth = np.eye(VOCAB)[label]
+            found["label_logp"].append(np.log(mine[label]))
+            found["top1_prob"].append(mine.max())
+            found["top1_correct"].append(mine.argmax() == label)
+            found["brier"].append(((mine - truth) ** 2).sum())
+            found["kl_from_teacher"].append(scipy.special.rel_entr(theirs, mine).sum())
+            found["kl_to_teacher"].append(scipy.special.rel_entr(mine, theirs).sum())
+            found["agree"].append(mine.argmax() == theirs.argmax())
+            owners.append(index)
+    return found, owners
+
+
+@pytest.mark.parametrize("micro_tokens", [1, 40, 4096])
+def test_facts_equal_full_logits_in_the_order_of_the_rows(expected, micro_tokens):
+    facts, example = measure(micro_tokens)
+    values, owners = expected
+    assert example.tolist() == owners
+    assert facts.keys() == values.keys()
+    for name, value in values.items():
+        np.testing.assert_allclose(facts[name], np.array(value, dtype=float), rtol=2e-5, atol=2e-7, err_msg=name)
+
+
+def test_without_a_teacher_there_are_no_comparisons():
+    facts, _ = measure(4096, teacher=False)
+    assert set(facts) == {"label_logp", "top1_prob", "top1_correct", "brier"}

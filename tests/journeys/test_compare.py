@@ -1,0 +1,328 @@
+"""Comparisons: cells that are found again, failures that stop nothing, kills that change nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+import study
+from kdcli.engine.events import Event, silent
+from kdcli.errors import InputError, InterruptedRunError, UsageError
+from kdcli.runs import compare as comparing
+from kdcli.runs.compare import compare, compare_runs, plan_compare
+from kdcli.runs.distill import distill
+from kdcli.runs.evaluate import evaluate_run
+from shell import kd
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return study.Parts(tmp_path_factory.mktemp("compare"))
+
+
+@pytest.fixture(scope="module")
+def done(parts):
+    heard = study.Heard()
+    return compare(parts.study("fkl", "rkl", seeds=(0, 1)), heard, command="kd compare fkl rkl --seeds 0,1"), heard
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(done, monkeypatch):
+    """Draw for the first comparison only."""
+    monkeypatch.setattr(comparing, "draw_curves", lambda folder, groups: None)
+
+
+def cells(parts, name="study"):
+    return sorted(path.name for path in (parts.root / name / "cells").iterdir())
+
+
+def numbers(folder):
+    """comparison.json without what depends on the machine."""
+    document = json.loads((folder / "comparison.json").read_text())
+    for row in document["rows"]:
+        del row["cost"]
+    return json.dumps(document, sort_keys=True)
+
+
+def test_a_comparison_holds_every_cell(done, parts):
+    found, heard = done
+    assert [row.label for row in found.rows] == ["fkl", "rkl"]
+    assert [row.seeds for row in found.rows] == [(0, 1), (0, 1)]
+    assert found.exit_code == 0
+    assert len(cells(parts)) == 4
+    assert "4 cells: 0 done, 0 to resume, 4 to run" in heard.messages("note")
+    names = {path.name for path in found.folder.iterdir()}
+    assert {"table.md", "table.csv", "comparison.json", "results.parquet", "curves.png", "curves.svg"} <= names
+
+
+def test_several_seeds_give_intervals_over_seeds(done):
+    found, _ = done
+    fkl, rkl = found.rows
+    for info in found.scores:
+        one, two = fkl.scores[info.name], rkl.scores[info.name]
+        assert (one.unit, one.count) == (two.unit, two.count) == ("seeds", 2)
+        assert fkl.differences[info.name] is None
+        assert rkl.differences[info.name].mean == pytest.approx(two.mean - one.mean)
+    assert not any("1 training seed" in note for note in found.notes)
+
+
+def test_the_tables_hold_the_records_numbers(done):
+    found, _ = done
+    tidy = pd.read_parquet(found.folder / "results.parquet")
+    assert len(tidy) == 4 * len(found.scores)
+    for row in found.rows:
+        for info in found.scores:
+            values = tidy[(tidy.objective == row.label) & (tidy.score == info.name)].value
+            assert values.mean() == pytest.approx(row.scores[info.name].mean)
+    table = pd.read_csv(found.folder / "table.csv")
+    assert table["mean"].tolist() == [row.scores[info.name].mean for row in found.rows for info in found.scores]
+
+
+def test_repeating_it_trains_nothing_and_changes_no_number(done, parts):
+    found, _ = done
+    before, folder = study.tree(found.folder / "cells"), found.folder
+    table, document = (folder / "table.md").read_bytes(), (folder / "comparison.json").read_bytes()
+    heard = study.Heard()
+    compare(parts.study("fkl", "rkl", seeds=(0, 1)), heard, command="kd compare fkl rkl --seeds 0,1")
+    assert "4 cells: 4 done, 0 to resume, 0 to run" in heard.messages("note")
+    assert study.tree(folder / "cells") == before
+    assert (folder / "table.md").read_bytes() == table
+    assert (folder / "comparison.json").read_bytes() == document
+
+
+def test_another_seed_only_adds_cells(done, parts):
+    before = study.tree(parts.root / "study" / "cells")
+    heard = study.Heard()
+    compare(parts.study("rkl", "fkl", seeds=(1, 2)), heard)
+    assert "4 cells: 2 done, 0 to resume, 2 to run" in heard.messages("note")
+    after = study.tree(parts.root / "study" / "cells")
+    assert {name: after[name] for name in before} == before
+
+
+def test_another_metric_measures_again_but_trains_nothing(done, parts):
+    config = parts.study("fkl", "rkl", seeds=(0,))
+    evaluation = config.evaluation.model_copy(update={"metrics": ("perplexity",)})
+    found = compare(config.model_copy(update={"evaluation": evaluation}), silent)
+    assert [info.name for info in found.scores] == ["perplexity", "nll"]
+    weights = next((parts.root / "study" / "cells").glob("fkl-s0-*/model/model.safetensors"))
+    assert weights.stat().st_mtime < found.folder.joinpath("table.md").stat().st_mtime
+
+
+def test_one_seed_concludes_nothing_about_objectives(parts):
+    found = compare(parts.study("fkl", "rkl", name="one"), silent, command="kd compare fkl rkl -o one")
+    assert "1 training seed" in found.notes[0]
+    assert found.notes[-1] == "next: kd compare fkl rkl -o one --seeds 0,1,2"
+    perplexity = found.rows[1].differences["perplexity"]
+    assert (perplexity.unit, perplexity.count) == ("examples", 10)
+    assert perplexity.low < perplexity.mean < perplexity.high
+
+
+def test_one_failing_cell_stops_no_other(parts, monkeypatch):
+    def failing(config, report, **options):
+        if config.loss == "rkl" and config.train.seed == 0:
+            raise RuntimeError("cosmic ray")
+        return distill(config, report, **options)
+
+    monkeypatch.setattr(comparing, "distill", failing)
+    found = compare(parts.study("fkl", "rkl", seeds=(0, 1), name="failing"), silent)
+    assert [(one.loss, one.seed, one.exit_code) for one in found.failed] == [("rkl", 0, 1)]
+    assert "cosmic ray" in found.failed[0].message
+    assert found.exit_code == 1
+    assert [row.seeds for row in found.rows] == [(0, 1), (1,)]
+    assert found.rows[1].differences["perplexity"].unit == "examples"
+    assert "failed: rkl seed 0" in (found.folder / "table.md").read_text()
+
+
+def test_a_failed_baseline_is_replaced_and_said(parts, monkeypatch):
+    def failing(config, report, **options):
+        if config.loss == "fkl":
+            raise RuntimeError("no")
+        return distill(config, report, **options)
+
+    monkeypatch.setattr(comparing, "distill", failing)
+    found = compare(parts.study("fkl", "rkl", "jsd", name="one"), silent)
+    assert found.baseline == "rkl"
+    assert found.notes[0] == "the baseline fkl has no finished run: differences are taken to rkl"
+
+
+def test_a_signal_goes_through(parts):
+    def signalling(event: Event) -> None:
+        if event.kind == "progress" and event.message == "rkl · seed 0: training" and event.done == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    config = parts.study("fkl", "rkl", name="stopped")
+    with pytest.raises(InterruptedRunError) as caught:
+        compare(config, signalling, command="kd compare again")
+    assert (caught.value.exit_code, caught.value.fix) == (130, "go on with: kd compare again")
+    states = dict(plan_compare(config).cells)
+    assert sorted(states.values()) == ["done", "to resume at step 2"]
+
+
+def test_a_plan_names_cells_and_writes_nothing(parts):
+    plan = plan_compare(parts.study("fkl", "jsd:beta=0.1", seeds=(0, 1), name="planned"))
+    assert not (parts.root / "planned").exists()
+    assert [name.rpartition("-")[0] for name, _ in plan.cells] == [
+        "fkl-s0",
+        "fkl-s1",
+        "jsd-beta0.1-s0",
+        "jsd-beta0.1-s1",
+    ]
+    assert {state for _, state in plan.cells} == {"to run"}
+
+
+@pytest.mark.parametrize(
+    ("losses", "what"),
+    [(("fkl",), "needs two objectives"), (("fkl", "kl"), "given twice"), (("fkl", "akll"), "akll")],
+)
+def test_settings_that_compare_nothing(parts, losses, what):
+    with pytest.raises(UsageError, match=what):
+        compare(parts.study(*losses, name="nothing"), silent)
+    assert not (parts.root / "nothing").exists()
+
+
+@pytest.fixture(scope="module")
+def apart(parts):
+    """Runs made one by one."""
+    return {loss: distill(parts.run(f"apart-{loss}", loss=loss), silent).folder for loss in ("fkl", "rkl")}
+
+
+def test_finished_runs_compare(apart, parts):
+    found = compare_runs([apart["fkl"], apart["rkl"]], "rkl", silent)
+    assert found.baseline == "rkl"
+    assert found.folder is None
+    assert [row.label for row in found.rows] == ["fkl", "rkl"]
+    assert found.rows[0].differences["perplexity"].count == 10
+
+
+def test_cells_of_a_study_compare_as_runs_to_the_same_numbers(done, parts):
+    compared, _ = done
+    folders = [path for path in sorted((parts.root / "study" / "cells").iterdir()) if "-s2-" not in path.name]
+    for folder in folders:
+        evaluate_run(parts.evaluation(folder), silent)
+    found = compare_runs(folders, "fkl", silent)
+    assert [row.scores for row in found.rows] == [row.scores for row in compared.rows]
+    assert [row.differences for row in found.rows] == [row.differences for row in compared.rows]
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "values"),
+    [
+        ({"train": {"max_steps": 9}}, "token budget", ("32 sequences", "36 sequences")),
+        ({"train": {"batch_size": 2}}, "token budget", ()),
+        ({"data": {"limit": 20}}, "training data", ()),
+        ({"data": {"eval_limit": 5}}, "test set", ()),
+        ({"evaluation": {"metrics": ("rougeL",), "bins": 5}}, None, ()),
+        ({"student": "random:layers=1,width=8,heads=2"}, "student at the start", ("random:layers=1,width=8,heads=2",)),
+        ({"teacher": "student", "student": "teacher"}, "teacher", ()),
+    ],
+)
+def test_unlike_runs_are_refused_by_name(apart, parts, change, field, values):
+    config = parts.run(f"unlike-{field}-{len(values)}", loss="rkl")
+    changes = {}
+    for name, value in change.items():
+        section = isinstance(value, dict)
+        is_folder = name in ("teacher", "student") and not str(value).startswith("random")
+        changes[name] = (
+            getattr(config, name).model_copy(update=value)
+            if section
+            else str(parts.root / value)
+            if is_folder
+            else value
+        )
+    other = distill(config.model_copy(update=changes), silent).folder
+    if field is None:
+        assert [info.name for info in compare_runs([apart["fkl"], other], None, silent).scores] == ["rougeL"]
+        return
+    with pytest.raises(InputError) as caught:
+        compare_runs([apart["fkl"], other], None, silent)
+    assert caught.value.code == "CMP-01"
+    assert caught.value.what.startswith(f"{field} differs: ")
+    assert all(value in caught.value.what for value in values)
+    assert str(other) in caught.value.what
+
+
+def test_other_rates_are_allowed_and_said(apart, parts):
+    other = distill(parts.run("faster", lr=1e-2), silent).folder
+    heard = study.Heard()
+    found = compare_runs([apart["fkl"], other], None, heard)
+    assert [row.label for row in found.rows] == ["fkl (train.lr=0.005)", "fkl (train.lr=0.01)"]
+    assert heard.messages("warning") == ["train.lr is not the same in all runs: 0.005, 0.01"]
+
+
+def test_a_run_given_twice_is_refused(apart):
+    with pytest.raises(UsageError, match="the same run"):
+        compare_runs([apart["fkl"], apart["fkl"]], None, silent)
+
+
+def test_a_run_without_evaluation_is_named(apart, parts):
+    config = parts.run("bare", loss="rkl")
+    data = config.data.model_copy(update={"eval": None})
+    bare = distill(config.model_copy(update={"data": data}), silent).folder
+    with pytest.raises(InputError, match="no evaluation") as caught:
+        compare_runs([apart["fkl"], bare], None, silent)
+    assert str(bare) in caught.value.fix
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import study, torch
+torch.set_num_threads(1)
+from kdcli.runs.compare import compare
+parts = study.Parts.__new__(study.Parts)
+parts.root = Path(sys.argv[1])
+for name in ("teacher", "student"):
+    setattr(parts, name, parts.root / name)
+parts.train, parts.test = parts.root / "train.jsonl", parts.root / "test.jsonl"
+def report(event):
+    if event.kind == "progress" and event.message.endswith("training"):
+        print(event.done, flush=True)
+compare(parts.study("fkl", "akl", seeds=(0, 1), name="killed"), report, command="kd compare")
+"""
+
+
+def test_kill_nine_in_the_middle_changes_no_number(parts):
+    whole = compare(parts.study("fkl", "akl", seeds=(0, 1), name="unkilled"), silent, command="kd compare")
+    paths = os.pathsep.join([str(study.__file__).rpartition("/")[0], os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(parts.root)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    for _ in range(8 + 5):
+        assert process.stdout.readline()
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    states = [state for _, state in plan_compare(parts.study("fkl", "akl", seeds=(0, 1), name="killed")).cells]
+    assert states[0] == "done"
+    assert states[1].startswith("to resume")
+    time.sleep(0.01)
+    compare(parts.study("fkl", "akl", seeds=(0, 1), name="killed"), silent, command="kd compare")
+    assert numbers(parts.root / "killed") == numbers(whole.folder)
+    assert (parts.root / "killed" / "results.parquet").read_bytes() == (whole.folder / "results.parquet").read_bytes()
+
+
+def test_the_command_line_walks_the_same_road(parts, monkeypatch):
+    monkeypatch.chdir(parts.root)
+    common = ["--teacher", "teacher", "--student", "student", "--data", "train.jsonl", "--eval-data", "test.jsonl"]
+    common += ["--max-steps", "4", "--batch-size", "4", "--metric", "perplexity,kl_to_teacher"]
+    for loss in ("fkl", "rkl"):
+        made = kd("distill", *common, "--loss", loss, "-o", f"typed/{loss}")
+        assert (made.code, made.out.splitlines()[-1]) == (0, f"typed/{loss}/model")
+    again = kd("distill", *common, "--loss", "fkl", "-o", "typed/fkl")
+    assert again.code == 0
+    changed = kd("distill", *common, "--loss", "fkl", "--lr", "1e-3", "-o", "typed/fkl")
+    assert changed.code == 8
+    assert "train.lr was 0.0005 and is now 0.001" in changed.error_lines[0]
+    measured = kd("eval", "typed/fkl", "--data", "test.jsonl", "--metric", "perplexity", "--json")
+    told = kd("compare", "typed/fkl", "typed/rkl", "--json")
+    assert (measured.code, told.code) == (0, 0)
+    (first, _) = json.loads(told.out)["rows"]
+    assert first["scores"]["perplexity"] == json.loads(measured.out)["estimates"]["perplexity"]

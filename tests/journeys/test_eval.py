@@ -1,0 +1,175 @@
+"""Measuring runs, model folders and answers made elsewhere."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import study
+from kdcli.config import DataConfig, EvalConfig, EvalSettings, GenerationConfig
+from kdcli.engine.events import silent
+from kdcli.errors import InputError, IntegrityError, UsageError
+from kdcli.runs.distill import distill
+from kdcli.runs.evaluate import evaluate_run
+from kdcli.runs.results import read_results, read_scores
+from kdcli.statistics import over_examples
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return study.Parts(tmp_path_factory.mktemp("eval"))
+
+
+@pytest.fixture(scope="module")
+def run(parts):
+    return distill(parts.run(max_steps=4), silent)
+
+
+@pytest.fixture(scope="module")
+def record(parts):
+    return evaluate_run(parts.evaluation(parts.student, output=str(parts.root / "out")), silent)
+
+
+def texts(metrics=("rougeL", "exact_match"), **generation):
+    return EvalSettings(metrics=metrics, generation=GenerationConfig(max_new_tokens=6, seeds=(1, 2), **generation))
+
+
+def test_any_model_folder_can_be_measured(record, parts):
+    assert record.examples == 10
+    assert [info.name for info in record.infos][:1] == ["rougeL"]
+    assert record.estimates["perplexity"].mean > 1
+    assert record.estimates["perplexity"].unit == "examples"
+    assert record.estimates["distinct_1"].low is None
+
+
+def test_results_read_back_to_the_same_record(record):
+    assert read_results(record.folder) == record
+
+
+def test_samples_hold_every_answer_and_value(record):
+    table = pq.read_table(record.folder / "samples.parquet").to_pydict()
+    assert len(table["prompt"]) == 10
+    assert all(len(answers) == 2 for answers in table["predictions"])
+    assert table["references"][0] == [" a."]
+    assert np.mean(table["rougeL"]) == pytest.approx(record.estimates["rougeL"].mean)
+
+
+def test_stored_statistics_give_the_same_scores(record):
+    for name, score in read_scores(record.folder).items():
+        assert over_examples(score) == record.estimates[name]
+
+
+def test_every_score_says_how_it_was_taken(record):
+    for info in record.infos:
+        assert "n:10" in info.settings
+        assert ("temp:0.7" in info.settings) == (info.eats == "texts")
+
+
+def test_the_same_evaluation_gives_the_same_numbers(record, parts):
+    again = evaluate_run(parts.evaluation(parts.student), silent)
+    assert again.folder is None
+    assert again.estimates == record.estimates
+
+
+def test_a_run_keeps_its_evaluations(run, parts):
+    found = evaluate_run(parts.evaluation(run.folder, evaluation=texts()), silent)
+    assert found.folder == run.folder / "eval" / "test"
+    assert set(found.estimates) == {"rougeL", "exact_match"}
+
+
+def test_an_evaluation_is_used_again_only_for_the_same_model(parts):
+    run = distill(parts.run("changing", max_steps=1), silent)
+    config = parts.evaluation(run.folder)
+    before = study.tree(run.folder)
+    assert evaluate_run(config, silent, reuse=True) == run.evaluation
+    assert study.tree(run.folder) == before
+    other = distill(parts.run("other", max_steps=6), silent)
+    for path in other.model.iterdir():
+        (run.model / path.name).write_bytes(path.read_bytes())
+    assert evaluate_run(config, silent, reuse=True).estimates == other.evaluation.estimates
+
+
+def test_only_texts_need_no_teacher(parts):
+    found = evaluate_run(parts.evaluation(parts.student, teacher=None, evaluation=texts()), silent)
+    assert found.protocol["teacher"] is None
+
+
+def test_a_missing_teacher_is_one_line(parts):
+    with pytest.raises(UsageError, match="kl_to_teacher needs a teacher") as caught:
+        evaluate_run(parts.evaluation(parts.student, teacher=None), silent)
+    assert caught.value.exit_code == 2
+
+
+def test_the_default_metrics_do_without_a_teacher(parts):
+    settings = EvalSettings(generation=GenerationConfig(max_new_tokens=2, seeds=(1,)))
+    found = evaluate_run(parts.evaluation(parts.student, teacher=None, evaluation=settings), silent)
+    assert "agreement" not in found.estimates
+    assert any("kl_to_teacher left out" in note for note in found.notes)
+
+
+def test_a_teacher_measured_against_itself_is_at_distance_zero(parts):
+    settings = EvalSettings(metrics=("kl_to_teacher", "agreement"))
+    found = evaluate_run(parts.evaluation(parts.teacher, evaluation=settings), silent)
+    assert found.estimates["kl_to_teacher"].mean == 0.0
+    assert found.estimates["agreement"].mean == 100.0
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_answers_made_elsewhere(tmp_path):
+    rows = [
+        {"prediction": "the cat", "reference": "the cat"},
+        {"prediction": "a dog", "references": ["a cow", "the dog"]},
+    ]
+    config = EvalConfig(
+        predictions=write(tmp_path / "answers.jsonl", rows), evaluation=texts(), output=str(tmp_path / "out")
+    )
+    found = evaluate_run(config, silent)
+    assert found.estimates["exact_match"].mean == 50.0
+    assert found.estimates["rougeL"].mean == 75.0
+    assert read_results(tmp_path / "out") == found
+
+
+def test_answers_made_elsewhere_have_no_tokens(tmp_path):
+    path = write(tmp_path / "answers.jsonl", [{"prediction": "a", "reference": "a"}])
+    with pytest.raises(UsageError, match="perplexity is measured on a model"):
+        evaluate_run(EvalConfig(predictions=path, evaluation=EvalSettings(metrics=("perplexity",))), silent)
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        ([{"reference": "a"}], 'line 1: field "prediction" is missing'),
+        ([{"prediction": "a", "reference": "a"}, {"prediction": 3, "reference": "a"}], 'line 2: "prediction" must be'),
+        ([{"prediction": "a"}], 'line 1: field "reference" is missing'),
+        ([{"predictions": ["a", "b"], "reference": "a"}, {"prediction": "a", "reference": "a"}], "line 2: 1 pred"),
+        ([["a"]], "line 1: not an object"),
+        ([], "no rows"),
+    ],
+)
+def test_bad_answers_are_named_by_line(tmp_path, rows, what):
+    path = write(tmp_path / "answers.jsonl", rows)
+    with pytest.raises(InputError) as caught:
+        evaluate_run(EvalConfig(predictions=path, evaluation=texts()), silent)
+    assert what in str(caught.value)
+
+
+def test_damaged_results_are_noticed(run, parts):
+    found = evaluate_run(parts.evaluation(run.folder, output=str(parts.root / "damaged")), silent)
+    path = found.folder / "samples.parquet"
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(IntegrityError):
+        read_scores(found.folder)
+
+
+def test_nothing_to_measure(parts):
+    with pytest.raises(UsageError, match="nothing to evaluate"):
+        evaluate_run(EvalConfig(), silent)
+    with pytest.raises(UsageError, match="no data"):
+        evaluate_run(EvalConfig(model=str(parts.student), data=DataConfig(), evaluation=texts()), silent)

@@ -1,0 +1,22 @@
+import pytest
+
+from kdcli.config import EvalSettings
+from kdcli.errors import UsageError
+from kdcli.metrics.build import build_metrics
+
+
+def test_names_become_metrics_once_each_and_split_by_kind():
+    settings = EvalSettings(metrics=("ece", "rouge", "rougeL", "length", "agreement"), bins=7)
+    texts, tokens = build_metrics(settings)
+    assert [metric.name for metric in texts] == ["rougeL", "length"]
+    assert [metric.name for metric in tokens] == ["ece", "agreement"]
+
+
+def test_bins_reach_the_metric_that_has_them():
+    _, (ece,) = build_metrics(EvalSettings(metrics=("ece",), bins=7))
+    assert ece.signature.startswith("ece|bins:7|")
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(UsageError, match="bleu"):
+        build_metrics(EvalSettings(metrics=("bleu",)))

@@ -1,0 +1,46 @@
+"""A saved student is a folder that stands on its own."""
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+import tiny
+from kdcli.models.load import load_model
+from kdcli.models.save import save_student
+from models.folders import edit
+
+CPU = torch.device("cpu")
+
+
+@torch.no_grad()
+def test_changed_weights_come_back_bit_for_bit(good, tmp_path):
+    student = load_model(str(good), device=CPU, role="student")
+    for parameter in student.model.parameters():
+        parameter.add_(torch.randn_like(parameter))
+    save_student(student, tmp_path / "out")
+    again = load_model(str(tmp_path / "out"), device=CPU, role="student")
+    ids = torch.randint(0, len(tiny.WORDS), (2, 9))
+    assert torch.equal(again.model(ids).logits, student.model(ids).logits)
+    assert torch.equal(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()(ids).logits, student.model(ids).logits
+    )
+    weights_and_texts = ["config.json", "generation_config.json", "model.safetensors"]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [*weights_and_texts, "tokenizer.json", "tokenizer_config.json"]
+
+
+def test_saving_twice_gives_the_same_bytes(good, tmp_path):
+    student = load_model(str(good), device=CPU, role="student")
+    for name in ("one", "two"):
+        save_student(student, tmp_path / name)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def test_a_generation_config_that_contradicts_itself_is_reduced_to_its_ids(tmp_path):
+    folder = tiny.folder(tmp_path / "in")
+    edit(folder / "generation_config.json", temperature=0.5, do_sample=False, eos_token_id=[2, 1])
+    student = load_model(str(folder), device=CPU, role="student")
+    save_student(student, tmp_path / "out")
+    saved = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert saved.eos_token_id == [2, 1]
+    assert student.model.generation_config.temperature == 0.5

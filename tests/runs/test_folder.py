@@ -1,0 +1,114 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from kdcli.errors import BusyError, ExperimentChangedError, InputError, IntegrityError, UsageError
+from kdcli.runs import lock
+from kdcli.runs.folder import RunFolder, model_of
+
+IDENTITY = {"loss": "fkl", "train.seed": 0, "steps": 10}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = RunFolder(tmp_path / "run")
+    made.path.mkdir()
+    made.begin("loss: fkl\n", IDENTITY, {"kd": "0.1.0"})
+    made.set_status("training", total=10)
+    return made
+
+
+def test_absent_and_empty_folders_may_be_used(tmp_path):
+    assert not RunFolder(tmp_path / "absent").check(IDENTITY, resume=True)
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".tmp-1-model").mkdir()
+    assert not RunFolder(tmp_path).check(IDENTITY, resume=False)
+
+
+def test_its_own_run_may_go_on(folder):
+    assert folder.check(IDENTITY, resume=True)
+
+
+def test_a_changed_value_is_named(folder):
+    with pytest.raises(ExperimentChangedError, match="steps was 10 and is now 20"):
+        folder.check(IDENTITY | {"steps": 20}, resume=True)
+
+
+def test_a_run_is_not_overwritten(folder):
+    with pytest.raises(UsageError, match=r"holds a run \(step 0 of 10\)") as caught:
+        folder.check(IDENTITY, resume=False)
+    assert caught.value.code == "CLI-12"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "manifest.json"])
+def test_other_folders_are_refused(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match="not a kd run"):
+        RunFolder(tmp_path).check(IDENTITY, resume=True)
+
+
+def test_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="a file, not a folder"):
+        RunFolder(tmp_path / "file").check(IDENTITY, resume=True)
+
+
+def test_a_newer_schema_is_refused_by_version(folder):
+    path = folder.path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 9, "environment": {"kd": "9.1"}}))
+    with pytest.raises(ExperimentChangedError, match=r"written by kd 9.1 \(schema 9\)"):
+        folder.check(IDENTITY, resume=True)
+
+
+def test_a_damaged_manifest_is_an_integrity_error(folder):
+    (folder.path / "manifest.json").write_text('{"kind": "run", ')
+    with pytest.raises(IntegrityError):
+        folder.check(IDENTITY, resume=True)
+
+
+def test_the_first_manifest_stays(folder):
+    folder.begin("loss: fkl\n", IDENTITY, {"kd": "2.0"})
+    assert folder.manifest()["environment"] == {"kd": "0.1.0"}
+
+
+def test_status_keeps_what_was_there(folder):
+    started = folder.status()["started"]
+    folder.set_status("done", steps=10)
+    assert folder.status() | {"updated": ""} == {
+        "started": started, "updated": "", "state": "done", "steps": 10, "total": 10,
+    }  # fmt: skip
+    assert not folder.is_done
+    folder.model.mkdir()
+    assert folder.is_done
+
+
+def test_a_run_stands_for_its_student(folder, tmp_path):
+    assert model_of(str(folder.path)) == str(folder.model)
+    assert model_of("gpt2") == "gpt2"
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for name in ("config.json", "manifest.json"):
+        (plain / name).touch()
+    assert model_of(str(plain)) == str(plain)
+
+
+TRY = "import sys; from pathlib import Path; from kdcli.runs import lock\nwith lock.hold(Path(sys.argv[1])): pass"
+
+
+def test_a_lock_is_held_and_dropped(tmp_path):
+    def attempt():
+        return subprocess.run([sys.executable, "-c", TRY, str(tmp_path)], capture_output=True, text=True, check=False)
+
+    with lock.hold(tmp_path):
+        refused = attempt()
+        assert "BusyError" in refused.stderr
+        assert f"process {os.getpid()} on {socket.gethostname()} since " in refused.stderr
+    assert attempt().returncode == 0
+
+
+def test_an_unreadable_lock_still_refuses(tmp_path):
+    assert isinstance(lock._busy(tmp_path, b"\xff"), BusyError)
