@@ -65,6 +65,7 @@ def run_trl(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         longest = max(len(row["ids"]) for row in batch)
+        sizes.append((sum(len(row["ids"]) for row in batch), sum(len(row["ids"]) - row["prompt"] for row in batch)))
         ids = torch.zeros(len(batch), longest, dtype=torch.int64)
         mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
         for index, row in enumerate(batch):
@@ -74,7 +75,7 @@ def run_trl(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             labels[index, row["prompt"] : size] = ids[index, row["prompt"] : size]
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
-    rows = make_rows(options.vocab)
+    rows, sizes = make_rows(options.vocab), []
     student = AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32)
     teacher = AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype=torch.float32)
     arguments = GKDConfig(
@@ -94,26 +95,24 @@ def run_trl(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         train_dataset=Dataset.from_list([{"ids": ids, "prompt": prompt} for ids, prompt in rows]), callbacks=[Clock()],
     )  # fmt: skip
     trainer.train()
-    return speed(marks, rows)
+    return speed(marks, sizes)
 
 
 def run_kd(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Kd's own loop with its defaults."""
     from bench_kd import train_marks
 
-    rows = make_rows(options.vocab)
-    return speed(train_marks(folder, rows, options, STEPS + WARM, ROWS), rows)
+    return speed(*train_marks(folder, make_rows(options.vocab), options, STEPS + WARM, ROWS))
 
 
-def speed(marks: list[float], rows: list[tuple[list[int], int]]) -> dict[str, Any]:
+def speed(marks: list[float], sizes: list[tuple[int, int]]) -> dict[str, Any]:
+    """Tokens and response tokens per second over the steps after the warm-up, each step with its own tokens."""
     from kdcli.engine.devices import peak_memory
 
-    seconds = (marks[-1] - marks[WARM - 1]) / STEPS
-    per_step = len(rows) / (STEPS + WARM)
-    tokens = statistics.mean(len(ids) for ids, _ in rows) * per_step
-    targets = statistics.mean(len(ids) - prompt for ids, prompt in rows) * per_step
+    seconds = marks[STEPS + WARM - 1] - marks[WARM - 1]
+    tokens, targets = (sum(column) / seconds for column in zip(*sizes[WARM : STEPS + WARM], strict=True))
     peak = peak_memory(torch.device("cpu")) / 2**30
-    return {"seconds": seconds, "tokens": tokens / seconds, "targets": targets / seconds, "peak": peak}
+    return {"seconds": seconds / STEPS, "tokens": tokens, "targets": targets, "peak": peak}
 
 
 def main() -> None:

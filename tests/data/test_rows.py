@@ -216,7 +216,12 @@ BAD_FILES = [
     ("a.json", b'[{"prompt": "a", "completion": "b"},\n', "DATA-03", "cut off"),
     ("a.json", b'[{"prompt": "a" "completion": "b"}]', "DATA-04", "line 1: not JSON"),
     ("a.jsonl.gz", gzip.compress(jsonl(ROWS), mtime=0)[:-12], "DATA-03", "the compressed file is cut off"),
-    ("a.jsonl.gz", gzip.compress(jsonl(ROWS * 99), mtime=0)[:60] + b"x" * 60, "DATA-03", "the compressed file is damaged"),
+    (
+        "a.jsonl.gz",
+        gzip.compress(jsonl(ROWS * 99), mtime=0)[:60] + b"x" * 60,
+        "DATA-03",
+        "the compressed file is damaged",
+    ),
     ("a.parquet", b"PAR1 but no more", "DATA-13", "cannot be read as Parquet"),
     ("a.parquet", b"words", "DATA-13", "the content is not what the ending .parquet says"),
     ("a.pkl", b"x", "DATA-13", '".pkl" files are not read'),
@@ -227,7 +232,7 @@ BAD_FILES = [
 ]
 
 
-@pytest.mark.parametrize("name, content, code, said", BAD_FILES, ids=[f"{name}: {said}" for name, *_, said in BAD_FILES])
+@pytest.mark.parametrize("name, content, code, said", BAD_FILES, ids=[f"{row[0]}: {row[3]}" for row in BAD_FILES])
 def test_files_that_cannot_be_read(tmp_path, name, content, code, said):
     with pytest.raises(InputError) as caught:
         read(write(tmp_path / name, content))

@@ -19,6 +19,7 @@ def folder(tmp_path):
     made.path.mkdir()
     made.begin("loss: fkl\n", IDENTITY, {"kd": "0.1.0"})
     made.set_status("training", total=10)
+    (made.path / "checkpoint-00000005").mkdir()
     return made
 
 
@@ -36,6 +37,16 @@ def test_its_own_run_may_go_on(folder):
 def test_a_changed_value_is_named(folder):
     with pytest.raises(ExperimentChangedError, match="steps was 10 and is now 20"):
         folder.check(IDENTITY | {"steps": 20}, resume=True)
+
+
+def test_a_run_that_saved_nothing_gives_way(folder):
+    (folder.path / "checkpoint-00000005").rmdir()
+    other = IDENTITY | {"steps": 20}
+    assert folder.check(IDENTITY, resume=True)
+    assert not folder.check(other, resume=True)
+    folder.begin("loss: fkl\n", other, {"kd": "0.1.0"})
+    assert folder.manifest()["identity"] == other
+    assert folder.status() == {}
 
 
 def test_a_run_is_not_overwritten(folder):

@@ -67,7 +67,7 @@ def distill(
         tell(prepared, report)
     report(Event("note", f"{prepared.device.description} · {prepared.label} · {prepared.steps:,} steps"))
     with _held(folder), _logged(folder, prepared):
-        _begin(folder, prepared, known, report)
+        _begin(folder, prepared, report)
         outcome = _train(folder, prepared, workshop, report, command or _again(folder))
         record = _record(folder, prepared.identity, outcome, already_done=False)
         return _with_evaluation(record, prepared, workshop, report)
@@ -113,11 +113,12 @@ def _with_evaluation(record: RunRecord, prepared: Prepared, workshop: Workshop, 
     return replace(record, evaluation=found)
 
 
-def _begin(folder: RunFolder, prepared: Prepared, known: bool, report: Report) -> None:
+def _begin(folder: RunFolder, prepared: Prepared, report: Report) -> None:
+    """Write what the run is; asks again what the folder holds, now that nobody else may change it."""
     if _rank() != 0:
         return
     now = environment()
-    if known:
+    if folder.check(prepared.identity, resume=True):
         for change in changes(folder.manifest()["environment"], now):
             report(Event("warning", change))
     folder.begin(settings.to_yaml(prepared.config), prepared.identity, now | {"device": prepared.device.description})

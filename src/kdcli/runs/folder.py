@@ -51,6 +51,11 @@ class RunFolder:
         """Whether training ended and the student was saved."""
         return self.status().get("state") == "done" and self.model.is_dir()
 
+    @property
+    def holds_work(self) -> bool:
+        """Whether anything was saved that another experiment must not replace."""
+        return self.model.is_dir() or any(self.path.glob("checkpoint-*"))
+
     def manifest(self) -> dict[str, Any]:
         """Return the manifest.
 
@@ -78,8 +83,10 @@ class RunFolder:
     def check(self, identity: dict[str, Any], *, resume: bool) -> bool:
         """Say whether this folder holds a run that may be continued as this experiment.
 
+        A run that stopped before its first checkpoint binds nobody: any experiment may begin in its place.
+
         Returns:
-            False for a folder that is empty or absent.
+            False for a folder that is empty or absent, or holds another run that saved nothing.
 
         Raises:
             InputError: it holds something else.
@@ -98,12 +105,16 @@ class RunFolder:
                 where=str(self.path),
                 fix="add --resume auto to go on, or choose another -o",
             )
+        if not self.holds_work and saved != identity:
+            return False
         check_identity(saved, identity, self.path)
         return True
 
     def begin(self, config: str, identity: dict[str, Any], environment: dict[str, Any]) -> None:
-        """Write config and, the first time, the manifest."""
-        if not (self.path / MANIFEST).is_file():
+        """Write config and, unless work is saved under it, the manifest."""
+        if not self.holds_work:
+            (self.path / STATUS).unlink(missing_ok=True)
+        if not self.holds_work or not (self.path / MANIFEST).is_file():
             manifest = {"kind": "run", "schema": SCHEMA, "identity": identity, "environment": environment}
             durable.write_file(self.path / MANIFEST, _json(manifest))
         durable.write_file(self.path / CONFIG, config)
