@@ -6,11 +6,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcli.losses.base import StableDivergence
+from kdcli.losses.base import StableDivergence, Tokens, finite_logits
 from kdcli.losses.block import Block, column, dot, near_kl
 from kdcli.losses.head import HeadRule, head_gap
 from kdcli.losses.ops import kl, softmax
 from kdcli.shapes import Logits, TokenValues
+
+
+_WATCHED = "akl.head_weight"
 
 
 class AdaptiveKL(StableDivergence):
@@ -55,9 +58,19 @@ class AdaptiveKL(StableDivergence):
 
     def between(self, log_q: Logits, log_p: Logits, tau: float) -> TokenValues:
         """Return the weighed mix; a side without weight is not looked at, be it infinite."""
+        return self._mixed(log_q, log_p, tau)[0]
+
+    def token_loss(self, tok: Tokens) -> TokenValues:
+        """Return the mix at the temperature, times tau^2 if asked; its weights may be watched."""
+        assert tok.teacher is not None, "a divergence declares needs().teacher"
+        student, teacher = finite_logits(tok.student), finite_logits(tok.teacher.detach())
+        value, tok.watched[_WATCHED] = self._mixed(student, teacher, self.temperature)
+        return value if self._scale == 1.0 else value * self._scale
+
+    def _mixed(self, log_q: Logits, log_p: Logits, tau: float) -> tuple[Tensor, Tensor]:
         w = self.weight(softmax(log_q.detach(), tau), softmax(log_p.detach(), tau))
         forward, reverse = kl(log_p, log_q, tau), kl(log_q, log_p, tau)
-        return torch.where(w > 0, w * forward, 0.0) + torch.where(w < 1, (1 - w) * reverse, 0.0)
+        return torch.where(w > 0, w * forward, 0.0) + torch.where(w < 1, (1 - w) * reverse, 0.0), w
 
     def faint_values(self, block: Block) -> Tensor:
         """Return small values."""
@@ -70,7 +83,7 @@ class AdaptiveKL(StableDivergence):
         p, q, ratio = block.p, block.q, block.log_ratio
         forward, reverse = dot(p, ratio).neg_(), dot(q, ratio)
         pull = torch.sub(q, p)
-        w = self._weight(p, torch.abs(pull))
+        w = block.watched[_WATCHED] = self._weight(p, torch.abs(pull))
         slope = ratio.sub_(column(reverse)).mul_(q)
         return torch.lerp(reverse, forward, w), torch.lerp(slope, pull, column(w), out=slope)
 

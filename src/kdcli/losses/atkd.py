@@ -112,6 +112,7 @@ class AdaptiveTeachingKD(DistillLoss):
     def parts(self, tok: Tokens) -> dict[str, Tensor]:
         """Return the terms of the easy and of the hard tokens, each 0 on the others."""
         assert tok.teacher is not None, "needs().teacher is declared"
+        self._watch(tok)
         if self._is_preset:
             student, teacher = (finite(logits, self.temperature) for logits in (tok.student, tok.teacher))
             return self._named(parts(student, teacher, tok.labels, self._weighing(tok)), tok)
@@ -133,6 +134,7 @@ class AdaptiveTeachingKD(DistillLoss):
         assert tok.teacher is not None, "needs().teacher is declared"
         if not tok.student.is_cpu:
             return None
+        self._watch(tok)
         if self._is_preset:
             found, grad = parts_and_grad(tok.student, tok.teacher, tok.labels, self._weighing(tok), self.temperature)
             return self._named(found, tok), grad if self._scale == 1.0 else grad.mul_(self._scale)
@@ -149,6 +151,10 @@ class AdaptiveTeachingKD(DistillLoss):
                 named[label][rows] = weight[rows] * sum(closed[0].values())
                 grad[rows] = closed[1].mul_(weight[rows, None])
         return named, grad
+
+    @staticmethod
+    def _watch(tok: Tokens) -> None:
+        tok.watched["atkd.easy_share"] = (~tok.facts["split/hard"]).to(tok.facts["split/weight"].dtype)
 
     @property
     def _is_preset(self) -> bool:

@@ -49,12 +49,15 @@ class Tokens:
         teacher: teacher logits, shape ``[t, v]``; None when the objective needs no teacher.
         facts: per-token numbers of shape ``[t]`` from survey, plan and source; always holds
             ``seq``, the index of the token's sequence in the micro-batch.
+        watched: what a loss wants followed over training, written by it while it computes:
+            ``name.what`` -> ``[t]``, without gradient. Logged as means over tokens, never summed into the loss.
     """
 
     labels: TokenLabels
     student: Logits
     teacher: Logits | None = None
     facts: Facts = field(default_factory=dict)
+    watched: dict[str, Tensor] = field(default_factory=dict)
 
     def log_probs(self, tau: float = 1.0) -> tuple[Logits, Logits]:
         """Return ``(student, teacher)`` log-probabilities at temperature ``tau``; no gradient reaches the teacher."""
@@ -178,6 +181,7 @@ class Divergence(DistillLoss):
         closed = self.divergence_and_grad(block)
         if closed is None:
             return None
+        tok.watched.update(block.watched)
         value, grad = closed
         self.mended(value, grad, block)
         self._redo(value, grad, block)

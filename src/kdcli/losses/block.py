@@ -22,6 +22,7 @@ class Block:
 
     def __init__(self, student: Tensor, teacher: Tensor, tau: float = 1.0) -> None:
         self._student, self._teacher, self._tau = student, teacher, tau
+        self.watched: dict[str, Tensor] = {}
 
     def logits(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return copies of some tokens' logits, of student and teacher."""

@@ -36,7 +36,13 @@ def plan_all(children: Mapping[str, DistillLoss], facts: Facts) -> dict[str, Ten
 def inside(label: str, child: DistillLoss, tok: Tokens) -> Tokens:
     """Return the tokens as the child would see them on its own."""
     teacher = tok.teacher if child.needs().teacher else None
-    return replace(tok, teacher=teacher, facts=_view(label, tok.facts))
+    return replace(tok, teacher=teacher, facts=_view(label, tok.facts), watched={})
+
+
+def hand_on(label: str, child: DistillLoss, seen: Tokens, tok: Tokens) -> None:
+    """Let what the child watched on its own tokens be watched on those in hand, under its label."""
+    for name, value in seen.watched.items():
+        tok.watched[f"{label}{name.removeprefix(child.name)}"] = value
 
 
 def take(tok: Tokens, rows: Tensor) -> Tokens:

@@ -1,5 +1,6 @@
 """Sums of weighted losses."""
 
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator, model_validator
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from kdcli.losses.base import DistillLoss, Facts, Needs, Tokens
 from kdcli.losses.build import NestedLoss
-from kdcli.losses.children import inside, merged_needs, plan_all, survey_all
+from kdcli.losses.children import hand_on, inside, merged_needs, plan_all, survey_all
 from kdcli.shapes import TokenValues
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -86,7 +87,9 @@ class Sum(DistillLoss):
         """Return the weighted terms by label; a term of several parts gives ``label.part`` each."""
         named: dict[str, Tensor] = {}
         for label, child in self._children.items():
-            named |= self._weighted(label, child, child.parts(inside(label, child, tok)))
+            view = inside(label, child, tok)
+            named |= self._weighted(label, child, child.parts(view))
+            hand_on(label, child, view, tok)
         return named
 
     def parts_and_grad(self, tok: Tokens) -> tuple[dict[str, Tensor], Tensor] | None:
@@ -100,6 +103,7 @@ class Sum(DistillLoss):
             if closed is None:
                 return None
             found, grad = closed
+            hand_on(label, child, view, tok)
             named |= self._weighted(label, child, found)
             grad = grad.mul_(self._weights[label])
             total = grad if total is None else total.add_(grad)
@@ -115,4 +119,4 @@ class Sum(DistillLoss):
 def _copy(tok: Tokens) -> Tokens:
     """Copy the logits, which a closed form may overwrite."""
     teacher = None if tok.teacher is None else tok.teacher.clone()
-    return Tokens(tok.labels, tok.student.clone(), teacher, tok.facts)
+    return replace(tok, student=tok.student.clone(), teacher=teacher)

@@ -59,12 +59,18 @@ def by_looking(p: Tensor, gap: Tensor, mu: float, rule: HeadRule) -> Tensor:
     total = torch.empty_like(p[:, 0])
     rows = torch.arange(len(p), device=p.device)
     slices = _Slices.of(p)
+    long = rows[:0]
     for count in _LOOKS:
-        total[rows], settled = _look(slices.of_rows(rows, count), gap, rows, mu, rule)
-        rows = rows[~settled]
+        total[rows], settled, hopeless = _look(slices.of_rows(rows, count), gap, rows, mu, rule)
+        long = torch.cat((long, rows[hopeless]))
+        rows = rows[~(settled | hopeless)]
         if not len(rows):
-            return total
-    total[rows] = by_digits(p[rows], gap[rows], mu, rule)
+            break
+    rows = torch.cat((rows, long))
+    if len(rows) == len(p):
+        return by_digits(p, gap, mu, rule)
+    if len(rows):
+        total[rows] = by_digits(p[rows], gap[rows], mu, rule)
     return total
 
 
@@ -146,8 +152,11 @@ class _Slices(NamedTuple):
         return _Candidates(self.p[rows.unsqueeze(1), place], place, best.values[:, -1:])
 
 
-def _look(found: _Candidates, gap: Tensor, rows: Tensor, mu: float, rule: HeadRule) -> tuple[Tensor, Tensor]:
-    """Sum the gap over heads that end among the candidates; say for which rows that is so."""
+def _look(found: _Candidates, gap: Tensor, rows: Tensor, mu: float, rule: HeadRule) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum the gap over heads that end among the candidates; say for which rows that is so, and where it never will be.
+
+    A longer look can add no more to the mass of the ranked entries than as many times the bound on all others.
+    """
     falling = torch.topk(found.p, _RANKED, dim=-1).values
     inside = _in_head(falling, mu, rule)
     last = falling.gather(1, inside.sum(1, keepdim=True) - 1)
@@ -155,7 +164,8 @@ def _look(found: _Candidates, gap: Tensor, rows: Tensor, mu: float, rule: HeadRu
     above, equal = found.p > last, found.p == last
     wanted = inside.sum(1, keepdim=True) - above.sum(1, keepdim=True)
     pick = above | (equal & (equal.cumsum(1) <= wanted))
-    return (gap[rows.unsqueeze(1), found.place] * pick).sum(1), settled
+    hopeless = falling.sum(1) + _RANKED * found.bound.squeeze(1) < mu
+    return (gap[rows.unsqueeze(1), found.place] * pick).sum(1), settled, hopeless
 
 
 def _in_head(falling: Tensor, mu: float, rule: HeadRule) -> Tensor:
