@@ -13,6 +13,7 @@ from kdcli.data.examples import Example, TokenDataset
 from kdcli.engine.devices import prepare
 from kdcli.engine.events import Event
 from kdcli.engine.loop import Training, train
+from kdcli.engine.teacher import LiveTeacher, Teacher
 from kdcli.losses.build import build_objective
 from kdcli.models.activations import fuse_activations
 from kdcli.models.load import LanguageModel
@@ -24,27 +25,40 @@ def train_marks(
     folder: Path, rows: list[tuple[list[int], int]], options: argparse.Namespace, steps: int, batch_size: int
 ) -> tuple[list[float], list[tuple[int, int]]]:
     """Return the clock at the end of each step, and the tokens and response tokens of each."""
+    examples = examples_of(rows)
+    config = _config(steps, batch_size)
+    sizes = [
+        (sum(len(rows[at][0]) for at in step), sum(len(rows[at][0]) - rows[at][1] for at in step))
+        for step in DatasetSource(TokenDataset(examples), config, pad_id=0).steps(0)
+    ]
+    teacher = LiveTeacher(language_model(folder / "teacher"))
+    return run_training(folder, teacher, examples, options, steps, batch_size), sizes
+
+
+def run_training(
+    folder: Path,
+    teacher: Teacher,
+    examples: tuple[Example, ...],
+    options: argparse.Namespace,
+    steps: int,
+    batch_size: int,
+) -> list[float]:
+    """Train a fresh student with the real loop, and return the clock at the end of each step."""
     marks: list[float] = []
 
     def report(event: Event) -> None:
         if event.kind == "progress":
             marks.append(time.perf_counter())
 
-    config = TrainConfig(batch_size=batch_size, max_steps=steps, save_every=10_000)
+    config = _config(steps, batch_size)
     device = prepare(HardwareConfig(device="cpu", dtype=options.dtype, matmul_precision=options.matmul_precision))
-    examples = tuple(Example(tuple(ids), prompt, "", (), "") for ids, prompt in rows)
-    source = DatasetSource(TokenDataset(examples), config, pad_id=0)
-    sizes = [
-        (sum(len(rows[at][0]) for at in step), sum(len(rows[at][0]) - rows[at][1] for at in step))
-        for step in source.steps(0)
-    ]
     with tempfile.TemporaryDirectory() as run:
         train(
             Training(
-                student=_model(folder / "student"),
-                teacher=_model(folder / "teacher"),
+                student=language_model(folder / "student"),
+                teacher=teacher,
                 loss=build_objective(options.objective),
-                source=source,
+                source=DatasetSource(TokenDataset(examples), config, pad_id=0),
                 vocab=options.vocab,
                 train=config,
                 device=device,
@@ -54,10 +68,18 @@ def train_marks(
                 resume_command="",
             )
         )
-    return marks, sizes
+    return marks
 
 
-def _model(path: Path) -> LanguageModel:
+def examples_of(rows: list[tuple[list[int], int]]) -> tuple[Example, ...]:
+    return tuple(Example(tuple(ids), prompt, "", (), "") for ids, prompt in rows)
+
+
+def language_model(path: Path) -> LanguageModel:
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     fuse_activations(model)  # as load_model does
     return LanguageModel(model, None, split_head(model), str(path), "", (0,), 0, model.config.vocab_size)
+
+
+def _config(steps: int, batch_size: int) -> TrainConfig:
+    return TrainConfig(batch_size=batch_size, max_steps=steps, save_every=10_000)

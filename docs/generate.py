@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from kdcli.catalog import LOSSES
-from kdcli.config import CompareConfig, DistillConfig, EvalConfig
+from kdcli.config import CacheConfig, CompareConfig, DistillConfig, EvalConfig
 from kdcli.fields import Setting, leaves
 from kdcli.fields import describe as describe_type
 from kdcli.losses.describe import LossCard, describe
@@ -25,7 +25,7 @@ from kdcli.spelling import ALIASES, FLAGS, flag_path
 from kdcli.text import markdown_cell
 
 HERE = Path(__file__).resolve().parent
-KINDS = {"distill": DistillConfig, "eval": EvalConfig, "compare": CompareConfig}
+KINDS = {"distill": DistillConfig, "eval": EvalConfig, "compare": CompareConfig, "cache": CacheConfig}
 POSITIONAL = ("losses", "model")
 COLOURS = ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "TERMINAL_WIDTH", "CLICOLOR_FORCE")
 PART = re.compile(r"<!-- begin (?P<name>[\w -]+) -->\n.*?<!-- end (?P=name) -->", re.DOTALL)

@@ -10,6 +10,7 @@ from kdcli.data.examples import Example, TokenDataset
 from kdcli.engine.devices import prepare
 from kdcli.engine.events import silent
 from kdcli.engine.loop import Training
+from kdcli.engine.teacher import LiveTeacher
 from kdcli.losses.build import build_objective
 from kdcli.models.load import assemble
 from kdcli.sources.dataset import DatasetSource
@@ -53,7 +54,7 @@ def training(
     student = student or model("student", seed=1)
     return Training(
         student=student,
-        teacher=teacher or model("teacher", seed=2),
+        teacher=LiveTeacher(teacher or model("teacher", seed=2)),
         loss=build_objective(spec),
         source=DatasetSource(data or dataset(), config, pad_id=0, rank=rank, world=size),
         vocab=VOCAB,

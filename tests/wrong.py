@@ -281,6 +281,39 @@ def stopped_run(home: Path) -> None:
     assert (home / "run" / "checkpoint-00000003").is_dir()
 
 
+def cache(home: Path, *more: str) -> None:
+    answer = kd("cache", "--teacher", "teacher", "--data", "train.jsonl", "-o", "cache", *more, "--quiet", folder=home)
+    assert answer.code == 0, answer.err
+
+
+@builder
+def teacher_cache(home: Path) -> None:
+    cache(home, "--device", "cpu")
+
+
+@builder
+def compact_cache(home: Path) -> None:
+    cache(home, "--device", "cpu", "--kind", "compact", "--top-k", "4")
+
+
+@builder
+def cache_key_that_is_no_json(home: Path) -> None:
+    (home / "cache" / "cache.json").write_text("{")
+
+
+@builder
+def damaged_cache(home: Path) -> None:
+    for path in home.glob("cache/shard-*/tokens.safetensors"):
+        raw = bytearray(path.read_bytes())
+        raw[-1] ^= 1
+        path.write_bytes(bytes(raw))
+
+
+@builder
+def other_rows(home: Path) -> None:
+    (home / "other.jsonl").write_text('{"prompt": "never", "completion": "seen"}\n' * 3)
+
+
 @builder
 def newer_manifest(home: Path) -> None:
     edit_json(home / "run" / "manifest.json", schema=99)

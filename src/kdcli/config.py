@@ -30,6 +30,10 @@ class DataConfig(Settings):
     limit: Positive | None = Field(default=None, description="use the first N training rows")
     eval_limit: Positive | None = Field(default=None, description="use the first N held-out rows")
     skip_bad: bool = Field(default=False, description="leave out rows that cannot be read instead of stopping")
+    dev: str | None = Field(default=None, description="development rows, to choose settings on; never trained on")
+    dev_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="share of the training rows kept out of training as development rows"
+    )
 
 
 class TrainConfig(Settings):
@@ -74,6 +78,7 @@ class HardwareConfig(Settings):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="device")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="fp32, or autocast to bf16")
     threads: Positive | None = Field(default=None, description="CPU threads; part of a run's identity")
+    gpus: Positive = Field(default=1, description="processes that train one run together, one GPU each")
     matmul_precision: Literal["highest", "high", "medium"] = Field(
         default="highest", description="fp32 matrix products; medium is faster where bf16 units exist"
     )
@@ -97,6 +102,7 @@ class EvalSettings(Settings):
     metrics: tuple[str, ...] = Field(
         default=("rougeL", "perplexity", "ece", "kl_to_teacher", "agreement"), description="metric names"
     )
+    split: Literal["test", "dev"] = Field(default="test", description="rows measured after training: held-out or dev")
     bins: Positive = Field(default=10, description="calibration bins")
     generation: GenerationConfig = GenerationConfig()
 
@@ -105,6 +111,7 @@ class DistillConfig(Settings):
     """One training run."""
 
     teacher: str | None = Field(default=None, description="teacher: model folder or hub id")
+    teacher_cache: str | None = Field(default=None, description="folder that kd cache made of this teacher and data")
     student: str | None = Field(
         default=None, description="student: folder, hub id, or random:layers=..,width=..,heads=.."
     )
@@ -121,6 +128,7 @@ class EvalConfig(Settings):
 
     model: str | None = Field(default=None, description="run folder, model folder or hub id")
     teacher: str | None = Field(default=None, description="teacher, for metrics that compare with it")
+    teacher_cache: str | None = Field(default=None, description="folder that kd cache made of this teacher and data")
     predictions: str | None = Field(
         default=None, description="JSONL of prediction and reference(s); no model is loaded"
     )
@@ -130,18 +138,53 @@ class EvalConfig(Settings):
     output: str | None = Field(default=None, description="folder for results.json and samples.parquet")
 
 
+class CacheConfig(Settings):
+    """One pass of a teacher over rows, kept."""
+
+    teacher: str | None = Field(default=None, description="teacher: model folder or hub id")
+    student: str | None = Field(default=None, description="student folder, if its tokenizer files end texts otherwise")
+    data: DataConfig = DataConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    kind: Literal["exact", "compact"] = Field(
+        default="exact", description="exact: last hidden states; compact: the likeliest tokens and the rest's mass"
+    )
+    store_dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="of the hidden states on disk; auto: that of the computation, which loses nothing"
+    )
+    top_k: Positive = Field(default=64, description="tokens kept by a compact cache")
+    output: str | None = Field(default=None, description="cache folder")
+
+
+class ExecutionConfig(Settings):
+    """Where the cells of a comparison run; no number of the table depends on it."""
+
+    executor: Literal["auto", "inline", "local", "slurm", "ray"] = Field(
+        default="auto", description="this process, its children, Slurm or Ray; auto: local for several jobs"
+    )
+    jobs: Positive | None = Field(default=None, description="cells at once")
+    slurm: dict[str, str] = Field(default={}, description="partition=..,time=MINUTES,gpus=..,cpus=..,mem_gb=..")
+    ray_address: str | None = Field(default=None, description="a running Ray cluster; default one on this machine")
+
+
 class CompareConfig(Settings):
-    """Objectives times seeds on an equal budget."""
+    """Objectives times variations times seeds on an equal budget."""
 
     losses: tuple[str, ...] = Field(default=(), description="contenders, each an objective")
+    vary: tuple[str, ...] = Field(default=(), description="setting=value,value: each combination is a contender")
+    tune: tuple[str, ...] = Field(default=(), description="setting=value,value: chosen on dev rows per objective")
+    tune_by: str | None = Field(default=None, description="score that chooses; default the first one measured")
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1, description="training seeds")
     baseline: str | None = Field(default=None, description="objective differences are taken to; default the first")
     teacher: str | None = Field(default=None, description="teacher: model folder or hub id")
+    teacher_cache: str = Field(
+        default="auto", description="auto: run the teacher once for all cells if that pays; none; or a kd cache folder"
+    )
     student: str | None = Field(default=None, description="student: folder, hub id, or random:...")
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     hardware: HardwareConfig = HardwareConfig()
     evaluation: EvalSettings = EvalSettings()
+    execution: ExecutionConfig = ExecutionConfig()
     output: str | None = Field(default=None, description="study folder")
 
     @model_validator(mode="after")

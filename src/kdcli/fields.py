@@ -18,6 +18,9 @@ Fault = Callable[[str, str, str], Exception]
 
 _ANNOTATED: Any = Annotated
 
+SPACED = ("losses", "vary", "tune")
+"""Lists whose items may hold commas: a text is split at spaces."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -79,7 +82,7 @@ class Setting:
             raise self._mismatch(error, value, fault, "CFG") from None
 
     def _pieces(self, text: str) -> list[str]:
-        separator = None if self.path == "losses" else ","
+        separator = None if self.path in SPACED else ","
         return [piece.strip() for piece in text.strip("[]").split(separator) if piece.strip()]
 
     def _pairs(self, text: str, fault: Fault) -> Iterator[tuple[str, str]]:
@@ -113,7 +116,7 @@ def leaves(model: type[BaseModel], above: str = "") -> dict[str, Setting]:
 
     >>> from kdcli.config import EvalConfig
     >>> list(leaves(EvalConfig))[:3]
-    ['model', 'teacher', 'predictions']
+    ['model', 'teacher', 'teacher_cache']
     """
     found: dict[str, Setting] = {}
     for name, info in model.model_fields.items():

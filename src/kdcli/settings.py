@@ -15,17 +15,17 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from kdcli import config_file
-from kdcli.config import CompareConfig, DistillConfig, EvalConfig
+from kdcli.config import CacheConfig, CompareConfig, DistillConfig, EvalConfig
 from kdcli.config_file import Node
 from kdcli.errors import InputError, KDError, UsageError
 from kdcli.fields import Setting, leaves
 from kdcli.spelling import FLAGS, flag_path, nearest, setting_names
 from kdcli.text import one_line
 
-Config = TypeVar("Config", DistillConfig, EvalConfig, CompareConfig)
+Config = TypeVar("Config", DistillConfig, EvalConfig, CompareConfig, CacheConfig)
 Text = str | Sequence[str]
 
-PATHS = {"teacher", "student", "model", "predictions", "output", "data.train", "data.eval"}
+PATHS = {"teacher", "teacher_cache", "student", "model", "predictions", "output", "data.train", "data.eval"}
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
@@ -86,10 +86,10 @@ def altered(config: Config, changes: Mapping[str, Any]) -> Config:
     return _built(type(config), config.model_copy(update=dict(changes)).model_dump())
 
 
-def to_yaml(config: DistillConfig | EvalConfig | CompareConfig) -> str:
+def to_yaml(config: DistillConfig | EvalConfig | CompareConfig | CacheConfig) -> str:
     """Write a config in the form that ``-c`` reads.
 
-    >>> to_yaml(DistillConfig(loss="akl")).splitlines()[2]
+    >>> to_yaml(DistillConfig(loss="akl")).splitlines()[3]
     'loss: akl'
     """
     return config_file.to_yaml(config.model_dump(mode="json"))

@@ -5,6 +5,10 @@ from collections.abc import Iterable, Mapping
 
 FLAGS = {
     "teacher": "teacher",
+    "teacher_cache": "teacher_cache",
+    "kind": "kind",
+    "store_dtype": "store_dtype",
+    "top_k": "top_k",
     "student": "student",
     "model": "model",
     "predictions": "predictions",
@@ -32,6 +36,15 @@ FLAGS = {
     "threads": "hardware.threads",
     "matmul_precision": "hardware.matmul_precision",
     "output": "output",
+    "vary": "vary",
+    "tune": "tune",
+    "tune_by": "tune_by",
+    "dev_data": "data.dev",
+    "gpus": "hardware.gpus",
+    "jobs": "execution.jobs",
+    "executor": "execution.executor",
+    "slurm": "execution.slurm",
+    "ray_address": "execution.ray_address",
 }
 """Flag in snake case -> the setting it stands for."""
 
@@ -67,6 +80,7 @@ ALIASES = {
     "metrics": "metric",
     "config_file": "config",
     "resume_from_checkpoint": "resume",
+    "backend": "executor",
 }
 """Other tools' spellings, in snake case -> our flag."""
 
@@ -77,7 +91,7 @@ def flag_path(flag: str, known: Iterable[str]) -> str:
     >>> flag_path("data", ["data.train", "train.lr"]), flag_path("data", ["data.eval"])
     ('data.train', 'data.eval')
     """
-    evaluates_only = "train.lr" not in known
+    evaluates_only = not {"train.lr", "store_dtype"} & set(known)
     return _WITHOUT_TRAINING.get(flag, FLAGS[flag]) if evaluates_only else FLAGS[flag]
 
 

@@ -1,11 +1,22 @@
-"""Makes text from data and model folders safe to show, in a terminal, a Markdown table or a CSV cell."""
+"""Makes text from data and model folders safe to show: in a terminal, Markdown, CSV, LaTeX, HTML."""
 
+import html
 import re
 import unicodedata
 
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _MARKDOWN = re.compile(r"([|\\`*_\[\]~#])")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    **{letter: f"\\{letter}" for letter in "{}$&#_%"},
+    **{letter: f"{{{letter}}}" for letter in "[]*`'-"},
+}
 
 
 def visible(text: str) -> str:
@@ -41,6 +52,20 @@ def one_line(text: str, width: int = 120) -> str:
     return flat if len(flat) <= width else flat[: width - 1] + "…"
 
 
+def fold(text: str, width: int) -> str:
+    r"""Break a line into lines of a width, after a sign that ends a part where there is one.
+
+    >>> fold("0.5*ce+0.5*akl:mu=0.6", 12)
+    '0.5*ce+\n0.5*akl:\nmu=0.6'
+    """
+    lines, rest = [], text
+    while len(rest) > width:
+        cut = max((rest.rfind(sign, 0, width) + 1 for sign in "+,:@( "), default=0) or width
+        lines.append(rest[:cut])
+        rest = rest[cut:]
+    return "\n".join([*lines, rest])
+
+
 def markdown_cell(text: str, width: int = 200) -> str:
     r"""Return text for one cell of a Markdown table: no markup, no HTML, no line break.
 
@@ -59,6 +84,30 @@ def csv_cell(text: str) -> str:
     """
     safe = visible(text)
     return f"'{safe}" if safe.startswith(_FORMULA) else safe
+
+
+def latex_cell(text: str, width: int = 200) -> str:
+    r"""Return text that LaTeX prints as it is: no command, no comment, no letter that plain LaTeX lacks.
+
+    >>> latex_cell(r"\input{x} 50%"), latex_cell("[/]")
+    ('\\textbackslash{}input\\{x\\} 50\\%', '{[}/{]}')
+    """
+    return "".join(_LATEX.get(letter) or _ascii(letter) for letter in one_line(text, width))
+
+
+def html_cell(text: str, width: int = 200) -> str:
+    """Return text that HTML shows as it is, in an element or a quoted attribute.
+
+    >>> html_cell("<script>&'")
+    '&lt;script&gt;&amp;&#x27;'
+    """
+    return html.escape(one_line(text, width), quote=True)
+
+
+def _ascii(letter: str) -> str:
+    if letter == "…":
+        return r"\ldots{}"
+    return letter if letter.isascii() else f"U+{ord(letter):04X}"
 
 
 def _harmless(letter: str) -> bool:

@@ -82,7 +82,7 @@ def test_compare_of_finished_runs(home):
     answer = kd("compare", "runs/fkl", "runs/rkl", folder=home)
     assert answer.code == 0, answer.err
     assert "kl_to_teacher" in answer.out
-    assert "peak memory" in answer.out
+    assert " memory " in answer.out
 
 
 def test_compare_trains_what_is_missing(home):

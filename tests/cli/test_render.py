@@ -128,6 +128,46 @@ def test_one_seed_has_no_interval():
     assert "±" not in text
 
 
+def test_the_best_and_its_ties_are_marked_without_colour():
+    rows = comparison().rows
+    marked = (
+        ComparisonRow(**{**vars(rows[0]), "tied": ("rougeL",)}),
+        ComparisonRow(**{**vars(rows[1]), "best": ("rougeL",), "tied": ("rougeL",)}),
+    )
+    text = drawn(render.comparison(Comparison("fkl", marked, INFOS, (), None), 80))
+    assert "30.00 ± 0.10 ○" in text
+    assert "31.00 ± 0.10 ●" in text
+    assert "● best, ○ cannot be told from it" in text
+
+
+def test_numbers_of_a_column_stand_below_each_other():
+    text = drawn(render.comparison(comparison(), 80))
+    means, changes = (next(line for line in text.splitlines() if part in line) for part in ("31.00 ±", "+1.00 ±"))
+    assert means.index("31.00") + 5 == changes.index("+1.00") + 5
+
+
+def test_costs_that_are_the_same_for_all_stand_once():
+    rows = comparison().rows
+    paid = {"student_tokens": 100, "teacher_tokens": 25, "flops": 2.5e15}
+    other = ComparisonRow(**{**vars(rows[1]), "steps": 400, **paid})
+    text = drawn(render.comparison(Comparison("fkl", (rows[0], other), INFOS, (), None), 80))
+    assert "each: seeds 0,1,2, response tokens 12,345" in text
+    assert "400" in text
+    assert "0.25   2.5e+15" in text
+    assert "seconds" not in text
+
+
+def test_fronts_against_time_are_shown():
+    found = comparison(pareto={"rougeL": {"seconds": ("akl",), "flops": ("fkl",)}})
+    assert "· not beaten in rougeL by anything faster: akl" in drawn(render.comparison(found, 80))
+
+
+def test_long_names_break_between_their_parts():
+    text = drawn(render.comparison(comparison(("fkl", "0.5*ce+0.5*akl:mu=0.6,temperature=2.0")), 80))
+    assert "0.5*ce+0.5*akl:mu=0.6, " in text
+    assert " temperature=2.0 " in text
+
+
 def test_a_failed_cell_is_named():
     failure = Failure("rkl", 1, "loss is nan", Path("study/log"), 7)
     text = drawn(render.comparison(comparison(failed=(failure,)), 100), 100)

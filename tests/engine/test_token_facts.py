@@ -6,6 +6,7 @@ import torch
 from kdcli.config import HardwareConfig
 from kdcli.engine.devices import prepare
 from kdcli.engine.events import silent
+from kdcli.engine.teacher import LiveTeacher
 from kdcli.engine.token_facts import token_facts
 from running import VOCAB, dataset, model
 
@@ -13,7 +14,7 @@ from running import VOCAB, dataset, model
 def measure(micro_tokens, teacher=True):
     return token_facts(
         model("student", seed=1),
-        model("teacher", seed=2) if teacher else None,
+        LiveTeacher(model("teacher", seed=2)) if teacher else None,
         dataset(9),
         vocab=VOCAB,
         micro_tokens=micro_tokens,

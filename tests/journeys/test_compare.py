@@ -1,11 +1,7 @@
 """Comparisons: cells that are found again, failures that stop nothing, kills that change nothing."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import pandas as pd
 import pytest
@@ -13,10 +9,13 @@ import pytest
 import study
 from kdcli.engine.events import Event, silent
 from kdcli.errors import InputError, InterruptedRunError, UsageError
-from kdcli.runs import compare as comparing
+from kdcli.runs import tabulate
 from kdcli.runs.compare import compare, compare_runs, plan_compare
 from kdcli.runs.distill import distill
 from kdcli.runs.evaluate import evaluate_run
+from kdcli.runs.executors import inline
+from kdcli.runs.study import read_study
+from kdcli.runs.tuning import read_tuning
 from shell import kd
 
 
@@ -34,19 +33,11 @@ def done(parts):
 @pytest.fixture(autouse=True)
 def no_pictures(done, monkeypatch):
     """Draw for the first comparison only."""
-    monkeypatch.setattr(comparing, "draw_curves", lambda folder, groups: None)
+    monkeypatch.setattr(tabulate, "publish", lambda folder, comparison, groups: None)
 
 
 def cells(parts, name="study"):
     return sorted(path.name for path in (parts.root / name / "cells").iterdir())
-
-
-def numbers(folder):
-    """comparison.json without what depends on the machine."""
-    document = json.loads((folder / "comparison.json").read_text())
-    for row in document["rows"]:
-        del row["cost"]
-    return json.dumps(document, sort_keys=True)
 
 
 def test_a_comparison_holds_every_cell(done, parts):
@@ -57,7 +48,7 @@ def test_a_comparison_holds_every_cell(done, parts):
     assert len(cells(parts)) == 4
     assert "4 cells: 0 done, 0 to resume, 4 to run" in heard.messages("note")
     names = {path.name for path in found.folder.iterdir()}
-    assert {"table.md", "table.csv", "comparison.json", "results.parquet", "curves.png", "curves.svg"} <= names
+    assert {"table.md", "table.csv", "table.json", "results.parquet", "curves.png", "curves.svg"} <= names
 
 
 def test_several_seeds_give_intervals_over_seeds(done):
@@ -65,7 +56,9 @@ def test_several_seeds_give_intervals_over_seeds(done):
     fkl, rkl = found.rows
     for info in found.scores:
         one, two = fkl.scores[info.name], rkl.scores[info.name]
-        assert (one.unit, one.count) == (two.unit, two.count) == ("seeds", 2)
+        assert (one.unit, one.count) == (two.unit, two.count), (info.name, one, two)
+        assert one.unit in ("seeds", "seeds and examples")
+        assert one.count == 2
         assert fkl.differences[info.name] is None
         assert rkl.differences[info.name].mean == pytest.approx(two.mean - one.mean)
     assert not any("1 training seed" in note for note in found.notes)
@@ -79,6 +72,7 @@ def test_the_tables_hold_the_records_numbers(done):
         for info in found.scores:
             values = tidy[(tidy.objective == row.label) & (tidy.score == info.name)].value
             assert values.mean() == pytest.approx(row.scores[info.name].mean)
+    assert {"samples.parquet", "costs.csv", "table.tex", "table.html"} <= {path.name for path in found.folder.iterdir()}
     table = pd.read_csv(found.folder / "table.csv")
     assert table["mean"].tolist() == [row.scores[info.name].mean for row in found.rows for info in found.scores]
 
@@ -86,13 +80,13 @@ def test_the_tables_hold_the_records_numbers(done):
 def test_repeating_it_trains_nothing_and_changes_no_number(done, parts):
     found, _ = done
     before, folder = study.tree(found.folder / "cells"), found.folder
-    table, document = (folder / "table.md").read_bytes(), (folder / "comparison.json").read_bytes()
+    table, document = (folder / "table.md").read_bytes(), (folder / "table.json").read_bytes()
     heard = study.Heard()
     compare(parts.study("fkl", "rkl", seeds=(0, 1)), heard, command="kd compare fkl rkl --seeds 0,1")
     assert "4 cells: 4 done, 0 to resume, 0 to run" in heard.messages("note")
     assert study.tree(folder / "cells") == before
     assert (folder / "table.md").read_bytes() == table
-    assert (folder / "comparison.json").read_bytes() == document
+    assert (folder / "table.json").read_bytes() == document
 
 
 def test_another_seed_only_adds_cells(done, parts):
@@ -116,7 +110,7 @@ def test_another_metric_measures_again_but_trains_nothing(done, parts):
 def test_one_seed_concludes_nothing_about_objectives(parts):
     found = compare(parts.study("fkl", "rkl", name="one"), silent, command="kd compare fkl rkl -o one")
     assert "1 training seed" in found.notes[0]
-    assert found.notes[-1] == "next: kd compare fkl rkl -o one --seeds 0,1,2"
+    assert found.notes[-1] == f"next: kd compare -o {parts.root / 'one'} --seeds 0,1,2"
     perplexity = found.rows[1].differences["perplexity"]
     assert (perplexity.unit, perplexity.count) == ("examples", 10)
     assert perplexity.low < perplexity.mean < perplexity.high
@@ -128,7 +122,7 @@ def test_one_failing_cell_stops_no_other(parts, monkeypatch):
             raise RuntimeError("cosmic ray")
         return distill(config, report, **options)
 
-    monkeypatch.setattr(comparing, "distill", failing)
+    monkeypatch.setattr(inline, "distill", failing)
     found = compare(parts.study("fkl", "rkl", seeds=(0, 1), name="failing"), silent)
     assert [(one.loss, one.seed, one.exit_code) for one in found.failed] == [("rkl", 0, 1)]
     assert "cosmic ray" in found.failed[0].message
@@ -144,8 +138,8 @@ def test_a_failed_baseline_is_replaced_and_said(parts, monkeypatch):
             raise RuntimeError("no")
         return distill(config, report, **options)
 
-    monkeypatch.setattr(comparing, "distill", failing)
-    found = compare(parts.study("fkl", "rkl", "jsd", name="one"), silent)
+    monkeypatch.setattr(inline, "distill", failing)
+    found = compare(parts.study("fkl", "rkl", "jsd", name="without-baseline"), silent)
     assert found.baseline == "rkl"
     assert found.notes[0] == "the baseline fkl has no finished run: differences are taken to rkl"
 
@@ -173,6 +167,61 @@ def test_a_plan_names_cells_and_writes_nothing(parts):
         "jsd-beta0.1-s1",
     ]
     assert {state for _, state in plan.cells} == {"to run"}
+
+
+def test_variations_are_contenders_and_share_their_cells(parts):
+    config = parts.study("fkl", seeds=(0,), name="varied")
+    first = compare(config.model_copy(update={"vary": ("lr=1e-3,5e-3",)}), silent)
+    assert [row.label for row in first.rows] == ["fkl [lr=0.001]", "fkl [lr=0.005]"]
+    heard = study.Heard()
+    found = compare(config.model_copy(update={"vary": ("lr=5e-3,1e-2",)}), heard)
+    assert found.baseline == "fkl [lr=0.005]"
+    assert "2 cells: 1 done, 0 to resume, 1 to run" in heard.messages("note")
+    assert found.rows[0].scores == first.rows[1].scores
+
+
+def test_tuning_reads_the_test_rows_once_and_for_winners_only(parts):
+    config = parts.study("fkl", "rkl", seeds=(0,), name="tuned")
+    config = config.model_copy(update={"tune": ("lr=1e-5,1e-2",), "tune_by": "nll"})
+    heard = study.Heard()
+    found = compare(config, heard)
+    tuning = read_tuning(found.folder)
+    assert [(trial.label, trial.tried, trial.chosen) for trial in tuning.trials] == [
+        ("fkl", "lr=1e-05", False),
+        ("fkl", "lr=0.01", True),
+        ("rkl", "lr=1e-05", False),
+        ("rkl", "lr=0.01", True),
+    ]
+    assert (tuning.rows, tuning.tried, tuning.score) == (2, 2, "nll")
+    assert "chosen: fkl: lr=0.01; rkl: lr=0.01" in found.notes[0]
+    read = {path.parents[2].name for path in found.folder.glob("cells/*/eval/test/results.json")}
+    lost = {path.parents[1].name for path in found.folder.glob("cells/*/dev/results.json")} - read
+    assert (len(read), len(lost)) == (2, 2)
+    cells = read_study(found.folder).cells
+    assert [entry.evaluation for entry in cells] == ["dev"] * 4 + ["eval/test"] * 2
+    again = compare(config, study.Heard())
+    assert again.rows == found.rows
+    assert read_tuning(compare(parts.study("fkl", "rkl", name="tuned"), silent).folder) is None
+
+
+def test_the_status_of_a_study_is_read_from_its_files(parts, done):
+    answer = kd("compare", str(parts.root / "study"), "--status", "--json")
+    found = json.loads(answer.out)
+    assert answer.code == 0
+    assert set(found["counts"]) == {"done"}
+    assert {(cell["step"], cell["total"]) for cell in found["cells"]} == {(8, 8)}
+    missing = kd("compare", "--status", "-o", str(parts.root / "nothing"))
+    assert (missing.code, "no study is named" in missing.error_lines[0]) == (2, True)
+
+
+def test_a_study_goes_on_by_its_folder_alone(parts, monkeypatch):
+    config = parts.study("fkl", "rkl", seeds=(0,), name="alone")
+    whole = compare(config, silent)
+    before = (whole.folder / "table.md").read_bytes()
+    answer = kd("compare", "-o", str(whole.folder), "--json")
+    assert answer.code == 0, answer.err
+    assert [row["label"] for row in json.loads(answer.out)["rows"]] == ["fkl", "rkl"]
+    assert (whole.folder / "table.md").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -266,47 +315,6 @@ def test_a_run_without_evaluation_is_named(apart, parts):
     with pytest.raises(InputError, match="no evaluation") as caught:
         compare_runs([apart["fkl"], bare], None, silent)
     assert str(bare) in caught.value.fix
-
-
-KILLED = """
-import sys
-from pathlib import Path
-import study, torch
-torch.set_num_threads(1)
-from kdcli.runs.compare import compare
-parts = study.Parts.__new__(study.Parts)
-parts.root = Path(sys.argv[1])
-for name in ("teacher", "student"):
-    setattr(parts, name, parts.root / name)
-parts.train, parts.test = parts.root / "train.jsonl", parts.root / "test.jsonl"
-def report(event):
-    if event.kind == "progress" and event.message.endswith("training"):
-        print(event.done, flush=True)
-compare(parts.study("fkl", "akl", seeds=(0, 1), name="killed"), report, command="kd compare")
-"""
-
-
-def test_kill_nine_in_the_middle_changes_no_number(parts):
-    whole = compare(parts.study("fkl", "akl", seeds=(0, 1), name="unkilled"), silent, command="kd compare")
-    paths = os.pathsep.join([str(study.__file__).rpartition("/")[0], os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(parts.root)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": paths},
-    )
-    for _ in range(8 + 5):
-        assert process.stdout.readline()
-    process.kill()
-    process.wait()
-    process.stdout.close()
-    states = [state for _, state in plan_compare(parts.study("fkl", "akl", seeds=(0, 1), name="killed")).cells]
-    assert states[0] == "done"
-    assert states[1].startswith("to resume")
-    time.sleep(0.01)
-    compare(parts.study("fkl", "akl", seeds=(0, 1), name="killed"), silent, command="kd compare")
-    assert numbers(parts.root / "killed") == numbers(whole.folder)
-    assert (parts.root / "killed" / "results.parquet").read_bytes() == (whole.folder / "results.parquet").read_bytes()
 
 
 def test_the_command_line_walks_the_same_road(parts, monkeypatch):

@@ -49,7 +49,7 @@ def test_it_ends_with_a_table_and_pictures(done):
     assert [row.label for row in found.rows] == list(LOSSES)
     assert found.exit_code == 0
     names = {path.name for path in output.iterdir()}
-    assert {"table.md", "table.csv", "comparison.json", "results.parquet", "study.yaml", "teacher", "student"} <= names
+    assert {"table.md", "table.csv", "table.json", "results.parquet", "study.yaml", "teacher", "student"} <= names
     assert {f"{name}.{kind}" for name in PICTURES for kind in ("png", "svg")} <= names
 
 

@@ -19,7 +19,10 @@ def test_logits_are_those_of_transformers(tmp_path, family):
     ids = torch.randint(0, 40, (2, 9))
     mask = torch.ones_like(ids)
     with torch.no_grad():
-        assert torch.equal(ours.head.logits(ours.hidden(ids, mask)), theirs(ids, attention_mask=mask).logits)
+        found, expected = ours.head.logits(ours.hidden(ids, mask)), theirs(ids, attention_mask=mask).logits
+    if family == "llama":
+        assert torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert ours.vocab == len(tiny.WORDS)
     assert ours.positions == 128
 

@@ -89,9 +89,13 @@ def test_the_first_manifest_stays(folder):
 def test_status_keeps_what_was_there(folder):
     started = folder.status()["started"]
     folder.set_status("done", steps=10)
-    assert folder.status() | {"updated": ""} == {
+    status = folder.status()
+    assert set(status.pop("files")) == {"config.yaml", "manifest.json"}
+    assert len(status.pop("digest")) == 64
+    assert status | {"updated": ""} == {
         "started": started, "updated": "", "state": "done", "steps": 10, "total": 10,
     }  # fmt: skip
+    assert folder.status_is_whole()
     assert not folder.is_done
     folder.model.mkdir()
     assert folder.is_done

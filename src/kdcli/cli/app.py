@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from kdcli import __version__
-from kdcli.cli import compare, demo, distill, evaluate, flags, losses, metrics
+from kdcli.cli import cache, compare, demo, distill, evaluate, flags, inspect, losses, metrics, plan, reproduce, toy
 from kdcli.cli.boundary import ARGUMENTS, PIPE_CLOSED, RUN_FOLDER, guarded
 from kdcli.cli.flags import canonical
 from kdcli.errors import UsageError
@@ -74,8 +74,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": canonical},
 )
 distill.register(app)
+plan.register(app)
 evaluate.register(app)
 compare.register(app)
+cache.register(app)
+reproduce.register(app)
+inspect.register(app, Commands)
+toy.register(app)
 demo.register(app)
 losses.register(app, Commands)
 metrics.register(app, Commands)

@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def distill(
     teacher: flags.Teacher = None,
+    teacher_cache: flags.TeacherCache = None,
     student: flags.Student = None,
     data: flags.Data = None,
     eval_data: flags.EvalData = None,
@@ -43,6 +44,7 @@ def distill(
     max_new_tokens: flags.MoreTokens = None,
     output: flags.Output = None,
     resume: flags.Resume = None,
+    push_to_hub: flags.PushToHub = None,
     config: flags.Config = None,
     sets: flags.Sets = None,
     dry_run: flags.DryRun = False,
@@ -52,6 +54,7 @@ def distill(
     device: flags.Device = None,
     dtype: flags.Dtype = None,
     threads: flags.Threads = None,
+    gpus: flags.Gpus = None,
     matmul_precision: flags.MatmulPrecision = None,
 ) -> None:
     """Train a student on a teacher, evaluate it on held-out rows if given, write a run folder.
@@ -59,24 +62,36 @@ def distill(
     The same line again goes on where it was stopped.
     """
     typed = locals()
-    from kdcli.cli import settle
+    from kdcli.cli import launch, settle
+    from kdcli.cli.boundary import ARGUMENTS
     from kdcli.cli.terminal import Terminal
     from kdcli.config import DistillConfig
 
-    terminal, again = Terminal(json, quiet), settle.resuming(resume)
+    terminal, again = Terminal(json, quiet or not launch.is_first()), settle.resuming(resume)
     settings = settle.settle(DistillConfig, config, sets, typed)
     settle.require(student=settings.student, data=settings.data.train)
     if settle.needs_teacher(settings.loss):
         settle.require(teacher=settings.teacher)
     settle.output_folder(settings.output, needed=not dry_run)
+    if push_to_hub is not None:
+        from kdcli.runs.push import check_repository
+
+        check_repository(push_to_hub)
     if dry_run:
         _plan(settings, terminal)
         return
+    launch.ensure_processes(settings.hardware.gpus, ARGUMENTS.get())
     with terminal.work() as report:
         from kdcli.cli import render
         from kdcli.runs import distill as runs
 
         record = runs.distill(settings, report, resume=again, command=settle.command_line())
+        if push_to_hub is not None and launch.is_first():
+            from kdcli.runs.push import push
+
+            push(record.model, push_to_hub, report)
+    if not launch.is_first():
+        return
     terminal.result(record, render.run)
     if not json:
         terminal.show(str(record.model))

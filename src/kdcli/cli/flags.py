@@ -11,6 +11,7 @@ from kdcli.spelling import ALIASES
 
 MODELS, DATA, OBJECTIVE, TRAINING = "Models", "Data", "Objective", "Training"
 EVALUATION, OUTPUT, HARDWARE = "Evaluation", "Output", "Hardware"
+GRID = "Grid"
 
 
 def _flag(names: str, metavar: str, text: str, panel: str, default: str = "", *, hidden: bool = False) -> Any:
@@ -32,7 +33,17 @@ Text = str | None
 Texts = list[str] | None
 
 Teacher = Annotated[Text, _flag("--teacher", "MODEL", "Model folder or hub id.", MODELS)]
-Student = Annotated[Text, _flag("--student", "MODEL", "Folder, hub id, or random:layers=3,width=64,heads=4.", MODELS)]
+Student = Annotated[Text, _flag("--student", "MODEL", "Folder, hub id, random:layers=3,width=64,heads=4.", MODELS)]
+
+TeacherCache = Annotated[
+    Text, _flag("--teacher-cache", "FOLDER", "Of kd cache, instead of running the teacher.", MODELS)
+]
+StudyCache = Annotated[Text, _flag("--teacher-cache", "FOLDER", "Run the teacher once: auto, none, a folder.", MODELS)]
+Kind = Annotated[Text, _flag("--kind", "exact|compact", "Hidden states, or the likeliest tokens.", MODELS, "exact")]
+StoreDtype = Annotated[
+    Text, _flag("--store-dtype", "NAME", "auto (loses nothing), fp32, bf16, fp16, on disk.", MODELS, "auto")
+]
+TopK = Annotated[Text, _flag("--top-k", "N", "Tokens a compact cache keeps.", MODELS, "64")]
 
 Data = Annotated[Text, _flag("--data", "FILE", "Training rows: file, folder, hub id.", DATA)]
 TestData = Annotated[Text, _flag("--data", "FILE", "Rows to evaluate on, as for kd distill.", DATA)]
@@ -57,6 +68,26 @@ Seed = Annotated[Text, _flag("--seed", "N", "Order, initialisation, dropout.", T
 Seeds = Annotated[Text, _flag("--seeds", "N,N,..", "Training seeds, for each objective.", TRAINING, "0")]
 Resume = Annotated[Text, _flag("--resume", "auto|never", "auto goes on with what the folder holds.", OUTPUT)]
 
+Contenders = Annotated[Text, _flag("--seeds", "N,N,..", "Training seeds of each contender.", GRID, "0")]
+Reference = Annotated[Text, _flag("--baseline", "OBJECTIVE", "Differences are taken to it.", GRID, "the first")]
+Scores = Annotated[Texts, _flag("--metric", "NAME,..", "Names of kd metrics list.", GRID)]
+Vary = Annotated[Texts, _flag("--vary", "lr=X,Y", "Every value a contender; repeatable.", GRID)]
+Tune = Annotated[Texts, _flag("--tune", "lr=X,Y", "Choose one per objective on dev rows; --tune-by.", GRID)]
+TuneBy = Annotated[Text, _flag("--tune-by", "SCORE", "What chooses; default the first.", GRID, hidden=True)]
+DevData = Annotated[Text, _flag("--dev-data", "FILE", "Dev rows.", GRID, "a tenth of the training rows")]
+Jobs = Annotated[Text, _flag("--jobs", "N", "Cells at once, as processes.", GRID, "1")]
+Executor = Annotated[Text, _flag("--executor", "NAME", "auto (by --jobs), inline, local, slurm, ray.", GRID, "auto")]
+Slurm = Annotated[Text, _flag("--slurm", "NAME=X,..", "partition, time, gpus, cpus, mem_gb, ..", GRID)]
+RayAddress = Annotated[Text, _flag("--ray-address", "ADDRESS", "A running cluster.", GRID, hidden=True)]
+Gpus = Annotated[Text, _flag("--gpus", "N", "Processes of one run, a GPU each.", HARDWARE, "1")]
+CellGpus = Annotated[Text, _flag("--gpus", "N", "GPUs of one cell.", GRID, "1")]
+
+Status = Annotated[bool, _switch("--status", "How far a study's cells are; loads no model.", OUTPUT)]
+To = Annotated[Text, _flag("--to", "FILE", "Write a study's table: .tex .md .csv .json .html", OUTPUT)]
+Caption = Annotated[Text, _flag("--caption", "TEXT", "Caption of the exported table.", OUTPUT, hidden=True)]
+Label = Annotated[Text, _flag("--label", "NAME", "LaTeX label of the exported table.", OUTPUT, hidden=True)]
+Digits = Annotated[Text, _flag("--digits", "N", "Decimals in the exported table.", OUTPUT, hidden=True)]
+
 Metric = Annotated[
     Texts,
     _flag("--metric", "NAME,..", "Names of kd metrics list.", EVALUATION),
@@ -69,6 +100,7 @@ MoreTokens = Annotated[Text, _flag("--max-new-tokens", "N", "Tokens per answer a
 Output = Annotated[Text, _flag("--output -o", "FOLDER", "Folder for everything the command writes.", OUTPUT)]
 Config = Annotated[Texts, _flag("--config -c", "FILE", "Settings as YAML; a run's config.yaml is one.", OUTPUT)]
 Sets = Annotated[Texts, _flag("--set", "KEY=VALUE", "Any setting, as train.clip=0.5; repeatable.", OUTPUT)]
+PushToHub = Annotated[Text, _flag("--push-to-hub", "ID", "Upload the student, last of all.", MODELS)]
 DryRun = Annotated[bool, _switch("--dry-run", "Show plan and examples; write nothing.", OUTPUT)]
 Json = Annotated[bool, _switch("--json", "Print the result as JSON.", OUTPUT)]
 Quiet = Annotated[bool, _switch("--quiet", "Print the result only, no progress.", OUTPUT)]
@@ -78,6 +110,14 @@ Device = Annotated[Text, _flag("--device", "NAME", "auto, cpu, cuda, mps.", HARD
 Dtype = Annotated[Text, _flag("--dtype", "NAME", "auto, fp32, bf16, fp16.", HARDWARE, "auto")]
 Threads = Annotated[Text, _flag("--threads", "N", "CPU threads.", HARDWARE, hidden=True)]
 MatmulPrecision = Annotated[Text, _flag("--matmul-precision", "NAME", "highest, high, medium.", HARDWARE, hidden=True)]
+
+MoreColumns = Annotated[Text, _flag("--columns", "NAME=COL,..", "As for kd distill.", DATA, hidden=True)]
+MoreTemplate = Annotated[Text, _flag("--template", "NAME", "As for kd distill.", DATA, hidden=True)]
+MoreLength = Annotated[Text, _flag("--max-length", "N", "As for kd distill.", DATA, hidden=True)]
+MoreLimit = Annotated[Text, _flag("--limit", "N", "As for kd distill.", DATA, hidden=True)]
+MoreQuiet = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=OUTPUT, hidden=True)]
+MoreDevice = Annotated[Text, _flag("--device", "NAME", "As for kd distill.", HARDWARE, hidden=True)]
+MoreDtype = Annotated[Text, _flag("--dtype", "NAME", "As for kd distill.", HARDWARE, hidden=True)]
 
 
 def canonical(token: str) -> str:

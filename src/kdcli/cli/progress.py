@@ -1,15 +1,16 @@
 """Shows events while work goes on: a bar on a terminal, sparse plain lines elsewhere."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Protocol, TypeAlias
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from kdcli.cli.grid import CellStatus, clock, counts, grid, shown, summary
 from kdcli.engine.events import Event
 from kdcli.text import one_line
 
@@ -46,6 +47,7 @@ class LineProgress:
         self._quiet = quiet
         self._stage = ""
         self._started = self._last = time.monotonic()
+        self._cells = Cells()
 
     def __enter__(self) -> "LineProgress":
         return self
@@ -65,6 +67,8 @@ class LineProgress:
         elif event.kind == "stage":
             self._stage, self._started, self._last = event.message, now, now
             self._write(event.message)
+        elif event.kind == "cell":
+            self._cell(event, now)
         elif event.kind == "progress":
             if now - self._last >= SECONDS_BETWEEN_LINES:
                 self._last = now
@@ -72,13 +76,63 @@ class LineProgress:
         elif event.kind != "result":
             self._write(words(event))
 
+    def _cell(self, event: Event, now: float) -> None:
+        if self._cells.note(event) and event.values["state"] in ("running", "done", "stopped"):
+            self._last = now
+            self._write(f"{event.message}: {event.values['state']} ({self._cells.summary()})")
+        elif now - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = now
+            self._write(f"{event.message}: {event.done}/{event.total} ({self._cells.summary()})")
+
     def _write(self, text: str) -> None:
         self._stream.write(one_line(text, 1000) + "\n")
         self._stream.flush()
 
 
+class Cells:
+    """How far every cell of a comparison is, as the events say."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, CellStatus] = {}
+
+    def note(self, event: Event) -> bool:
+        """Take in a cell's event; say whether its state changed."""
+        before = self.seen.get(event.message)
+        state, kept = event.values["state"], before or CellStatus(event.message, "", 0, 0, None)
+        self.seen[event.message] = CellStatus(
+            cell=event.message,
+            state=state,
+            step=event.done or (kept.step if state in ("running", "stopped") else 0),
+            total=event.total or kept.total,
+            seconds_left=event.values.get("left"),
+            log=event.values.get("log", ""),
+        )
+        return before is None or before.state != state
+
+    def summary(self) -> str:
+        """Return how many cells are in each state."""
+        return summary(counts(tuple(self.seen.values())), None)
+
+
+class _GridBar(Bar):
+    """A bar with the grid of cells above it."""
+
+    def __init__(self, *columns: Any, cells: Cells, **options: Any) -> None:
+        self._cells = cells
+        super().__init__(*columns, **options)
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Yield the grid, once there are cells, and the bars."""
+        if self._cells.seen:
+            room = max(self.console.height - 6, 4)
+            cells = tuple(self._cells.seen.values())
+            yield grid(shown(cells, room))
+            yield Text(self._cells.summary())
+        yield from super().get_renderables()
+
+
 class BarProgress:
-    """Draws one bar for the stage at hand; notes scroll by above it.
+    """Draws one bar for the stage at hand, the grid of a comparison's cells above it; notes scroll by above both.
 
     Args:
         console: the terminal.
@@ -92,7 +146,10 @@ class BarProgress:
             TextColumn("{task.fields[values]}", markup=False, style="dim"),
             TimeRemainingColumn(compact=True),
         )
-        self._bar = Bar(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+        self._cells = Cells()
+        self._bar = _GridBar(
+            *columns, cells=self._cells, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
+        )
         self._task: TaskID | None = None
 
     def __enter__(self) -> "BarProgress":
@@ -117,6 +174,8 @@ class BarProgress:
                 total=event.total or None,
                 values=one_line(number_words(event.values), 60),
             )
+        elif event.kind == "cell":
+            self._cells.note(event)
         elif event.kind != "result" and event.kind != "progress":
             self._bar.console.print(Text(one_line(words(event), 1000)), soft_wrap=True)
 
@@ -161,17 +220,6 @@ def number_words(values: Mapping[str, Any]) -> str:
     """
     names = SHOWN if "loss" in values else {name: name for name in values}
     return ", ".join(f"{name} {_number(values[key])}" for key, name in names.items() if key in values)
-
-
-def clock(seconds: int | float) -> str:
-    """Return a length of time as hours, minutes, seconds.
-
-    >>> clock(75.2), clock(3700)
-    ('1:15', '1:01:40')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _number(value: Any) -> str:

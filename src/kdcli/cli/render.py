@@ -9,11 +9,11 @@ from rich.text import Text
 
 from kdcli.cli.numbers import decimals, duration, size, with_half
 from kdcli.runs.records import Comparison, ComparisonRow, EvalRecord, RunRecord, ScoreInfo
-from kdcli.statistics import Estimate
-from kdcli.text import one_line
+from kdcli.statistics import LEVEL, Estimate
+from kdcli.text import fold, one_line
 
 LABEL_WIDTH = 26
-SIGNIFICANT = 0.05
+BEST, TIED = "●", "○"
 ARROWS = {"higher": " ↑", "lower": " ↓", "neither": ""}
 
 
@@ -29,6 +29,7 @@ def comparison(found: Comparison, width: int) -> Group:
     if len(found.rows) > 1 and found.scores:
         parts.append(Text(_legend(found), style="dim"))
     parts.append(_cost_table(found.rows))
+    parts += [Text(f"· {one_line(line, 500)}") for line in _fastest(found)]
     parts += [Text(f"· {one_line(note, 500)}") for note in found.notes]
     for failure in found.failed:
         where = one_line(str(failure.log), 200)
@@ -85,15 +86,24 @@ def _column(rows: Sequence[ComparisonRow], info: ScoreInfo) -> list[str]:
     differences = [row.differences.get(info.name) for row in rows]
     known = [estimate for estimate in [*estimates, *differences] if estimate is not None]
     places = decimals((one.mean for one in estimates if one), (one.half_width for one in known))
-    cells = []
-    room = "\u00a0\u00a0" if any(differences) else ""
-    for estimate, difference in zip(estimates, differences, strict=True):
-        cell = ("-" if estimate is None else with_half(estimate.mean, estimate.half_width, places)) + room
+    lines = []
+    for row, estimate, difference in zip(rows, estimates, differences, strict=True):
+        mean = "-" if estimate is None else with_half(estimate.mean, estimate.half_width, places)
+        cell = [(mean, BEST if info.name in row.best else TIED if info.name in row.tied else "")]
         if difference is not None:
             change = with_half(difference.mean, difference.half_width, places, signed=True)
-            cell += f"\n{change} {verdict(difference, info.better)}"
-        cells.append(cell)
-    return cells
+            cell.append((change, verdict(difference, info.better)))
+        lines.append(cell)
+    return _aligned(lines, any(mark for cell in lines for _, mark in cell))
+
+
+def _aligned(cells: Sequence[Sequence[tuple[str, str]]], marked: bool) -> list[str]:
+    """Put numbers below each other, and their marks in a column of their own."""
+    width = max(len(number) for cell in cells for number, _ in cell)
+    return [
+        "\n".join(f"{number:>{width}} {mark}" if marked else f"{number:>{width}}" for number, mark in cell)
+        for cell in cells
+    ]
 
 
 def verdict(difference: Estimate, better: str) -> str:
@@ -108,7 +118,7 @@ def verdict(difference: Estimate, better: str) -> str:
     """
     if difference.p_value is None:
         return "?"
-    if difference.p_value >= SIGNIFICANT:
+    if difference.p_value >= LEVEL:
         return "="
     if better == "neither":
         return "≠"
@@ -137,10 +147,11 @@ def _score_table(found: Comparison, names: Sequence[str], cells: dict[str, list[
     table.add_column("objective", min_width=len("objective"), max_width=LABEL_WIDTH, overflow="fold")
     infos = {info.name: info for info in found.scores}
     for name in names:
-        table.add_column(_heading(infos[name]), justify="right", no_wrap=True)
+        wide = max(len(line) for cell in cells[name] for line in cell.split("\n"))
+        table.add_column(f"{_heading(infos[name]):>{wide}}", no_wrap=True)
     for number, row in enumerate(found.rows):
         table.add_row(
-            Text(one_line(row.label)), *(Text(cells[name][number], style=_style(cells[name][number])) for name in names)
+            _label(row, LABEL_WIDTH), *(Text(cells[name][number], style=_style(cells[name][number])) for name in names)
         )
     return table
 
@@ -150,22 +161,50 @@ def _style(cell: str) -> str:
 
 
 def _cost_table(rows: Sequence[ComparisonRow]) -> Table:
+    """Return the costs of one run; what is the same for all stands once below."""
     table = _table("")
     table.add_column("objective", min_width=len("objective"), max_width=LABEL_WIDTH, overflow="fold")
-    for heading in ("seeds", "steps", "tokens", "time", "peak memory"):
+    columns = {
+        "seeds": [one_line(",".join(map(str, row.seeds)), 12) for row in rows],
+        "steps": [f"{row.steps:,}" for row in rows],
+        "response tokens": [f"{row.tokens:,}" for row in rows],
+        "passes": ["" if row.teacher_passes is None else f"{row.teacher_passes:.2f}" for row in rows],
+        "FLOPs": ["" if row.flops is None else f"{row.flops:.2g}" for row in rows],
+        "time": [duration(row.seconds) for row in rows],
+        "memory": [size(row.peak_bytes) for row in rows],
+    }
+    same = [name for name in ("seeds", "steps", "response tokens") if len(set(columns[name])) == 1]
+    shown = {name: cells for name, cells in columns.items() if any(cells) and name not in same}
+    for heading in shown:
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        seeds = ",".join(map(str, row.seeds))
-        cost = (f"{row.steps:,}", f"{row.tokens:,}", duration(row.seconds), size(row.peak_bytes))
-        table.add_row(Text(one_line(row.label)), one_line(seeds, 16), *cost)
+    for number, row in enumerate(rows):
+        table.add_row(_label(row, LABEL_WIDTH), *(cells[number] for cells in shown.values()))
+    facts = [f"each: {', '.join(f'{name} {columns[name][0]}' for name in same)}"] if same else []
+    facts += ["passes: teacher tokens needed per token the student reads"] if "passes" in shown else []
+    if facts:
+        table.caption = Text("; ".join(facts), style="dim")
+        table.caption_justify = "left"
     return table
+
+
+def _label(row: ComparisonRow, width: int) -> Text:
+    """Break a label where it may be broken, so that no name is cut in its middle."""
+    return Text(fold(one_line(row.label), width))
+
+
+def _fastest(found: Comparison) -> Iterator[str]:
+    """Name the lines that no other beats in quality and time; time is of this machine, so no note holds it."""
+    for score, fronts in found.pareto.items():
+        if "seconds" in fronts:
+            yield f"not beaten in {score} by anything faster: {', '.join(fronts['seconds'])}"
 
 
 def _legend(found: Comparison) -> str:
     units = {estimate.unit for row in found.rows for estimate in row.scores.values()} - {"none"}
     over = f" over {' or '.join(sorted(units))}" if units else ""
+    best = f"{BEST} best, {TIED} cannot be told from it"
     marks = "▲ better, ▼ worse, = cannot be told apart"
-    return f"± 95 % interval{over}; second line: difference to {one_line(found.baseline)} ({marks})"
+    return f"± 95 % interval{over}; {best}; second line: difference to {one_line(found.baseline)} ({marks})"
 
 
 def _heading(info: ScoreInfo) -> str:

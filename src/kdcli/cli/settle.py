@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.cli.boundary import ARGUMENTS, RUN_FOLDER
-from kdcli.config import CompareConfig
+from kdcli.config import CacheConfig, CompareConfig
 from kdcli.errors import MachineError, UsageError
 from kdcli.registry import LOSSES, METRICS, SOURCES
 from kdcli.settings import Config, altered, resolve
@@ -143,8 +143,9 @@ def _checked(config: Config) -> Config:
             changes[name] = objective(getattr(config, name))
     if isinstance(config, CompareConfig):
         changes["losses"] = tuple(objective(text) for text in config.losses)
-    names = tuple(METRICS.canonical(name) for name in config.evaluation.metrics)
-    changes["evaluation"] = config.evaluation.model_copy(update={"metrics": names})
+    if not isinstance(config, CacheConfig):
+        names = tuple(METRICS.canonical(name) for name in config.evaluation.metrics)
+        changes["evaluation"] = config.evaluation.model_copy(update={"metrics": names})
     if (config.hardware.device, config.hardware.dtype) == ("cpu", "fp16"):
         raise UsageError("CLI-16", "fp16 is not supported on a CPU", where="--dtype fp16", fix="use fp32 or bf16")
     train = getattr(config, "train", None)

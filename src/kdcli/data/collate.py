@@ -37,6 +37,18 @@ class Batch:
         """Number of labels that count."""
         return int((self.labels != IGNORED).sum())
 
+    @property
+    def tokens(self) -> int:
+        """Number of tokens read, padding left out."""
+        return int(self.attention_mask.sum())
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on a device; the example numbers stay where they are."""
+        ids, mask, labels = (
+            part.to(device, non_blocking=True) for part in (self.input_ids, self.attention_mask, self.labels)
+        )
+        return Batch(ids, mask, labels, self.example)
+
 
 def collate(examples: Sequence[Example], indexes: Sequence[int], pad_id: int) -> Batch:
     """Make a batch of some examples.

@@ -1,6 +1,7 @@
 """The gradient of an objective over the logits of a few tokens: closed form, or autograd."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def block_gradient(loss: DistillLoss, tok: Tokens, head: Head, wanted: bool) -> 
 def _by_autograd(loss: DistillLoss, tok: Tokens) -> tuple[dict[str, Tensor], Tensor]:
     with torch.enable_grad():
         student = tok.student.detach().requires_grad_()
-        parts = _per_token(loss, loss.parts(Tokens(tok.labels, student, tok.teacher, tok.facts)), tok)
+        parts = _per_token(loss, loss.parts(replace(tok, student=student)), tok)
         total = torch.stack([part.sum() for part in parts.values()]).sum()
         (grad,) = torch.autograd.grad(total, student)
     return {name: part.detach() for name, part in parts.items()}, grad

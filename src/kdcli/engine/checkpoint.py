@@ -26,6 +26,7 @@ class State:
     Args:
         step: optimizer steps done.
         tokens: response tokens trained on.
+        student_tokens: tokens that went through the student's trunk, prompts included.
         seconds: time spent in steps, over all resumes.
         peak_bytes: peak memory, over all resumes.
         metrics_bytes: length of ``metrics.jsonl`` that belongs to these steps.
@@ -33,6 +34,7 @@ class State:
 
     step: int = 0
     tokens: int = 0
+    student_tokens: int = 0
     seconds: float = 0.0
     peak_bytes: int = 0
     metrics_bytes: int = 0

@@ -18,6 +18,7 @@ from kdcli.engine.block import block_gradient
 from kdcli.engine.projection import AppliedHead, Projection, wide
 from kdcli.engine.workspace import Workspace
 from kdcli.losses.base import DistillLoss, Facts, Tokens
+from kdcli.losses.coarse import Coarse
 from kdcli.models.split import Head
 
 
@@ -30,22 +31,24 @@ class Work:
         labels: target ids, shape ``[n]``.
         weights: factor of each token's loss in the sum, shape ``[n]``.
         sequence: each token's sequence in the micro-batch, shape ``[n]``.
-        teacher: the teacher's side; None when the objective needs none.
+        teacher: the teacher's side, or what is known of its distributions; None when the objective needs none.
         vocab: both heads are restricted to the first so many ids.
         compute: dtype of the head products.
         workspace: chunk sizes and buffers.
         facts: per-token facts the source supplies, each ``[n]``.
+        watched: filled by the pass: what the objective wants followed, each ``[n]``.
     """
 
     loss: DistillLoss
     labels: Int[Tensor, " n"]
     weights: Float[Tensor, " n"]
     sequence: Int[Tensor, " n"]
-    teacher: Projection | None
+    teacher: Projection | Coarse | None
     vocab: int
     compute: torch.dtype
     workspace: Workspace = field(default_factory=Workspace)
     facts: Facts = field(default_factory=dict)
+    watched: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,8 @@ class _Sweep:
         self.work, self.head, device = work, student.head, student.hidden.device
         self.student = AppliedHead("student", student, work.vocab, work.compute, work.workspace)
         self.teacher = None
-        if work.teacher is not None:
+        self.coarse = work.teacher if isinstance(work.teacher, Coarse) else None
+        if isinstance(work.teacher, Projection):
             self.teacher = AppliedHead("teacher", work.teacher, work.vocab, work.compute, work.workspace)
         self.chunk = work.workspace.chunk(work.vocab, device)
         self.block = work.workspace.block(work.vocab, device, self.chunk)
@@ -197,15 +201,23 @@ class _Sweep:
             view = slice(rows.start - span.start, rows.stop - span.start)
             seen = None if teacher is None else wide(teacher[view])
             own = student[view]
-            tok = Tokens(self.work.labels[rows], wide(own), seen, self._cut(facts, rows))
+            known = None if self.coarse is None else self.coarse[rows]
+            tok = Tokens(self.work.labels[rows], wide(own), seen, self._cut(facts, rows), coarse=known)
             values, grad = block_gradient(self.work.loss, tok, self.head, wanted)
             for name, value in values.items():
                 if name not in parts:
                     parts[name] = value.new_zeros(len(self.work.labels))
                 parts[name][rows] = value
+            self._watch(tok, rows)
             if grad is not None and grad.data_ptr() != own.data_ptr():
                 own.copy_(grad)
         return student
+
+    def _watch(self, tok: Tokens, rows: slice) -> None:
+        for name, value in tok.watched.items():
+            if name not in self.work.watched:
+                self.work.watched[name] = value.new_zeros(len(self.work.labels))
+            self.work.watched[name][rows] = value.detach()
 
     def _teacher_logits(self, span: slice) -> Tensor | None:
         if self.teacher is None:

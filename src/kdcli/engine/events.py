@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-Kind = Literal["note", "warning", "stage", "progress", "saved", "result"]
+Kind = Literal["note", "warning", "stage", "progress", "saved", "cell", "result"]
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,8 @@ class Event:
 
     Args:
         kind: note and warning carry a sentence; stage opens a piece of work of ``total`` units;
-            progress reports ``done`` of them; saved names a checkpoint; result closes a run.
+            progress reports ``done`` of them; saved names a checkpoint; cell says how far one run of
+            a comparison is; result closes a run.
         message: what to show a person.
         done: units finished.
         total: units of the stage.

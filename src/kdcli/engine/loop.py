@@ -25,6 +25,7 @@ from kdcli.engine.optim import learning_rate, make_optimizer, set_learning_rate
 from kdcli.engine.pack import count_valid
 from kdcli.engine.step import DistillStep
 from kdcli.engine.stop import StopRequest
+from kdcli.engine.teacher import Teacher
 from kdcli.errors import InterruptedRunError, NumericsError
 from kdcli.losses.base import DistillLoss
 from kdcli.models.load import LanguageModel
@@ -37,7 +38,7 @@ class Training:
 
     Args:
         student: the model that learns; changed in place.
-        teacher: the model it learns from; None when the objective needs none.
+        teacher: what it learns from; None when the objective needs none.
         loss: the objective.
         source: yields the micro-batches of each optimizer step.
         vocab: real ids shared by both models.
@@ -50,7 +51,7 @@ class Training:
     """
 
     student: LanguageModel
-    teacher: LanguageModel | None
+    teacher: Teacher | None
     loss: DistillLoss
     source: Source
     vocab: int
@@ -69,12 +70,14 @@ class Outcome:
     Args:
         steps: optimizer steps.
         tokens: response tokens trained on.
+        student_tokens: tokens that went through the student's trunk, prompts included.
         seconds: time in steps.
         peak_bytes: peak memory of the device, or of the process on a CPU.
     """
 
     steps: int
     tokens: int
+    student_tokens: int
     seconds: float
     peak_bytes: int
 
@@ -130,12 +133,12 @@ class _Loop:
             while state.step < self.total:
                 state = self._one(state, journal)
         self.model.eval()
-        return Outcome(state.step, state.tokens, state.seconds, self._peak(state))
+        return Outcome(state.step, state.tokens, state.student_tokens, state.seconds, self._peak(state))
 
     def _one(self, state: State, journal: Journal) -> State:
         started = time.perf_counter()
         window = self.training.source.window(state.step) or [self._nothing()]
-        tokens, sequences, stop = self._count(window)
+        tokens, sequences, read, stop = self._count(window)
         if stop:
             self._leave(state, journal)
         rate = learning_rate(self.training.train, state.step, self.total)
@@ -143,7 +146,13 @@ class _Loop:
         denominator = tokens if self.training.train.reduce == "token" else sequences
         values = self._update(window, state.step, max(denominator, 1))
         seconds = time.perf_counter() - started
-        state = replace(state, step=state.step + 1, tokens=state.tokens + tokens, seconds=state.seconds + seconds)
+        state = replace(
+            state,
+            step=state.step + 1,
+            tokens=state.tokens + tokens,
+            student_tokens=state.student_tokens + read,
+            seconds=state.seconds + seconds,
+        )
         self._tell(state, journal, {**values, "lr": rate, "tokens": tokens}, seconds)
         if state.step % self.training.train.save_every == 0 or state.step == self.total:
             state = self._save(state, journal)
@@ -156,7 +165,7 @@ class _Loop:
             torch.manual_seed(_seed(self.training.train.seed, step, index, self.accelerator.process_index))
             last = index == len(window) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.step):
-                loss, sums = self.step(_to(batch, self.training.device.device), denominator)
+                loss, sums = self.step(batch.to(self.training.device.device), denominator)
                 (loss * self.world).backward()
             for name, value in {"loss": loss.detach(), **sums}.items():
                 parts[name] = parts[name] + value if name in parts else value
@@ -170,11 +179,12 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
         return values
 
-    def _count(self, window: list[Batch]) -> tuple[int, int, int]:
-        """Valid tokens and sequences of the step over all ranks, and whether any rank was told to stop."""
-        counts = torch.tensor([*count_valid(window), self.stop.signal_number], device=self.training.device.device)
-        tokens, sequences, stop = self._sum_over_ranks(counts).tolist()
-        return tokens, sequences, stop
+    def _count(self, window: list[Batch]) -> tuple[int, int, int, int]:
+        """Valid tokens, sequences and tokens read of the step over all ranks, and whether any was told to stop."""
+        read = sum(batch.tokens for batch in window)
+        counts = torch.tensor([*count_valid(window), read, self.stop.signal_number], device=self.training.device.device)
+        tokens, sequences, read, stop = self._sum_over_ranks(counts).tolist()
+        return tokens, sequences, read, stop
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         summed = self.accelerator.reduce(values, "sum")
@@ -257,15 +267,6 @@ class _Deaf(Journal):
 
     def close(self) -> None:
         """Close nothing."""
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    return Batch(
-        batch.input_ids.to(device, non_blocking=True),
-        batch.attention_mask.to(device, non_blocking=True),
-        batch.labels.to(device, non_blocking=True),
-        batch.example,
-    )
 
 
 def _seed(*numbers: int) -> int:

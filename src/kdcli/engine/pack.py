@@ -30,6 +30,11 @@ class Packing:
         """Number of valid tokens."""
         return self.positions.numel()
 
+    def to(self, device: torch.device) -> "Packing":
+        """Return the packing on a device."""
+        parts = (self.positions, self.labels, self.sequence, self.lengths)
+        return Packing(*(part.to(device, non_blocking=True) for part in parts))
+
     def pack(self, hidden: Float[Tensor, "b s d"]) -> Float[Tensor, "n d"]:
         """Gather the hidden states of the valid tokens.
 
@@ -38,6 +43,11 @@ class Packing:
         [1.0, 2.0]
         """
         return hidden.flatten(0, 1).index_select(0, self.positions)
+
+    def mask(self, shape: torch.Size) -> Tensor:
+        """Mark the valid tokens in ``[b, s]``."""
+        flat = torch.zeros(shape.numel(), dtype=torch.bool, device=self.positions.device)
+        return flat.index_fill_(0, self.positions, True).reshape(shape)
 
     def unpack(self, values: Float[Tensor, " n"], shape: torch.Size) -> Tensor:
         """Put one number per valid token back to ``[b, s]``, 0 elsewhere."""

@@ -10,13 +10,14 @@ from kdcli.data.collate import Batch
 from kdcli.engine.chunked import Work, fused_sum
 from kdcli.engine.pack import Packing, find_valid
 from kdcli.engine.projection import Projection
+from kdcli.engine.teacher import Teacher
 from kdcli.engine.workspace import Workspace
 from kdcli.losses.base import DistillLoss
 from kdcli.models.load import LanguageModel
 
 
 class DistillStep(nn.Module):
-    """Holds the student; the teacher stays outside the module tree, in eval mode, without gradient.
+    """Holds the student; the teacher stays outside the module tree, without gradient.
 
     Args:
         student: the model that learns.
@@ -31,7 +32,7 @@ class DistillStep(nn.Module):
     def __init__(
         self,
         student: LanguageModel,
-        teacher: LanguageModel | None,
+        teacher: Teacher | None,
         loss: DistillLoss,
         *,
         vocab: int,
@@ -59,18 +60,13 @@ class DistillStep(nn.Module):
         precision = torch.autocast(device.type, self.autocast) if self.autocast else nullcontext()
         with precision:
             hidden = packing.pack(student.hidden(batch.input_ids, batch.attention_mask))
-            seen = None if teacher is None else _teacher_side(teacher, batch, packing)
+            seen = None if teacher is None else teacher.side(batch, packing)
         compute = self.autocast or hidden.dtype
         work = Work(self.loss, packing.labels, weights, packing.sequence, seen, self.vocab, compute, self.workspace)
         total, parts = fused_sum(Projection(hidden, student.head), work)
-        return total, {name: (part * weights).sum() for name, part in parts.items()}
+        return total, {name: (part * weights).sum() for name, part in {**work.watched, **parts}.items()}
 
     def _weights(self, packing: Packing, denominator: int) -> Tensor:
         if self.reduce == "token":
             return torch.full((packing.count,), 1.0 / denominator, device=packing.labels.device)
         return (1.0 / denominator) / packing.lengths[packing.sequence].float()
-
-
-@torch.no_grad()
-def _teacher_side(teacher: LanguageModel, batch: Batch, packing: Packing) -> Projection:
-    return Projection(packing.pack(teacher.hidden(batch.input_ids, batch.attention_mask)), teacher.head)

@@ -13,6 +13,7 @@ from kdcli.engine.devices import Device
 from kdcli.engine.events import Event, Report
 from kdcli.engine.pack import Packing, find_valid
 from kdcli.engine.projection import AppliedHead, Projection, wide
+from kdcli.engine.teacher import LiveTeacher, Teacher
 from kdcli.engine.workspace import Workspace
 from kdcli.losses.base import log_softmax
 from kdcli.losses.ops import kl
@@ -22,7 +23,7 @@ from kdcli.models.load import LanguageModel
 @torch.no_grad()
 def token_facts(
     student: LanguageModel,
-    teacher: LanguageModel | None,
+    teacher: Teacher | None,
     dataset: TokenDataset,
     *,
     vocab: int,
@@ -34,7 +35,7 @@ def token_facts(
 
     Args:
         student: the model measured.
-        teacher: the model it is compared with, or None.
+        teacher: what it is compared with, or None.
         dataset: held-out rows.
         vocab: real ids; both heads are restricted to them.
         micro_tokens: padded tokens per batch.
@@ -51,7 +52,7 @@ def token_facts(
     for indexes in micro_batches(list(range(len(dataset.examples))), dataset.lengths, micro_tokens):
         batch = collate(dataset.examples, indexes, student.pad_id)
         packing = find_valid(batch.labels)
-        sides = [_side(model, batch, packing, device) for model in (student, teacher) if model is not None]
+        sides = _sides(student, teacher, batch, packing, device)
         pieces.extend(_chunks(sides, packing, vocab, device, workspace))
         rows.append(batch.example[packing.sequence].numpy())
         done += len(indexes)
@@ -61,12 +62,15 @@ def token_facts(
     return {name: np.concatenate([piece[name] for piece in pieces])[order] for name in pieces[0]}, example[order]
 
 
-def _side(model: LanguageModel, batch: Batch, packing: Packing, device: Device) -> Projection:
-    ids, mask = batch.input_ids.to(device.device), batch.attention_mask.to(device.device)
+def _sides(
+    student: LanguageModel, teacher: Teacher | None, batch: Batch, packing: Packing, device: Device
+) -> list[Projection]:
+    moved, there = batch.to(device.device), packing.to(device.device)
     with torch.autocast(device.device.type, device.autocast, enabled=device.autocast is not None):
-        hidden = model.hidden(ids, mask)
-    packed = hidden.flatten(0, 1).index_select(0, packing.positions.to(device.device))
-    return Projection(packed, model.head)
+        sides = [side.side(moved, there) for side in (LiveTeacher(student), teacher) if side is not None]
+    whole = [side for side in sides if isinstance(side, Projection)]
+    assert len(whole) == len(sides), "evaluation asks for the whole teacher"
+    return whole
 
 
 def _chunks(

@@ -12,7 +12,6 @@ from kdcli.losses.head import HeadRule, head_gap
 from kdcli.losses.ops import kl, softmax
 from kdcli.shapes import Logits, TokenValues
 
-
 _WATCHED = "akl.head_weight"
 
 
@@ -62,13 +61,23 @@ class AdaptiveKL(StableDivergence):
 
     def token_loss(self, tok: Tokens) -> TokenValues:
         """Return the mix at the temperature, times tau^2 if asked; its weights may be watched."""
+        if tok.coarse is not None:
+            return super().token_loss(tok)
         assert tok.teacher is not None, "a divergence declares needs().teacher"
         student, teacher = finite_logits(tok.student), finite_logits(tok.teacher.detach())
         value, tok.watched[_WATCHED] = self._mixed(student, teacher, self.temperature)
         return value if self._scale == 1.0 else value * self._scale
 
-    def _mixed(self, log_q: Logits, log_p: Logits, tau: float) -> tuple[Tensor, Tensor]:
-        w = self.weight(softmax(log_q.detach(), tau), softmax(log_p.detach(), tau))
+    def on_bins(self, log_q: Logits, log_p: Logits) -> TokenValues:
+        """Return the weighed mix of bins; the head is looked for among single tokens, the rest's bin is tail."""
+        p = log_p.detach().exp()
+        gap = (log_q.detach().exp() - p).abs_()
+        w = self._weight(p[:, :-1], gap[:, :-1], gap.sum(-1))
+        return self._mixed(log_q, log_p, 1.0, w)[0]
+
+    def _mixed(self, log_q: Logits, log_p: Logits, tau: float, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if w is None:
+            w = self.weight(softmax(log_q.detach(), tau), softmax(log_p.detach(), tau))
         forward, reverse = kl(log_p, log_q, tau), kl(log_q, log_p, tau)
         return torch.where(w > 0, w * forward, 0.0) + torch.where(w < 1, (1 - w) * reverse, 0.0), w
 
@@ -87,7 +96,7 @@ class AdaptiveKL(StableDivergence):
         slope = ratio.sub_(column(reverse)).mul_(q)
         return torch.lerp(reverse, forward, w), torch.lerp(slope, pull, column(w), out=slope)
 
-    def _weight(self, p: Tensor, gap: Tensor) -> Tensor:
-        whole = gap.sum(-1)
+    def _weight(self, p: Tensor, gap: Tensor, whole: Tensor | None = None) -> Tensor:
+        whole = gap.sum(-1) if whole is None else whole
         w = torch.where(whole > 0, head_gap(p, gap, self.mu, self.head_rule) / whole, 0.5).clamp_(0.0, 1.0)
         return 1 - w if self.flip else w

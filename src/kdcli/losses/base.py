@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from kdcli.losses.block import Block
+from kdcli.losses.coarse import Coarse, bins_of, value_and_grad
 from kdcli.shapes import Logits, TokenLabels, TokenValues
 
 Facts: TypeAlias = Mapping[str, Tensor]
@@ -28,15 +29,18 @@ class Needs:
         teacher: teacher logits are read.
         survey: whose logits the survey pass reads, or "none" for no survey pass.
         facts: per-token facts the source must supply.
+        whole: why a teacher known on some tokens and one bin for the rest does not do; empty where it does.
     """
 
     teacher: bool = True
     survey: Literal["none", "teacher", "both"] = "none"
     facts: frozenset[str] = frozenset()
+    whole: str = "it reads single logits of the teacher"
 
     def __or__(self, other: "Needs") -> "Needs":
         survey = self.survey if _WIDTH[self.survey] >= _WIDTH[other.survey] else other.survey
-        return Needs(self.teacher or other.teacher, survey, self.facts | other.facts)
+        whole = "; ".join(dict.fromkeys(one.whole for one in (self, other) if one.teacher and one.whole))
+        return Needs(self.teacher or other.teacher, survey, self.facts | other.facts, whole)
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Tokens:
     Args:
         labels: target ids, shape ``[t]``.
         student: student logits, shape ``[t, v]``.
-        teacher: teacher logits, shape ``[t, v]``; None when the objective needs no teacher.
+        teacher: teacher logits, shape ``[t, v]``; None when the objective needs no teacher, or only bins are known.
+        coarse: what is known of a teacher whose logits are not; None otherwise.
         facts: per-token numbers of shape ``[t]`` from survey, plan and source; always holds
             ``seq``, the index of the token's sequence in the micro-batch.
         watched: what a loss wants followed over training, written by it while it computes:
@@ -58,6 +63,7 @@ class Tokens:
     teacher: Logits | None = None
     facts: Facts = field(default_factory=dict)
     watched: dict[str, Tensor] = field(default_factory=dict)
+    coarse: Coarse | None = None
 
     def log_probs(self, tau: float = 1.0) -> tuple[Logits, Logits]:
         """Return ``(student, teacher)`` log-probabilities at temperature ``tau``; no gradient reaches the teacher."""
@@ -147,6 +153,16 @@ class Divergence(DistillLoss):
     def divergence(self, log_q: Logits, log_p: Logits) -> TokenValues:
         """Return the divergence of each token from student ``log_q`` and teacher ``log_p``."""
 
+    def needs(self) -> Needs:
+        """Ask for the teacher; its likeliest tokens and the mass of the rest will do at temperature 1."""
+        return Needs(
+            whole="" if self.temperature == 1.0 else "at a temperature other than 1 the rest has no known mass"
+        )
+
+    def on_bins(self, log_q: Logits, log_p: Logits) -> TokenValues:
+        """Return the divergence of each token between bins, of which the last stands for many tokens."""
+        return self.divergence(log_q, log_p)
+
     def from_logits(self, student: Logits, teacher: Logits) -> TokenValues:
         """Return the divergence of each token at the temperature, from finite logits."""
         return self.divergence(log_softmax(student, self.temperature), log_softmax(teacher, self.temperature))
@@ -164,6 +180,9 @@ class Divergence(DistillLoss):
 
     def token_loss(self, tok: Tokens) -> TokenValues:
         """Return the divergence at the temperature, times tau^2 if asked."""
+        if tok.coarse is not None:
+            student = finite_logits(tok.student)
+            return self.on_bins(bins_of(student, tok.coarse.ids), tok.coarse.log_probs.to(student.dtype))
         assert tok.teacher is not None, "a divergence declares needs().teacher"
         value = self.from_logits(finite_logits(tok.student), finite_logits(tok.teacher.detach()))
         return value if self._scale == 1.0 else value * self._scale
@@ -174,6 +193,9 @@ class Divergence(DistillLoss):
 
         Elsewhere autograd it is: mending single tokens would make the host wait for the device.
         """
+        if tok.coarse is not None:
+            value, grad = value_and_grad(self.on_bins, finite_logits(tok.student), tok.coarse)
+            return {self.name: value}, grad
         assert tok.teacher is not None, "a divergence declares needs().teacher"
         if not tok.student.is_cpu:
             return None

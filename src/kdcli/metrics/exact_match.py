@@ -29,11 +29,15 @@ class ExactMatch(TextMetric):
 
     def measure(self, predictions: list[list[str]], references: list[list[str]]) -> list[Score]:
         """Count the answers of each example that match."""
-        counts = [
-            (sum(exact_match(answer, valid) for answer in answers), len(answers))
-            for answers, valid in zip(predictions, references, strict=True)
-        ]
-        return [Score("exact_match", np.array(counts, dtype=np.float64), ratio(100.0), "higher")]
+        hits = np.array(
+            [
+                [float(exact_match(answer, valid)) for answer in answers]
+                for answers, valid in zip(predictions, references, strict=True)
+            ]
+        )
+        answers = np.stack([hits, np.ones_like(hits)], axis=-1)
+        count = hits.shape[1]
+        return [Score("exact_match", answers.sum(1), ratio(100.0), "higher", answers=answers * count)]
 
 
 def exact_match(prediction: str, references: Iterable[str]) -> bool:

@@ -33,7 +33,15 @@ class Length(TextMetric):
             raise self._refuse("METRIC-03", "the references hold no words", "give references with text")
         lengths = np.stack([words, np.ones_like(words)], axis=-1)
         ratios = np.stack([words, reference_words], axis=-1)
-        return [Score("length", lengths, ratio(), "neither"), Score("length_ratio", ratios, ratio(), "neither")]
+        each = np.array([[float(len(answer.split())) for answer in answers] for answers in predictions])
+        one, other = (
+            np.stack([each, np.broadcast_to(column[:, None], each.shape)], axis=-1)
+            for column in (np.ones_like(words), reference_words)
+        )
+        return [
+            Score("length", lengths, ratio(), "neither", answers=one),
+            Score("length_ratio", ratios, ratio(), "neither", answers=other),
+        ]
 
 
 def _mean_words(texts: Sequence[str]) -> float:

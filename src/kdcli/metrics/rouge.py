@@ -37,12 +37,13 @@ class RougeL(TextMetric):
     def measure(self, predictions: list[list[str]], references: list[list[str]]) -> list[Score]:
         """Score each example by the mean over its answers of the best F-measure."""
         scorer = RougeScorer(["rougeL"], tokenizer=_StemmingTokenizer())
-        means = [
-            math.fsum(_best(scorer, answer, valid) for answer in answers) / len(answers)
+        each = [
+            [_best(scorer, answer, valid) for answer in answers]
             for answers, valid in zip(predictions, references, strict=True)
         ]
-        sums = np.stack([np.array(means), np.ones(len(means))], axis=-1)
-        return [Score("rougeL", sums, ratio(100.0), "higher", notes=_script_notes(references))]
+        means = np.array([math.fsum(values) / len(values) for values in each])
+        sums, answers = (np.stack([values, np.ones_like(values)], axis=-1) for values in (means, np.array(each)))
+        return [Score("rougeL", sums, ratio(100.0), "higher", notes=_script_notes(references), answers=answers)]
 
 
 def rouge_l(prediction: str, references: Iterable[str]) -> float:

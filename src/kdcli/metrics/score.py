@@ -26,6 +26,8 @@ class Score:
         better: which direction is better, or "neither".
         corpus: the value itself, where ``sums`` is None.
         notes: what a reader of the number must know, such as text the tokenizer dropped.
+        answers: for a score of sampled texts, the statistics each example would have if all its
+            answers were like this one, ``[examples, answers, k]``; their mean over answers is ``sums``.
 
     >>> Score("nll", np.array([[2.0, 1.0], [6.0, 3.0]]), ratio(), "lower").value
     2.0
@@ -37,6 +39,7 @@ class Score:
     better: Better
     corpus: float = math.nan
     notes: tuple[str, ...] = ()
+    answers: Array | None = None
 
     @property
     def value(self) -> float:

@@ -115,6 +115,23 @@ def random_student(spec: str, teacher_folder: str, *, seed: int, device: torch.d
         raise
 
 
+def random_config(spec: str, teacher_folder: str) -> PreTrainedConfig:
+    """Return the config of a random student; nothing is built.
+
+    Args:
+        spec: as for ``random_student``.
+        teacher_folder: folder or hub id of the teacher.
+
+    Raises:
+        UsageError: the spec cannot be used.
+        InputError: the teacher's folder cannot be used.
+    """
+    checked = open_folder(teacher_folder)
+    teacher = build_config(checked.settings, str(checked.folder))
+    settings = _resized(teacher.get_text_config(decoder=True), parse_random(spec), spec)
+    return CONFIG_MAPPING[settings["model_type"]](**settings)
+
+
 def _resized(teacher: PreTrainedConfig, options: Mapping[str, Any], spec: str) -> dict[str, Any]:
     family = options.get("family", teacher.model_type)
     blank = CONFIG_MAPPING[family]()

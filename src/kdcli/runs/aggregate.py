@@ -1,14 +1,17 @@
-"""From evaluated runs to the lines of a table: means, intervals, paired differences, costs."""
+"""From tidy tables to the lines of a comparison: means, intervals, paired differences, who is best, costs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 from kdcli import statistics
 from kdcli.metrics.score import Score
 from kdcli.runs.records import ComparisonRow, EvalRecord, RunRecord, ScoreInfo
-from kdcli.runs.results import read_scores
-from kdcli.statistics import Estimate
+from kdcli.runs.tidy import Tidy
+from kdcli.statistics import Estimate, VarianceShares
+
+Machine = Mapping[tuple[str, int], tuple[float, int]]
+Differences = dict[str, Estimate | None]
 
 
 @dataclass(frozen=True)
@@ -28,78 +31,182 @@ class Group:
         return {seed: found.estimates[score].mean for seed, (_, found) in self.runs.items() if score in found.estimates}
 
 
-class Samples:
-    """Per-example statistics of evaluations, read once and only where they are needed."""
+@dataclass(frozen=True)
+class Verdict:
+    """Everything a comparison says about one score.
 
-    def __init__(self) -> None:
-        self._read: dict[Path, dict[str, Score]] = {}
-
-    def score(self, record: EvalRecord, name: str) -> Score | None:
-        """Return one score of an evaluation, None if it was not written."""
-        if record.folder is None:
-            return None
-        if record.folder not in self._read:
-            self._read[record.folder] = read_scores(record.folder)
-        return self._read[record.folder].get(name)
-
-
-def make_rows(groups: Sequence[Group], baseline: str, infos: Sequence[ScoreInfo]) -> tuple[ComparisonRow, ...]:
-    """Return one line per group, with differences to the baseline and p-values adjusted by Holm's rule.
-
-    Several seeds: means, intervals and differences over seeds. One seed: the same over the held-out
-    examples, which says nothing about another seed.
+    Args:
+        scores: label -> mean with interval.
+        differences: label -> difference to the baseline, about the objectives if there are several seeds.
+        models: label -> the same about these trained models.
+        best: the label with the best mean; None where neither direction is better, or of one line.
+        tied: labels that cannot be told from it, itself included.
+        detectable: smallest true difference to the baseline that this design finds.
+        variance: where the variance of a difference to the baseline comes from.
     """
-    samples = Samples()
-    base = next(group for group in groups if group.label == baseline)
-    differences = {
-        info.name: _adjusted(
-            [None if group is base else difference(group, base, info.name, samples) for group in groups]
-        )
-        for info in infos
-    }
-    return tuple(
-        _row(group, {info.name: differences[info.name][index] for info in infos}, infos)
-        for index, group in enumerate(groups)
+
+    scores: dict[str, Estimate]
+    differences: Differences
+    models: Differences
+    best: str | None
+    tied: tuple[str, ...]
+    detectable: float | None
+    variance: VarianceShares | None
+
+    def is_best(self, label: str) -> bool:
+        """Whether no other label has a better mean; several may have the same."""
+        return self.best is not None and label in self.scores and self.scores[label].mean == self.scores[self.best].mean
+
+
+def judge(tidy: Tidy, info: ScoreInfo) -> Verdict:
+    """Judge one score over all lines; p-values are adjusted by Holm's rule over its contenders."""
+    lines = _Lines(tidy, info.name)
+    baseline = tidy.about.baseline
+    models = {label: lines.models(label, baseline) for label in lines.labels}
+    raw = {label: lines.difference(label, baseline, known=models[label]) for label in lines.labels}
+    scores = {label: lines.mean(label) for label in lines.labels if lines.of(label)}
+    best = _best(scores, info)
+    to_best = raw if best == baseline else {label: lines.difference(label, best) for label in scores} if best else {}
+    p_values = {label: one.p_value for label, one in to_best.items() if one is not None and label != best}
+    unknown = {label: None for label in scores if best and label != best and label not in p_values}
+    sizes = [_detectable(one, len(lines.labels) - 1) for one in raw.values() if one is not None]
+    return Verdict(
+        scores=scores,
+        differences=_adjusted(raw),
+        models=_adjusted(models),
+        best=best,
+        tied=statistics.tied_for_best({**p_values, **unknown}, best) if best else (),
+        detectable=max((size for size in sizes if size is not None), default=None),
+        variance=lines.variance(baseline, eats_texts=info.eats == "texts"),
     )
 
 
-def difference(group: Group, base: Group, score: str, samples: Samples) -> Estimate | None:
-    """Return a paired difference: by seed where two or more are shared, else by example."""
-    ours, theirs = group.values(score), base.values(score)
-    shared = sorted(ours.keys() & theirs.keys())
-    if len(shared) >= 2:
-        return statistics.difference_over_seeds(ours, theirs)
-    if not shared:
+def make_rows(tidy: Tidy, verdicts: Mapping[str, Verdict], machine: Machine) -> tuple[ComparisonRow, ...]:
+    """Return one line per label, in the order of the tables.
+
+    Args:
+        tidy: the tables.
+        verdicts: score -> what was found.
+        machine: label and seed -> seconds and peak bytes; runs that are not in it count 0.
+    """
+    return tuple(_row(label, list(runs.values()), verdicts, machine) for label, runs in tidy.runs.items())
+
+
+def pareto(rows: Sequence[ComparisonRow], infos: Sequence[ScoreInfo]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Return score -> cost -> labels on the front of quality against that cost.
+
+    A cost that is unknown for a line, or the same for all, is left out.
+    """
+    fronts: dict[str, dict[str, tuple[str, ...]]] = {}
+    for info in infos:
+        for cost in ("parameters", "flops", "seconds"):
+            points = {row.label: (row.scores[info.name].mean, getattr(row, cost)) for row in rows if row.scores}
+            known = {label: (quality, float(spent)) for label, (quality, spent) in points.items() if spent}
+            if info.better == "neither" or len(known) < len(rows) or len({spent for _, spent in known.values()}) < 2:
+                continue
+            front = statistics.pareto_front(known, higher_is_better=info.better == "higher")
+            fronts.setdefault(info.name, {})[cost] = front
+    return fronts
+
+
+class _Lines:
+    """One score of every line."""
+
+    def __init__(self, tidy: Tidy, name: str) -> None:
+        self.labels = list(tidy.runs)
+        self._scores = {
+            label: {seed: score for seed in runs if (score := tidy.score(label, seed, name)) is not None}
+            for label, runs in tidy.runs.items()
+        }
+
+    def of(self, label: str) -> list[Score]:
+        return list(self._scores[label].values())
+
+    def mean(self, label: str) -> Estimate:
+        scores = self.of(label)
+        return statistics.over_both(scores) if len(scores) > 1 else statistics.over_examples(scores[0])
+
+    def difference(self, label: str, other: str, known: Estimate | None = None) -> Estimate | None:
+        """Return the difference that decides: about the objectives, or with one shared seed about the models.
+
+        ``known`` is the latter where it was computed before.
+        """
+        ours, theirs = self._shared(label, other)
+        if label == other or not ours:
+            return None
+        if len(ours) > 1:
+            return statistics.difference_over_both(ours, theirs)
+        return known or statistics.difference_over_examples(ours, theirs, interval=False)
+
+    def models(self, label: str, other: str) -> Estimate | None:
+        """Return the difference of these trained models."""
+        ours, theirs = self._shared(label, other)
+        return None if label == other or not ours else statistics.difference_over_examples(ours, theirs)
+
+    def variance(self, baseline: str, *, eats_texts: bool) -> VarianceShares | None:
+        pairs = [self._shared(label, baseline) for label in self.labels if label != baseline]
+        most = max((len(ours) for ours, _ in pairs), default=0)
+        tables, noises = [], []
+        for ours, theirs in pairs:
+            table = statistics.difference_table(ours, theirs) if len(ours) == most > 0 else None
+            if table is not None:
+                tables.append(table)
+                noises.append(_noise(ours, theirs) if eats_texts else 0.0)
+        return statistics.variance_shares(tables, noises)
+
+    def _shared(self, label: str, other: str) -> tuple[list[Score], list[Score]]:
+        ours, theirs = self._scores[label], self._scores[other]
+        seeds = [seed for seed in ours if seed in theirs]
+        return [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
+
+
+def _noise(ours: Sequence[Score], theirs: Sequence[Score]) -> float | None:
+    sides = [statistics.sampling_noise(side, [score.answers for score in side]) for side in (ours, theirs)]
+    known = [side for side in sides if side is not None]
+    return sum(known) if len(known) == 2 else None
+
+
+def _best(scores: Mapping[str, Estimate], info: ScoreInfo) -> str | None:
+    if info.better == "neither" or len(scores) < 2:
         return None
-    mine = samples.score(group.runs[shared[0]][1], score)
-    other = samples.score(base.runs[shared[0]][1], score)
-    if mine is None or other is None:
-        return None
-    return statistics.difference_over_examples(mine, other)
+    sign = 1.0 if info.better == "higher" else -1.0
+    return max(scores, key=lambda label: sign * scores[label].mean)
 
 
-def _adjusted(estimates: list[Estimate | None]) -> list[Estimate | None]:
-    values = statistics.holm([None if one is None else one.p_value for one in estimates])
-    return [None if one is None else replace(one, p_value=value) for one, value in zip(estimates, values, strict=True)]
+def _detectable(difference: Estimate, tests: int) -> float | None:
+    return statistics.smallest_detectable_difference(difference, tests=max(tests, 1))
 
 
-def _row(group: Group, differences: dict[str, Estimate | None], infos: Sequence[ScoreInfo]) -> ComparisonRow:
-    runs = [run for run, _ in group.runs.values()]
+def _adjusted(estimates: Differences) -> Differences:
+    values = statistics.holm([None if one is None else one.p_value for one in estimates.values()])
+    pairs = zip(estimates.items(), values, strict=True)
+    return {label: None if one is None else replace(one, p_value=value) for (label, one), value in pairs}
+
+
+def _row(
+    label: str, runs: Sequence[Mapping[str, Any]], verdicts: Mapping[str, Verdict], machine: Machine
+) -> ComparisonRow:
+    spent = [machine.get((label, run["seed"]), (0.0, 0)) for run in runs]
     return ComparisonRow(
-        label=group.label,
-        seeds=tuple(sorted(group.runs)),
-        scores={info.name: _estimate(group, info.name) for info in infos if group.values(info.name)},
-        differences=differences,
-        steps=max(run.steps for run in runs),
-        tokens=max(run.tokens for run in runs),
-        seconds=sum(run.seconds for run in runs) / len(runs),
-        peak_bytes=max(run.peak_bytes for run in runs),
+        label=label,
+        seeds=tuple(run["seed"] for run in runs),
+        scores={name: one.scores[label] for name, one in verdicts.items() if label in one.scores},
+        differences={name: one.differences.get(label) for name, one in verdicts.items()},
+        steps=max(run["steps"] for run in runs),
+        tokens=max(run["tokens"] for run in runs),
+        seconds=sum(seconds for seconds, _ in spent) / len(runs),
+        peak_bytes=max(peak for _, peak in spent),
+        models={name: one.models.get(label) for name, one in verdicts.items()},
+        best=tuple(name for name, one in verdicts.items() if one.is_best(label)),
+        tied=tuple(name for name, one in verdicts.items() if label in one.tied),
+        student_tokens=_largest(runs, "student_tokens"),
+        teacher_tokens=_largest(runs, "teacher_tokens"),
+        parameters=_largest(runs, "parameters"),
+        teacher_parameters=_largest(runs, "teacher_parameters"),
+        flops=_largest(runs, "flops"),
     )
 
 
-def _estimate(group: Group, score: str) -> Estimate:
-    values = group.values(score)
-    if len(values) > 1:
-        return statistics.over_seeds(values)
-    (seed,) = values
-    return group.runs[seed][1].estimates[score]
+def _largest(runs: Sequence[Mapping[str, Any]], name: str) -> Any:
+    values = [run[name] for run in runs]
+    return None if None in values else max(values)

@@ -1,18 +1,40 @@
 """The cells of a comparison: which runs it is made of, where each lies, and how far it is."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from kdcli.config import CompareConfig, DistillConfig
 from kdcli.errors import KDError, UsageError
+from kdcli.runs import splits
 from kdcli.runs.folder import RunFolder
 from kdcli.runs.identity import short_hash
 from kdcli.runs.plan import folder_state
 from kdcli.runs.prepare import Prepared, objective_of, prepare_run
+from kdcli.runs.tuned_by import tuned_by
 from kdcli.runs.workshop import Workshop
+from kdcli.variations import Choice, applied, combinations, labelled, read_axes, words
 
 CELLS = "cells"
+SHARE = 0.1
+"""Of the training rows, kept for tuning where no development rows are given."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One line of the table.
+
+    Args:
+        label: what the line is called: the objective in canonical form, and the values it varies.
+        objective: the objective as given.
+        varied: the values of ``--vary``.
+    """
+
+    label: str
+    objective: str
+    varied: Choice = ()
 
 
 @dataclass(frozen=True)
@@ -20,21 +42,37 @@ class Cell:
     """One run of a comparison.
 
     Args:
-        label: the objective in canonical form.
+        label: the contender.
         seed: training seed.
         prepared: the run, checked.
         folder: its run folder, named after what the run is, so that equal settings meet again.
+        tried: the values of ``--tune`` that it tries; empty without tuning.
     """
 
     label: str
     seed: int
     prepared: Prepared
     folder: RunFolder
+    tried: Choice = ()
 
     @property
     def name(self) -> str:
         """What to call it in progress lines."""
-        return f"{self.label} · seed {self.seed}"
+        if not self.tried:
+            return f"{self.label} · seed {self.seed}"
+        rows = "" if self.prepared.config.evaluation.split == "dev" else " · test rows"
+        return f"{self.label} · {words(self.tried)} · seed {self.seed}{rows}"
+
+    @property
+    def config(self) -> DistillConfig:
+        """Its settings, run folder included."""
+        return self.prepared.config.model_copy(update={"output": str(self.folder.path)})
+
+    @property
+    def evaluation(self) -> Path:
+        """The folder of its evaluation, there or not."""
+        config = self.prepared.config
+        return self.folder.path / splits.evaluation_folder(config.data, config.evaluation.split)
 
     def state(self) -> str:
         """Say how far it is: done, to resume, to run, or why it cannot go on."""
@@ -43,45 +81,76 @@ class Cell:
         except KDError as error:
             return str(error)
 
+    def measured_on(self, split: str, workshop: Workshop, **evaluation: Any) -> "Cell":
+        """Return the same run, to be measured on other rows.
 
-def make_cells(config: CompareConfig, workshop: Workshop) -> list[Cell]:
-    """Check a comparison's settings and name its cells, objective by objective.
+        Args:
+            split: "test" or "dev".
+            workshop: what is loaded already.
+            evaluation: further settings of the evaluation.
+        """
+        config = self.prepared.config
+        settings = config.evaluation.model_copy(update={"split": split, **evaluation})
+        return replace(self, prepared=prepare_run(config.model_copy(update={"evaluation": settings}), workshop))
+
+
+def contenders(config: CompareConfig) -> list[Contender]:
+    """Return the lines of the table: each objective with each combination of varied settings.
 
     Raises:
-        UsageError: fewer than two objectives, one given twice, or a baseline that is not among them.
+        UsageError: fewer than two, one given twice, or a setting that cannot vary.
+    """
+    choices = combinations(read_axes(config.vary, "--vary"))
+    found: list[Contender] = []
+    for text in config.losses:
+        label = objective_of(text)[1]
+        if any(other.label == labelled(label, choices[0]) for other in found):
+            raise UsageError("CLI-08", f"{label} is given twice", where=f'objective "{text}"', fix="leave one out")
+        found += [Contender(labelled(label, choice), text, choice) for choice in choices]
+    if len(found) < 2:
+        what = f"needs two objectives or more, got {len(found)}"
+        raise UsageError("CLI-18", what, where="kd compare", fix="or use kd distill")
+    return found
+
+
+def make_cells(config: CompareConfig, workshop: Workshop) -> list[Cell]:
+    """Check a comparison's settings and name its cells, contender by contender.
+
+    With ``--tune``, a cell for each value tried, measured on development rows.
+
+    Raises:
+        UsageError: fewer than two contenders, one given twice, or a baseline that is not among them.
         KDError: what any of its runs would stop at before weights are read.
     """
-    labels = [objective_of(text)[1] for text in config.losses]
-    if len(labels) < 2:
-        raise UsageError(
-            "CLI-18", f"needs two objectives or more, got {len(labels)}", where="kd compare", fix="or use kd distill"
-        )
-    for label, text in zip(labels, config.losses, strict=True):
-        if labels.count(label) > 1:
-            raise UsageError("CLI-08", f"{label} is given twice", where=f'objective "{text}"', fix="leave one out")
-    baseline_of(config, labels)
+    lines, tried = contenders(config), combinations(read_axes(config.tune, "--tune"))
+    baseline_of(config, lines)
     root = Path(config.output) if config.output is not None else None
     cells = []
-    for label, text in zip(labels, config.losses, strict=True):
-        for seed in config.seeds:
-            prepared = prepare_run(_run_config(config, text, seed), workshop)
-            cells.append(Cell(label, seed, prepared, _folder(root, label, seed, prepared)))
+    for line in lines:
+        for choice in tried:
+            for seed in config.seeds:
+                prepared = prepare_run(_run_config(config, line, choice, seed), workshop)
+                cells.append(Cell(line.label, seed, prepared, _folder(root, prepared), choice))
     return cells
 
 
-def baseline_of(config: CompareConfig, labels: list[str]) -> str:
+def baseline_of(config: CompareConfig, lines: Sequence[Contender]) -> str:
     """Return the label that differences are taken to: the one asked for, else the first."""
     if config.baseline is None:
-        return labels[0]
-    wanted = objective_of(config.baseline)[1]
-    if wanted not in labels:
+        return lines[0].label
+    labels = [line.label for line in lines]
+    if config.baseline in labels:
+        return config.baseline
+    wanted = objective_of(config.baseline.partition(" [")[0])[1]
+    match = [line.label for line in lines if objective_of(line.objective)[1] == wanted]
+    if " [" in config.baseline or not match:
         raise UsageError(
             "CLI-18",
             f'"{config.baseline}" is not among the objectives',
             where="--baseline",
             fix=f"choose one of {', '.join(labels)}",
         )
-    return wanted
+    return match[0]
 
 
 def slug(label: str) -> str:
@@ -94,18 +163,25 @@ def slug(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", short).strip("-.")[:40] or "objective"
 
 
-def _run_config(config: CompareConfig, loss: str, seed: int) -> DistillConfig:
+def _run_config(config: CompareConfig, line: Contender, tried: Choice, seed: int) -> DistillConfig:
+    data, evaluation = config.data, config.evaluation
+    if config.tune:
+        share = 0.0 if data.dev else data.dev_share or SHARE
+        data = data.model_copy(update={"dev_share": share})
+        evaluation = evaluation.model_copy(update={"split": "dev", "metrics": (tuned_by(config).metric,)})
+    train = applied(config.train, line.varied, tried)
     return DistillConfig(
         teacher=config.teacher,
+        teacher_cache=None if config.teacher_cache in ("auto", "none") else config.teacher_cache,
         student=config.student,
-        loss=loss,
-        data=config.data,
-        train=config.train.model_copy(update={"seed": seed}),
+        loss=line.objective,
+        data=data,
+        train=train.model_copy(update={"seed": seed}),
         hardware=config.hardware,
-        evaluation=config.evaluation,
+        evaluation=evaluation,
     )
 
 
-def _folder(root: Path | None, label: str, seed: int, prepared: Prepared) -> RunFolder:
-    name = f"{slug(label)}-s{seed}-{short_hash(prepared.identity)}"
+def _folder(root: Path | None, prepared: Prepared) -> RunFolder:
+    name = f"{slug(prepared.label)}-s{prepared.config.train.seed}-{short_hash(prepared.identity)}"
     return RunFolder((root or Path()) / CELLS / name)

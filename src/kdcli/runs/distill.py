@@ -5,7 +5,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,19 @@ from kdcli import durable, settings
 from kdcli.config import DistillConfig
 from kdcli.engine.events import Event, Report
 from kdcli.engine.loop import Outcome, Training, train
+from kdcli.engine.teacher import LiveTeacher
 from kdcli.errors import InterruptedRunError, KDError, UsageError
 from kdcli.models.load import LanguageModel
 from kdcli.models.save import save_student
 from kdcli.runs import lock
+from kdcli.runs.card import CARD, model_card, renew_card
 from kdcli.runs.environment import changes, environment
 from kdcli.runs.evaluate import evaluate_student
 from kdcli.runs.folder import RunFolder
 from kdcli.runs.plan import plan_distill
 from kdcli.runs.prepare import Prepared, prepare_run
 from kdcli.runs.records import EvalRecord, RunRecord
+from kdcli.runs.teachers import teacher_for
 from kdcli.runs.workshop import Workshop
 
 __all__ = ["distill", "plan_distill", "read_run"]
@@ -97,7 +100,7 @@ def read_run(path: Path) -> RunRecord:
             where=str(path),
             fix=f"finish it with: {_again(folder)}",
         )
-    outcome = Outcome(*(status[name] for name in ("steps", "tokens", "seconds", "peak_bytes")))
+    outcome = Outcome(*(status[field.name] for field in fields(Outcome)))
     return _record(folder, identity, outcome, already_done=True)
 
 
@@ -110,6 +113,8 @@ def _with_evaluation(record: RunRecord, prepared: Prepared, workshop: Workshop, 
     found: EvalRecord | None = None
     if prepared.test is not None and _rank() == 0:
         found = evaluate_student(record.folder, prepared.config, workshop, report)
+        if prepared.config.evaluation.split == "test":
+            renew_card(record.model, model_card(prepared, found))
     return replace(record, evaluation=found)
 
 
@@ -130,13 +135,13 @@ def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Re
     student = workshop.load_student(pair, seed=config.train.seed, device=device.device)
     teacher = None
     if prepared.needs_teacher and pair.teacher is not None:
-        teacher = workshop.load_teacher(pair.teacher.path, device.device)
-    longest = max(prepared.dataset.lengths)
-    for model in (student, teacher):
-        if model is not None:
-            model.check_length(longest)
-            for note in model.notes:
-                report(Event("note", note))
+        teacher = teacher_for(
+            config.teacher_cache, pair.teacher, prepared.dataset, config.data, config.hardware, device, workshop
+        )
+    student.check_length(max(prepared.dataset.lengths))
+    live = [teacher.model] if isinstance(teacher, LiveTeacher) else []
+    for note in [note for model in (student, *live) for note in model.notes]:
+        report(Event("note", note))
     started = time.process_time()
     training = Training(
         student=student,
@@ -153,17 +158,19 @@ def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Re
     )
     outcome = train(training)
     if _rank() == 0:
-        save_model(student, folder.model, {"loss": prepared.label, "seed": config.train.seed})
+        save_model(student, folder.model, {"loss": prepared.label, "seed": config.train.seed}, model_card(prepared))
         spent = folder.status().get("cpu_seconds", 0.0) + time.process_time() - started
-        folder.set_status("done", **vars(outcome), cpu_seconds=round(spent, 2))
+        taught = outcome.student_tokens if live else 0
+        folder.set_status("done", **vars(outcome), teacher_tokens=taught, cpu_seconds=round(spent, 2))
     return outcome
 
 
-def save_model(model: LanguageModel, final: Path, extra: dict[str, Any]) -> None:
-    """Write a student as a transformers folder that appears whole or not at all."""
+def save_model(model: LanguageModel, final: Path, extra: dict[str, Any], card: str) -> None:
+    """Write a student and its card as a transformers folder that appears whole or not at all."""
 
     def fill(target: Path) -> None:
         save_student(model, target)
+        (target / CARD).write_text(card, encoding="utf-8")
 
     durable.commit_folder(final, fill, {"kind": "model", **extra})
 

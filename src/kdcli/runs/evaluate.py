@@ -13,13 +13,14 @@ from kdcli.errors import UsageError
 from kdcli.metrics.score import Score
 from kdcli.models.load import load_model
 from kdcli.models.vocabulary import shared_vocabulary
-from kdcli.runs import scoring
-from kdcli.runs.folder import EVAL, RunFolder, model_of
+from kdcli.runs import scoring, splits
+from kdcli.runs.folder import RunFolder, model_of
 from kdcli.runs.predictions import read_predictions
 from kdcli.runs.records import EvalRecord, ScoreInfo
 from kdcli.runs.results import RESULTS, Rows, read_results, write_results
 from kdcli.runs.scoring import Chosen, Texts
-from kdcli.runs.workshop import ModelFacts, Workshop, check_data_path, evaluation_digest
+from kdcli.runs.teachers import mentor_for
+from kdcli.runs.workshop import ModelFacts, Workshop, evaluation_digest
 from kdcli.statistics import over_examples
 
 
@@ -49,68 +50,89 @@ def evaluate_run(
 
 
 def evaluate_student(run: Path, config: DistillConfig, workshop: Workshop, report: Report) -> EvalRecord:
-    """Evaluate a run's student on the run's held-out rows, unless that is done."""
-    return evaluate_run(
-        EvalConfig(
-            model=str(run),
-            teacher=config.teacher,
-            data=config.data,
-            hardware=config.hardware,
-            evaluation=config.evaluation,
-        ),
-        report,
-        workshop=workshop,
-        reuse=True,
+    """Evaluate a run's student on the run's held-out rows, or its development rows, unless that is done."""
+    return evaluate_run(_student_config(run, config), report, workshop=workshop, reuse=True)
+
+
+def find_evaluation(run: Path, config: DistillConfig, workshop: Workshop) -> EvalRecord | None:
+    """Return a run's evaluation if it was made by the protocol that these settings ask for, else None."""
+    asked = _ask(_student_config(run, config), str(run), workshop)
+    return asked.already_there()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """An evaluation, its parts looked at; no weight is read."""
+
+    chosen: Chosen
+    facts: ModelFacts
+    teacher: ModelFacts | None
+    data: TokenDataset
+    device: Device
+    protocol: dict[str, Any]
+    folder: Path | None
+    name: str
+
+    def already_there(self) -> EvalRecord | None:
+        """Return what was measured before by the same protocol."""
+        if self.folder is None or not (self.folder / RESULTS).is_file():
+            return None
+        there = read_results(self.folder)
+        same = there.protocol == self.protocol and there.model_digest == self.facts.digest
+        return there if same else None
+
+
+def _student_config(run: Path, config: DistillConfig) -> EvalConfig:
+    return EvalConfig(
+        model=str(run),
+        teacher=config.teacher,
+        teacher_cache=config.teacher_cache,
+        data=config.data,
+        hardware=config.hardware,
+        evaluation=config.evaluation,
     )
 
 
-def evaluation_name(path: str) -> str:
-    """Return what an evaluation on these rows is called.
-
-    >>> evaluation_name("data/test.jsonl.gz")
-    'test'
-    """
-    return Path(path).name.split(".")[0] or "eval"
-
-
-def _score_model(config: EvalConfig, model: str, report: Report, workshop: Workshop, *, reuse: bool) -> EvalRecord:
+def _ask(config: EvalConfig, model: str, workshop: Workshop) -> _Asked:
     chosen = scoring.choose_metrics(config.evaluation, teacher=config.teacher is not None)
-    path = check_data_path(config.data.eval or config.data.train, "--data")
+    path = splits.check_measured(config.data, config.evaluation.split)
     device = prepare(config.hardware)
     teacher = config.teacher if chosen.needs_teacher else None
     facts = Workshop().look(model)  # not the shared one: a run's student may have changed since
     other = workshop.look(teacher) if teacher else None
-    data = workshop.data(path, facts, config.data, role="eval")
+    data = splits.measured_rows(config.data, config.evaluation.split, facts, workshop)
     protocol = _protocol(config, chosen, data, device, other)
-    folder = _folder(config, model, path)
-    if reuse and folder is not None and (folder / RESULTS).is_file():
-        there = read_results(folder)
-        if there.protocol == protocol and there.model_digest == facts.digest:
-            return there
-    for note in (*data.notes, *chosen.notes):
+    name = splits.evaluation_name(path) if config.evaluation.split == "test" else splits.DEV
+    return _Asked(chosen, facts, other, data, device, protocol, _folder(config, model), name)
+
+
+def _score_model(config: EvalConfig, model: str, report: Report, workshop: Workshop, *, reuse: bool) -> EvalRecord:
+    asked = _ask(config, model, workshop)
+    if reuse and (there := asked.already_there()) is not None:
+        return there
+    for note in (*asked.data.notes, *asked.chosen.notes):
         report(Event("note", note))
-    pairs, texts = _measure(config, chosen, facts, other, data, device, workshop, report)
-    rows = Rows([example.where for example in data.examples], texts)
-    name = evaluation_name(path)
-    return _keep(_Measured(name, model, facts.digest, folder, protocol, pairs, rows, chosen.notes), config)
+    pairs, texts = _measure(config, asked, report, workshop)
+    examples = Rows([example.where for example in asked.data.examples], texts)
+    measured = _Measured(
+        asked.name, model, asked.facts.digest, asked.folder, asked.protocol, pairs, examples, asked.chosen.notes
+    )
+    return _keep(measured, config)
 
 
 def _measure(
-    config: EvalConfig,
-    chosen: Chosen,
-    facts: ModelFacts,
-    other: ModelFacts | None,
-    data: TokenDataset,
-    device: Device,
-    workshop: Workshop,
-    report: Report,
+    config: EvalConfig, asked: _Asked, report: Report, workshop: Workshop
 ) -> tuple[list[tuple[Score, ScoreInfo]], Texts | None]:
     """Load what is needed, ask, and score."""
+    facts, other, data, chosen = asked.facts, asked.teacher, asked.data, asked.chosen
     against = other or facts
     vocab = shared_vocabulary(facts.tokenizer, against.tokenizer, facts.rows, against.rows)
+    device = asked.device
     student = replace(load_model(model_of(facts.path), device=device.device, role="teacher"), vocab=vocab)
     student.check_length(max(data.lengths))
-    mentor = workshop.load_teacher(other.path, device.device) if other else None
+    mentor = None
+    if other is not None:
+        mentor = mentor_for(config.teacher_cache, other, data, config.data, config.hardware, device, workshop)
     texts = scoring.answer(student, data, config.evaluation.generation, report) if chosen.texts else None
     pairs = scoring.score_texts(chosen, texts) if texts else []
     return pairs + scoring.score_tokens(chosen, student, mentor, data, device, report), texts
@@ -129,7 +151,7 @@ def _score_predictions(config: EvalConfig, report: Report) -> EvalRecord:
     protocol = {"data": digest, "examples": len(where), "metrics": metrics, "generation": None, "teacher": None}
     folder = Path(config.output) if config.output else None
     pairs, rows = scoring.score_texts(chosen, texts), Rows(where, texts)
-    name = evaluation_name(str(path))
+    name = splits.evaluation_name(str(path))
     return _keep(_Measured(name, str(path), digest, folder, protocol, pairs, rows, chosen.notes), config)
 
 
@@ -181,8 +203,8 @@ def _protocol(
     }
 
 
-def _folder(config: EvalConfig, model: str, path: str) -> Path | None:
+def _folder(config: EvalConfig, model: str) -> Path | None:
     if config.output is not None:
         return Path(config.output)
     run = Path(model)
-    return run / EVAL / evaluation_name(path) if RunFolder(run).is_run else None
+    return run / splits.evaluation_folder(config.data, config.evaluation.split) if RunFolder(run).is_run else None

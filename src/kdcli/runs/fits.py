@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdcli.losses.base import DistillLoss, Tokens
 from kdcli.losses.build import build_objective
-from kdcli.runs.style import COLOURS, GREY, look, panels, save
+from kdcli.runs.style import COLOURS, GREY, log_heights, look, panels, save
 
 ENTRIES = 60
 LABELS = 48
@@ -64,23 +64,38 @@ def fit(spec: str) -> Fit:
     Targets of the tokens are spread over the quantiles of p, as a large sample of labels would be.
     """
     loss, p = build_objective(spec), target()
+    q = gaussian_fit(loss, p)
+    head, tail = free_fit(loss, p)
+    return Fit(spec, q, *coverage(q, p), head, tail)
+
+
+def gaussian_fit(loss: DistillLoss, p: Tensor) -> Tensor:
+    """Return the Gaussian over the entries, ``[60]``, that an objective likes best: mean and width are learnt."""
     ends = [_descend(loss, p, start) for start in STARTS]
     _, numbers = min(ends, key=lambda end: end[0])
-    q = _log_q(numbers).exp()
-    head, tail = free_fit(loss, p)
-    return Fit(spec, q, p[q >= 0.1 * p].sum().item(), q[p < 0.1 * q].sum().item(), head, tail)
+    return _log_q(numbers).exp()
 
 
-def free_fit(loss: DistillLoss, p: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Fit free logits to p from uniform; return ``sum |p - q|`` over head and tail at each step."""
+def coverage(q: Tensor, p: Tensor) -> tuple[float, float]:
+    """Return the share of p where q has at least a tenth of it, and the share of q where p has less than a tenth."""
+    return p[q >= 0.1 * p].sum().item(), q[p < 0.1 * q].sum().item()
+
+
+def free_fit(
+    loss: DistillLoss, p: Tensor, *, steps: int = FREE_STEPS, rate: float = FREE_RATE
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Fit free logits to p from uniform; return ``sum |p - q|`` over head and tail at each step.
+
+    The head is the likeliest entries up to half the mass, the one that crosses it included.
+    """
     labels, teacher = _labels(p), p.log().expand(LABELS, -1)
-    logits = torch.zeros(ENTRIES, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.SGD([logits], lr=FREE_RATE)
+    logits = torch.zeros(len(p), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([logits], lr=rate)
     order = p.argsort(descending=True, stable=True)
-    in_head = torch.zeros(ENTRIES, dtype=torch.bool)
+    in_head = torch.zeros(len(p), dtype=torch.bool)
     in_head[order[: int((p[order].cumsum(0) < 0.5).sum()) + 1]] = True
     gaps = []
-    for _ in range(FREE_STEPS):
+    for _ in range(steps):
         gap = (p - logits.detach().softmax(0)).abs()
         gaps.append((gap[in_head].sum().item(), gap[~in_head].sum().item()))
         optimizer.zero_grad()
@@ -154,7 +169,7 @@ def _draw_limited(ax: Axes, one: Fit, colour: str) -> None:
 def _draw_free(ax: Axes, one: Fit, colour: str) -> None:
     ax.plot(one.head, color=colour, label="head: likeliest half")
     ax.plot(one.tail, color=colour, linestyle="--", label="tail: the rest")
-    ax.set_yscale("log")
+    log_heights(ax)
     ax.set_ylim(0.01, 1.0)
     ax.set_xlim(0, FREE_STEPS - 1)
     ax.set_xlabel("step of gradient descent")

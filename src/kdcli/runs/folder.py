@@ -4,13 +4,14 @@
 
     config.yaml      every setting, can be fed back by -c
     manifest.json    identity, digests, versions, command line
-    status.json      state, and what the run cost
+    status.json      state, what the run cost, digests of the small files
     metrics.jsonl    one line per step; timing.jsonl: wall-clock times
     checkpoint-*/    to resume from
     model/           the trained student
     eval/<name>/     results.json, samples.parquet
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from kdcli.errors import ExperimentChangedError, InputError, IntegrityError, Usa
 SCHEMA = 1
 CONFIG, MANIFEST, STATUS, MODEL, EVAL = "config.yaml", "manifest.json", "status.json", "model", "eval"
 _NOT_CONTENT = (".lock", "error.log")
+_SEALED = (CONFIG, MANIFEST, "metrics.jsonl", "timing.jsonl")
 
 
 @dataclass(frozen=True)
@@ -124,11 +126,21 @@ class RunFolder:
         now = datetime.now(UTC).isoformat("T", "seconds")
         before = self.status()
         status = {"started": now, **before, **values, "state": state, "updated": now}
-        durable.write_file(self.path / STATUS, _json(status))
+        if state == "done":
+            status["files"] = {name: durable.digest_file(self.path / name) for name in _SEALED if self._has(name)}
+        durable.write_file(self.path / STATUS, _json({**status, "digest": _digest(status)}))
+
+    def status_is_whole(self) -> bool:
+        """Whether the status is as it was written, by the digest it carries; True for one without."""
+        status = self.status()
+        return status.get("digest") in (None, _digest(status))
 
     def evaluations(self) -> dict[str, Path]:
         """Return the evaluations there are, name -> folder."""
         return {path.parent.name: path.parent for path in sorted(self.path.glob(f"{EVAL}/*/results.json"))}
+
+    def _has(self, name: str) -> bool:
+        return (self.path / name).is_file()
 
     def _content(self) -> list[str]:
         if self.path.is_symlink() and not self.path.exists():
@@ -158,6 +170,12 @@ def model_of(path: str) -> str:
     inner = Path(path).expanduser() / MODEL
     here = Path(path).expanduser()
     return str(inner) if (here / MANIFEST).is_file() and not (here / "config.json").is_file() else path
+
+
+def _digest(status: dict[str, Any]) -> str:
+    """Return the sha256 over a status, its own digest left out."""
+    rest = {key: value for key, value in status.items() if key != "digest"}
+    return hashlib.sha256(_json(rest).encode()).hexdigest()
 
 
 def _json(value: dict[str, Any]) -> str:

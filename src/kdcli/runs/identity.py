@@ -22,7 +22,14 @@ OWN = ("loss", "loss.code", "train.seed")
 
 
 def identity_of(
-    config: DistillConfig, label: str, loss: DistillLoss, pair: Pair, dataset: TokenDataset, device: Device, steps: int
+    config: DistillConfig,
+    label: str,
+    loss: DistillLoss,
+    pair: Pair,
+    dataset: TokenDataset,
+    device: Device,
+    steps: int,
+    seen: str | None = None,
 ) -> dict[str, Any]:
     """Return the flat table of everything the student's bits follow from.
 
@@ -34,6 +41,7 @@ def identity_of(
         dataset: training rows; their tokens count, not the file's name.
         device: resolved precision.
         steps: optimizer steps of the whole run.
+        seen: what the student sees of the teacher: the whole of it, or what a cache kept.
     """
     train = {
         f"train.{name}": value for name, value in config.train.model_dump(mode="json").items() if name not in MAY_DIFFER
@@ -43,12 +51,14 @@ def identity_of(
         "loss.code": guest_code(loss),
         "student": pair.student_identity,
         "teacher": pair.teacher.digest if pair.teacher and needs_teacher(loss, pair) else None,
+        "teacher.seen": seen,
         "tokenizer": pair.reader.tokenizer_digest,
         "data": dataset.digest,
         "steps": steps,
         "precision": str(device.compute).removeprefix("torch."),
         "matmul_precision": config.hardware.matmul_precision,
         "threads": config.hardware.threads,
+        **({"gpus": config.hardware.gpus} if config.hardware.gpus > 1 else {}),
         **train,
     }
 

@@ -4,6 +4,8 @@ import fcntl
 import json
 import os
 import socket
+import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,13 +16,16 @@ from kdcli.errors import BusyError
 from kdcli.text import one_line
 
 NAME = ".lock"
+_HELD: set[Path] = set()
+_FLOCK = "hhqqi" if sys.platform == "linux" else "qqihh"
 
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Hold a folder's lock; the system drops it with the process, whatever ends that.
 
-    It is also dropped when this process opens and closes the lock file again: do not read it meanwhile.
+    It would also be dropped if this process opened and closed the lock file again; only :func:`is_held`
+    may look at it meanwhile.
 
     Raises:
         BusyError: another process holds it; names process, machine and start.
@@ -37,9 +42,39 @@ def hold(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise _busy(folder, os.pread(handle, 4096, 0)) from error
         _sign(handle)
+        _HELD.add(path.resolve())
         yield
     finally:
+        _HELD.discard(path.resolve())
         os.close(handle)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process holds a folder's lock; never takes it, and never drops the one this process holds."""
+    path = folder / NAME
+    if path.resolve() in _HELD:
+        return True
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        answer = fcntl.fcntl(handle, fcntl.F_GETLK, _request(fcntl.F_WRLCK))
+        return _kind(answer) != fcntl.F_UNLCK
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+
+
+def _request(kind: int) -> bytes:
+    """Return a ``struct flock`` over the whole file."""
+    values = (kind, os.SEEK_SET, 0, 0, 0) if sys.platform == "linux" else (0, 0, 0, kind, os.SEEK_SET)
+    return struct.pack(_FLOCK, *values)
+
+
+def _kind(answer: bytes) -> int:
+    return struct.unpack(_FLOCK, answer)[0 if sys.platform == "linux" else 3]
 
 
 def _sign(handle: int) -> None:

@@ -2,42 +2,54 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from kdcli.runs.aggregate import Group
 from kdcli.runs.records import ComparisonRow, ScoreInfo
-from kdcli.statistics import smallest_detectable_difference
+from kdcli.statistics import LEVEL, VarianceShares
 
-LEVEL = 0.05
 _MORE_SEEDS = 5
 
 
-def conclusions(rows: Sequence[ComparisonRow], baseline: str, infos: Sequence[ScoreInfo]) -> Iterator[str]:
-    """Say what follows from the differences to the baseline, and what does not."""
+def conclusions(
+    rows: Sequence[ComparisonRow],
+    baseline: str,
+    infos: Sequence[ScoreInfo],
+    detectable: Mapping[str, float | None],
+    variance: Mapping[str, VarianceShares],
+    pareto: Mapping[str, Mapping[str, tuple[str, ...]]],
+    *,
+    tuned: bool = False,
+) -> Iterator[str]:
+    """Say what follows from the differences to the baseline, and what does not.
+
+    Args:
+        rows: the lines.
+        baseline: the label that differences are taken to.
+        infos: the scores.
+        detectable: score -> smallest true difference that this design finds.
+        variance: score -> where the variance of a difference comes from.
+        pareto: score -> cost -> labels on the front of quality against that cost.
+        tuned: whether each line chose its own value of a setting.
+    """
     fewest = min(len(row.seeds) for row in rows)
     if fewest == 1:
-        counts = {one.count for row in rows for one in row.scores.values() if one.unit == "examples"}
-        yield (
-            f"1 training seed: the intervals are over the {max(counts, default=0):,} held-out examples and tell these "
-            "trained models apart, not the objectives; another seed may reverse any difference"
-        )
+        yield _one_seed(rows)
     contenders = [row for row in rows if row.label != baseline]
     for row in contenders:
         yield _found(row, baseline, infos)
-    if fewest > 1 and contenders:
-        yield from _power(contenders, baseline, infos, fewest)
+    yield from _tied(rows, infos)
+    if contenders:
+        yield from _power(baseline, infos, detectable, fewest)
+        yield from _shares(infos, variance)
     if contenders and infos:
         yield (
             "intervals of two lines may overlap although their paired difference is sure: read the differences; "
-            f"{len(infos)} scores are tested, p adjusted by Holm's rule within each, so 1 in 20 still errs by chance"
+            f"p is adjusted by Holm's rule over the contenders within each of {len(infos)} scores, not over the "
+            "scores: name the score that decides before looking"
         )
-    yield _budget(rows)
-
-
-def about_scores(groups: Sequence[Group]) -> list[str]:
-    """Return what the evaluations themselves had to say, each sentence once."""
-    return list(dict.fromkeys(note for group in groups for _, found in group.runs.values() for note in found.notes))
+    yield _budget(rows, tuned=tuned or any("[lr=" in row.label for row in rows))
+    yield from _front(pareto, rows)
 
 
 @dataclass(frozen=True)
@@ -109,24 +121,69 @@ def _direction(row: ComparisonRow, info: ScoreInfo) -> str:
     return "better" if (difference.mean > 0) == (info.better == "higher") else "worse"
 
 
-def _power(contenders: Sequence[ComparisonRow], baseline: str, infos: Sequence[ScoreInfo], seeds: int) -> Iterator[str]:
-    sizes = []
+def _one_seed(rows: Sequence[ComparisonRow]) -> str:
+    counts = {one.count for row in rows for one in row.scores.values() if one.unit == "examples"}
+    return (
+        "1 training seed: no conclusion about objectives can be drawn; the intervals are over the "
+        f"{max(counts, default=0):,} held-out examples and tell these trained models apart, not the objectives; "
+        "another seed may reverse any difference"
+    )
+
+
+def _tied(rows: Sequence[ComparisonRow], infos: Sequence[ScoreInfo]) -> Iterator[str]:
+    groups = []
     for info in infos:
-        found = [row.differences.get(info.name) for row in contenders]
-        detectable = [smallest_detectable_difference(one) for one in found if one is not None]
-        largest = max((one for one in detectable if one is not None), default=None)
-        if largest:
-            sizes.append(f"{info.name} {largest:.2g}")
+        best = [row.label for row in rows if info.name in row.best]
+        others = [row.label for row in rows if info.name in row.tied and info.name not in row.best]
+        if best:
+            groups.append(f"{info.name}: {_named([*best, *others], rows)}")
+    if groups:
+        yield f"best, and what cannot be told from it: {'; '.join(groups)}"
+
+
+def _power(
+    baseline: str, infos: Sequence[ScoreInfo], detectable: Mapping[str, float | None], seeds: int
+) -> Iterator[str]:
+    found = [(info.name, detectable.get(info.name)) for info in infos]
+    sizes = [f"{name} {size:.2g}" for name, size in found if size]
     if sizes:
+        design = f"with {seeds} seeds" if seeds > 1 else "between these models"
         yield (
-            f"with {seeds} seeds a true difference to {baseline} is found in 8 of 10 repeats only if it is at least: "
+            f"{design} a true difference to {baseline} is found in 8 of 10 repeats only if it is at least: "
             f"{', '.join(sizes)}; smaller ones may be there unseen"
         )
 
 
-def _budget(rows: Sequence[ComparisonRow]) -> str:
+def _shares(infos: Sequence[ScoreInfo], variance: Mapping[str, VarianceShares]) -> Iterator[str]:
+    parts = []
+    for info in infos:
+        found = variance.get(info.name)
+        if found is not None:
+            shares = (found.seed, found.sampling, found.examples, found.interaction)
+            parts.append(f"{info.name} {'/'.join('?' if one is None else f'{100 * one:.0f}' for one in shares)}")
+    if parts:
+        yield (
+            "a difference's variance comes from training seed/sampling seed/examples/seed times example, in %: "
+            f"{', '.join(parts)}"
+        )
+
+
+def _named(labels: Sequence[str], rows: Sequence[ComparisonRow]) -> str:
+    return "all" if 2 < len(rows) == len(labels) else ", ".join(labels)
+
+
+def _front(pareto: Mapping[str, Mapping[str, tuple[str, ...]]], rows: Sequence[ComparisonRow]) -> Iterator[str]:
+    """Leave out seconds: what depends on the machine must not enter a table."""
+    for cost, name in (("flops", "fewer FLOPs"), ("parameters", "a smaller model")):
+        fronts = [f"{score}: {_named(costs[cost], rows)}" for score, costs in pareto.items() if cost in costs]
+        if fronts:
+            yield f"not beaten by anything with {name} (Pareto front): {'; '.join(fronts)}"
+
+
+def _budget(rows: Sequence[ComparisonRow], *, tuned: bool) -> str:
     steps, tokens = {row.steps for row in rows}, {row.tokens for row in rows}
     if len(steps) == 1 and len(tokens) == 1:
         equal = f"equal budget: {rows[0].steps:,} steps and {rows[0].tokens:,} response tokens each"
-        return f"{equal}, one learning rate for all; an objective may have a better rate of its own"
+        alike = "one learning rate for all; an objective may have a better rate of its own: --tune lr=1e-4,3e-4"
+        return equal if tuned else f"{equal}, {alike}"
     return "the budgets differ (see the cost columns): compare with care"

@@ -1,9 +1,11 @@
 """What a run would do: steps, tokens, examples with the learnt part marked; nothing is written."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from kdcli.config import DistillConfig
 from kdcli.data.preview import Preview, preview
+from kdcli.runs.estimate import Estimate, estimate
 from kdcli.runs.folder import RunFolder
 from kdcli.runs.prepare import Prepared, prepare_run
 from kdcli.runs.records import Plan, Shown
@@ -19,10 +21,55 @@ def plan_distill(config: DistillConfig) -> Plan:
         KDError: what training would stop at before its first step, weights aside.
     """
     prepared = prepare_run(config, Workshop())
-    facts = describe_run(prepared)
+    facts, cost = describe_run(prepared), estimate(prepared)
+    facts |= cost_facts(cost)
     if config.output is not None:
         facts["run folder"] = f"{config.output} ({folder_state(RunFolder(Path(config.output)), prepared)})"
-    return Plan(facts, (), shown_examples(prepared), (*prepared.notes, *prepared.warnings))
+    notes = (*prepared.notes, *prepared.warnings)
+    return Plan(facts, (), shown_examples(prepared), notes, cost_numbers([cost], prepared.steps))
+
+
+def cost_facts(cost: Estimate) -> dict[str, str]:
+    """Return what one run will cost, in words."""
+    parts = sorted(cost.memory.items(), key=lambda part: -part[1])
+    named = ", ".join(f"{name} {_mebibytes(value)}" for name, value in parts if value >= cost.peak_bytes / 100)
+    return {
+        "peak memory": f"about {_mebibytes(cost.peak_bytes)}: {named}",
+        "arithmetic": f"{cost.flops:.3g} operations; this machine does about {cost.rate:.2g} a second",
+        "training time": f"about {duration(cost.seconds)}, an estimate from one matrix product",
+    }
+
+
+def cost_numbers(costs: Sequence[Estimate], steps: int) -> dict[str, float]:
+    """Return the same for programs.
+
+    Args:
+        costs: one estimate per run.
+        steps: optimizer steps of one run.
+    """
+    return {
+        "cells": float(len(costs)),
+        "steps": float(steps * len(costs)),
+        "flops": sum(one.flops for one in costs),
+        "seconds": sum(one.seconds for one in costs),
+        "peak_bytes": float(max(one.peak_bytes for one in costs)),
+    }
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time in the unit that fits.
+
+    >>> duration(0.5), duration(90.0), duration(7800.0)
+    ('1 s', '2 min', '2 h 10 min')
+    """
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
 
 
 def describe_run(prepared: Prepared) -> dict[str, str]:

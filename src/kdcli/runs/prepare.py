@@ -11,7 +11,9 @@ from kdcli.losses.base import DistillLoss
 from kdcli.losses.build import build_objective, spec_of
 from kdcli.metrics.describe import describe
 from kdcli.registry import SOURCES
+from kdcli.runs import splits
 from kdcli.runs.identity import identity_of
+from kdcli.runs.teachers import refuse_coarse, view_of
 from kdcli.runs.workshop import Pair, Workshop, check_data_path
 from kdcli.sources.base import Source
 from kdcli.spec import Term, parse_objective
@@ -82,17 +84,21 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
         describe(name)
     if loss.needs().teacher and config.teacher is None:
         raise UsageError("CLI-20", f"{label} learns from a teacher", where="--teacher", fix="give a folder or a hub id")
-    train_path = check_data_path(config.data.train, "--data")
-    if config.data.eval is not None:
-        check_data_path(config.data.eval, "--eval-data")
+    check_data_path(config.data.train, "--data")
+    split = config.evaluation.split
+    measured = splits.measures_after_training(config.data, split)
+    if measured:
+        splits.check_measured(config.data, split)
     device = prepare(config.hardware)
     pair = workshop.pair(config.student, config.teacher)
-    dataset = workshop.data(train_path, pair.reader, config.data, role="train")
-    test = None
-    if config.data.eval is not None:
-        test = workshop.data(config.data.eval, pair.reader, config.data, role="eval")
+    dataset = splits.training_rows(config.data, pair.reader, workshop)
+    test = splits.measured_rows(config.data, split, pair.reader, workshop) if measured else None
     steps = make_source(origin, dataset, config, pad_id=0).total_steps
-    identity = identity_of(config, label, loss, pair, dataset, device, steps)
+    seen = None
+    if loss.needs().teacher and pair.teacher is not None:
+        seen = view_of(config.teacher_cache, pair.teacher, config.data, config.hardware, device)
+        refuse_coarse(seen, loss, label)
+    identity = identity_of(config, label, loss, pair, dataset, device, steps, seen)
     return Prepared(config, loss, label, pair, dataset, test, device, steps, identity, origin)
 
 

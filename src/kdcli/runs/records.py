@@ -1,10 +1,11 @@
 """What runs, evaluations and comparisons hand back."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdcli.statistics import Estimate
+from kdcli.statistics import Estimate, VarianceShares
 
 
 @dataclass(frozen=True)
@@ -113,13 +114,25 @@ class ComparisonRow:
     Args:
         label: the objective.
         seeds: training seeds behind it.
-        scores: score -> mean with interval, over seeds if there are several, else over examples.
+        scores: score -> mean with interval: over seeds and examples if there are several seeds, else
+            over examples.
         differences: score -> paired difference to the baseline; None on the baseline's own line
-            and where nothing can be paired. p-values are adjusted for the number of contenders.
+            and where nothing can be paired. With several seeds it is about the objectives, with one
+            about the trained models. p-values are adjusted for the number of contenders.
         steps: optimizer steps of one run.
         tokens: response tokens of one run.
-        seconds: mean training time of one run.
-        peak_bytes: largest peak memory.
+        seconds: mean training time of one run; depends on the machine.
+        peak_bytes: largest peak memory; depends on the machine.
+        models: score -> the same difference as a statement about these trained models alone: BCa
+            interval over examples and permutation p, adjusted likewise.
+        best: scores in which no other line has a better mean.
+        tied: scores in which it cannot be told from the best, the best itself included.
+        student_tokens: tokens that went through the student's trunk in one run; None if not recorded.
+        teacher_tokens: tokens whose teacher distribution one run needs, whether or not a cache held them; None if
+            not recorded.
+        parameters: of the student.
+        teacher_parameters: of the teacher; None without one or where it is gone.
+        flops: floating-point operations of one run that has no cache, from parameters and tokens; None if not known.
     """
 
     label: str
@@ -130,6 +143,21 @@ class ComparisonRow:
     tokens: int
     seconds: float
     peak_bytes: int
+    models: Mapping[str, Estimate | None] = field(default_factory=dict)
+    best: tuple[str, ...] = ()
+    tied: tuple[str, ...] = ()
+    student_tokens: int | None = None
+    teacher_tokens: int | None = None
+    parameters: int | None = None
+    teacher_parameters: int | None = None
+    flops: float | None = None
+
+    @property
+    def teacher_passes(self) -> float | None:
+        """Teacher tokens per student token: 1 if the objective needs the teacher on all of them, 0 if never."""
+        if self.teacher_tokens is None or not self.student_tokens:
+            return None
+        return self.teacher_tokens / self.student_tokens
 
 
 @dataclass(frozen=True)
@@ -143,6 +171,11 @@ class Comparison:
         notes: what can and cannot be concluded, and what to type next; one sentence each.
         folder: where the tables and pictures are; None if none were written.
         failed: cells that could not be finished.
+        detectable: score -> smallest true difference to the baseline that this design finds in 8 of
+            10 repeats; None where it is unknown.
+        variance: score -> where the variance of a difference to the baseline comes from.
+        pareto: score -> cost ("parameters", "flops", "seconds") -> labels that no other line beats
+            in both; a cost that is unknown or the same for all is left out.
     """
 
     baseline: str
@@ -151,6 +184,9 @@ class Comparison:
     notes: tuple[str, ...]
     folder: Path | None
     failed: tuple[Failure, ...] = ()
+    detectable: Mapping[str, float | None] = field(default_factory=dict)
+    variance: Mapping[str, VarianceShares] = field(default_factory=dict)
+    pareto: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -184,9 +220,11 @@ class Plan:
         cells: for a comparison, each cell's name and state: done, to resume, to run.
         examples: decoded training examples with the learnt part marked.
         notes: what was detected, cut and left out in the data.
+        cost: cells, steps, flops, seconds, peak_bytes: the estimates behind the facts, as numbers.
     """
 
     facts: dict[str, str]
     cells: tuple[tuple[str, str], ...] = ()
     examples: tuple[Shown, ...] = ()
     notes: tuple[str, ...] = ()
+    cost: dict[str, float] = field(default_factory=dict)

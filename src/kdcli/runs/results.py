@@ -1,7 +1,7 @@
 """``results.json`` and ``samples.parquet``: written whole, read back to the same numbers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def read_results(folder: Path) -> EvalRecord:
     """
     document = _document(folder)
     estimates = {
-        entry["name"]: Estimate(**{name: entry[name] for name in Estimate.__dataclass_fields__})
+        entry["name"]: Estimate(**{name: entry[name] for name in Estimate.__dataclass_fields__ if name in entry})
         for entry in document["scores"]
     }
     infos = tuple(
@@ -94,19 +94,36 @@ def read_results(folder: Path) -> EvalRecord:
 def read_scores(folder: Path) -> dict[str, Score]:
     """Read an evaluation's scores with their per-example statistics, for paired comparisons."""
     document = _document(folder)
-    table = pq.read_table(folder / SAMPLES)
-    settings = EvalSettings.model_validate(document["evaluation"])
-    chosen = choose_metrics(settings, teacher=True)
-    finish = finishes(chosen)
-    return {entry["name"]: _score(entry, table, finish[entry["name"]]) for entry in document["scores"]}
+    return scores_of(pq.read_table(folder / SAMPLES), document["scores"], document["evaluation"])
 
 
-def _score(entry: dict[str, Any], table: pa.Table, finish: Any) -> Score:
-    column = f"{entry['name']}.sums"
-    if column not in table.column_names:
-        return Score(entry["name"], None, finish, entry["better"], corpus=entry["value"])
-    sums = np.array(table[column].to_pylist(), dtype=np.float64)
-    return Score(entry["name"], sums, finish, entry["better"])
+def read_evaluation_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings an evaluation was made with."""
+    return _document(folder)["evaluation"]
+
+
+def scores_of(table: pa.Table, entries: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any]) -> dict[str, Score]:
+    """Return scores from their per-example statistics.
+
+    Args:
+        table: the rows of one evaluation, as in its ``samples.parquet``.
+        entries: name, direction and value of each score.
+        evaluation: settings that say how the metrics were made.
+    """
+    finish = finishes(choose_metrics(EvalSettings.model_validate(evaluation), teacher=True))
+    return {entry["name"]: _score(entry, table, finish[entry["name"]]) for entry in entries}
+
+
+def _score(entry: Mapping[str, Any], table: pa.Table, finish: Any) -> Score:
+    name, better = entry["name"], entry["better"]
+    sums = _column(table, f"{name}.sums")
+    if sums is None:
+        return Score(name, None, finish, better, corpus=entry["value"])
+    return Score(name, sums, finish, better, answers=_column(table, f"{name}.answers"))
+
+
+def _column(table: pa.Table, name: str) -> Any:
+    return np.array(table[name].to_pylist(), dtype=np.float64) if name in table.column_names else None
 
 
 def _table(rows: Rows, scores: Sequence[Score]) -> pa.Table:
@@ -122,6 +139,8 @@ def _table(rows: Rows, scores: Sequence[Score]) -> pa.Table:
         if score.sums is not None and score.per_example is not None:
             columns[score.name] = score.per_example
             columns[f"{score.name}.sums"] = score.sums.tolist()
+            if score.answers is not None:
+                columns[f"{score.name}.answers"] = score.answers.tolist()
     return pa.table(columns)
 
 

@@ -10,6 +10,7 @@ from kdcli.config import EvalSettings, GenerationConfig
 from kdcli.data.dataset import TokenDataset
 from kdcli.engine.devices import Device
 from kdcli.engine.events import Event, Report
+from kdcli.engine.teacher import Teacher
 from kdcli.engine.token_facts import token_facts
 from kdcli.errors import InputError, UsageError
 from kdcli.generate import generate
@@ -127,7 +128,7 @@ def score_texts(chosen: Chosen, texts: Texts) -> list[tuple[Score, ScoreInfo]]:
 def score_tokens(
     chosen: Chosen,
     student: LanguageModel,
-    teacher: LanguageModel | None,
+    teacher: Teacher | None,
     dataset: TokenDataset,
     device: Device,
     report: Report,

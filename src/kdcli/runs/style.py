@@ -10,6 +10,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from kdcli import durable
 
@@ -31,6 +32,7 @@ _LOOK: dict[Any, Any] = {
     "lines.linewidth": 1.6,
     "svg.hashsalt": "kd",
     "svg.fonttype": "path",
+    "text.parse_math": False,
     "figure.constrained_layout.use": True,
 }
 
@@ -69,6 +71,13 @@ def save(figure: Figure, folder: Path, name: str) -> None:
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, dpi=160, metadata=metadata)
         durable.write_file(folder / f"{name}.{kind}", buffer.getvalue())
+
+
+def log_heights(ax: Axes) -> None:
+    """Give an axes a logarithmic height, its numbers written out; texts are never read as formulae here."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:

@@ -1,4 +1,7 @@
-"""A comparison on disk: table.md, table.csv, comparison.json, results.parquet; the same numbers in each."""
+"""A comparison on disk as ``table.md``, ``.csv``, ``.json``, ``.tex`` and ``.html``: the same numbers in each.
+
+Nothing in them depends on the machine or the clock: seconds and memory are in ``costs.csv``.
+"""
 
 import csv
 import io
@@ -9,141 +12,165 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from kdcli import durable
-from kdcli.runs.aggregate import Group
+from kdcli.digits import decimals, with_half
+from kdcli.runs.html_table import html_fragment
+from kdcli.runs.latex_table import latex
 from kdcli.runs.records import Comparison, ComparisonRow, ScoreInfo
+from kdcli.runs.sheet import ABSENT, ARROWS, COSTS, Entry, Line, Sheet, make_sheet
 from kdcli.statistics import Estimate
-from kdcli.text import csv_cell, markdown_cell
+from kdcli.text import csv_cell, markdown_cell, one_line
 
-_ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
+FORMS = ("md", "csv", "json", "tex", "html")
+_MACHINE = ("seconds", "peak_bytes")
+_LEGEND = (
+    "± and [ ] are 95 % intervals; bold is best, underlined cannot be told from it; "
+    "\\* marks p < 0.05 after Holm's rule. Seconds and memory are in costs.csv."
+)
+_ESTIMATE = ("mean", "low", "high", "count", "unit")
 
 
-def write_tables(folder: Path, comparison: Comparison, groups: Sequence[Group]) -> None:
+def write_tables(folder: Path, comparison: Comparison) -> None:
     """Write every form of a comparison."""
     folder.mkdir(parents=True, exist_ok=True)
-    durable.write_file(folder / "table.md", markdown(comparison))
-    durable.write_file(folder / "table.csv", comma_separated(comparison))
-    durable.write_file(folder / "comparison.json", as_json(comparison))
-    buffer = io.BytesIO()
-    pq.write_table(tidy(comparison.scores, groups), buffer)
-    durable.write_file(folder / "results.parquet", buffer.getvalue())
+    for form in FORMS:
+        durable.write_file(folder / f"table.{form}", render(comparison, form))
 
 
-def markdown(comparison: Comparison) -> str:
+def render(comparison: Comparison, form: str, *, digits: int | None = None, caption: str = "", label: str = "") -> str:
+    """Return one form of a comparison's table.
+
+    Args:
+        comparison: the numbers.
+        form: one of ``FORMS``.
+        digits: decimals of the printed numbers; csv and json hold them unrounded beside.
+        caption: of a LaTeX or HTML table.
+        label: of a LaTeX table.
+    """
+    sheet = make_sheet(comparison, digits)
+    if form == "md":
+        return markdown(comparison, sheet)
+    if form == "csv":
+        return comma_separated(comparison, sheet)
+    if form == "json":
+        return as_json(comparison, sheet)
+    return latex(sheet, caption, label) if form == "tex" else html_fragment(comparison, sheet, caption)
+
+
+def markdown(comparison: Comparison, sheet: Sheet) -> str:
     """Return the tables of scores, differences and costs, and the notes, as Markdown."""
-    infos, rows = comparison.scores, comparison.rows
-    heads = [f"{markdown_cell(info.name)} {_ARROWS[info.better]}".strip() for info in infos]
-    scores = [[_label(row), *(number(row.scores.get(info.name)) for info in infos)] for row in rows]
-    parts = ["## Scores", "", *_grid(["objective", *heads], scores), ""]
-    others = [row for row in rows if row.label != comparison.baseline]
-    if others:
-        lines = [[_label(row), *(_difference(row.differences.get(info.name)) for info in infos)] for row in others]
-        head = f"## Difference to {markdown_cell(comparison.baseline)}, paired"
-        parts += [head, "", *_grid(["objective", *heads], lines), ""]
-    costs = [[_label(row), *_costs(row)] for row in rows]
-    names = ["objective", "seeds", "steps", "response tokens", "seconds", "peak memory (MiB)"]
-    parts += ["## Cost of one run", "", *_grid(names, costs), ""]
-    parts += ["± is a 95 % interval; \\* marks p < 0.05 after Holm's rule.", ""]
+    heads = ["objective", *(f"{markdown_cell(info.name)} {ARROWS[info.better]}".strip() for info in sheet.scores)]
+    parts = ["## Scores", "", *_grid(heads, [_line(line) for line in sheet.means]), ""]
+    if sheet.differences:
+        head = f"## Difference to {markdown_cell(sheet.baseline)}, paired"
+        parts += [head, "", *_grid(heads, [_line(line) for line in sheet.differences]), ""]
+    costs = [[markdown_cell(label), *cells] for label, cells in sheet.costs]
+    parts += ["## Cost of one run", "", *_grid(["objective", *COSTS], costs), ""]
+    parts += [_LEGEND, ""]
     parts += [f"- {markdown_cell(note, 1000)}" for note in comparison.notes]
     parts += [
         f"- failed: {markdown_cell(one.loss)} seed {one.seed}: {markdown_cell(one.message, 500)}"
         for one in comparison.failed
     ]
     parts += ["", "How each score was taken:", ""]
-    parts += [f"- {markdown_cell(info.name)}: `{info.settings.replace('`', '')}`" for info in infos]
+    parts += [
+        f"- {markdown_cell(info.name)}: `{one_line(info.settings, 500).replace('`', '')}`" for info in sheet.scores
+    ]
     return "\n".join(parts) + "\n"
 
 
-def comma_separated(comparison: Comparison) -> str:
-    """Return one line per objective and score as CSV, unrounded."""
+def comma_separated(comparison: Comparison, sheet: Sheet) -> str:
+    """Return one line per objective and score as CSV: unrounded numbers, and the cell as it is printed."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    names = ["mean", "low", "high", "count", "unit"]
-    changed, costs = (
-        ["difference", "difference_low", "difference_high", "p"],
-        ["steps", "tokens", "seconds", "peak_bytes"],
-    )
-    writer.writerow(["objective", "seeds", "score", "better", *names, *changed, *costs])
-    for row in comparison.rows:
-        for info in comparison.scores:
-            found, change = row.scores.get(info.name), row.differences.get(info.name)
-            values = [getattr(found, name) if found else None for name in names]
-            changes = [change.mean, change.low, change.high, change.p_value] if change else [None] * 4
+    changes = ["difference", "difference_low", "difference_high", "p"]
+    models = ["models_low", "models_high", "models_p"]
+    shown = ["shown", "shown_difference"]
+    costs = ["steps", "tokens", "teacher_passes", "parameters", "flops"]
+    heads = ["objective", "seeds", "score", "better", *_ESTIMATE, *changes, *models, "best", "tied", *shown, *costs]
+    writer.writerow(heads)
+    changed = {line.label: line for line in sheet.differences}
+    for row, line in zip(comparison.rows, sheet.means, strict=True):
+        for index, info in enumerate(sheet.scores):
             seeds = " ".join(map(str, row.seeds))
-            spent = [row.steps, row.tokens, round(row.seconds, 3), row.peak_bytes]
-            writer.writerow([csv_cell(row.label), seeds, csv_cell(info.name), info.better, *values, *changes, *spent])
+            texts = [line.cells[index].text, changed[row.label].cells[index].text if row.label in changed else ""]
+            spent = [getattr(row, name) for name in costs]
+            name = csv_cell(info.name)
+            writer.writerow([csv_cell(row.label), seeds, name, info.better, *_numbers(row, info), *texts, *spent])
     return buffer.getvalue()
 
 
-def as_json(comparison: Comparison) -> str:
-    """Return everything a comparison holds; what depends on the machine is under ``cost``."""
+def as_json(comparison: Comparison, sheet: Sheet) -> str:
+    """Return everything a comparison holds but what depends on the machine."""
+    changed = {line.label: line for line in sheet.differences}
     rows = []
-    for row in comparison.rows:
-        fields = asdict(row)
-        costs = {name: fields.pop(name) for name in ("seconds", "peak_bytes")}
-        rows.append(fields | {"cost": costs})
+    for row, line in zip(comparison.rows, sheet.means, strict=True):
+        fields = {name: value for name, value in asdict(row).items() if name not in _MACHINE}
+        fields["teacher_passes"] = row.teacher_passes
+        fields["shown"] = _shown(sheet.scores, line)
+        fields["shown_differences"] = _shown(sheet.scores, changed[row.label]) if row.label in changed else {}
+        rows.append(fields)
+    fronts = {
+        score: {cost: labels for cost, labels in costs.items() if cost not in _MACHINE}
+        for score, costs in comparison.pareto.items()
+    }
     document = {
         "baseline": comparison.baseline,
         "scores": [asdict(info) for info in comparison.scores],
         "rows": rows,
+        "detectable": dict(comparison.detectable),
+        "variance": {name: asdict(shares) for name, shares in comparison.variance.items()},
+        "pareto": {score: costs for score, costs in fronts.items() if costs},
         "notes": list(comparison.notes),
         "failed": [asdict(one) | {"log": str(one.log)} for one in comparison.failed],
     }
-    return json.dumps(_finite(document), indent=1, ensure_ascii=False) + "\n"
-
-
-def tidy(infos: Sequence[ScoreInfo], groups: Sequence[Group]) -> pa.Table:
-    """Return one row per run and score."""
-    columns: dict[str, list[Any]] = {
-        name: []
-        for name in ("objective", "seed", "score", "value", "low", "high", "better", "metric", "settings", "run")
-    }
-    for group in groups:
-        for seed, (run, found) in sorted(group.runs.items()):
-            for info in infos:
-                one = found.estimates[info.name]
-                values = [group.label, seed, info.name, one.mean, one.low, one.high]
-                values += [info.better, info.metric, info.settings, run.folder.name]
-                for name, value in zip(columns, values, strict=True):
-                    columns[name].append(value)
-    return pa.table(columns)
+    return json.dumps(_finite(document), indent=1) + "\n"
 
 
 def number(estimate: Estimate | None, *, signed: bool = False) -> str:
-    """Return ``mean ± half width``, rounded to what the interval supports.
+    """Return one number alone as ``mean ± half width``, rounded to what its own interval supports.
 
     >>> number(Estimate(12.3456, 12.0, 12.7, 5, "seeds", error=0.126))
     '12.35 ± 0.35'
     """
     if estimate is None or math.isnan(estimate.mean):
-        return "–"
+        return ABSENT
     half = estimate.half_width
-    size = half if half else abs(estimate.mean) / 100
-    places = 3 if not size or math.isinf(size) else min(6, max(0, 1 - math.floor(math.log10(size))))
-    mean = f"{estimate.mean:{'+' if signed else ''}.{places}f}"
-    return mean if half is None else f"{mean} ± {half:.{places}f}"
+    return with_half(estimate.mean, half, decimals([estimate.mean], [half]), signed=signed)
 
 
-def _difference(estimate: Estimate | None) -> str:
-    sure = estimate is not None and estimate.p_value is not None and estimate.p_value < 0.05
-    return number(estimate, signed=True) + (" \\*" if sure else "")
+def _line(line: Line) -> list[str]:
+    return [markdown_cell(line.label), *(_marked(cell) for cell in line.cells)]
 
 
-def _label(row: ComparisonRow) -> str:
-    return markdown_cell(row.label)
-
-
-def _costs(row: ComparisonRow) -> list[str]:
-    seeds = ",".join(map(str, row.seeds))
-    return [seeds, f"{row.steps:,}", f"{row.tokens:,}", f"{row.seconds:.1f}", f"{row.peak_bytes / 2**20:.0f}"]
+def _marked(cell: Entry) -> str:
+    mean = f"**{cell.mean}**" if cell.best else f"<u>{cell.mean}</u>" if cell.tied else cell.mean
+    text = " ".join(part for part in (mean, markdown_cell(cell.interval)) if part)
+    return f"{text} \\*" if cell.sure else text
 
 
 def _grid(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     ruler = ["---", *["---:"] * (len(heads) - 1)]
     return [f"| {' | '.join(cells)} |" for cells in (heads, ruler, *lines)]
+
+
+def _numbers(row: ComparisonRow, info: ScoreInfo) -> list[Any]:
+    found, change, models = (side.get(info.name) for side in (row.scores, row.differences, row.models))
+    return [
+        *_fields(found, _ESTIMATE),
+        *_fields(change, ("mean", "low", "high", "p_value")),
+        *_fields(models, ("low", "high", "p_value")),
+        int(info.name in row.best),
+        int(info.name in row.tied),
+    ]
+
+
+def _fields(estimate: Estimate | None, names: Sequence[str]) -> list[Any]:
+    return [getattr(estimate, name) if estimate else None for name in names]
+
+
+def _shown(infos: Sequence[ScoreInfo], line: Line) -> dict[str, str]:
+    return {info.name: cell.text for info, cell in zip(infos, line.cells, strict=True) if cell.mean != ABSENT}
 
 
 def _finite(value: Any) -> Any:

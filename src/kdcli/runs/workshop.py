@@ -11,6 +11,7 @@ from kdcli import durable
 from kdcli.config import DataConfig
 from kdcli.data.dataset import TokenDataset, load_dataset
 from kdcli.data.files import find
+from kdcli.engine.teacher import Teacher
 from kdcli.errors import UsageError
 from kdcli.models.folder import ModelFolder, open_folder
 from kdcli.models.load import LanguageModel, load_model, load_tokenizer
@@ -35,6 +36,7 @@ class ModelFacts:
         digest: sha256 over weight files and config.json.
         tokenizer_digest: sha256 over the tokenizer's files.
         parameters: how many numbers its weight files hold.
+        width: numbers in a hidden state.
     """
 
     path: str
@@ -44,6 +46,7 @@ class ModelFacts:
     digest: str
     tokenizer_digest: str
     parameters: int
+    width: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class Workshop:
     _facts: dict[str, ModelFacts] = field(default_factory=dict)
     _data: dict[tuple[str, ...], TokenDataset] = field(default_factory=dict)
     _teachers: dict[tuple[str, torch.device], LanguageModel] = field(default_factory=dict)
+    caches: dict[Path, Teacher] = field(default_factory=dict)
+    """Teacher caches opened and checked before."""
 
     def look(self, path: str) -> ModelFacts:
         """Return what identifies a model; its tokenizer is loaded, its weights are not."""
@@ -177,6 +182,7 @@ def _facts(path: str, checked: ModelFolder, tokenizer: PreTrainedTokenizerBase) 
         digest=durable.digest_files([*checked.files, checked.folder / "config.json"]),
         tokenizer_digest=durable.digest_files(files or _all_files(checked.folder)),
         parameters=sum(info.numel for info in checked.tensors.values()),
+        width=int(table.get("hidden_size") or table.get("n_embd") or table.get("d_model") or 0),
     )
 
 

@@ -1,0 +1,102 @@
+"""``kd report``, ``kd verify`` and ``kd rerun``: show what was found, check it, make it again."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdcli.cli import flags
+from kdcli.errors import IntegrityError, UsageError
+
+Folders = Annotated[
+    list[str], typer.Argument(metavar="STUDY|RUN", help="A study, or finished runs.", show_default=False)
+]
+Folder = Annotated[str, typer.Argument(metavar="RUN|STUDY", help="What kd wrote.", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("report", epilog="Example: kd report study -o report.html", short_help="Write one page to mail.")(
+        report
+    )
+    app.command("verify", epilog="Example: kd verify study", short_help="Check every digest of a run or study.")(verify)
+    app.command("rerun", epilog="Example: kd rerun runs/akl -o runs/akl-again", short_help="Train a run again.")(rerun)
+
+
+def report(
+    folders: Folders,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Page to write. Default report.html in the study.",
+                     rich_help_panel=flags.OUTPUT, show_default=False),
+    ] = None,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    debug: flags.Debug = False,
+) -> None:  # fmt: skip
+    """Write a study, or finished runs, as one self-contained page: no script, nothing fetched, ready to print."""
+    from kdcli.cli.settle import output_folder
+    from kdcli.cli.terminal import Terminal
+
+    terminal = Terminal(json, quiet)
+    paths = [Path(name) for name in folders]
+    if output is None and len(paths) > 1:
+        raise UsageError("CLI-20", "no page to write", where="-o", fix="give one, such as -o report.html")
+    target = Path(output) if output is not None else paths[0] / "report.html"
+    if target.is_dir():
+        target = target / "report.html"
+    if output is not None:
+        output_folder(str(target.parent), needed=True)
+    with terminal.work():
+        from kdcli.runs.report.load import write_page
+
+        write_page(paths, target)
+    terminal.result({"report": str(target), "bytes": target.stat().st_size}, lambda _: str(target))
+
+
+def verify(folder: Folder, json: flags.Json = False, quiet: flags.Quiet = False, debug: flags.Debug = False) -> None:
+    """Check every digest of a run, a study or a model that kd wrote; nothing is changed.
+
+    Ends with exit code 6 and the first damaged file's name if one is not what it was.
+    """
+    from kdcli.cli.terminal import Terminal
+
+    terminal = Terminal(json, quiet)
+    with terminal.work():
+        from kdcli.cli import render_diagnostics
+        from kdcli.runs.verify import verify as check
+
+        found = check(Path(folder))
+    terminal.result(found, render_diagnostics.verified)
+    bad = [one for one in found if not one.passed]
+    if bad:
+        where, _, what = bad[0].problem.partition(": ")
+        more = f" ({len(bad)} of {len(found)} folders are damaged)" if len(bad) > 1 else ""
+        fix = "restore the file, or remove its folder and run the same command again"
+        raise IntegrityError("RUN-01", f"{what}{more}", where=where, fix=fix)
+
+
+def rerun(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.", show_default=False)],
+    output: flags.Output = None,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    debug: flags.Debug = False,
+) -> None:
+    """Train a run again from its own settings and say whether the same weights came out.
+
+    Refuses if a model, the data or a guest's code has changed since. Ends with exit code 6 if the weights differ.
+    """
+    from kdcli.cli import settle
+    from kdcli.cli.terminal import Terminal
+
+    terminal = Terminal(json, quiet)
+    settle.output_folder(output, needed=True)
+    with terminal.work() as progress:
+        from kdcli.cli import render_diagnostics
+        from kdcli.runs.rerun import rerun as again
+
+        found = again(Path(run), Path(str(output)), progress, command=settle.command_line())
+    terminal.result(found, render_diagnostics.rerun)
+    if not found.identical:
+        raise typer.Exit(IntegrityError.exit_code)

@@ -1,0 +1,185 @@
+"""The branches of ``kd compare``: run a study, look at one, export its table, compare finished runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from kdcli.errors import UsageError
+from kdcli.runs.study import is_study
+from kdcli.text import one_line
+from kdcli.variations import combinations, read_axes
+
+if TYPE_CHECKING:
+    from kdcli.cli.terminal import Terminal
+    from kdcli.config import CompareConfig
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How an exported table is worded.
+
+    Args:
+        caption: its caption.
+        label: its LaTeX label.
+        digits: decimals, as typed.
+    """
+
+    caption: str | None
+    label: str | None
+    digits: str | None
+
+
+def named_study(folders: Sequence[Path], output: str | None, *, objectives: bool, config: bool) -> Path | None:
+    """Return the study that a command line means by its folder alone.
+
+    Args:
+        folders: the arguments, if they are folders.
+        output: what ``-o`` was given.
+        objectives: whether objectives were given.
+        config: whether a settings file was given.
+    """
+    if len(folders) == 1 and is_study(folders[0]):
+        return folders[0]
+    alone = not (folders or objectives or config)
+    return Path(output) if alone and output is not None and is_study(Path(output)) else None
+
+
+def run(
+    config: Sequence[str] | None,
+    sets: Sequence[str] | None,
+    typed: Mapping[str, Any],
+    terminal: "Terminal",
+    *,
+    dry_run: bool,
+) -> None:
+    """Train what is missing of a study and print its table."""
+    from kdcli.cli import settle
+    from kdcli.config import CompareConfig
+
+    settings = settle.settle(CompareConfig, config, sets, typed)
+    check(settings)
+    settle.output_folder(settings.output, needed=not dry_run)
+    if dry_run:
+        _plan(settings, terminal)
+        return
+    with terminal.work() as report:
+        from kdcli.cli import render
+        from kdcli.runs import compare as runs
+
+        found = runs.compare(settings, report)
+    terminal.result(found, lambda shown: Group(*_tuning(found.folder), render.comparison(shown, terminal.width)))
+    if found.exit_code:
+        raise typer.Exit(found.exit_code)
+
+
+def _tuning(folder: Path | None) -> list[RenderableType]:
+    """Return the table of every value that was tried, if the study was tuned."""
+    from kdcli.runs.tuning import read_tuning
+
+    tuning = read_tuning(folder) if folder is not None else None
+    if tuning is None:
+        return []
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    for heading in ("objective", "tried", f"{tuning.score} on dev rows", "chosen"):
+        table.add_column(heading, justify="right" if "dev" in heading else "left")
+    for trial in tuning.trials:
+        mean = "failed" if trial.mean is None else f"{trial.mean:.5g}"
+        table.add_row(*map(Text, (one_line(trial.label), one_line(trial.tried), mean, "yes" if trial.chosen else "")))
+    return [table, Text("")]
+
+
+def check(settings: "CompareConfig") -> None:
+    """Refuse settings that make no comparison, before anything heavy is imported."""
+    from kdcli.cli import settle
+
+    varied = len(combinations(read_axes(settings.vary, "--vary")))
+    tuned = {axis.name for axis in read_axes(settings.tune, "--tune")}
+    lines = len(settings.losses) * varied
+    if lines < 2:
+        what = f"needs two objectives or more, got {lines}"
+        raise UsageError("CLI-18", what, where="kd compare", fix="name another, or use kd distill")
+    if both := tuned & {axis.name for axis in read_axes(settings.vary, "--vary")}:
+        raise UsageError("CLI-09", f"{min(both)} varies already", where="--tune", fix="give it to one of the two")
+    if not settings.tune and (settings.tune_by or settings.data.dev):
+        flag = "--tune-by" if settings.tune_by else "--dev-data"
+        raise UsageError("CLI-09", "has no effect without --tune", where=flag, fix="add --tune lr=1e-4,3e-4")
+    if settings.train.seed != 0:
+        raise UsageError("CLI-09", "train.seed has no effect here", where="kd compare", fix="give --seeds")
+    settle.require(student=settings.student, data=settings.data.train, eval_data=settings.data.eval)
+    if any(settle.needs_teacher(loss) for loss in settings.losses):
+        settle.require(teacher=settings.teacher)
+    if settings.baseline is not None and settings.baseline.partition(" [")[0] not in settings.losses:
+        what = f'"{one_line(settings.baseline, 60)}" is not among the objectives'
+        raise UsageError("CLI-18", what, where="--baseline", fix=f"choose one of {', '.join(settings.losses)}")
+
+
+def show_status(study: Path | None, output: str | None, terminal: "Terminal") -> None:
+    """Print how far the cells of a study are."""
+    from kdcli.cli import status
+
+    terminal.result(status.read(_needed(study, output)), status.draw)
+
+
+def export(study: Path | None, output: str | None, target: Path, wording: Wording, terminal: "Terminal") -> None:
+    """Write a study's table to a file of the form that its ending names."""
+    folder = _needed(study, output)
+    digits = wording.digits
+    if digits is not None and not digits.isdecimal():
+        raise UsageError("CLI-07", f'must be a whole number, got "{one_line(digits, 40)}"', where="--digits")
+    with terminal.work():
+        from kdcli.runs.export import export as write
+
+        decimals = int(digits) if digits is not None else None
+        write(folder, target, caption=wording.caption or "", label=wording.label or "", digits=decimals)
+    terminal.note(f"written to {target}")
+
+
+def compare_finished(
+    folders: Sequence[Path], baseline: str | None, typed: Mapping[str, Any], terminal: "Terminal"
+) -> None:
+    """Compare runs that are finished."""
+    from kdcli.cli.compare import looks_like_folder
+    from kdcli.cli.settle import objective, output_folder
+    from kdcli.spelling import FLAGS
+
+    ignored = [name for name in FLAGS if typed.get(name) and name not in ("losses", "baseline", "output")]
+    if ignored:
+        flag = "--" + ignored[0].replace("_", "-")
+        raise UsageError("CLI-09", "has no effect on finished runs", where=flag, fix="remove it")
+    if len(folders) < 2:
+        raise UsageError("CLI-18", "needs two runs or more, got 1", where="kd compare", fix="name another run folder")
+    if baseline and not looks_like_folder(baseline):
+        baseline = objective(baseline)
+    output = typed["output"]
+    output_folder(output, needed=False)
+    with terminal.work() as report:
+        from kdcli.cli import render
+        from kdcli.runs.compare import compare_runs
+
+        found = compare_runs(folders, baseline, report, output=Path(output) if output else None)
+    terminal.result(found, lambda shown: render.comparison(shown, terminal.width))
+
+
+def _plan(settings: "CompareConfig", terminal: "Terminal") -> None:
+    with terminal.work():
+        from kdcli.cli import render_plan
+        from kdcli.runs.compare import plan_compare
+
+        plan = plan_compare(settings)
+    terminal.result(plan, render_plan.plan)
+
+
+def _needed(study: Path | None, output: str | None) -> Path:
+    if study is not None:
+        return study
+    if output is not None and is_study(Path(output)):
+        return Path(output)
+    where = f"-o {one_line(output, 200)}" if output else "kd compare"
+    raise UsageError("CLI-20", "no study is named", where=where, fix="give its folder: kd compare STUDY --status")

@@ -1,0 +1,48 @@
+"""``kd toy``: two experiments that show what a divergence does."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdcli.cli import flags
+from kdcli.errors import UsageError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    text = "See what objectives do to a distribution: head and tail, one mode or both."
+    app.command("toy", epilog="Example: kd toy fkl rkl akl 'jsd:beta=0.3' -o toy", short_help=text)(toy)
+
+
+def toy(
+    objectives: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="OBJECTIVE", help="As for --loss. Default fkl rkl akl jsd.", show_default=False),
+    ] = None,
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.", rich_help_panel=flags.OUTPUT)
+    ] = "toy",
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    debug: flags.Debug = False,
+) -> None:
+    """Fit a categorical to a long-tailed teacher, and one Gaussian to two bumps, under each objective.
+
+    Writes figures and data; needs no model and takes seconds.
+    """
+    from kdcli.cli.settle import objective, output_folder
+    from kdcli.cli.terminal import Terminal
+
+    terminal = Terminal(json, quiet)
+    specs = [objective(text) for text in objectives or ("fkl", "rkl", "akl", "jsd")]
+    twice = [spec for spec in specs if specs.count(spec) > 1]
+    if twice:
+        raise UsageError("CLI-08", f"{twice[0]} given twice", where="kd toy", fix="name each objective once")
+    output_folder(output, needed=True)
+    with terminal.work() as report:
+        from kdcli.cli import render_diagnostics
+        from kdcli.runs import toy as runs
+
+        found = runs.toy(specs, Path(output), report)
+    terminal.result(found, render_diagnostics.toy)

@@ -1,0 +1,194 @@
+"""Builds a teacher cache: the teacher runs once, whoever learns from it and however often."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcli import durable
+from kdcli.data.collate import Batch, collate
+from kdcli.data.examples import TokenDataset
+from kdcli.data.order import micro_batches
+from kdcli.data.tables import size_text
+from kdcli.engine.cached_teacher import HIDDEN, save_head
+from kdcli.engine.devices import Device
+from kdcli.engine.events import Event, Report
+from kdcli.engine.pack import find_valid
+from kdcli.engine.stop import StopRequest
+from kdcli.engine.teacher import LiveTeacher
+from kdcli.engine.token_store import TokenStore, sequence_keys
+from kdcli.errors import InputError, InterruptedRunError, MachineError
+from kdcli.models.load import LanguageModel
+from kdcli.runs import lock
+from kdcli.runs.cache_key import KEY, check_key, read_key
+from kdcli.runs.cache_summary import ERRORS, Summary
+from kdcli.runs.teacher_cache import HEAD, CacheRecord, estimated_bytes, missing_from
+from kdcli.runs.workshop import ModelFacts, Workshop
+
+_SHARD_BYTES, _SHARD_SECONDS = 64 * 2**20, 60.0
+_MICRO_TOKENS = 4096
+
+
+def build_cache(
+    folder: Path,
+    key: dict[str, Any],
+    datasets: Sequence[TokenDataset],
+    teacher: ModelFacts,
+    workshop: Workshop,
+    device: Device,
+    report: Report,
+    *,
+    command: str = "",
+) -> CacheRecord:
+    """Run the teacher over every sequence that is not there yet.
+
+    Args:
+        folder: the cache; made if it is not there.
+        key: what it is made of.
+        datasets: rows to cover.
+        teacher: the model; its weights are loaded only if something is missing.
+        workshop: loads it.
+        device: where to compute.
+        report: told how large it will be and how far it is.
+        command: what to type to go on after an interruption.
+
+    Raises:
+        ExperimentChangedError: the folder holds a cache of something else.
+        InterruptedRunError: stopped by a signal; what was done is kept.
+        MachineError: it does not fit on the disk.
+    """
+    started = time.monotonic()
+    store = _begin(folder, key)
+    with lock.hold(folder), StopRequest() as stop:
+        durable.sweep(folder)
+        if not (folder / KEY).is_file():
+            store = _without_orphans(folder)
+        for name in store.drop_damaged():
+            report(Event("warning", f"{folder / name} was damaged; it is built again"))
+        missing = missing_from(store, datasets)
+        if len(missing) or not (folder / KEY).is_file():
+            _check_room(folder, estimated_bytes(key, teacher.width, teacher.rows, missing.targets), missing, report)
+            work = _Build(folder, key, store, workshop.load_teacher(teacher.path, device.device), device, report)
+            for _ in work.run(missing):
+                if stop.signal_number:
+                    work.flush()
+                    what = f"stopped after {len(store):,} sequences, saved"
+                    raise InterruptedRunError(stop.signal_number, what, fix=f"go on with: {command or 'the same line'}")
+    return _record(folder, store, len(missing), time.monotonic() - started)
+
+
+def _begin(folder: Path, key: dict[str, Any]) -> TokenStore:
+    """Make the folder, or check that it is a cache of the same."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise durable.refused(error, folder) from error
+    if (folder / KEY).is_file():
+        check_key(read_key(folder)["key"], key, folder, free=())
+    elif any(
+        item.name not in (lock.NAME, HEAD) and not item.name.startswith((".tmp-", "shard-"))
+        for item in folder.iterdir()
+    ):
+        raise InputError("CACHE-01", "not a teacher cache, and not empty", where=str(folder), fix="choose another -o")
+    return TokenStore(folder)
+
+
+def _without_orphans(folder: Path) -> TokenStore:
+    """Remove shards that a killed build left before it wrote what they are made of."""
+    for shard in TokenStore(folder).shards():
+        shutil.rmtree(shard)
+    return TokenStore(folder)
+
+
+def _check_room(folder: Path, size: int, missing: TokenDataset, report: Report) -> None:
+    free = shutil.disk_usage(folder).free
+    what = f"teacher cache: {missing.targets:,} response tokens, about {size_text(size)} in {folder}"
+    if size > free:
+        fix = "free space, store bf16 (--store-dtype bf16), or keep less (--kind compact)"
+        raise MachineError("DISK-02", f"{what}; {size_text(free)} are free", where=str(folder), fix=fix)
+    report(Event("note", what))
+
+
+class _Build:
+    """Runs the teacher over sequences and writes shards as they fill."""
+
+    def __init__(
+        self,
+        folder: Path,
+        key: dict[str, Any],
+        store: TokenStore,
+        teacher: LanguageModel,
+        device: Device,
+        report: Report,
+    ) -> None:
+        self.folder, self.key, self.store, self.model = folder, key, store, teacher
+        self.device, self.report = device, report
+        self.teacher = LiveTeacher(teacher)
+        self.entries: list[tuple[str, dict[str, Tensor]]] = []
+        self.bytes, self.since, self.read = 0, time.monotonic(), 0
+        self.summary = Summary(key, teacher, device) if key["kind"] == "compact" else None
+
+    def run(self, missing: TokenDataset) -> Iterator[None]:
+        """Work through the sequences, longest first; yields after every micro-batch."""
+        total, done, started = len(missing), 0, time.monotonic()
+        self.report(Event("stage", "running the teacher", total=total))
+        for indexes in micro_batches(list(range(total)), missing.lengths, _MICRO_TOKENS):
+            self._take(collate(missing.examples, indexes, self.model.pad_id))
+            done += len(indexes)
+            speed = self.read / max(time.monotonic() - started, 1e-9)
+            values = {"tokens_per_second": speed}
+            self.report(Event("progress", "running the teacher", done=done, total=total, values=values))
+            if self.bytes >= _SHARD_BYTES or time.monotonic() - self.since > _SHARD_SECONDS:
+                self.flush()
+            yield
+        self.flush()
+        if self.summary is not None:
+            durable.write_file(self.folder / ERRORS, json.dumps(self.summary.errors(), indent=1, sort_keys=True) + "\n")
+
+    def flush(self) -> None:
+        """Write what has gathered as a shard."""
+        if self.entries:
+            self.store.add(self.entries)
+            _write_key(self.folder, self.key, self.model, self.read)
+        self.entries, self.bytes, self.since, self.read = [], 0, time.monotonic(), 0
+
+    def _take(self, batch: Batch) -> None:
+        moved = batch.to(self.device.device)
+        packing = find_valid(moved.labels)
+        with torch.autocast(self.device.device.type, self.device.autocast, enabled=self.device.autocast is not None):
+            side = self.teacher.side(moved, packing)
+        tensors = (
+            {HIDDEN: side.hidden.to(getattr(torch, self.key["dtype"]))}
+            if self.summary is None
+            else self.summary.of(side)
+        )
+        pieces = {
+            name: value.cpu().split(packing.lengths[packing.lengths > 0].tolist()) for name, value in tensors.items()
+        }
+        for at, key in enumerate(sequence_keys(batch)):
+            self.entries.append((key, {name: parts[at] for name, parts in pieces.items()}))
+        self.bytes += sum(value.numel() * value.element_size() for value in tensors.values())
+        self.read += batch.tokens
+
+
+def _write_key(folder: Path, key: dict[str, Any], teacher: LanguageModel, read: int) -> None:
+    """Write what the cache is, with its head the first time, and how much the teacher has read for it."""
+    if not (folder / KEY).is_file():
+        durable.commit_folder(folder / HEAD, lambda target: save_head(teacher.head, target), {"kind": "head"})
+        before = 0
+    else:
+        before = read_key(folder)["teacher_tokens"]
+    head = {"scale": teacher.head.scale, "softcap": teacher.head.softcap}
+    text = json.dumps({"kind": "teacher cache", "key": key, "head": head, "teacher_tokens": before + read}, indent=1)
+    durable.write_file(folder / KEY, text + "\n")
+
+
+def _record(folder: Path, store: TokenStore, added: int, seconds: float) -> CacheRecord:
+    found = read_key(folder)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return CacheRecord(folder, found["key"]["kind"], len(store), added, found["teacher_tokens"], size, seconds)

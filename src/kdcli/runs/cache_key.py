@@ -1,0 +1,111 @@
+"""What a teacher cache was made of: equal keys give equal hidden states, others are refused by field."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kdcli.config import DataConfig, HardwareConfig
+from kdcli.engine.devices import Device
+from kdcli.errors import ExperimentChangedError, InputError, IntegrityError
+from kdcli.runs.workshop import ModelFacts
+from kdcli.text import one_line
+
+SCHEMA = 1
+KEY = "cache.json"
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_CHOSEN = ("kind", "dtype", "top_k")
+"""Fields that a cache may choose for itself; whoever reads it takes note of them."""
+
+
+def cache_key(
+    teacher: ModelFacts,
+    data: DataConfig,
+    hardware: HardwareConfig,
+    device: Device,
+    *,
+    kind: str = "exact",
+    dtype: str = "auto",
+    top_k: int | None = None,
+) -> dict[str, Any]:
+    """Return everything that the numbers in a cache follow from, rows aside.
+
+    Args:
+        teacher: weights and tokenizer.
+        data: template and length; the rows themselves are addressed by their token ids.
+        hardware: precision of matrix products.
+        device: where it is computed.
+        kind: "exact" or "compact".
+        dtype: of the numbers on disk, as on the command line.
+        top_k: tokens kept of each distribution; None for an exact cache.
+    """
+    compute = str(device.compute).removeprefix("torch.")
+    return {
+        "schema": SCHEMA,
+        "teacher": teacher.digest,
+        "tokenizer": teacher.tokenizer_digest,
+        "template": data.template,
+        "max_length": data.max_length,
+        "precision": compute,
+        "matmul_precision": hardware.matmul_precision,
+        "device": device.device.type,
+        "kind": kind,
+        "dtype": DTYPES.get(dtype, compute),
+        "top_k": top_k,
+    }
+
+
+def read_key(folder: Path) -> dict[str, Any]:
+    """Return what a cache says of itself.
+
+    Raises:
+        InputError: there is no cache.
+        IntegrityError: its first file cannot be read.
+    """
+    path = folder / KEY
+    if not path.is_file():
+        raise InputError("CACHE-01", "no teacher cache", where=str(folder), fix="make one with kd cache")
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise IntegrityError("CACHE-02", "is not JSON", where=str(path), fix="remove the cache, build again") from error
+    if not isinstance(found, dict) or not isinstance(found.get("key"), dict):
+        raise IntegrityError("CACHE-02", "holds no key", where=str(path), fix="remove the cache, build again")
+    return found
+
+
+def check_key(found: dict[str, Any], wanted: dict[str, Any], folder: Path, *, free: tuple[str, ...] = _CHOSEN) -> None:
+    """Refuse a cache that was made of something else.
+
+    Args:
+        found: key of the cache.
+        wanted: key of the work at hand.
+        folder: where the cache is.
+        free: fields that need not be equal.
+
+    Raises:
+        ExperimentChangedError: names the first field that differs, and both values.
+    """
+    for field in [name for name in wanted if name not in free]:
+        if found.get(field) != wanted[field]:
+            ours, theirs = (one_line(str(value), 40) for value in (wanted[field], found.get(field)))
+            raise ExperimentChangedError(
+                "CACHE-03",
+                f"the cache was made with {field} {theirs}, here it is {ours}",
+                where=str(folder),
+                fix="build another with kd cache, or leave --teacher-cache out",
+            )
+
+
+def seen_as(key: dict[str, Any]) -> str:
+    """Say what a student sees of the teacher through a cache: the whole of it, or less.
+
+    >>> seen_as({"kind": "exact", "dtype": "bfloat16", "precision": "float32", "top_k": None})
+    'exact in bfloat16'
+    """
+    if key["kind"] == "compact":
+        return f"top {key['top_k']} and the rest in one bin"
+    return WHOLE if key["dtype"] in ("float32", key["precision"]) else f"exact in {key['dtype']}"
+
+
+WHOLE = "whole"
+"""Nothing is lost: the numbers are those of the teacher itself."""

@@ -1,0 +1,160 @@
+"""The model card of a student: what it was made from, how, and what it scores."""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from kdcli import __version__, durable
+from kdcli.losses.base import DistillLoss
+from kdcli.models.random import is_random
+from kdcli.runs.prepare import Prepared
+from kdcli.runs.records import EvalRecord
+from kdcli.runs.tables import number
+from kdcli.text import markdown_cell, one_line
+
+CARD = "README.md"
+
+
+def model_card(prepared: Prepared, evaluation: EvalRecord | None = None) -> str:
+    """Return the card as Markdown with a YAML head; strings from outside are harmless in both.
+
+    Args:
+        prepared: the run.
+        evaluation: its scores, if it was evaluated.
+    """
+    config = prepared.config
+    based = [name for name in (config.student, config.teacher) if name is not None and _on_hub(name)]
+    name = f"{_shown_name(config.student)} distilled with {one_line(prepared.label, 80)}"
+    data = ModelCardData(
+        base_model=based or None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["distillation", "kd"],
+        model_name=name if evaluation is not None else None,
+        eval_results=_results(evaluation) if evaluation is not None else None,
+    )
+    lines = [f"# {markdown_cell(name)}", "", *_made_from(prepared), "", *_objective(prepared.loss), ""]
+    lines += _training(prepared)
+    if evaluation is not None:
+        lines += ["", *_scores(evaluation)]
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n")
+    return card.content
+
+
+def renew_card(model: Path, text: str) -> None:
+    """Put a card into a saved model folder; the folder is replaced whole, its manifest included.
+
+    Args:
+        model: folder whose manifest verifies.
+        text: the card; nothing is done if it is there already.
+    """
+    path = model / CARD
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    manifest = durable.verify_folder(model)
+    extra = {key: value for key, value in manifest.items() if key not in ("schema", "files")}
+
+    def fill(target: Path) -> None:
+        for name in manifest["files"]:
+            if name != CARD:
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                _share(model / name, target / name)
+        (target / CARD).write_text(text, encoding="utf-8")
+
+    durable.commit_folder(model, fill, extra)
+
+
+def _share(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where that cannot be."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _on_hub(name: str) -> bool:
+    """Whether a name can only mean a repository of the hub."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name and not Path(name).exists() and not is_random(name)
+
+
+def _shown_name(name: str | None) -> str:
+    """Return a model's name without the folders it lies in."""
+    if name is None:
+        return "-"
+    return one_line(name if _on_hub(name) or is_random(name) else Path(name).name, 80)
+
+
+def _made_from(prepared: Prepared) -> list[str]:
+    pair, identity = prepared.pair, prepared.identity
+    teacher = pair.teacher
+    rows = [("student at the start", _shown_name(pair.student), str(identity["student"]))]
+    if teacher is not None:
+        rows.insert(0, ("teacher", _shown_name(teacher.path), teacher.digest))
+    rows.append(("training rows", f"{len(prepared.dataset):,}", prepared.dataset.digest))
+    return _table(["made from", "what", "sha256"], rows)
+
+
+def _objective(loss: DistillLoss) -> list[str]:
+    lines = ["## Objective", ""]
+    for kind in dict.fromkeys(type(one) for one in _leaves(loss)):
+        formula = kind.formula.replace("`", "'")
+        lines.append(f"- {markdown_cell(kind.name)}: `{one_line(formula)}` ({markdown_cell(kind.reference, 400)})")
+    return lines
+
+
+def _leaves(loss: DistillLoss) -> Iterator[DistillLoss]:
+    """Yield the losses that a sum is made of, or the loss itself."""
+    terms = getattr(loss, "terms", None)
+    if terms is None:
+        yield loss
+        return
+    for _, child in terms:
+        yield from _leaves(child)
+
+
+def _training(prepared: Prepared) -> list[str]:
+    train = prepared.config.train
+    rows: list[tuple[str, Any]] = [
+        ("objective", prepared.label),
+        ("optimizer steps", f"{prepared.steps:,}"),
+        ("sequences per step", train.batch_size),
+        ("peak learning rate", f"{train.lr:g}, {train.schedule}"),
+        ("weight decay", f"{train.weight_decay:g}"),
+        ("seed", train.seed),
+        ("longest row (tokens)", prepared.config.data.max_length),
+        ("precision", prepared.identity["precision"]),
+        ("kd", __version__),
+    ]
+    return ["## Training", "", *_table(["setting", "value"], [(name, str(value)) for name, value in rows])]
+
+
+def _scores(evaluation: EvalRecord) -> list[str]:
+    rows = [
+        (info.name, number(evaluation.estimates[info.name]), info.better, info.settings) for info in evaluation.infos
+    ]
+    where = f"On {markdown_cell(evaluation.name)}, {evaluation.examples:,} examples; ± is a 95 % interval."
+    return ["## Scores", "", where, "", *_table(["score", "value", "better", "how it was taken"], rows)]
+
+
+def _results(evaluation: EvalRecord) -> list[EvalResult]:
+    name = one_line(evaluation.name, 80)
+    return [
+        EvalResult("text-generation", name, name, one_line(info.metric, 80), evaluation.estimates[info.name].mean,
+                   metric_name=one_line(info.name, 80))
+        for info in evaluation.infos
+    ]  # fmt: skip
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [heads, ["---"] * len(heads), *([markdown_cell(cell) for cell in row] for row in rows)]
+    return [f"| {' | '.join(cells)} |" for cells in lines]

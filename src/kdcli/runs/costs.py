@@ -1,0 +1,178 @@
+"""What a run cost: counts that any machine agrees on, and seconds and memory that only this one knows."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+
+from kdcli.config_file import read_config
+from kdcli.errors import KDError
+from kdcli.models.folder import ModelFolder, open_folder
+from kdcli.runs.folder import CONFIG, RunFolder, model_of
+from kdcli.runs.prepare import objective_of
+from kdcli.runs.records import RunRecord
+from kdcli.text import csv_cell
+
+COSTS = "costs.csv"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many numbers a model multiplies a token with.
+
+    Args:
+        parameters: all of them.
+        trunk: those every token passes: all but embedding and head.
+        head: those of the head, which only response tokens pass.
+    """
+
+    parameters: int
+    trunk: int
+    head: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run asks for, in counts that depend neither on the machine nor on what lay in a cache.
+
+    Args:
+        steps: optimizer steps.
+        tokens: response tokens trained on.
+        student_tokens: tokens that went through the student's trunk; None if not recorded.
+        teacher_tokens: tokens whose teacher distribution the objective needs: all the student reads, or 0.
+        parameters: of the student; None if its folder is gone.
+        teacher_parameters: of the teacher; None without one or where it is gone.
+        flops: floating-point operations of training; None if something above is missing.
+    """
+
+    steps: int
+    tokens: int
+    student_tokens: int | None
+    teacher_tokens: int | None
+    parameters: int | None
+    teacher_parameters: int | None
+    flops: float | None
+
+
+def cost_of(run: RunRecord) -> Cost:
+    """Return what a finished run asks for."""
+    seen = RunFolder(run.folder).status().get("student_tokens")
+    asked = seen if _needs_teacher(run) else 0
+    student, teacher = _sizes(run, asked)
+    return Cost(
+        run.steps, run.tokens, seen, asked,
+        student.parameters if student else None, teacher.parameters if teacher else None,
+        flops(student, teacher, run.tokens, seen, asked),
+    )  # fmt: skip
+
+
+def spent_on(run: RunRecord) -> tuple[int | None, float | None]:
+    """Return the tokens the teacher did read in this run and the operations done; less than asked for with a cache."""
+    status = RunFolder(run.folder).status()
+    seen, read = status.get("student_tokens"), status.get("teacher_tokens")
+    return read, flops(*_sizes(run, read), run.tokens, seen, read)
+
+
+def flops(
+    student: Size | None, teacher: Size | None, responses: int, student_tokens: int | None, teacher_tokens: int | None
+) -> float | None:
+    """Return the floating-point operations of a training run, by the usual count.
+
+    Forward 2 and backward 4 per parameter and token; the teacher goes forward only. Heads see
+    response tokens only; of a teacher that read part of the tokens, the same part of these.
+    Attention scores and embeddings are not counted.
+
+    Args:
+        student: its size.
+        teacher: its size; None without one.
+        responses: response tokens.
+        student_tokens: tokens through the student's trunk.
+        teacher_tokens: tokens through the teacher's trunk.
+
+    >>> flops(Size(12, 8, 2), Size(120, 80, 20), 10, 100, 100)
+    21320.0
+    """
+    if student is None or student_tokens is None or teacher_tokens is None or (teacher is None and teacher_tokens):
+        return None
+    spent = 6.0 * (student.trunk * student_tokens + student.head * responses)
+    if teacher is None or not student_tokens:
+        return spent
+    share = teacher_tokens / student_tokens
+    return spent + 2.0 * (teacher.trunk * teacher_tokens + teacher.head * responses * share)
+
+
+def model_size(path: str) -> Size | None:
+    """Return the size of a model folder or a cached hub id from its files' headers; None where there is none."""
+    try:
+        here = Path(path).expanduser().is_dir()
+        return _size(open_folder(path if here else snapshot_download(path, local_files_only=True)))
+    except (KDError, OSError, ValueError):
+        return None
+
+
+def machine_table(runs: Sequence[tuple[str, RunRecord, Cost]]) -> str:
+    """Return ``costs.csv``: one line per cell, with what depends on the machine.
+
+    Args:
+        runs: label, run and cost of each cell.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    counts = tuple(Cost.__dataclass_fields__)
+    did = ["teacher_tokens_read", "flops_done", "seconds", "peak_bytes"]
+    writer.writerow(["objective", "seed", "run", *counts, *did])
+    for label, run, cost in runs:
+        asked = [getattr(cost, name) for name in counts]
+        name, seconds = csv_cell(run.folder.name), round(run.seconds, 3)
+        writer.writerow([csv_cell(label), run.seed, name, *asked, *spent_on(run), seconds, run.peak_bytes])
+    return buffer.getvalue()
+
+
+def read_machine(path: Path, labels: Sequence[str]) -> dict[tuple[str, int], tuple[float, int]]:
+    """Return label and seed -> seconds and peak bytes from ``costs.csv``; empty where there is none.
+
+    Args:
+        path: the file.
+        labels: the labels to look for, as they were before they were made safe for the file.
+    """
+    if not path.is_file():
+        return {}
+    known = {csv_cell(label): label for label in labels}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {
+            (known[line["objective"]], int(line["seed"])): (float(line["seconds"]), int(line["peak_bytes"]))
+            for line in csv.DictReader(file)
+            if line["objective"] in known
+        }
+
+
+def _needs_teacher(run: RunRecord) -> bool:
+    """Whether the objective looks at a teacher; of a guest's that is gone, whether there was one."""
+    try:
+        return objective_of(run.loss)[0].needs().teacher
+    except KDError:
+        return run.identity.get("teacher") is not None
+
+
+def _sizes(run: RunRecord, teacher_tokens: int | None) -> tuple[Size | None, Size | None]:
+    return model_size(str(run.model)), _teacher_size(run.folder) if teacher_tokens != 0 else None
+
+
+def _teacher_size(run: Path) -> Size | None:
+    try:
+        teacher = read_config(run / CONFIG).get("teacher")
+    except (KDError, OSError):
+        return None
+    return model_size(model_of(str(teacher.value))) if teacher and teacher.value else None
+
+
+def _size(found: ModelFolder) -> Size:
+    table: dict[str, Any] = found.settings.get("text_config") or found.settings
+    rows = table.get("vocab_size") or found.settings.get("vocab_size")
+    total = sum(info.numel for info in found.tensors.values())
+    by_word = [info.numel for info in found.tensors.values() if len(info.shape) == 2 and info.shape[0] == rows]
+    return Size(total, total - sum(by_word), max(by_word, default=0))

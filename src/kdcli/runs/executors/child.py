@@ -1,0 +1,70 @@
+"""Starts a cell as a process of its own: ``python -m kdcli.runs.executors.child PARENT distill -c ...``.
+
+The process that starts here becomes ``kd``: it asks the system for SIGTERM when its parent ends, so
+that no cell outlives a killed comparison for long, and drops ``KD_*`` variables, which would
+otherwise override the cell's settings a second time.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+_PARENT_DEATH = 1  # PR_SET_PDEATHSIG
+_GRACE = 60.0
+
+
+def arguments(config: Path | str, folder: Path | str) -> list[str]:
+    """Return the command that runs a cell and ends with this process."""
+    command = [sys.executable, "-m", "kdcli.runs.executors.child", str(os.getpid())]
+    return [*command, "distill", "-c", str(config), "-o", str(folder), "--quiet"]
+
+
+def run_cell(config: str, folder: str, log: str, working_folder: str) -> int:
+    """Run a cell in a child process and wait for it; when this process is told to stop, the child saves first.
+
+    Args:
+        config: file of the cell's settings.
+        folder: its run folder.
+        log: file for its output.
+        working_folder: what relative paths are relative to.
+
+    Returns:
+        the exit code of ``kd distill``.
+    """
+    with open(Path(working_folder, log), "wb") as stream:
+        child = subprocess.Popen(
+            arguments(config, folder), cwd=working_folder, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
+        )
+        try:
+            return child.wait()
+        finally:
+            if child.poll() is None:
+                child.terminate()
+                _wait(child)
+
+
+def _wait(child: "subprocess.Popen[bytes]") -> None:
+    """Wait for a child that was told to stop; end it if it does not."""
+    end = time.monotonic() + _GRACE
+    while child.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    if child.poll() is None:
+        child.kill()
+
+
+def _become_kd(parent: int, words: list[str]) -> None:
+    """Replace this process by ``kd``."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PARENT_DEATH, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:  # it ended before the request was made
+            sys.exit(143)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("KD_")}
+    os.execve(sys.executable, [sys.executable, "-m", "kdcli", *words], environ)
+
+
+if __name__ == "__main__":
+    _become_kd(int(sys.argv[1]), sys.argv[2:])

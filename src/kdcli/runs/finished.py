@@ -1,0 +1,90 @@
+"""Compares runs that are finished, wherever they were made."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kdcli.engine.events import Event, Report
+from kdcli.errors import InputError, UsageError
+from kdcli.runs import notes
+from kdcli.runs.distill import read_run
+from kdcli.runs.folder import RunFolder
+from kdcli.runs.prepare import objective_of
+from kdcli.runs.records import Comparison
+from kdcli.runs.results import read_results
+from kdcli.runs.same import check_same, label_runs
+from kdcli.runs.tabulate import Finished, tabulate
+
+
+def compare_runs(
+    folders: Sequence[Path], baseline: str | None, report: Report, *, output: Path | None = None
+) -> Comparison:
+    """Compare finished runs.
+
+    Args:
+        folders: run folders, each with an evaluation.
+        baseline: objective or folder that differences are taken to; default the first.
+        report: told what happens.
+        output: folder to write tables into.
+
+    Raises:
+        InputError: a folder holds no evaluated run, or teacher, student, data, test set, token
+            budget or protocol differ; names the field and both values.
+        UsageError: fewer than two runs, one given twice, or an unknown baseline.
+    """
+    if len(folders) < 2:
+        raise UsageError(
+            "CLI-18", f"needs two runs or more, got {len(folders)}", where="kd compare", fix="name another run folder"
+        )
+    groups, remarks = gather(folders, report)
+    return tabulate(groups, _chosen_baseline(baseline, groups), (), output, remarks, notes.Next())
+
+
+def gather(folders: Sequence[Path], report: Report) -> tuple[dict[str, dict[int, Finished]], tuple[str, ...]]:
+    """Read finished runs that may stand in one table.
+
+    Args:
+        folders: run folders, each with an evaluation.
+        report: told what happens.
+
+    Returns:
+        label -> seed -> run and evaluation, and a sentence for each training setting that differs.
+    """
+    finished = _read_all(folders)
+    remarks = check_same(finished)
+    for remark in remarks:
+        report(Event("warning", remark))
+    groups: dict[str, dict[int, Finished]] = {}
+    for label, (run, found) in zip(label_runs(finished), finished, strict=True):
+        groups.setdefault(label, {})[run.seed] = (run, found)
+    return groups, tuple(remarks)
+
+
+def _read_all(folders: Sequence[Path]) -> list[Finished]:
+    """Read runs and the evaluation that all of them have."""
+    runs = [read_run(folder) for folder in folders]
+    there = [RunFolder(folder).evaluations() for folder in folders]
+    shared = [name for name in there[0] if all(name in found for found in there)]
+    if not shared:
+        bare = next((folder for folder, found in zip(folders, there, strict=True) if not found), folders[0])
+        raise InputError(
+            "CMP-04",
+            "no evaluation on a test set that all runs share",
+            where=str(bare),
+            fix=f"make it with: kd eval {bare} --data test.jsonl",
+        )
+    return [(run, read_results(found[shared[0]])) for run, found in zip(runs, there, strict=True)]
+
+
+def _chosen_baseline(baseline: str | None, groups: Mapping[str, Mapping[int, Finished]]) -> str:
+    if baseline is None:
+        return next(iter(groups))
+    by_folder = {str(run.folder): label for label, runs in groups.items() for run, _ in runs.values()}
+    if baseline in by_folder:
+        return by_folder[baseline]
+    wanted = objective_of(baseline)[1]
+    if wanted not in groups:
+        known = ", ".join(groups)
+        raise UsageError(
+            "CLI-18", f'"{baseline}" is not among the runs', where="--baseline", fix=f"choose one of {known}"
+        )
+    return wanted

@@ -1,0 +1,55 @@
+"""What a comparison would do: its cells and how far they are, steps, cost; nothing is written."""
+
+from collections.abc import Sequence
+
+from kdcli.config import CompareConfig
+from kdcli.runs.cells import Cell, make_cells
+from kdcli.runs.estimate import Estimate, estimate
+from kdcli.runs.executors.choose import executor_name, with_threads
+from kdcli.runs.plan import cost_facts, cost_numbers, describe_run, duration, shown_examples
+from kdcli.runs.records import Plan
+from kdcli.runs.workshop import Workshop
+
+
+def plan_compare(config: CompareConfig) -> Plan:
+    """Check a comparison's settings and say what it would do; nothing is written."""
+    config, said = with_threads(config)
+    cells = make_cells(config, Workshop())
+    states = [cell.state() if config.output else "to run" for cell in cells]
+    costs = [estimate(cell.prepared) for cell in cells]
+    first = cells[0].prepared
+    facts = describe_run(first)
+    facts["objective"] = ", ".join(dict.fromkeys(cell.label for cell in cells))
+    facts["cells"] = _count(config, cells)
+    facts |= cost_facts(max(costs, key=lambda one: one.peak_bytes))
+    facts["training time"] = _time(config, cells, states, costs)
+    notes = (*said, *first.notes, *first.warnings)
+    named = tuple(zip([cell.folder.path.name for cell in cells], states, strict=True))
+    return Plan(facts, named, shown_examples(first), notes, cost_numbers(costs, first.steps))
+
+
+def _count(config: CompareConfig, cells: Sequence[Cell]) -> str:
+    labels, tried = {cell.label for cell in cells}, {cell.tried for cell in cells}
+    values = f", {len(tried)} values tried for each" if len(tried) > 1 else ""
+    steps = sum(cell.prepared.steps for cell in cells)
+    return f"{len(cells)}: {len(labels)} objectives, {len(config.seeds)} seeds{values}; {steps:,} steps in all"
+
+
+def _time(config: CompareConfig, cells: Sequence[Cell], states: Sequence[str], costs: Sequence[Estimate]) -> str:
+    """Say how long the missing cells will train: measured on finished cells where there are any."""
+    missing = [index for index, state in enumerate(states) if state != "done"]
+    spent = [
+        (cell.folder.status().get("seconds", 0.0), cost.seconds)
+        for cell, cost, state in zip(cells, costs, states, strict=True)
+        if state == "done"
+    ]
+    guessed = sum(costs[index].seconds for index in missing)
+    measured = sum(seconds for seconds, _ in spent)
+    if measured:
+        guessed *= measured / sum(seconds for _, seconds in spent)
+    jobs = (config.execution.jobs or 1) if executor_name(config) != "inline" else 1
+    if not missing:
+        return "none: every cell is done"
+    how = "measured on finished cells" if measured else "an estimate from one matrix product"
+    at_once = f", {jobs} at a time" if jobs > 1 else ""
+    return f"about {duration(guessed / min(jobs, len(missing)))} for {len(missing)} cells{at_once}; {how}"

@@ -1,0 +1,84 @@
+"""What a report reads: a comparison, the runs behind it, their logs and their answers, each read once."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kdcli.engine.journal import METRICS
+from kdcli.runs.aggregate import Group
+from kdcli.runs.records import Comparison, EvalRecord, RunRecord, ScoreInfo
+from kdcli.runs.results import SAMPLES
+from kdcli.runs.style import COLOURS
+from kdcli.text import one_line
+
+LONGEST = 44
+"""Letters of a contender's name in a picture."""
+
+
+@dataclass
+class Material:
+    """A comparison with its runs.
+
+    Args:
+        comparison: the tables.
+        groups: the runs behind each line.
+    """
+
+    comparison: Comparison
+    groups: tuple[Group, ...]
+    _metrics: dict[Path, list[dict[str, Any]]] = field(default_factory=dict)
+    _samples: dict[Path, pa.Table | None] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> list[ScoreInfo]:
+        """The scores that at least one line has."""
+        rows = self.comparison.rows
+        return [info for info in self.comparison.scores if any(info.name in row.scores for row in rows)]
+
+    @property
+    def ranked(self) -> list[ScoreInfo]:
+        """The scores with a better end."""
+        return [info for info in self.scores if info.better != "neither"]
+
+    def colour(self, label: str) -> str:
+        """Return a contender's colour, the same in every picture."""
+        lines = [*self.comparison.rows, *self.groups]
+        labels = list(dict.fromkeys(line.label for line in lines))
+        return COLOURS[labels.index(label) % len(COLOURS)]
+
+    def metrics(self, run: RunRecord) -> list[dict[str, Any]]:
+        """Return the lines of a run's log; none if it was removed."""
+        if run.folder not in self._metrics:
+            path = run.folder / METRICS
+            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+            self._metrics[run.folder] = [json.loads(line) for line in lines]
+        return self._metrics[run.folder]
+
+    def samples(self, found: EvalRecord) -> pa.Table | None:
+        """Return what was measured example by example; None if it was not kept."""
+        if found.folder is None or not (found.folder / SAMPLES).is_file():
+            return None
+        if found.folder not in self._samples:
+            self._samples[found.folder] = pq.read_table(found.folder / SAMPLES)
+        return self._samples[found.folder]
+
+
+def short(label: str) -> str:
+    """Return a contender's name as it stands in a picture."""
+    return one_line(label, LONGEST)
+
+
+def thin(xs: list[float], ys: list[float], most: int = 300) -> tuple[list[float], list[float]]:
+    """Return at most so many points of a line, evenly spread, both ends included.
+
+    >>> thin([0.0, 1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0, 9.0], 3)
+    ([0.0, 2.0, 4.0], [5.0, 7.0, 9.0])
+    """
+    if len(xs) <= most:
+        return xs, ys
+    kept = sorted({round(index * (len(xs) - 1) / (most - 1)) for index in range(most)})
+    return [xs[index] for index in kept], [ys[index] for index in kept]

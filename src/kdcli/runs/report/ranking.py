@@ -1,0 +1,138 @@
+"""The ranking with its intervals, and the paired differences as a forest plot."""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from kdcli.runs.records import ComparisonRow, ScoreInfo
+from kdcli.runs.report.material import Material, short
+from kdcli.runs.report.parts import Picture, Section, Table
+from kdcli.runs.report.svg import inline
+from kdcli.runs.style import GREY, look, panels
+from kdcli.runs.tables import number
+from kdcli.statistics import Estimate
+
+SIGNIFICANT = 0.05
+ENDS = {"higher": "higher is better →", "lower": "← lower is better", "neither": "neither end is better"}
+
+
+def ranking(material: Material) -> Section:
+    """Return the table of all scores and a picture of each."""
+    rows, infos = material.comparison.rows, material.scores
+    units = dict.fromkeys(one.unit for row in rows for one in row.scores.values() if one.unit != "none")
+    over = f" over {' or '.join(units)}" if units else ""
+    words = [
+        f"Each line is one contender, the best on top; the dot is its mean, the bar its 95 % interval{over}, small "
+        "ticks are single seeds. Intervals of two contenders that overlap do not say that the two are equal: the "
+        "paired differences below are the sharper question. In the table, “tied” is what cannot be told from the best."
+    ]
+    heads = ("objective", *(f"{info.name} {_arrow(info)}".strip() for info in infos))
+    first = material.ranked[0] if material.ranked else infos[0]
+    lines = tuple((row.label, *(_score(row, info) for info in infos)) for row in ordered(rows, first))
+    table = Table(f"Scores, mean ± half of the 95 % interval, in the order of {first.name}", heads, lines)
+    pictures = [_draw(material, info, index) for index, info in enumerate(infos)]
+    return Section("ranking", "Ranking", words, pictures=pictures, tables=[table])
+
+
+def differences(material: Material) -> Section | None:
+    """Return the differences to the baseline, None where there is nothing to differ from."""
+    baseline = material.comparison.baseline
+    rows = [row for row in material.comparison.rows if row.label != baseline]
+    infos = [info for info in material.scores if any(row.differences.get(info.name) for row in rows)]
+    if not infos:
+        return None
+    words = [
+        f"The dot is the mean difference to {baseline} on the same seeds or examples, the bar its 95 % interval. A bar "
+        "that stays clear of the line at zero is a difference that these runs can show; p is adjusted by Holm's rule "
+        "for the number of contenders, and a full dot marks p < 0.05.",
+    ]
+    heads = ("objective", *(f"{info.name} {_arrow(info)}".strip() for info in infos))
+    lines = tuple((row.label, *(_change(row.differences.get(info.name)) for info in infos)) for row in rows)
+    pictures = [_forest(material, rows, info, index) for index, info in enumerate(infos)]
+    table = Table(f"Difference to {baseline}, paired", heads, lines)
+    return Section("differences", "Paired differences", words, pictures=pictures, tables=[table])
+
+
+def ordered(rows: Sequence[ComparisonRow], info: ScoreInfo) -> list[ComparisonRow]:
+    """Return the lines from best to worst; those without the score come last."""
+    sign = -1.0 if info.better == "higher" else 1.0
+    known = [row for row in rows if info.name in row.scores]
+    return sorted(known, key=lambda row: sign * row.scores[info.name].mean) + [row for row in rows if row not in known]
+
+
+def _draw(material: Material, info: ScoreInfo, index: int) -> Picture:
+    rows = [row for row in ordered(material.comparison.rows, info) if info.name in row.scores]
+    seeds = {group.label: group.values(info.name) for group in material.groups}
+    with look():
+        figure, (ax,) = panels(1, width=3.9, height=0.75 + 0.4 * len(rows))
+        for place, row in enumerate(rows):
+            colour = material.colour(row.label)
+            values = seeds.get(row.label, {})
+            if len(values) > 1:
+                ax.plot([*values.values()], [place] * len(values), "|", color=colour, alpha=0.5, markersize=7)
+            _interval(ax, row.scores[info.name], place, colour, full=True)
+        _label_lines(ax, [row.label for row in rows])
+        ax.set_title(f"{info.name}   ({ENDS[info.better]})", loc="left")
+        best = f"{rows[0].label} stands first" if info.better != "neither" else "no order"
+        return Picture(inline(figure, f"rank{index}", f"{info.name} of each contender with intervals: {best}"))
+
+
+def _forest(material: Material, rows: Sequence[ComparisonRow], info: ScoreInfo, index: int) -> Picture:
+    shown = [(row, change) for row in rows if (change := row.differences.get(info.name)) is not None]
+    with look():
+        figure, (ax,) = panels(1, width=3.9, height=0.75 + 0.4 * len(shown))
+        ax.axvline(0.0, color="#333333", linewidth=0.9)
+        for place, (row, change) in enumerate(shown):
+            sure = change.p_value is not None and change.p_value < SIGNIFICANT
+            _interval(ax, change, place, material.colour(row.label), full=sure)
+        _label_lines(ax, [row.label for row, _ in shown])
+        ax.set_title(f"Δ {info.name}   ({ENDS[info.better]})", loc="left")
+        words = f"Difference in {info.name} to {material.comparison.baseline}, one line per contender"
+        return Picture(inline(figure, f"forest{index}", words))
+
+
+def _interval(ax: Axes, estimate: Estimate, place: int, colour: str, *, full: bool) -> None:
+    if estimate.low is not None and estimate.high is not None:
+        ax.plot([estimate.low, estimate.high], [place, place], color=colour, linewidth=1.8, solid_capstyle="butt")
+    ax.plot(
+        [estimate.mean], [place], "o", color=colour, markersize=6, markerfacecolor=colour if full else "white", zorder=3
+    )
+
+
+def _label_lines(ax: Axes, labels: Sequence[str]) -> None:
+    """Write each line's name above it, where a long one has room."""
+    for place, label in enumerate(labels):
+        ax.annotate(
+            short(label), (0.0, place - 0.2), xycoords=("axes fraction", "data"), fontsize=8, va="bottom", ha="left",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+        )  # fmt: skip
+    ax.set_ylim(len(labels) - 0.55, -0.75)
+    ax.set_yticks([])
+    ax.spines["left"].set_visible(False)
+    ax.grid(visible=False, axis="y")
+    ax.margins(x=0.08)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    for line in ax.get_xgridlines():
+        line.set_color(GREY)
+        line.set_alpha(0.25)
+
+
+def _score(row: ComparisonRow, info: ScoreInfo) -> str:
+    mark = " (best)" if info.name in row.best else " (tied)" if info.name in row.tied else ""
+    return number(row.scores.get(info.name)) + mark
+
+
+def _change(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "–"
+    p = (
+        ""
+        if estimate.p_value is None
+        else f" (p {'< 0.001' if estimate.p_value < 0.001 else f'{estimate.p_value:.3f}'})"
+    )
+    return number(estimate, signed=True) + p
+
+
+def _arrow(info: ScoreInfo) -> str:
+    return {"higher": "↑", "lower": "↓", "neither": ""}[info.better]

@@ -1,0 +1,109 @@
+"""A study's own two files: ``study.yaml``, its settings, and ``study.json``, its cells; read without torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kdcli import durable
+from kdcli.errors import ExperimentChangedError, InputError, IntegrityError
+
+SETTINGS, CELLS_FILE = "study.yaml", "study.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell as ``study.json`` lists it.
+
+    Args:
+        name: what to call it.
+        label: the line of the table that it belongs to.
+        seed: training seed.
+        tried: values of ``--tune`` that it tries, in words; empty without tuning.
+        folder: its run folder, relative to the study.
+        evaluation: folder of its evaluation, relative to the run folder.
+        steps: optimizer steps of the whole run.
+    """
+
+    name: str
+    label: str
+    seed: int
+    tried: str
+    folder: str
+    evaluation: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study consists of.
+
+    Args:
+        baseline: label that differences are taken to.
+        labels: the lines of the table, in order.
+        seeds: training seeds.
+        cells: every cell.
+        chosen: label -> the value that tuning chose, in words; empty without tuning or before it ended.
+    """
+
+    baseline: str
+    labels: tuple[str, ...]
+    seeds: tuple[int, ...]
+    cells: tuple[Entry, ...]
+    chosen: Mapping[str, str]
+
+
+def is_study(folder: Path) -> bool:
+    """Whether a folder holds a study."""
+    return (folder / CELLS_FILE).is_file()
+
+
+def write_study(folder: Path, study: Study, settings: str) -> None:
+    """Write both files.
+
+    Args:
+        folder: the study's folder; made if need be.
+        study: its cells.
+        settings: its settings as YAML.
+
+    Raises:
+        MachineError: the folder may not be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise durable.refused(error, folder) from error
+    document = {"kind": "study", "schema": SCHEMA, "settings": SETTINGS, **asdict(study)}
+    _replace(folder / SETTINGS, settings)
+    _replace(folder / CELLS_FILE, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_study(folder: Path) -> Study:
+    """Read ``study.json``.
+
+    Raises:
+        InputError: the folder holds no study.
+        IntegrityError: the file is damaged.
+        ExperimentChangedError: written by a newer version.
+    """
+    path = folder / CELLS_FILE
+    if not path.is_file():
+        raise InputError("CMP-05", "not a study", where=str(folder), fix="give a folder that kd compare -o wrote")
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        if found["schema"] != SCHEMA:
+            what = f"schema {found['schema']}; this version reads schema {SCHEMA}"
+            raise ExperimentChangedError("RUN-02", what, where=str(path), fix="use the version that wrote it")
+        cells = tuple(Entry(**entry) for entry in found["cells"])
+        return Study(found["baseline"], tuple(found["labels"]), tuple(found["seeds"]), cells, found["chosen"])
+    except (ValueError, KeyError, TypeError) as error:
+        fix = f"start the comparison again with kd compare -c {folder / SETTINGS}: finished cells are kept"
+        raise IntegrityError("RUN-01", "is damaged", where=str(path), fix=fix) from error
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file unless it says so already."""
+    if not path.is_file() or path.read_bytes() != text.encode():
+        durable.write_file(path, text)

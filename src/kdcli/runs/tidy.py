@@ -1,0 +1,230 @@
+"""``results.parquet`` and ``samples.parquet``: all that a comparison is computed from, in two tidy tables."""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kdcli import durable
+from kdcli.errors import InputError, IntegrityError
+from kdcli.metrics.score import Score
+from kdcli.runs.costs import Cost
+from kdcli.runs.records import EvalRecord, Failure, RunRecord, ScoreInfo
+from kdcli.runs.results import SAMPLES, read_evaluation_settings, scores_of
+
+RESULTS = "results.parquet"
+SCHEMA = 1
+_ABOUT = b"kd.comparison"
+_COLUMNS = pa.schema(
+    [
+        ("objective", pa.string()),
+        ("seed", pa.int64()),
+        ("score", pa.string()),
+        ("value", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("better", pa.string()),
+        ("metric", pa.string()),
+        ("settings", pa.string()),
+        ("run", pa.string()),
+        ("steps", pa.int64()),
+        ("tokens", pa.int64()),
+        ("student_tokens", pa.int64()),
+        ("teacher_tokens", pa.int64()),
+        ("parameters", pa.int64()),
+        ("teacher_parameters", pa.int64()),
+        ("flops", pa.float64()),
+    ]
+)
+_SHARED = ("example", "where", "prompt", "references", "predictions", "ended")
+
+
+@dataclass(frozen=True)
+class About:
+    """What a comparison needs beside its numbers.
+
+    Args:
+        baseline: label that differences are taken to.
+        remarks: sentences that come first.
+        command: the command that can be repeated with more seeds; empty if there is none. It names
+            folders, so it is not stored.
+        seeds: its training seeds; not stored either.
+        failed: cells without numbers.
+    """
+
+    baseline: str
+    remarks: tuple[str, ...] = ()
+    command: str = ""
+    seeds: tuple[int, ...] = ()
+    failed: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run and its evaluation, as a comparison takes them in.
+
+    Args:
+        label: the line it belongs to.
+        run: the run.
+        found: its evaluation.
+        cost: what it cost.
+    """
+
+    label: str
+    run: RunRecord
+    found: EvalRecord
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Tidy:
+    """The two tables, with everything read out of them.
+
+    Args:
+        results: one row per run and score; what is no number is in the schema's metadata.
+        samples: one row per run and example.
+    """
+
+    results: pa.Table
+    samples: pa.Table
+    _scores: dict[tuple[str, int], dict[str, Score]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """The schema's metadata."""
+        raw = (self.results.schema.metadata or {}).get(_ABOUT)
+        if raw is None:
+            raise InputError("CMP-05", "not a comparison's results", where=RESULTS, fix="make it with kd compare")
+        facts = json.loads(raw)
+        if facts["schema"] != SCHEMA:
+            what = f"has schema {facts['schema']}, this version reads {SCHEMA}"
+            raise InputError("CMP-05", what, where=RESULTS, fix="make it again with kd compare")
+        return facts
+
+    @property
+    def about(self) -> About:
+        """What is stored beside the numbers."""
+        facts = self.facts["about"]
+        failed = tuple(Failure(**{**one, "log": Path(one["log"])}) for one in facts["failed"])
+        return About(facts["baseline"], tuple(facts["remarks"]), failed=failed)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the evaluations themselves had to say, each sentence once."""
+        return tuple(self.facts["notes"])
+
+    @property
+    def infos(self) -> tuple[ScoreInfo, ...]:
+        """The scores, in the order of the columns."""
+        return tuple(ScoreInfo(**info) for info in self.facts["infos"])
+
+    @cached_property
+    def runs(self) -> dict[str, dict[int, dict[str, Any]]]:
+        """Label -> seed -> facts of the run, with its scores' values under ``values``."""
+        found: dict[str, dict[int, dict[str, Any]]] = {}
+        for line in self.results.to_pylist():
+            run = found.setdefault(line["objective"], {}).setdefault(line["seed"], {**line, "values": {}})
+            run["values"][line["score"]] = line["value"]
+        return {label: dict(sorted(seeds.items())) for label, seeds in found.items()}
+
+    def score(self, label: str, seed: int, name: str) -> Score | None:
+        """Return one run's score with its statistics per example; None if it has none of that name."""
+        values = self.runs[label][seed]["values"]
+        if (label, seed) not in self._scores:
+            better = {info.name: info.better for info in self.infos}
+            entries = [{"name": one, "better": better[one], "value": value} for one, value in values.items()]
+            owners = zip(self.samples["objective"].to_pylist(), self.samples["seed"].to_pylist(), strict=True)
+            rows = self.samples.filter(pa.array([owner == (label, seed) for owner in owners], pa.bool_()))
+            self._scores[label, seed] = scores_of(rows, entries, self.facts["evaluation"])
+        return self._scores[label, seed].get(name)
+
+
+def make_tidy(cells: Sequence[Cell], infos: Sequence[ScoreInfo], about: About) -> Tidy:
+    """Put evaluated runs into the two tables.
+
+    Args:
+        cells: line by line, seed by seed.
+        infos: the scores that all of them have.
+        about: what is needed beside the numbers.
+    """
+    lines = [_line(cell, info) for cell in cells for info in infos if info.name in cell.found.estimates]
+    failed = [asdict(one) | {"log": str(one.log)} for one in about.failed]
+    facts = {
+        "schema": SCHEMA,
+        "about": {"baseline": _storable(about.baseline), "remarks": about.remarks, "failed": failed},
+        "infos": [asdict(info) for info in infos],
+        "evaluation": read_evaluation_settings(_folder(cells[0])),
+        "notes": list(dict.fromkeys(note for cell in cells for note in cell.found.notes)),
+    }
+    results = pa.Table.from_pylist(lines, schema=_COLUMNS.with_metadata({_ABOUT: json.dumps(facts).encode()}))
+    samples = pa.concat_tables([_samples(cell, infos) for cell in cells], promote_options="permissive")
+    return Tidy(results, samples)
+
+
+def write_tidy(folder: Path, tidy: Tidy) -> None:
+    """Write both tables."""
+    for name, table in ((SAMPLES, tidy.samples), (RESULTS, tidy.results)):
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        durable.write_file(folder / name, buffer.getvalue())
+
+
+def read_tidy(folder: Path) -> Tidy:
+    """Read both tables back.
+
+    Raises:
+        InputError: the folder holds no comparison.
+        IntegrityError: a file cannot be read.
+    """
+    for name in (RESULTS, SAMPLES):
+        if not (folder / name).is_file():
+            raise InputError("CMP-05", f"no {name}", where=str(folder), fix="give a folder that kd compare wrote")
+    try:
+        tidy = Tidy(*(pq.read_table(folder / name) for name in (RESULTS, SAMPLES)))
+    except (pa.ArrowException, OSError) as error:
+        fix = "run the kd compare that wrote it again; finished cells are kept"
+        raise IntegrityError("RUN-01", "cannot be read as parquet", where=str(folder), fix=fix) from error
+    assert tidy.facts, "reading them checks them"
+    return tidy
+
+
+def _line(cell: Cell, info: ScoreInfo) -> dict[str, Any]:
+    one = cell.found.estimates[info.name]
+    return {
+        "objective": _storable(cell.label),
+        "seed": cell.run.seed,
+        "score": info.name,
+        "value": one.mean,
+        "low": one.low,
+        "high": one.high,
+        "better": info.better,
+        "metric": info.metric,
+        "settings": info.settings,
+        "run": _storable(cell.run.folder.name),
+        **asdict(cell.cost),
+    }
+
+
+def _samples(cell: Cell, infos: Sequence[ScoreInfo]) -> pa.Table:
+    table = pq.read_table(_folder(cell) / SAMPLES)
+    wanted = [*_SHARED, *(f"{info.name}{kind}" for info in infos for kind in ("", ".sums", ".answers"))]
+    table = table.select([name for name in wanted if name in table.column_names])
+    count = len(table)
+    table = table.add_column(0, "objective", pa.array([_storable(cell.label)] * count, pa.string()))
+    return table.add_column(1, "seed", pa.array([cell.run.seed] * count, pa.int64()))
+
+
+def _folder(cell: Cell) -> Path:
+    assert cell.found.folder is not None, "the evaluation of a run lies in its folder"
+    return cell.found.folder
+
+
+def _storable(text: str) -> str:
+    """Replace what UTF-8 cannot hold."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

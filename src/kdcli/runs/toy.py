@@ -1,0 +1,189 @@
+"""Two experiments small enough to see through, by the package's own losses.
+
+First, that of the AKL paper: free logits descend to a long-tailed teacher, and the gap |p - q| is followed over
+its head (the likeliest entries that hold half the mass) and its tail. Then the classic picture: a single Gaussian
+is fitted to a target with two bumps, and covers both or seeks one.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdcli import durable
+from kdcli.engine.events import Event, Report
+from kdcli.losses.build import build_objective
+from kdcli.runs.fits import coverage, free_fit, gaussian_fit, target
+from kdcli.runs.style import COLOURS, DASHES, GREY, log_heights, look, panels, save
+from kdcli.text import csv_cell, one_line
+
+ENTRIES, EPOCHS, RATE = 100, 300, 2.0
+OBJECTIVES = ("fkl", "rkl", "akl", "jsd")
+
+
+@dataclass(frozen=True)
+class Toy:
+    """One objective in both experiments.
+
+    Args:
+        objective: its spec.
+        head: gap to the long-tailed teacher within its head, before each epoch.
+        tail: the same outside the head.
+        head_half: first epoch at which the head's gap is below half its start; None if never.
+        tail_half: the same for the tail.
+        q: the best Gaussian for the target with two bumps, ``[60]``.
+        kept: share of the target's mass where q has at least a tenth of it.
+        spilt: share of q where the target has less than a tenth of it.
+    """
+
+    objective: str
+    head: tuple[float, ...]
+    tail: tuple[float, ...]
+    head_half: int | None
+    tail_half: int | None
+    q: tuple[float, ...]
+    kept: float
+    spilt: float
+
+
+@dataclass(frozen=True)
+class ToyReport:
+    """Both experiments.
+
+    Args:
+        objectives: one entry each, in the order asked for.
+        findings: what the numbers show, in sentences.
+        folder: where figures and data are.
+    """
+
+    objectives: tuple[Toy, ...]
+    findings: tuple[str, ...]
+    folder: Path
+
+
+def teacher() -> Tensor:
+    """Return the long-tailed teacher, ``[100]``: the r-th likeliest entry has a probability in proportion to 1/r.
+
+    >>> round(teacher()[:8].sum().item(), 3)
+    0.524
+    """
+    p = 1.0 / torch.arange(1, ENTRIES + 1, dtype=torch.float64)
+    return p / p.sum()
+
+
+def toy(objectives: Sequence[str], folder: Path, report: Report) -> ToyReport:
+    """Run both experiments, write figures and data.
+
+    Args:
+        objectives: specs of objectives.
+        folder: to write into.
+        report: told what happens.
+
+    Raises:
+        UsageError: an objective that cannot be read.
+        MachineError: the folder may not be written.
+    """
+    losses = {spec: build_objective(spec) for spec in objectives}
+    found = []
+    for number, (spec, loss) in enumerate(losses.items()):
+        report(Event("stage", f"fitting with {spec}", done=number, total=len(losses)))
+        head, tail = free_fit(loss, teacher(), steps=EPOCHS, rate=RATE)
+        p = target()
+        q = gaussian_fit(loss, p)
+        found.append(Toy(spec, head, tail, _half(head), _half(tail), tuple(q.tolist()), *coverage(q, p)))
+    made = ToyReport(tuple(found), tuple(_findings(found)), folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise durable.refused(error, folder) from error
+    _write(made)
+    draw_gaps(folder, found)
+    draw_modes(folder, found)
+    return made
+
+
+def _half(gaps: Sequence[float]) -> int | None:
+    return next((epoch for epoch, gap in enumerate(gaps) if gap < gaps[0] / 2), None)
+
+
+def _findings(found: Sequence[Toy]) -> list[str]:
+    """Say what the numbers show."""
+    said = []
+    sides: tuple[tuple[str, Callable[[Toy], int | None]], ...] = (
+        ("head", lambda one: one.head_half),
+        ("tail", lambda one: one.tail_half),
+    )
+    for side, epoch in sides:
+        halved = {one.objective: at for one in found if (at := epoch(one)) is not None}
+        never = [one.objective for one in found if epoch(one) is None]
+        order = ", ".join(f"{name} {at}" for name, at in sorted(halved.items(), key=lambda pair: pair[1]))
+        if halved:
+            said.append(f"epochs until the {side} gap is halved: {order}")
+        if never:
+            said.append(f"the {side} gap is not halved within {EPOCHS} epochs by {', '.join(never)}")
+    order = sorted(found, key=lambda one: -one.kept)
+    widths = ", ".join(f"{one.objective} {one.kept:.0%} ({one.spilt:.0%} of its own mass outside)" for one in order)
+    said.append(f"share of the two-bump target that the fitted Gaussian covers: {widths}")
+    return said
+
+
+def _write(made: ToyReport) -> None:
+    document = asdict(made) | {"teacher": teacher().tolist(), "target": target().tolist()}
+    del document["folder"]
+    durable.write_file(made.folder / "toy.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    gaps = [
+        [csv_cell(one.objective), epoch, head, tail]
+        for one in made.objectives
+        for epoch, (head, tail) in enumerate(zip(one.head, one.tail, strict=True))
+    ]
+    durable.write_file(made.folder / "gaps.csv", _csv(["objective", "epoch", "head_gap", "tail_gap"], gaps))
+    modes: list[list[object]] = [["target", place, p] for place, p in enumerate(target().tolist())]
+    modes += [[csv_cell(one.objective), place, q] for one in made.objectives for place, q in enumerate(one.q)]
+    durable.write_file(made.folder / "modes.csv", _csv(["distribution", "entry", "probability"], modes))
+
+
+def _csv(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([heads, *rows])
+    return buffer.getvalue()
+
+
+def draw_gaps(folder: Path, found: Sequence[Toy]) -> None:
+    """Draw head and tail gap by epoch, all objectives in one panel each, as ``gaps.png`` and ``gaps.svg``."""
+    with look():
+        figure, axes = panels(2, width=3.8, height=3.0, columns=2)
+        for ax, title in zip(axes, ("head: likeliest half of the mass", "tail: the rest"), strict=True):
+            for index, one in enumerate(found):
+                gaps = one.head if ax is axes[0] else one.tail
+                colour, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
+                ax.plot(gaps, color=colour, linestyle=dash, label=one_line(one.objective, 30))
+            log_heights(ax)
+            ax.set_xlabel("epoch of gradient descent")
+            ax.set_title(title, loc="left")
+        axes[0].set_ylabel("sum of |p − q|")
+        axes[0].legend(loc="lower left", fontsize=8)
+        figure.suptitle("Free logits on their way to a long-tailed teacher", x=0.01, ha="left")
+        save(figure, folder, "gaps")
+
+
+def draw_modes(folder: Path, found: Sequence[Toy]) -> None:
+    """Draw the best Gaussian of each objective for the target with two bumps, as ``modes.png`` and ``modes.svg``."""
+    with look():
+        figure, axes = panels(len(found), width=2.7, height=2.4, columns=4)
+        p = target().tolist()
+        top = 1.08 * max([*p, *(max(one.q) for one in found)])
+        for index, (ax, one) in enumerate(zip(axes, found, strict=True)):
+            ax.fill_between(range(len(p)), p, color=GREY, alpha=0.35, linewidth=0, label="target p")
+            ax.plot(one.q, color=COLOURS[index % len(COLOURS)], label="fit q")
+            ax.set_title(f"{one_line(one.objective, 30)}\n{one.kept:.0%} of p covered", loc="left")
+            ax.set(ylim=(0, top), xlim=(0, len(p) - 1), xlabel="entry")
+            if index == 0:
+                ax.legend(loc="upper right", fontsize=8)
+        axes[0].set_ylabel("probability")
+        figure.suptitle("One Gaussian fitted to two bumps: covering both, or seeking one", x=0.01, ha="left")
+        save(figure, folder, "modes")

@@ -1,0 +1,52 @@
+"""Means and paired differences over training seeds alone, by Student's t: three numbers carry no bootstrap."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from kdcli.statistics.estimate import Estimate, t_estimate
+
+
+def over_seeds(values: Sequence[float] | Mapping[int, float]) -> Estimate:
+    """Estimate the mean over training seeds, by Student's t.
+
+    Args:
+        values: one score per seed.
+
+    >>> estimate = over_seeds([0.30, 0.31, 0.32])
+    >>> round(estimate.low, 4), round(estimate.high, 4)
+    (0.2852, 0.3348)
+    >>> over_seeds([0.3]).low is None
+    True
+    """
+    listed = list(values.values()) if isinstance(values, Mapping) else list(values)
+    return t_estimate(*_mean_and_error(listed), len(listed), "seeds")
+
+
+def difference_over_seeds(contender: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate | None:
+    """Estimate contender minus baseline, paired by seed.
+
+    Args:
+        contender: seed -> score.
+        baseline: seed -> score.
+
+    Returns:
+        the mean difference over the seeds both have, or None if they share none.
+
+    >>> difference_over_seeds({0: 3.0, 1: 5.0}, {1: 4.0, 2: 9.0}).mean
+    1.0
+    """
+    shared = sorted(contender.keys() & baseline.keys())
+    if not shared:
+        return None
+    mean, error = _mean_and_error([contender[seed] - baseline[seed] for seed in shared])
+    return t_estimate(mean, error, len(shared), "seeds", difference=True)
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and its standard error, the same to the last bit in any order; no error from one value."""
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count < 2 or not math.isfinite(mean):
+        return mean, None
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    return mean, math.sqrt(variance / count)

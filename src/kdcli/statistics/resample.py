@@ -1,0 +1,117 @@
+"""Paired resampling over examples: a BCa bootstrap interval and a permutation p-value.
+
+Both hold the trained models fixed. Several seeds of one objective are resampled together: an
+example is drawn, or swapped between contender and baseline, in all of them at once.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kdcli.statistics.estimate import CONFIDENCE, Additive, Array
+
+RESAMPLES = 9999
+_SEED = 20_260_101
+_EXACT = 13
+"""Up to this many examples every swap is tried, not a sample of them."""
+
+_BLOCK = 2**21
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two lists of scores, one entry per training seed, measured on the same examples.
+
+    Args:
+        contender: scores of the one side.
+        baseline: scores of the other, seed by seed.
+        which: the examples that count.
+    """
+
+    contender: Sequence[Additive]
+    baseline: Sequence[Additive]
+    which: np.ndarray
+
+    @property
+    def sides(self) -> tuple[Array, Array]:
+        """Statistics of both sides, ``[examples, seeds * k]``."""
+        return self._columns(self.contender), self._columns(self.baseline)
+
+    def difference(self, contender: Array, baseline: Array) -> Array:
+        """Return the difference of summed statistics ``[..., seeds * k]``, averaged over seeds, ``[...]``."""
+        seeds = len(self.contender)
+        ours, theirs = (side.reshape(*side.shape[:-1], seeds, -1) for side in (contender, baseline))
+        each = [
+            one.finish(ours[..., seed, :]) - other.finish(theirs[..., seed, :])
+            for seed, (one, other) in enumerate(zip(self.contender, self.baseline, strict=True))
+        ]
+        return np.asarray(np.mean(each, axis=0))
+
+    def _columns(self, scores: Sequence[Additive]) -> Array:
+        return np.concatenate([np.asarray(score.sums)[self.which] for score in scores], axis=1)
+
+
+def bca_interval(pairs: Pairs) -> tuple[float, float] | None:
+    """Return the 95 % interval of the difference, by scipy's BCa bootstrap over examples.
+
+    Returns:
+        both ends; None where the bootstrap's values do not vary.
+    """
+    from scipy.stats import bootstrap  # the only user of a module that takes half a second to import
+
+    ours, theirs = pairs.sides
+    width, count = ours.shape[1], len(ours)
+    both = np.concatenate([ours, theirs], axis=1)
+
+    def statistic(index: Any, axis: int = -1) -> Array:
+        drawn = np.moveaxis(np.asarray(index), axis, -1)
+        sums = _counts(drawn.reshape(-1, drawn.shape[-1]), count) @ both
+        return pairs.difference(sums[:, :width], sums[:, width:]).reshape(drawn.shape[:-1])
+
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        found = bootstrap(
+            (np.arange(count),), statistic, n_resamples=RESAMPLES, confidence_level=CONFIDENCE,
+            method="BCa", vectorized=True, batch=max(1, _BLOCK // count), rng=np.random.default_rng(_SEED),
+        ).confidence_interval  # fmt: skip
+    ends = float(found.low), float(found.high)
+    return ends if np.isfinite(ends).all() else None
+
+
+def permutation_p(pairs: Pairs) -> float:
+    """Return the share of swaps of examples between the sides that differ as much as what was seen.
+
+    Two-sided. All swaps are tried for few examples; else random ones, among which what was seen counts.
+    """
+    ours, theirs = pairs.sides
+    seen = abs(float(pairs.difference(ours.sum(0), theirs.sum(0))))
+    change = theirs - ours
+    if not change.any():
+        return 1.0
+    extreme = tried = 0
+    for swaps in _swaps(len(ours)):
+        moved = swaps @ change
+        values = np.abs(pairs.difference(ours.sum(0) + moved, theirs.sum(0) - moved))
+        extreme += int((values >= seen * (1 - 1e-9)).sum())
+        tried += len(swaps)
+    return extreme / tried if len(ours) <= _EXACT else (extreme + 1) / (tried + 1)
+
+
+def _swaps(count: int) -> Iterator[Array]:
+    """Yield which examples are swapped, ``[swaps, examples]`` of 0 and 1."""
+    if count <= _EXACT:
+        yield ((np.arange(2**count)[:, None] >> np.arange(count)) & 1).astype(np.float64)
+        return
+    draw, left, rows = np.random.default_rng(_SEED), RESAMPLES, max(1, _BLOCK // count)
+    while left > 0:
+        yield draw.integers(0, 2, (min(rows, left), count), dtype=np.uint8).astype(np.float64)
+        left -= rows
+
+
+def _counts(drawn: np.ndarray, count: int) -> Array:
+    """How often each example was drawn, ``[samples, examples]``."""
+    flat = drawn + count * np.arange(len(drawn))[:, None]
+    return np.bincount(flat.ravel(), minlength=count * len(drawn)).reshape(len(drawn), count).astype(np.float64)

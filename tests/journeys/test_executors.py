@@ -1,0 +1,67 @@
+"""One study on every executor: the same table, byte for byte."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import study
+
+TABLES = ("table.md", "table.json", "table.csv", "table.tex", "table.html", "results.parquet", "samples.parquet")
+OPTIONS = [
+    *("--teacher", "../teacher", "--student", "../student", "--data", "../train.jsonl"),
+    *("--eval-data", "../test.jsonl", "--max-steps", "4", "--batch-size", "4", "--metric", "perplexity"),
+    *("--threads", "1", "--device", "cpu", "-o", "study"),
+]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return study.Parts(tmp_path_factory.mktemp("executors"))
+
+
+def tables(parts, name, *executor):
+    """Run the study in a folder of its own, in processes of its own; return the tables' bytes."""
+    folder = parts.root / name
+    folder.mkdir()
+    command = [sys.executable, "-m", "kdcli", "compare", "fkl", "rkl", *OPTIONS, *executor]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {table: (folder / "study" / table).read_bytes() for table in TABLES}
+
+
+@pytest.fixture(scope="module")
+def inline(parts):
+    return tables(parts, "inline")
+
+
+@pytest.mark.slow
+def test_two_jobs_give_the_same_table(parts, inline):
+    assert tables(parts, "local", "--jobs", "2") == inline
+    logs = sorted(path.name for path in (parts.root / "local" / "study" / "logs").iterdir())
+    assert [name.rpartition("-test.log")[1] for name in logs] == ["-test.log", "-test.log"]
+
+
+@pytest.mark.slow
+def test_slurm_gives_the_same_table(parts, inline):
+    pytest.importorskip("submitit")
+    assert tables(parts, "slurm", "--executor", "slurm", "--slurm", "cluster=local", "--jobs", "2") == inline
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_table(parts, inline):
+    pytest.importorskip("ray")
+    assert tables(parts, "ray", "--executor", "ray") == inline
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_starts_through_the_launcher(parts):
+    command = [sys.executable, "-m", "kdcli", "distill", "--loss", "fkl", *OPTIONS[:-1], "two", "--gpus", "2"]
+    (parts.root / "gpus").mkdir()
+    done = subprocess.run(command, cwd=parts.root / "gpus", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "two/model"
+    state = next((parts.root / "gpus" / "two").glob("checkpoint-*/state.json")).read_text()
+    assert '"world_size": 2' in state

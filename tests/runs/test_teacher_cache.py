@@ -1,0 +1,197 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdcli.config import CacheConfig, HardwareConfig
+from kdcli.engine.events import silent
+from kdcli.errors import ExperimentChangedError, InputError, IntegrityError, InterruptedRunError, UsageError
+from kdcli.runs.cache_build import _Build
+from kdcli.runs.cache_summary import ERRORS
+from kdcli.runs.distill import distill
+from kdcli.runs.teachers import cache, plan_cache
+from shell import kd
+from study import Heard, Parts, tree
+
+CPU = HardwareConfig(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return Parts(tmp_path_factory.mktemp("cache"))
+
+
+def settings(parts, name, **changes):
+    return CacheConfig(
+        **{
+            "teacher": str(parts.teacher),
+            "data": parts.data(),
+            "hardware": CPU,
+            "output": str(parts.root / name),
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def exact(parts):
+    return cache(settings(parts, "exact"), silent)
+
+
+@pytest.fixture(scope="module")
+def compact(parts):
+    return cache(settings(parts, "compact", kind="compact", top_k=8), silent)
+
+
+def trained(parts, name, loss, folder=None, **train):
+    config = parts.run(name, loss, **train).model_copy(update={"teacher_cache": folder and str(folder)})
+    return distill(config, silent)
+
+
+@pytest.mark.parametrize("loss", ["fkl", "0.5*ce+0.5*akl", "atkd", "jsd:beta=0.3", "mse_logits"])
+def test_the_exact_cache_trains_the_same_student_bit_for_bit(parts, exact, loss):
+    slug = "".join(letter for letter in loss if letter.isalnum())
+    live, cached = trained(parts, f"live-{slug}", loss), trained(parts, f"cached-{slug}", loss, exact.folder)
+    assert (live.folder / "metrics.jsonl").read_bytes() == (cached.folder / "metrics.jsonl").read_bytes()
+    ours, theirs = (load_file(run.model / "model.safetensors") for run in (live, cached))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert live.evaluation.estimates == cached.evaluation.estimates
+    assert live.identity == cached.identity
+    tokens = [json.loads((run.folder / "status.json").read_bytes())["teacher_tokens"] for run in (live, cached)]
+    assert tokens[0] > 0
+    assert tokens[1] == 0
+
+
+def test_under_bf16_the_cache_keeps_what_the_head_would_have_read(parts):
+    half = HardwareConfig(device="cpu", dtype="bf16")
+    made = cache(settings(parts, "autocast", hardware=half), silent)
+    runs = []
+    for folder in (None, str(made.folder)):
+        config = parts.run(f"bf16-{folder is None}", "akl").model_copy(
+            update={"hardware": half, "teacher_cache": folder}
+        )
+        runs.append(distill(config, silent))
+    assert [run.identity["teacher.seen"] for run in runs] == ["whole", "whole"]
+    assert (runs[0].folder / "metrics.jsonl").read_bytes() == (runs[1].folder / "metrics.jsonl").read_bytes()
+
+
+def test_the_teacher_reads_every_token_once(parts, exact):
+    plan = plan_cache(settings(parts, "unwritten"))
+    assert exact.teacher_tokens <= plan["teacher_tokens"]
+    before = tree(exact.folder)
+    again = cache(settings(parts, "exact"), silent)
+    assert (again.added, again.teacher_tokens) == (0, exact.teacher_tokens)
+    assert {**tree(exact.folder), ".lock": b""} == {**before, ".lock": b""}
+    assert not Path(parts.root / "unwritten").exists()
+
+
+def test_half_precision_is_another_experiment(parts):
+    made = cache(settings(parts, "half", store_dtype="bf16"), silent)
+    run = trained(parts, "from-half", "fkl", made.folder)
+    assert run.identity["teacher.seen"] == "exact in bfloat16"
+    live = trained(parts, "from-live", "fkl")
+    assert live.identity["teacher.seen"] == "whole"
+    ours, theirs = (load_file(one.model / "model.safetensors") for one in (live, run))
+    assert max((ours[name] - theirs[name]).abs().max() for name in ours) < 1e-2
+
+
+def test_a_compact_cache_trains_what_is_defined_on_it(parts, compact):
+    run = trained(parts, "compact-run", "0.5*ce+0.5*akl", compact.folder)
+    assert run.identity["teacher.seen"] == "top 8 and the rest in one bin"
+    assert run.evaluation.estimates["kl_to_teacher"].mean > 0, "measured against the whole teacher"
+    with pytest.raises(UsageError, match="atkd is not defined on a compact cache: it reads single logits"):
+        trained(parts, "refused", "atkd", compact.folder)
+    errors = json.loads((compact.folder / ERRORS).read_bytes())
+    assert 0 < errors["fkl"]["lost"] < 1
+    assert errors["fkl"]["bins"] <= errors["fkl"]["whole"]
+
+
+@pytest.mark.parametrize(
+    "changes, field",
+    [
+        ({"teacher": "student"}, "teacher"),
+        ({"max_length": 64}, "max_length"),
+        ({"matmul_precision": "medium"}, "matmul_precision"),
+    ],
+)
+def test_a_cache_of_something_else_is_refused_by_field(parts, exact, changes, field):
+    config = parts.run("other", "fkl").model_copy(update={"teacher_cache": str(exact.folder)})
+    if field == "teacher":
+        config = config.model_copy(update={"teacher": str(parts.student), "student": str(parts.teacher)})
+    elif field == "max_length":
+        config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
+    else:
+        config = config.model_copy(update={"hardware": config.hardware.model_copy(update=changes)})
+    with pytest.raises(ExperimentChangedError, match=f"made with {field} "):
+        distill(config, silent)
+    assert not Path(config.output).exists()
+
+
+def test_rows_that_are_not_in_it_are_counted(parts):
+    made = cache(settings(parts, "short", data=parts.data().model_copy(update={"limit": 5})), silent)
+    with pytest.raises(InputError, match=r"of 2\d rows are not in the cache"):
+        trained(parts, "too-many", "fkl", made.folder)
+
+
+def test_a_killed_build_goes_on_and_a_damaged_shard_is_built_again(parts, exact, monkeypatch):
+    monkeypatch.setattr("kdcli.runs.cache_build._SHARD_BYTES", 400)
+    monkeypatch.setattr("kdcli.runs.cache_build._MICRO_TOKENS", 64)
+    whole, config = _Build._take, settings(parts, "killed")
+
+    def dying(self, batch):
+        if len(self.store) >= 8:
+            raise SystemExit
+        whole(self, batch)
+
+    monkeypatch.setattr(_Build, "_take", dying)
+    with pytest.raises(SystemExit):
+        cache(config, silent)
+    monkeypatch.setattr(_Build, "_take", whole)
+    folder = Path(config.output)
+    kept = tree(folder)
+    shard = sorted(folder.glob("shard-*"))[1]
+    (shard / "tokens.safetensors").write_bytes(b"x" * 99)
+    heard = Heard()
+    record = cache(config, heard)
+    assert record.sequences == exact.sequences
+    assert 0 < record.added < record.sequences
+    assert any("was damaged" in text for text in heard.messages("warning"))
+    first = sorted(folder.glob("shard-*"))[0]
+    assert (first / "index.json").read_bytes() == kept[f"{first.name}/index.json"]
+    run = trained(parts, "from-mended", "fkl", folder)
+    assert load_file(run.model / "model.safetensors").keys()
+
+
+def test_damage_never_reaches_a_loss(parts):
+    made = cache(settings(parts, "bitrot"), silent)
+    path = next(made.folder.glob("shard-*")) / "tokens.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-5] ^= 8
+    path.write_bytes(raw)
+    with pytest.raises(IntegrityError, match="digest differs"):
+        trained(parts, "from-bitrot", "fkl", made.folder)
+
+
+def test_a_signal_saves_what_is_done(parts, monkeypatch):
+    monkeypatch.setattr("kdcli.runs.cache_build._MICRO_TOKENS", 64)
+    monkeypatch.setattr("kdcli.engine.stop.StopRequest.signal_number", 15, raising=False)
+    monkeypatch.setattr("kdcli.engine.stop.StopRequest.__init__", lambda self: setattr(self, "_previous", {}))
+    with pytest.raises(InterruptedRunError, match="saved") as caught:
+        cache(settings(parts, "stopped"), silent, command="kd cache ...")
+    assert caught.value.exit_code == 143
+    assert list((parts.root / "stopped").glob("shard-*"))
+
+
+def test_the_command_says_what_it_would_take_and_what_it_took(parts):
+    line = ["cache", "--teacher", str(parts.teacher), "--data", str(parts.train), "--device", "cpu"]
+    planned = kd(*line, "--dry-run", "--json")
+    assert planned.code == 0
+    assert json.loads(planned.out)["bytes"] > 0
+    made = kd(*line, "-o", str(parts.root / "typed"), "--json")
+    assert json.loads(made.out)["sequences"] == json.loads(planned.out)["sequences"]
+    refused = kd(*line, "-o", str(parts.root / "typed"), "--store-dtype", "fp16")
+    assert refused.code == 8
+    assert "dtype float32, here it is float16" in refused.error_lines[0]
+    assert kd(*line, "--kind", "compact", "--top-k", "5000", "--dry-run").code == 2
