@@ -40,7 +40,7 @@ def kd_process(*arguments: str, folder: Path | None = None, **environ: str) -> A
         env={**os.environ, **environ},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     return Answer(done.returncode, done.stdout, done.stderr)

@@ -19,8 +19,8 @@ def launch(folder: Path, ranks: int, spec: str) -> dict[str, torch.Tensor]:
         [sys.executable, *launcher, str(SCRIPT), str(folder), spec],
         check=True,
         capture_output=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "GLOO_SOCKET_IFNAME": "lo"},
+        timeout=600,
+        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
     )
     return torch.load(folder / "final.pt", weights_only=True)
 

@@ -76,7 +76,7 @@ Tune = Annotated[Texts, _flag("--tune", "lr=X,Y", "Choose one per objective on d
 TuneBy = Annotated[Text, _flag("--tune-by", "SCORE", "What chooses; default the first.", GRID, hidden=True)]
 DevData = Annotated[Text, _flag("--dev-data", "FILE", "Dev rows.", GRID, "a tenth of the training rows")]
 Jobs = Annotated[Text, _flag("--jobs", "N", "Cells at once, as processes.", GRID, "1")]
-Executor = Annotated[Text, _flag("--executor", "NAME", "auto (by --jobs), inline, local, slurm, ray.", GRID, "auto")]
+Executor = Annotated[Text, _flag("--executor", "NAME", "auto, inline, local, slurm, ray.", GRID, "auto")]
 Slurm = Annotated[Text, _flag("--slurm", "NAME=X,..", "partition, time, gpus, cpus, mem_gb, ..", GRID)]
 RayAddress = Annotated[Text, _flag("--ray-address", "ADDRESS", "A running cluster.", GRID, hidden=True)]
 Gpus = Annotated[Text, _flag("--gpus", "N", "Processes of one run, a GPU each.", HARDWARE, "1")]

@@ -92,14 +92,14 @@ def make_sheet(comparison: Comparison, digits: int | None = None) -> Sheet:
 
 
 def count(value: int | float | None) -> str:
-    """Return a large number in three digits.
+    """Return a count: whole numbers in full, others, such as FLOPs, in three digits.
 
-    >>> count(1.234e15), count(1234), count(None)
-    ('1.23e+15', '1,234', '–')
+    >>> count(469_875_223_680.0), count(1234), count(None)
+    ('4.7e+11', '1,234', '–')
     """
     if value is None:
         return ABSENT
-    return f"{value:.3g}" if value >= 1e12 else f"{value:,.0f}"
+    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}"
 
 
 def _places(rows: Sequence[ComparisonRow], name: str) -> int:
