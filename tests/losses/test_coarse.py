@@ -16,8 +16,8 @@ F_DIVERGENCES = {"fkl", "rkl", "sym_kl", "jsd", "skl", "srkl", "tvd"}
 
 def pair(scale=3.0, rows=7, vocab=40):
     generator = torch.Generator().manual_seed(5)
-    make = lambda: torch.randn(rows, vocab, generator=generator, dtype=torch.float64) * scale  # noqa: E731
-    return torch.zeros(rows, dtype=torch.int64), make(), make()
+    student, teacher = torch.randn(2, rows, vocab, generator=generator, dtype=torch.float64) * scale
+    return torch.zeros(rows, dtype=torch.int64), student, teacher
 
 
 def value(loss, labels, student, teacher):

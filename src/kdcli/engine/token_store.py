@@ -53,10 +53,7 @@ class TokenStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._where: dict[str, tuple[Path, int, int]] = {}
-        self._open: dict[Path, Any] = {}
-        for shard in self.shards():
-            self._learn(shard)
+        self._scan()
 
     def __contains__(self, key: str) -> bool:
         return key in self._where
@@ -85,7 +82,7 @@ class TokenStore:
             except IntegrityError:
                 shutil.rmtree(shard)
                 damaged.append(shard.name)
-        self.__init__(self.folder)
+        self._scan()
         return damaged
 
     def add(self, entries: Sequence[tuple[str, dict[str, Tensor]]]) -> None:
@@ -126,6 +123,12 @@ class TokenStore:
             for name in names:
                 pieces[name].append(file.get_slice(name)[start : start + rows])
         return {name: torch.cat(parts) for name, parts in pieces.items()}
+
+    def _scan(self) -> None:
+        self._where: dict[str, tuple[Path, int, int]] = {}
+        self._open: dict[Path, Any] = {}
+        for shard in self.shards():
+            self._learn(shard)
 
     def _file(self, shard: Path) -> Any:
         if shard not in self._open:
