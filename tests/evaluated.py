@@ -9,9 +9,9 @@ from kdcli.config import EvalSettings, GenerationConfig
 from kdcli.metrics.build import build_metrics
 from kdcli.metrics.score import Score
 from kdcli.runs.aggregate import Group
+from kdcli.runs.evaluation.results import Rows, write_results
+from kdcli.runs.evaluation.scoring import Texts
 from kdcli.runs.records import EvalRecord, RunRecord, ScoreInfo
-from kdcli.runs.results import Rows, write_results
-from kdcli.runs.scoring import Texts
 from kdcli.statistics import over_examples
 
 EXAMPLES = 24

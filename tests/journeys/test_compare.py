@@ -12,7 +12,7 @@ from kdcli.errors import InputError, InterruptedRunError, UsageError
 from kdcli.runs import tabulate
 from kdcli.runs.compare import compare, compare_runs, plan_compare
 from kdcli.runs.distill import distill
-from kdcli.runs.evaluate import evaluate_run
+from kdcli.runs.evaluation.evaluate import evaluate_run
 from kdcli.runs.executors import inline
 from kdcli.runs.study import read_study
 from kdcli.runs.tuning import read_tuning

@@ -11,8 +11,8 @@ from kdcli.config import DataConfig, EvalConfig, EvalSettings, GenerationConfig
 from kdcli.engine.events import silent
 from kdcli.errors import InputError, IntegrityError, UsageError
 from kdcli.runs.distill import distill
-from kdcli.runs.evaluate import evaluate_run
-from kdcli.runs.results import read_results, read_scores
+from kdcli.runs.evaluation.evaluate import evaluate_run
+from kdcli.runs.evaluation.results import read_results, read_scores
 from kdcli.statistics import over_examples
 
 

@@ -61,7 +61,7 @@ def evaluate(
     settle.output_folder(settings.output, needed=False)
     with terminal.work() as report:
         from kdcli.cli import render
-        from kdcli.runs.evaluate import evaluate_run
+        from kdcli.runs.evaluation.evaluate import evaluate_run
 
         record = evaluate_run(settings, report)
     terminal.result(record, render.evaluation)

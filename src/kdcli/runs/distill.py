@@ -20,7 +20,7 @@ from kdcli.models.save import save_student
 from kdcli.runs import lock
 from kdcli.runs.card import CARD, model_card, renew_card
 from kdcli.runs.environment import changes, environment
-from kdcli.runs.evaluate import evaluate_student
+from kdcli.runs.evaluation.evaluate import evaluate_student
 from kdcli.runs.folder import RunFolder
 from kdcli.runs.plan import plan_distill
 from kdcli.runs.prepare import Prepared, prepare_run

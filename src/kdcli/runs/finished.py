@@ -7,10 +7,10 @@ from kdcli.engine.events import Event, Report
 from kdcli.errors import InputError, UsageError
 from kdcli.runs import notes
 from kdcli.runs.distill import read_run
+from kdcli.runs.evaluation.results import read_results
 from kdcli.runs.folder import RunFolder
 from kdcli.runs.prepare import objective_of
 from kdcli.runs.records import Comparison
-from kdcli.runs.results import read_results
 from kdcli.runs.same import check_same, label_runs
 from kdcli.runs.tabulate import Finished, tabulate
 

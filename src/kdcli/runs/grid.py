@@ -13,7 +13,7 @@ from kdcli.errors import InterruptedRunError, KDError
 from kdcli.runs import lock, watch
 from kdcli.runs.cells import Cell
 from kdcli.runs.distill import read_run
-from kdcli.runs.evaluate import find_evaluation
+from kdcli.runs.evaluation.evaluate import find_evaluation
 from kdcli.runs.executors.base import Ended, Executor, Job
 from kdcli.runs.failures import failure_of
 from kdcli.runs.records import EvalRecord, Failure, RunRecord

@@ -15,8 +15,8 @@ from kdcli import durable
 from kdcli.errors import InputError, IntegrityError
 from kdcli.metrics.score import Score
 from kdcli.runs.costs import Cost
+from kdcli.runs.evaluation.results import SAMPLES, read_evaluation_settings, scores_of
 from kdcli.runs.records import EvalRecord, Failure, RunRecord, ScoreInfo
-from kdcli.runs.results import SAMPLES, read_evaluation_settings, scores_of
 
 RESULTS = "results.parquet"
 SCHEMA = 1

@@ -8,11 +8,11 @@ from kdcli.errors import InputError
 from kdcli.runs.aggregate import Group
 from kdcli.runs.conclude import conclude, read_comparison
 from kdcli.runs.distill import read_run
+from kdcli.runs.evaluation.results import read_results
 from kdcli.runs.finished import gather
 from kdcli.runs.folder import RunFolder
 from kdcli.runs.records import Comparison, EvalRecord, RunRecord
 from kdcli.runs.report.page import write_report
-from kdcli.runs.results import read_results
 from kdcli.runs.seal import seal_again
 from kdcli.runs.study import Entry, Study, is_study, read_study
 from kdcli.runs.tidy import RESULTS, About

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 from kdcli.engine.journal import METRICS
 from kdcli.runs.aggregate import Group
+from kdcli.runs.evaluation.results import SAMPLES
 from kdcli.runs.records import Comparison, EvalRecord, RunRecord, ScoreInfo
-from kdcli.runs.results import SAMPLES
 from kdcli.runs.style import COLOURS
 from kdcli.text import one_line
 

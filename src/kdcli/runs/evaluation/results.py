@@ -14,8 +14,8 @@ from kdcli import durable
 from kdcli.config import EvalSettings
 from kdcli.errors import InputError, IntegrityError
 from kdcli.metrics.score import Score
+from kdcli.runs.evaluation.scoring import Texts, choose_metrics, finishes
 from kdcli.runs.records import EvalRecord, ScoreInfo
-from kdcli.runs.scoring import Texts, choose_metrics, finishes
 from kdcli.statistics import Estimate
 
 SCHEMA = 1

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.errors import InputError, MachineError
-from kdcli.runs.scoring import Texts
+from kdcli.runs.evaluation.scoring import Texts
 from kdcli.text import one_line
 
 _FIX = 'write {"prediction": "...", "references": ["..."]} on each line'

@@ -13,12 +13,13 @@ from kdcli.errors import UsageError
 from kdcli.metrics.score import Score
 from kdcli.models.load import load_model
 from kdcli.models.vocabulary import shared_vocabulary
-from kdcli.runs import scoring, splits
+from kdcli.runs import splits
+from kdcli.runs.evaluation import scoring
+from kdcli.runs.evaluation.predictions import read_predictions
+from kdcli.runs.evaluation.results import RESULTS, Rows, read_results, write_results
+from kdcli.runs.evaluation.scoring import Chosen, Texts
 from kdcli.runs.folder import RunFolder, model_of
-from kdcli.runs.predictions import read_predictions
 from kdcli.runs.records import EvalRecord, ScoreInfo
-from kdcli.runs.results import RESULTS, Rows, read_results, write_results
-from kdcli.runs.scoring import Chosen, Texts
 from kdcli.runs.teachers import mentor_for
 from kdcli.runs.workshop import ModelFacts, Workshop, evaluation_digest
 from kdcli.statistics import over_examples
