@@ -19,6 +19,7 @@ from kdcli.engine.projection import AppliedHead, Projection, wide
 from kdcli.engine.workspace import Workspace
 from kdcli.losses.base import DistillLoss, Facts, Tokens
 from kdcli.losses.coarse import Coarse
+from kdcli.models.products import add_outer, product_back
 from kdcli.models.split import Head
 
 
@@ -132,7 +133,7 @@ def _fold(hidden: Tensor, head: Head, work: Work, wanted: tuple[bool, ...]) -> F
             continue
         weights = work.weights[span].unsqueeze(1)
         if grad_hidden is not None:
-            grad_hidden[span] = torch.mm(logits, sweep.student.weight).mul_(weights)
+            grad_hidden[span] = product_back(logits, sweep.student.weight).mul_(weights)
         if grad_weight is not None:
             _accumulate(grad_weight[: work.vocab], logits, hidden[span] * weights)
         if grad_bias is not None:
@@ -144,7 +145,7 @@ def _fold(hidden: Tensor, head: Head, work: Work, wanted: tuple[bool, ...]) -> F
 
 def _accumulate(total: Tensor, logits: Tensor, hidden: Tensor) -> None:
     if logits.dtype == total.dtype:
-        total.addmm_(logits.T, hidden)
+        add_outer(total, logits, hidden)
     else:
         total += torch.mm(logits.T, hidden.to(logits.dtype))
 

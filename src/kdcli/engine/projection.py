@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kdcli.engine.workspace import Workspace
+from kdcli.models.products import product_into
 from kdcli.models.split import Head
 
 
@@ -48,10 +49,7 @@ class AppliedHead:
         """Return the logits of a span of tokens, ``[t, vocab]``, overwriting the buffer."""
         out = self.buffer(span.stop - span.start)
         hidden = self.hidden[span].to(self.weight.dtype)
-        if self.bias is None:
-            torch.mm(hidden, self.weight.T, out=out)
-        else:
-            torch.addmm(self.bias, hidden, self.weight.T, out=out)
+        product_into(out, hidden, self.weight, self.bias)
         self.head.apply_scale_and_cap_(out)
         return out
 

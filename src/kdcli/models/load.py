@@ -12,6 +12,7 @@ from kdcli.durable import digest_files
 from kdcli.errors import InputError
 from kdcli.models.activations import fuse_activations
 from kdcli.models.folder import open_folder
+from kdcli.models.linear import quicken
 from kdcli.models.split import Head, prove_split, split_head, trunk_of, trunk_output
 from kdcli.models.tokenizer import check_rows, end_ids, load_tokenizer, pad_id
 from kdcli.models.weights import build_config, load_weights
@@ -142,6 +143,7 @@ def assemble(
     torch.nn.Module.to(model, device).eval()
     model.requires_grad_(role == "student")
     fuse_activations(model)
+    quicken(model)
     head = split_head(model)
     check_rows(tokenizer, head.rows, path)
     prove_split(model, head)

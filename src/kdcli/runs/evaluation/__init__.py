@@ -1,0 +1,1 @@
+"""Measuring a model, a run, or answers made elsewhere."""
