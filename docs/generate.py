@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from kdcli.catalog import LOSSES
-from kdcli.config import CacheConfig, CompareConfig, DistillConfig, EvalConfig
+from kdcli.config import CacheConfig, CompareConfig, DistillConfig, EvalConfig, JudgeConfig
 from kdcli.fields import Setting, leaves
 from kdcli.fields import describe as describe_type
 from kdcli.losses.describe import LossCard, describe
@@ -25,7 +25,13 @@ from kdcli.spelling import ALIASES, FLAGS, flag_path
 from kdcli.text import markdown_cell
 
 HERE = Path(__file__).resolve().parent
-KINDS = {"distill": DistillConfig, "eval": EvalConfig, "compare": CompareConfig, "cache": CacheConfig}
+KINDS = {
+    "distill": DistillConfig,
+    "eval": EvalConfig,
+    "compare": CompareConfig,
+    "cache": CacheConfig,
+    "judge": JudgeConfig,
+}
 POSITIONAL = ("losses", "model")
 COLOURS = ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "TERMINAL_WIDTH", "CLICOLOR_FORCE")
 PART = re.compile(r"<!-- begin (?P<name>[\w -]+) -->\n.*?<!-- end (?P=name) -->", re.DOTALL)
@@ -97,7 +103,7 @@ def settings() -> str:
         shown = (
             ",".join(map(str, default)) if isinstance(default, list) else "" if default in (None, {}) else str(default)
         )
-        where = "all" if len(commands) == 3 else ", ".join(commands)
+        where = "all" if len(commands) == len(KINDS) else ", ".join(commands)
         takes = describe_type(setting.schema)
         what = (setting.info.description or "").rstrip(".")
         rows.append([f"`{path}`", flag, code(shown), markdown_cell(takes), markdown_cell(what), where])
@@ -152,7 +158,7 @@ def metrics() -> str:
         [
             f"`{card.name}`",
             ", ".join(f"`{name}`{arrows.get(better, '')}" for name, better in card.scores.items()),
-            "answers" if card.eats == "texts" else "tokens, teacher" if card.needs_teacher else "tokens",
+            {"texts": "answers", "own": "own samples"}.get(card.eats, card.eats) + ", teacher" * card.needs_teacher,
             markdown_cell(card.description),
         ]
         for card in cards()

@@ -44,7 +44,7 @@ def evaluation(folder: Path, label: str, seed: int, gain: float, answer: str) ->
     answers = np.stack([f_measures, np.ones_like(f_measures)], axis=-1)
     tokens = common.integers(1, 20, EXAMPLES).astype(float)
     nll = tokens * (2.0 - gain + hardness[:, 0] + 0.05 * own.normal() + 0.1 * own.normal(size=EXAMPLES))
-    texts, facts = build_metrics(SETTINGS)
+    texts, facts, *_ = build_metrics(SETTINGS)
     finish = {one.name: one.finish for one in facts[0].scores_from_tokens(_facts(), np.zeros(2, dtype=np.int64), 1)}
     rouge = texts[0].scores_from_texts([["a"]], [["a"]])[0].finish
     scores = [

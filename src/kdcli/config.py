@@ -104,7 +104,36 @@ class EvalSettings(Settings):
     )
     split: Literal["test", "dev"] = Field(default="test", description="rows measured after training: held-out or dev")
     bins: Positive = Field(default=10, description="calibration bins")
+    choice_score: Literal["sum", "mean"] = Field(
+        default="sum", description="a choice's log-probability, or its mean over the choice's tokens"
+    )
+    protocol: str | None = Field(
+        default=None, description="minillm, greedy, or a YAML file; what is given besides wins over what it sets"
+    )
+    rouge_tokenizer: Literal["words", "char"] = Field(
+        default="words", description="what Rouge compares: runs of a-z and 0-9, or characters of any script"
+    )
+    rouge_stemmer: Literal["porter", "none"] = Field(default="porter", description="stems of words before Rouge")
+    length_unit: Literal["tokens", "words"] = Field(
+        default="tokens", description="unit of the reference's length in scores by length"
+    )
+    exposure_lengths: tuple[Positive, ...] = Field(
+        default=(), description="answer lengths to give exposure bias at, beside that of whole answers"
+    )
+    draft_tokens: Positive = Field(default=4, description="tokens the student drafts per teacher call")
     generation: GenerationConfig = GenerationConfig()
+
+
+class MonitorConfig(Settings):
+    """What is measured while a student is trained; no weight depends on it, but for an early end."""
+
+    every: Positive | None = Field(default=None, description="steps between evaluations while training; none without")
+    rows: Positive = Field(default=64, description="rows of the fixed sample: of the dev rows, else of those held out")
+    metrics: tuple[str, ...] = Field(default=("perplexity",), min_length=1, description="metrics of texts or tokens")
+    by: str | None = Field(default=None, description="score that says which student is best; default the first one")
+    patience: Positive | None = Field(
+        default=None, description="end training after so many evaluations without a better score"
+    )
 
 
 class DistillConfig(Settings):
@@ -120,7 +149,42 @@ class DistillConfig(Settings):
     train: TrainConfig = TrainConfig()
     hardware: HardwareConfig = HardwareConfig()
     evaluation: EvalSettings = EvalSettings()
+    monitor: MonitorConfig = MonitorConfig()
     output: str | None = Field(default=None, description="run folder")
+
+
+class ServerConfig(Settings):
+    """A server that speaks the OpenAI protocol, such as vLLM."""
+
+    url: str | None = Field(default=None, description="address, as in http://localhost:8000/v1")
+    model: str | None = Field(default=None, description="model's name on the server; default the only one it has")
+    key_variable: str = Field(default="OPENAI_API_KEY", description="environment variable that holds the key")
+    concurrency: Positive = Field(default=8, description="requests under way at once")
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        default=120.0, description="seconds a whole reply may take"
+    )
+    retries: Annotated[int, Field(ge=0, le=20)] = Field(default=4, description="further attempts after a failed one")
+    wait: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        default=0.5, description="seconds before the second attempt; doubles with every further one"
+    )
+
+
+class EdgeConfig(Settings):
+    """How size, memory and speed of a model are measured."""
+
+    measure: bool = Field(default=False, description="measure size, memory, speed and energy on this machine")
+    prompt_tokens: Positive = Field(default=64, description="tokens of the prompt that is read")
+    new_tokens: Annotated[int, Field(ge=2)] = Field(default=64, description="tokens that are added to it")
+    repeats: Positive = Field(default=5, description="measurements, of which the median is reported")
+
+
+class BenchmarkConfig(Settings):
+    """Tasks of lm-evaluation-harness."""
+
+    tasks: tuple[str, ...] = Field(default=(), description="names known to lm-eval, task files or folders of them")
+    shots: Annotated[int, Field(ge=0)] | None = Field(default=None, description="solved examples; default the task's")
+    limit: Positive | None = Field(default=None, description="use the first N documents of each task")
+    batch_size: Positive = Field(default=8, description="requests computed at once")
 
 
 class EvalConfig(Settings):
@@ -132,9 +196,30 @@ class EvalConfig(Settings):
     predictions: str | None = Field(
         default=None, description="JSONL of prediction and reference(s); no model is loaded"
     )
+    server: ServerConfig = ServerConfig()
+    edge: EdgeConfig = EdgeConfig()
+    benchmarks: BenchmarkConfig = BenchmarkConfig()
     data: DataConfig = DataConfig()
     hardware: HardwareConfig = HardwareConfig()
     evaluation: EvalSettings = EvalSettings()
+    output: str | None = Field(default=None, description="folder for results.json and samples.parquet")
+    pictures: bool = Field(default=True, description="draw each curve as PNG and SVG beside curves.json")
+
+
+class JudgeConfig(Settings):
+    """One judgement of answers."""
+
+    answers: str | None = Field(
+        default=None, description="run, evaluation folder, or JSONL of prompt, prediction and reference"
+    )
+    scores: str | None = Field(default=None, description="JSONL of scores given elsewhere; no server is asked")
+    server: ServerConfig = ServerConfig()
+    prompt_file: str | None = Field(default=None, description="judge's prompt with {prompt}, {first} and {second}")
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        default=0.0, description="of the judge's reply; 0 is greedy"
+    )
+    max_tokens: Positive = Field(default=512, description="tokens of a judge's reply at most")
+    limit: Positive | None = Field(default=None, description="judge the first N examples")
     output: str | None = Field(default=None, description="folder for results.json and samples.parquet")
 
 

@@ -1,5 +1,8 @@
 """Settles a run's settings: flag > --set > KD_* variable > file > default.
 
+A protocol stands just below the place that names it: ``--protocol minillm`` wins over a file, any other
+flag or ``--set`` wins over the protocol.
+
 Every value is checked where it was given, so that a mistake is named by its flag, its variable or
 its line of the file. Texts (flags, ``--set``, variables) are read by the type of their setting; a
 file's values must have that type already.
@@ -15,17 +18,21 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from kdcli import config_file
-from kdcli.config import CacheConfig, CompareConfig, DistillConfig, EvalConfig
+from kdcli.config import CacheConfig, CompareConfig, DistillConfig, EvalConfig, JudgeConfig
 from kdcli.config_file import Node
 from kdcli.errors import InputError, KDError, UsageError
 from kdcli.fields import Setting, leaves
+from kdcli.presets import PROTOCOL, of_protocol, read_protocol
 from kdcli.spelling import FLAGS, flag_path, nearest, setting_names
 from kdcli.text import one_line
 
-Config = TypeVar("Config", DistillConfig, EvalConfig, CompareConfig, CacheConfig)
+Config = TypeVar("Config", DistillConfig, EvalConfig, CompareConfig, CacheConfig, JudgeConfig)
 Text = str | Sequence[str]
 
-PATHS = {"teacher", "teacher_cache", "student", "model", "predictions", "output", "data.train", "data.eval"}
+PATHS = {
+    "teacher", "teacher_cache", "student", "model", "predictions", "answers", "scores", "prompt_file", "output",
+    "data.train", "data.eval",
+}  # fmt: skip
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
@@ -103,15 +110,46 @@ def _given(
     environ: Mapping[str, str],
 ) -> Iterator[tuple[str, Any, _Source]]:
     """Yield path, raw value and source, the weakest source first."""
+    for place in (
+        _in_file(file, settings),
+        _in_variables(environ, settings),
+        _on_the_command_line(sets, flags, settings),
+    ):
+        given = list(place)
+        named = [raw for path, raw, _ in given if path == PROTOCOL and isinstance(raw, str)]
+        if named:
+            yield from preset(named[-1], settings)
+        yield from given
+
+
+def preset(protocol: str, settings: Mapping[str, Setting]) -> Iterator[tuple[str, Any, _Source]]:
+    """Yield what a protocol sets: path, raw value and source.
+
+    Args:
+        protocol: a name, or the path of a YAML file.
+        settings: every setting of the command.
+
+    Raises:
+        UsageError: an unknown name.
+        InputError: a file that cannot be read, or that sets what is no part of a protocol.
+    """
+    name, nodes = read_protocol(protocol)
+    for path, raw, source in _walk(nodes, "", settings, name):
+        if not of_protocol([path]):
+            fix = "leave it out; a protocol sets data.template, the lengths and evaluation.*"
+            raise source.fault("CFG-17", f"{path} is no part of a protocol", fix)
+        yield path, raw, source
+
+
+def _in_file(file: Path | None, settings: Mapping[str, Setting]) -> Iterator[tuple[str, Any, _Source]]:
     if file is not None:
         yield from _walk(config_file.read_config(file), "", settings, one_line(str(file)))
+
+
+def _in_variables(environ: Mapping[str, str], settings: Mapping[str, Setting]) -> Iterator[tuple[str, Any, _Source]]:
     for name, text in environ.items():
         if path := _variable_path(name, settings):
             yield path, text, _Source(f"variable {name}")
-    for text in sets:
-        yield _split_set(text, settings)
-    for flag, value in flags.items():
-        yield flag_path(flag, settings), value, _Source("--" + flag.replace("_", "-"))
 
 
 def _walk(
@@ -127,6 +165,15 @@ def _walk(
             yield from _walk(node.value or {}, path + ".", settings, name)
         else:
             raise source.fault("CFG-11", f"{path} is a section, got a value", "write its settings below it, indented")
+
+
+def _on_the_command_line(
+    sets: Sequence[str], flags: Mapping[str, Text], settings: Mapping[str, Setting]
+) -> Iterator[tuple[str, Any, _Source]]:
+    for text in sets:
+        yield _split_set(text, settings)
+    for flag, value in flags.items():
+        yield flag_path(flag, settings), value, _Source("--" + flag.replace("_", "-"))
 
 
 def _variable_path(name: str, settings: Mapping[str, Setting]) -> str | None:

@@ -2,13 +2,17 @@
 
 import math
 import random
+from dataclasses import replace
 
 import evaluate
 import numpy as np
 import pytest
 
 from kdcli.errors import InputError
+from kdcli.metrics.choices import ChoiceTable
 from kdcli.metrics.facts import facts_from_logits
+from kdcli.metrics.own import OwnFacts
+from kdcli.metrics.token_temperature import scaled_facts
 from kdcli.registry import METRICS
 from kdcli.statistics import over_examples
 
@@ -20,28 +24,66 @@ def texts(seed: int) -> tuple[list[list[str]], list[list[str]]]:
     draw = random.Random(seed)
 
     def sentence() -> str:
-        return " ".join(draw.choices(["red", "green", "blue", "Runs", "4."], k=draw.randint(1, 8)))
+        words = draw.choices(["red", "green", "blue", "Runs", "4."], k=draw.randint(1, 8))
+        return " ".join(words * draw.choice([1, 1, 2]))
 
     references = [[sentence()] for _ in range(EXAMPLES)]
     return [[sentence(), valid[0] if i % 3 else sentence()] for i, valid in enumerate(references)], references
+
+
+def also(seed: int) -> dict[str, list]:
+    """What some metrics of texts read besides the texts."""
+    draw = random.Random(seed)
+    ended = [[draw.random() < 0.7, draw.random() < 0.4] for _ in range(EXAMPLES)]
+    return {"ended": ended, "reference_tokens": [[1, 6, 30][i % 3] for i in range(EXAMPLES)]}
 
 
 def facts(seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     draw = np.random.default_rng(seed)
     student, teacher = draw.normal(size=(2, TOKENS, VOCAB))
     example = np.concatenate([np.arange(EXAMPLES), draw.integers(0, EXAMPLES, TOKENS - EXAMPLES)])
-    return facts_from_logits(student, draw.integers(0, VOCAB, TOKENS), teacher), example
+    labels = draw.integers(0, VOCAB, TOKENS)
+    accepted = draw.integers(0, 2, TOKENS).astype(float)
+    drafting = {"accepted": accepted, "opens": np.ones(TOKENS), "emitted": 1.0 + accepted}
+    return facts_from_logits(student, labels, teacher) | scaled_facts(student, labels, 1.5) | drafting, example
 
 
 def scores(metric, seed: int = 0, order: list[int] | None = None):
     order = list(range(EXAMPLES)) if order is None else order
     if metric.eats == "texts":
         predictions, references = texts(seed)
-        return metric.scores_from_texts([predictions[i] for i in order], [references[i] for i in order])
+        told = {name: [values[i] for i in order] for name, values in also(seed).items()}
+        return metric.scores_from_texts([predictions[i] for i in order], [references[i] for i in order], **told)
     values, example = facts(seed)
     tokens = [token for index in order for token in np.flatnonzero(example == index)]
     renumbered = np.array([order.index(example[token]) for token in tokens])
-    return metric.scores_from_tokens({name: each[tokens] for name, each in values.items()}, renumbered, len(order))
+    chosen = {name: each[tokens] for name, each in values.items()}
+    if metric.eats == "own":
+        return metric.scores_from_own(samples(metric, chosen, renumbered, len(order)))
+    if metric.eats == "choices":
+        return metric.scores_from_choices(choices(metric, seed, order))
+    return metric.scores_from_tokens(chosen, renumbered, len(order))
+
+
+def choices(metric, seed: int, order: list[int]) -> ChoiceTable:
+    draw = np.random.default_rng(seed)
+    logits, right = draw.normal(size=(EXAMPLES, VOCAB)), draw.integers(0, VOCAB, EXAMPLES)
+    table = ChoiceTable(logits, draw.integers(1, 4, (EXAMPLES, VOCAB)), right, tuple("abcdefghi"))
+    measured = ChoiceTable(table.scores[order], table.tokens[order], right[order], table.labels)
+    return replace(measured, development=table) if metric.needs_development else measured
+
+
+def samples(metric, values, example, examples: int):
+    """Every token of an example an answer's next one; each sampler's facts are another multiple."""
+    position = np.array([np.count_nonzero(example[:token] == owner) for token, owner in enumerate(example)])
+    answer = np.zeros_like(example)
+    return {
+        sampler: OwnFacts(
+            {name: each * (1.0 - 0.1 * index) for name, each in values.items()},
+            example, answer, position, examples, 1, TOKENS,
+        )
+        for index, sampler in enumerate(metric.samplers)
+    }  # fmt: skip
 
 
 @pytest.fixture(params=NAMES)
@@ -64,7 +106,7 @@ def test_it_yields_the_scores_it_declares_with_their_directions(metric):
 def test_compute_gives_the_same_numbers_as_the_scores(metric):
     if metric.eats == "texts":
         predictions, references = texts(0)
-        computed = metric.compute(predictions=predictions, references=references)
+        computed = metric.compute(predictions=predictions, references=references, **also(0))
         assert computed == {score.name: score.value for score in scores(metric)}
     else:
         draw = np.random.default_rng(0)
@@ -85,7 +127,7 @@ def test_the_order_of_examples_changes_nothing_to_the_last_bit(metric):
 
 def test_additive_sums_stand_for_any_subset_of_examples(metric):
     whole = scores(metric)
-    part = [1, 4, 5, 9]
+    part = [1, 3, 4, 5, 9]
     for score, alone in zip(whole, scores(metric, order=part), strict=True):
         if score.sums is not None:
             assert score.sums.shape[0] == EXAMPLES
@@ -102,11 +144,13 @@ def test_duplicating_every_example_keeps_an_additive_score(metric):
 def test_additive_scores_have_an_interval_around_them(metric):
     for score in scores(metric):
         estimate = over_examples(score)
-        if score.sums is None:
+        if score.sums is None and score.redraw is None:
             assert estimate.low is None
         else:
             assert estimate.low < estimate.mean < estimate.high
-            assert estimate.count == EXAMPLES
+            counted = EXAMPLES if score.sums is None else int(np.any(score.sums != 0.0, axis=-1).sum())
+            assert estimate.count == counted
+            assert counted == EXAMPLES or score.optional
 
 
 def test_nothing_to_score_and_lengths_that_differ_are_refused(metric):

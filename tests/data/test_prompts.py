@@ -2,7 +2,7 @@ import pytest
 
 import tiny
 from kdcli.data.check import Row
-from kdcli.data.prompts import render
+from kdcli.data.prompts import render, template_digest
 from kdcli.errors import InputError, UsageError
 
 CHATML = (
@@ -85,3 +85,12 @@ def test_templates_that_do_not_exist_or_do_not_apply():
         render(TASK, "alpca", tokenizer())
     with pytest.raises(UsageError, match=r"plain text has no instruction"):
         render(Row("", ("once",), "w", "text"), "alpaca", tokenizer())
+
+
+def test_the_digest_of_templates_follows_their_words_not_their_order():
+    chat, other = tokenizer(CHATML), tokenizer(CHATML.replace("user", "human") + " ")
+    assert template_digest(["alpaca", "plain", "plain"], chat) == template_digest(["plain", "alpaca"], chat)
+    digests = [template_digest([name], chat) for name in ("alpaca", "plain", "chat", "Q: {instruction}")]
+    assert len({*digests, template_digest(["chat"], other)}) == 5
+    assert template_digest(["alpaca"], other) == digests[0]
+    assert all(len(digest) == 8 for digest in digests)

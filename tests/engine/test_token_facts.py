@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy.spatial
 import scipy.special
 import torch
 
@@ -11,7 +12,7 @@ from kdcli.engine.token_facts import token_facts
 from running import VOCAB, dataset, model
 
 
-def measure(micro_tokens, teacher=True):
+def measure(micro_tokens, teacher=True, names=None):
     return token_facts(
         model("student", seed=1),
         LiveTeacher(model("teacher", seed=2)) if teacher else None,
@@ -20,6 +21,7 @@ def measure(micro_tokens, teacher=True):
         micro_tokens=micro_tokens,
         device=prepare(HardwareConfig(device="cpu")),
         report=silent,
+        names=names,
     )
 
 
@@ -29,7 +31,17 @@ def expected():
     student, teacher = model("student", seed=1).model, model("teacher", seed=2).model
     found = {
         name: []
-        for name in ("label_logp", "top1_prob", "top1_correct", "brier", "kl_from_teacher", "kl_to_teacher", "agree")
+        for name in (
+            "label_logp",
+            "top1_prob",
+            "top1_correct",
+            "brier",
+            "kl_from_teacher",
+            "kl_to_teacher",
+            "agree",
+            "jsd",
+            "total_variation",
+        )
     }
     owners = []
     for index, example in enumerate(dataset(9).examples):
@@ -46,6 +58,8 @@ def expected():
             found["kl_from_teacher"].append(scipy.special.rel_entr(theirs, mine).sum())
             found["kl_to_teacher"].append(scipy.special.rel_entr(mine, theirs).sum())
             found["agree"].append(mine.argmax() == theirs.argmax())
+            found["jsd"].append(scipy.spatial.distance.jensenshannon(theirs, mine) ** 2)
+            found["total_variation"].append(np.abs(theirs - mine).sum() / 2)
             owners.append(index)
     return found, owners
 
@@ -58,6 +72,12 @@ def test_facts_equal_full_logits_in_the_order_of_the_rows(expected, micro_tokens
     assert facts.keys() == values.keys()
     for name, value in values.items():
         np.testing.assert_allclose(facts[name], np.array(value, dtype=float), rtol=2e-5, atol=2e-7, err_msg=name)
+
+
+def test_only_the_facts_asked_for_are_measured(expected):
+    facts, _ = measure(4096, names={"jsd", "label_logp"})
+    assert facts.keys() == {"jsd", "label_logp"}
+    np.testing.assert_allclose(facts["jsd"], expected[0]["jsd"], rtol=2e-5, atol=2e-7)
 
 
 def test_without_a_teacher_there_are_no_comparisons():

@@ -265,7 +265,12 @@ def test_cells_of_a_study_compare_as_runs_to_the_same_numbers(done, parts):
         ({"train": {"batch_size": 2}}, "token budget", ()),
         ({"data": {"limit": 20}}, "training data", ()),
         ({"data": {"eval_limit": 5}}, "test set", ()),
-        ({"evaluation": {"metrics": ("rougeL",), "bins": 5}}, None, ()),
+        ({"evaluation": {"metrics": ("rougeL",)}}, None, ()),
+        (
+            {"evaluation": {"metrics": ("rougeL",), "bins": 5}},
+            "evaluation.bins of the protocols",
+            ("custom-", "10", "5"),
+        ),
         ({"student": "random:layers=1,width=8,heads=2"}, "student at the start", ("random:layers=1,width=8,heads=2",)),
         ({"teacher": "student", "student": "teacher"}, "teacher", ()),
     ],

@@ -59,6 +59,7 @@ def test_a_run_folder_holds_what_it_promises(done):
     names = {path.name for path in record.folder.iterdir()}
     assert {"config.yaml", "manifest.json", "status.json", "metrics.jsonl", "timing.jsonl", "model", "eval"} <= names
     assert {path.name for path in (record.folder / "eval" / "test").iterdir()} == {
+        "answers.jsonl",
         "manifest.json",
         "results.json",
         "samples.parquet",

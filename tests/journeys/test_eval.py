@@ -1,10 +1,12 @@
 """Measuring runs, model folders and answers made elsewhere."""
 
 import json
+import random
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from rouge_score.rouge_scorer import RougeScorer
 
 import study
 from kdcli.config import DataConfig, EvalConfig, EvalSettings, GenerationConfig
@@ -13,7 +15,9 @@ from kdcli.errors import InputError, IntegrityError, UsageError
 from kdcli.runs.distill import distill
 from kdcli.runs.evaluation.evaluate import evaluate_run
 from kdcli.runs.evaluation.results import read_results, read_scores
+from kdcli.settings import resolve
 from kdcli.statistics import over_examples
+from shell import kd
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +136,117 @@ def test_answers_made_elsewhere(tmp_path):
     assert found.estimates["exact_match"].mean == 50.0
     assert found.estimates["rougeL"].mean == 75.0
     assert read_results(tmp_path / "out") == found
+
+
+def minillm_number(rows):
+    """Rouge-L as the authors' script computes it: best reference, mean over rows, times 100, 4 decimals."""
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    total = 0.0
+    for row in rows:
+        total += max(
+            scorer.score(prediction=row["prediction"], target=one)["rougeL"].fmeasure for one in row["references"]
+        )
+    return round(100.0 * total / len(rows), 4)
+
+
+def made_up_rows(count):
+    draw = random.Random(4)
+    words = ["running", "runs", "cats", "cat", "the", "easily", "organised", "42", "U.S.", "a", "été", "jump-over"]
+
+    def text():
+        return " ".join(draw.choices(words, k=draw.randint(0, 20)))
+
+    return [{"prediction": text(), "references": [text() for _ in range(draw.randint(1, 3))]} for _ in range(count)]
+
+
+def test_the_minillm_number_of_given_answers_is_that_of_the_authors_script(tmp_path):
+    rows = made_up_rows(60)
+    path = write(tmp_path / "answers.jsonl", rows)
+    said = kd("eval", "--predictions", path, "--protocol", "minillm", "--metric", "rougeL", "--json")
+    value = json.loads(said.out)["estimates"]["rougeL"]["mean"]
+    assert round(value, 4) == minillm_number(rows)
+    assert 10 < value < 90
+
+
+def test_a_named_protocol_is_in_every_score_and_a_change_in_its_name(tmp_path):
+    path = write(tmp_path / "answers.jsonl", made_up_rows(5))
+    flags = {"predictions": path, "protocol": "minillm", "metric": "rougeL"}
+    plain = evaluate_run(resolve(EvalConfig, flags=flags), silent)
+    assert plain.protocol["name"] == "minillm"
+    assert f"|protocol:minillm-{plain.protocol['hash']}|" in plain.infos[0].settings
+    assert "|answers:given|" in plain.infos[0].settings
+    assert "protocol minillm takes 5 answers to each prompt; the file holds 1" in plain.notes
+    changed = evaluate_run(resolve(EvalConfig, flags=flags, sets=["evaluation.generation.top_p=0.9"]), silent)
+    assert changed.protocol["name"] == "minillm*"
+    assert changed.protocol["hash"] != plain.protocol["hash"]
+
+
+def test_a_models_scores_name_template_lengths_and_protocol(record, parts):
+    data = DataConfig(eval=str(parts.test), template="q: {instruction} a:")
+    other = evaluate_run(parts.evaluation(parts.student, data=data, evaluation=texts()), silent)
+    for found in (record, other):
+        settings = found.infos[0].settings
+        assert f"|tmpl:{found.protocol['template']}|" in settings
+        assert f"|protocol:custom-{found.protocol['hash']}|" in settings
+    assert record.protocol["template"] != other.protocol["template"]
+
+
+def test_quality_by_length_and_the_share_without_end(parts):
+    metrics = ("rougeL", "rougeL_by_length", "without_end", "length")
+    folder = parts.root / "lengths"
+    found = evaluate_run(parts.evaluation(parts.student, evaluation=texts(metrics), output=str(folder)), silent)
+    samples = pq.read_table(folder / "samples.parquet").to_pydict()
+    cut = [100 * (1 - np.mean(ended)) for ended in samples["ended"]]
+    assert found.estimates["without_end"].mean == pytest.approx(np.mean(cut))
+    assert "rougeL_11_inf" not in found.estimates
+    assert "rougeL_by_length: no reference has [11, ∞) tokens" in found.notes
+    short = [len(valid[0]) <= 5 for valid in samples["references"]]
+    assert found.estimates["rougeL_0_5"].mean == pytest.approx(np.mean(np.array(samples["rougeL"])[short]))
+    assert {curve.name for curve in found.curves} == {"rougeL-by-length", "lengths"}
+    for name, score in read_scores(folder).items():
+        assert over_examples(score) == found.estimates[name]
+
+
+@pytest.mark.parametrize(
+    ("rows", "values"),
+    [
+        (
+            [{"prediction": "", "reference": "a b"}] * 2,
+            {"rougeL": 0.0, "token_f1": 0.0, "length": 0.0, "distinct_4": 0.0},
+        ),
+        ([{"prediction": "x", "reference": "a"}] * 2, {"rougeL": 0.0, "exact_match": 0.0, "repetition": 0.0}),
+        ([{"prediction": "", "reference": ""}] * 2, {"rougeL": 0.0, "exact_match": 100.0, "token_f1": 100.0}),
+    ],
+)
+def test_empty_and_all_wrong_answers_get_honest_numbers(tmp_path, rows, values):
+    known = ("rougeL", "rouge1", "rouge2", "exact_match", "token_f1", "distinct", "self_bleu", "repetition")
+    metrics = known if rows[0]["reference"] == "" else (*known, "length")
+    path = write(tmp_path / "answers.jsonl", rows)
+    found = evaluate_run(EvalConfig(predictions=path, evaluation=texts(metrics)), silent)
+    assert {name: found.estimates[name].mean for name in values} == values
+
+
+def test_references_without_words_have_no_length_ratio(tmp_path):
+    path = write(tmp_path / "answers.jsonl", [{"prediction": "x", "reference": ""}] * 2)
+    with pytest.raises(InputError, match="the references hold no words") as caught:
+        evaluate_run(EvalConfig(predictions=path, evaluation=texts(("length",))), silent)
+    assert caught.value.exit_code == 3
+
+
+def test_the_end_of_given_answers_counts_only_where_every_line_tells_it(tmp_path):
+    rows = [
+        {"prediction": "x", "reference": "a", "ended": True},
+        {"predictions": ["y"], "reference": "a", "ended": [False]},
+    ]
+    path = write(tmp_path / "answers.jsonl", rows)
+    config = EvalConfig(predictions=path, evaluation=texts(("without_end",)))
+    assert evaluate_run(config, silent).estimates["without_end"].mean == 50.0
+    write(tmp_path / "answers.jsonl", [rows[0], {"prediction": "y", "reference": "a"}])
+    with pytest.raises(InputError, match='"ended" is not known'):
+        evaluate_run(config, silent)
+    write(tmp_path / "answers.jsonl", [rows[0] | {"ended": [True, False]}])
+    with pytest.raises(InputError, match='line 1: "ended" must be true or false, or a list of 1'):
+        evaluate_run(config, silent)
 
 
 def test_answers_made_elsewhere_have_no_tokens(tmp_path):

@@ -1,11 +1,17 @@
 import random
 import re
+from importlib.metadata import version
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from nltk.stem.porter import PorterStemmer
 from torchmetrics.functional.text.rouge import rouge_score
 
-from kdcli.metrics.rouge import RougeL, dropped_share, rouge_l
+from kdcli.errors import NumericsError, UsageError
+from kdcli.metrics import rouge_base
+from kdcli.metrics.rouge import RougeL
+from kdcli.metrics.rouge_reference import reference_f_measure
 
 VOCABULARY = [
     "running",
@@ -66,6 +72,83 @@ def test_it_equals_an_independent_table_on_random_pairs():
     assert 10 < score.value < 90
 
 
+def rouge_l(prediction: str, references: list[str]) -> float:
+    return float(RougeL().values([[prediction]], [references])[0, 0])
+
+
+WORDS = [
+    *VOCABULARY,
+    "été",
+    "你好",
+    "İstanbul",
+    "\u212aelvin",
+    "ﬁne",
+    "½",
+    "x²",
+    "١٢",
+    "\u2028",
+    "skies",
+    "dying",
+    "--",
+    "",
+]
+
+
+def messy(draw: random.Random) -> str:
+    return draw.choice([" ", "  ", "\n", "-"]).join(draw.choices(WORDS, k=draw.choice([0, 1, 2, 8, 40])))
+
+
+@pytest.mark.parametrize("tokenizer, stemmer", [("words", "porter"), ("words", "none"), ("char", "porter")])
+def test_every_row_equals_rouge_score_to_the_last_bit(tokenizer, stemmer):
+    draw = random.Random(8)
+    predictions = [[messy(draw)] for _ in range(700)]
+    references = [[messy(draw) for _ in range(draw.randint(1, 3))] for _ in range(700)]
+    values = RougeL(rouge_tokenizer=tokenizer, rouge_stemmer=stemmer).values(predictions, references)[:, 0].tolist()
+    theirs = [
+        reference_f_measure("rougeL", answer, valid, tokenizer=tokenizer, stemmer=stemmer)
+        for (answer,), valid in zip(predictions, references, strict=True)
+    ]
+    assert values == theirs
+    assert len(set(values)) > 100
+
+
+@given(st.text(max_size=60), st.lists(st.text(max_size=60), min_size=1, max_size=3))
+def test_any_text_equals_rouge_score_to_the_last_bit(prediction, references):
+    assert rouge_l(prediction, references) == reference_f_measure("rougeL", prediction, references)
+
+
+def test_another_rouge_score_than_the_one_named_is_noticed(monkeypatch):
+    monkeypatch.setattr(rouge_base, "reference_f_measure", lambda *_, **__: 0.25)
+    with pytest.raises(NumericsError, match=r"example 0: 1.0, but the installed rouge-score says 0.25") as caught:
+        RougeL().compute(predictions=["a"], references=["a"])
+    assert caught.value.exit_code == 7
+
+
+@pytest.mark.parametrize("option", [{"rouge_tokenizer": "letters"}, {"rouge_stemmer": "snowball"}])
+def test_an_unknown_tokenizer_or_stemmer_is_one_line(option):
+    with pytest.raises(UsageError, match="use ") as caught:
+        RougeL(**option).compute(predictions=["a"], references=["a"])
+    assert caught.value.exit_code == 2
+
+
+def test_characters_of_any_script_count_where_asked():
+    metric = RougeL(rouge_tokenizer="char")
+    (score,) = metric.scores_from_texts([["你好吗"], ["مرحبا"]], [["你好"], ["مرحبا"]])
+    assert score.per_example.tolist() == pytest.approx([80.0, 100.0])
+    assert score.notes == ()
+
+
+def test_without_stems_forms_of_a_word_differ():
+    assert RougeL().compute(predictions=["running"], references=["runs"]) == {"rougeL": 100.0}
+    assert RougeL(rouge_stemmer="none").compute(predictions=["running"], references=["runs"]) == {"rougeL": 0.0}
+
+
+@pytest.mark.parametrize("prediction, references", [("", ["a b"]), ("a", [""]), ("", [""]), ("x", ["y", "z"])])
+def test_empty_and_wrong_answers_have_an_honest_zero(prediction, references):
+    (score,) = RougeL().scores_from_texts([[prediction]] * 3, [references] * 3)
+    assert score.value == 0.0
+
+
 def test_it_equals_torchmetrics():
     predictions, references = sentences(40, 2), sentences(40, 3)
     theirs = rouge_score(predictions, references, use_stemmer=True, rouge_keys="rougeL")["rougeL_fmeasure"].item()
@@ -106,13 +189,9 @@ def test_text_its_tokenizer_drops_is_noted():
     (score,) = RougeL().scores_from_texts([["你好"]], [["你好"]])
     assert score.value == 0.0
     assert "drops 100%" in score.notes[0]
+    assert "--rouge-tokenizer char" in score.notes[0]
     (score,) = RougeL().scores_from_texts([["naive cafe"]], [["a naïve word among many plain ones"]])
     assert score.notes == ()
-
-
-def test_the_share_of_dropped_letters_is_counted_by_letter():
-    assert dropped_share(["abc", "éé!  "]) == pytest.approx(2 / 5)
-    assert dropped_share(["...", ""]) == 0.0
 
 
 def test_the_note_starts_above_five_percent():
@@ -122,4 +201,7 @@ def test_the_note_starts_above_five_percent():
 
 
 def test_the_signature_names_library_and_protocol():
-    assert RougeL().signature == "rougeL|lib:rouge-score-0.1.2|stem:yes|refs:max|agg:mean|x100"
+    assert RougeL(rouge_tokenizer="char").signature == (
+        f"rougeL|lib:rouge-score-0.1.2|lib:nltk-{version('nltk')}"
+        "|rouge_tokenizer:char|rouge_stemmer:porter|refs:max|agg:mean|x100"
+    )

@@ -11,7 +11,22 @@ import typer
 from typer.core import TyperGroup
 
 from kdcli import __version__
-from kdcli.cli import cache, compare, demo, distill, evaluate, flags, inspect, losses, metrics, plan, reproduce, toy
+from kdcli.cli import (
+    cache,
+    compare,
+    demo,
+    distill,
+    estimate,
+    evaluate,
+    flags,
+    inspect,
+    judge,
+    losses,
+    metrics,
+    plan,
+    reproduce,
+    toy,
+)  # fmt: skip
 from kdcli.cli.boundary import ARGUMENTS, PIPE_CLOSED, RUN_FOLDER, guarded
 from kdcli.cli.flags import canonical
 from kdcli.errors import UsageError
@@ -75,7 +90,9 @@ app = typer.Typer(
 )
 distill.register(app)
 plan.register(app)
+estimate.register(app)
 evaluate.register(app)
+judge.register(app)
 compare.register(app)
 cache.register(app)
 reproduce.register(app)

@@ -39,6 +39,7 @@ def distill(
     batch_size: flags.BatchSize = None,
     lr: flags.Lr = None,
     seed: flags.Seed = None,
+    eval_every: flags.EvalEvery = None,
     metric: flags.Metric = None,
     sampling_seeds: flags.MoreSeeds = None,
     max_new_tokens: flags.MoreTokens = None,

@@ -1,15 +1,20 @@
 """``kd eval``: measure a model folder, or answers made elsewhere."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdcli.cli import flags
 from kdcli.errors import UsageError
 
+if TYPE_CHECKING:
+    from kdcli.config import EvalConfig
+
 EPILOG = """Example: kd eval runs/akl --data test.jsonl --metric rougeL,ece
 
-Example: kd eval --predictions answers.jsonl --metric rougeL"""
+Example: kd eval --predictions answers.jsonl --protocol minillm --metric rougeL
+
+Example: kd eval runs/akl --edge --tasks arc_easy"""
 
 
 def register(app: typer.Typer) -> None:
@@ -24,12 +29,19 @@ def evaluate(
     ] = None,
     teacher: flags.Teacher = None,
     data: flags.TestData = None,
+    dev_data: flags.FitData = None,
     predictions: flags.Predictions = None,
+    server_url: flags.ServerUrl = None,
+    server_model: flags.ServerModel = None,
     columns: flags.Columns = None,
     template: flags.Template = None,
     max_length: flags.MaxLength = None,
     limit: flags.Limit = None,
+    protocol: flags.Protocol = None,
     metric: flags.Metric = None,
+    tasks: flags.Tasks = None,
+    edge: flags.EdgeCosts = False,
+    rouge_tokenizer: flags.RougeTokenizer = None,
     sampling_seeds: flags.SamplingSeeds = None,
     max_new_tokens: flags.MaxNewTokens = None,
     output: flags.Output = None,
@@ -44,20 +56,14 @@ def evaluate(
     matmul_precision: flags.MatmulPrecision = None,
 ) -> None:
     """Measure a run, a model folder, or answers made elsewhere, on held-out rows."""
-    typed = locals()
+    typed = {**locals(), "edge": "true" if edge else None}
     from kdcli.cli import settle
     from kdcli.cli.terminal import Terminal
     from kdcli.config import EvalConfig
 
     terminal = Terminal(json, quiet)
     settings = settle.settle(EvalConfig, config, sets, typed)
-    if settings.predictions and settings.model:
-        what = "a model and --predictions are given"
-        raise UsageError("CLI-20", what, where="kd eval", fix="give one of them")
-    if not settings.predictions:
-        if settings.model is None:
-            raise UsageError("CLI-20", "no model is given", where="kd eval", fix="give a folder, or --predictions FILE")
-        settle.require(data=settings.data.eval)
+    _check_sources(settings)
     settle.output_folder(settings.output, needed=False)
     with terminal.work() as report:
         from kdcli.cli import render
@@ -65,3 +71,21 @@ def evaluate(
 
         record = evaluate_run(settings, report)
     terminal.result(record, render.evaluation)
+
+
+def _check_sources(settings: "EvalConfig") -> None:
+    """Refuse two sources of answers, none, and rows left out where they are needed."""
+    beside = settings.edge.measure or bool(settings.benchmarks.tasks)
+    sources = {"a model": settings.model, "--predictions": settings.predictions, "--server-url": settings.server.url}
+    given = [name for name, value in sources.items() if value is not None]
+    if settings.predictions is not None and len(given) > 1:
+        what = f"{given[0]} and {given[1]} are given"
+        raise UsageError("CLI-20", what, where="kd eval", fix="give one of them")
+    if not given:
+        fix = "give a folder, --predictions FILE or --server-url URL"
+        raise UsageError("CLI-20", "no model is given", where="kd eval", fix=fix)
+    if beside and settings.model is None:
+        what = "--tasks and --edge need the model itself"
+        raise UsageError("CLI-20", what, where="kd eval", fix="give its folder")
+    if settings.predictions is None and not beside and settings.data.eval is None:
+        raise UsageError("CLI-20", "--data is missing", fix="give --data, or set it in a file read with -c")

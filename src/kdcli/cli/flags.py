@@ -51,6 +51,9 @@ EvalData = Annotated[Text, _flag("--eval-data", "FILE", "Held-out rows, measured
 Predictions = Annotated[
     Text, _flag("--predictions", "FILE", "JSONL of prediction and reference(s); no model is loaded.", DATA)
 ]
+ServerUrl = Annotated[Text, _flag("--server-url", "URL", "Ask a server, as http://localhost:8000/v1.", MODELS)]
+ServerModel = Annotated[Text, _flag("--server-model", "NAME", "Its model.", MODELS, "the only one it has")]
+JudgeScores = Annotated[Text, _flag("--scores", "FILE", "JSONL of scores given elsewhere.", DATA)]
 Columns = Annotated[Text, _flag("--columns", "NAME=COL,..", "Where names differ: prompt=question.", DATA)]
 Template = Annotated[Text, _flag("--template", "NAME", "auto, chat, alpaca, plain, or a text.", DATA)]
 MaxLength = Annotated[Text, _flag("--max-length", "N", "Tokens of a whole row.", DATA, "512")]
@@ -75,6 +78,7 @@ Vary = Annotated[Texts, _flag("--vary", "lr=X,Y", "Every value a contender; repe
 Tune = Annotated[Texts, _flag("--tune", "lr=X,Y", "Choose one per objective on dev rows; --tune-by.", GRID)]
 TuneBy = Annotated[Text, _flag("--tune-by", "SCORE", "What chooses; default the first.", GRID, hidden=True)]
 DevData = Annotated[Text, _flag("--dev-data", "FILE", "Dev rows.", GRID, "a tenth of the training rows")]
+FitData = Annotated[Text, _flag("--dev-data", "FILE", "Rows to fit temperatures on.", DATA)]
 Jobs = Annotated[Text, _flag("--jobs", "N", "Cells at once, as processes.", GRID, "1")]
 Executor = Annotated[Text, _flag("--executor", "NAME", "auto, inline, local, slurm, ray.", GRID, "auto")]
 Slurm = Annotated[Text, _flag("--slurm", "NAME=X,..", "partition, time, gpus, cpus, mem_gb, ..", GRID)]
@@ -92,8 +96,17 @@ Metric = Annotated[
     Texts,
     _flag("--metric", "NAME,..", "Names of kd metrics list.", EVALUATION),
 ]
+EvalEvery = Annotated[Text, _flag("--eval-every", "N", "Steps between evaluations; best/ is kept.", TRAINING)]
 SamplingSeeds = Annotated[Text, _flag("--sampling-seeds", "N,N,..", "One answer each.", EVALUATION, "10,20,30,40,50")]
 MaxNewTokens = Annotated[Text, _flag("--max-new-tokens", "N", "Tokens per answer at most.", EVALUATION, "128")]
+Protocol = Annotated[
+    Text, _flag("--protocol", "NAME", "minillm, greedy or a YAML file; flags win over it.", EVALUATION)
+]
+RougeTokenizer = Annotated[
+    Text, _flag("--rouge-tokenizer", "NAME", "words, or char for any script.", EVALUATION, "words")
+]
+Tasks = Annotated[Text, _flag("--tasks", "NAME,..", "Of lm-evaluation-harness, task files or folders.", EVALUATION)]
+EdgeCosts = Annotated[bool, _switch("--edge", "Size, memory, speed and energy on this machine.", EVALUATION)]
 MoreSeeds = Annotated[Text, _flag("--sampling-seeds", "N,N,..", "One answer each.", EVALUATION, hidden=True)]
 MoreTokens = Annotated[Text, _flag("--max-new-tokens", "N", "Tokens per answer at most.", EVALUATION, hidden=True)]
 

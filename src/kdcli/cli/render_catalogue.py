@@ -94,12 +94,20 @@ def metric_card(card: Any) -> Group:
     Args:
         card: its metrics.describe.MetricCard.
     """
-    reads = "generated answers" if card.eats == "texts" else "held-out tokens"
+    reads = _READS[card.eats]
     facts = [("reads", reads + (" and the teacher" if card.needs_teacher else "")), ("scores", _scores(card))]
     facts.append(("settings", card.settings))
     if card.aliases:
         facts.append(("also", ", ".join(card.aliases)))
     return Group(Text(card.name, style="bold"), _facts(facts), Text("\n" + prose(card.doc or card.description)))
+
+
+_READS = {
+    "texts": "generated answers",
+    "tokens": "held-out tokens",
+    "own": "the tokens of sampled answers",
+    "choices": "the probabilities of given choices",
+}
 
 
 def prose(doc: str) -> str:

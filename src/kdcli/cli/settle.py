@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.cli.boundary import ARGUMENTS, RUN_FOLDER
-from kdcli.config import CacheConfig, CompareConfig
+from kdcli.config import CompareConfig
 from kdcli.errors import MachineError, UsageError
 from kdcli.registry import LOSSES, METRICS, SOURCES
 from kdcli.settings import Config, altered, resolve
@@ -143,10 +143,11 @@ def _checked(config: Config) -> Config:
             changes[name] = objective(getattr(config, name))
     if isinstance(config, CompareConfig):
         changes["losses"] = tuple(objective(text) for text in config.losses)
-    if not isinstance(config, CacheConfig):
-        names = tuple(METRICS.canonical(name) for name in config.evaluation.metrics)
-        changes["evaluation"] = config.evaluation.model_copy(update={"metrics": names})
-    if (config.hardware.device, config.hardware.dtype) == ("cpu", "fp16"):
+    evaluation, hardware = getattr(config, "evaluation", None), getattr(config, "hardware", None)
+    if evaluation is not None:
+        names = tuple(METRICS.canonical(name) for name in evaluation.metrics)
+        changes["evaluation"] = evaluation.model_copy(update={"metrics": names})
+    if hardware is not None and (hardware.device, hardware.dtype) == ("cpu", "fp16"):
         raise UsageError("CLI-16", "fp16 is not supported on a CPU", where="--dtype fp16", fix="use fp32 or bf16")
     train = getattr(config, "train", None)
     if train is not None and train.max_steps is not None and train.warmup > max(train.max_steps, 1):

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kdcli.data.detect import FormName, Layout
@@ -27,6 +27,8 @@ class Row:
         form: how the row was laid out.
         context: what an instruction is about (Alpaca's input); empty if there is none.
         messages: the turns before the answer, role and content, for conversations.
+        choices: answers to choose from, as the row has them and unchecked; None if it has none.
+        answer: the right one or its place, likewise; None if the first response is meant.
     """
 
     prompt: str
@@ -35,6 +37,8 @@ class Row:
     form: FormName = "prompt"
     context: str = ""
     messages: tuple[Mapping[str, str], ...] = ()
+    choices: Any = None
+    answer: Any = None
 
     @property
     def has_control_characters(self) -> bool:
@@ -49,14 +53,20 @@ def check_record(record: Record, layout: Layout) -> Row:
         InputError: a field is missing, empty or not text.
     """
     reader = _Reader(record, layout)
-    if layout.form.name == "messages":
+    choices = reader.optional("choices")
+    row = _row(reader, layout.form.name)
+    return row if choices is None else replace(row, choices=choices, answer=reader.optional("answer"))
+
+
+def _row(reader: "_Reader", form: FormName) -> Row:
+    if form == "messages":
         return _conversation(reader)
-    if layout.form.name == "text":
-        return Row("", (reader.text("text"),), record.where, "text")
-    if layout.form.name == "prompt":
-        return Row(reader.text("prompt"), reader.texts("response"), record.where, "prompt")
+    if form == "text":
+        return Row("", (reader.text("text"),), reader.where, "text")
+    if form == "prompt":
+        return Row(reader.text("prompt"), reader.texts("response"), reader.where, "prompt")
     return Row(
-        reader.text("instruction"), reader.texts("response"), record.where, "instruction", reader.optional_text("input")
+        reader.text("instruction"), reader.texts("response"), reader.where, "instruction", reader.optional_text("input")
     )
 
 
@@ -83,6 +93,10 @@ class _Reader:
     def text(self, field: str) -> str:
         return self.clean(self.value(field), self.columns[field])
 
+    def optional(self, field: str) -> Any:
+        """Look up, unchecked, what a row may lack."""
+        return self.fields.get(self.columns[field]) if field in self.columns else None
+
     def optional_text(self, field: str) -> str:
         """Look a field up that this row, or the rows the layout was taken from, may lack."""
         names = [self.columns[field]] if field in self.columns else self.names[field]
@@ -92,6 +106,9 @@ class _Reader:
 
     def texts(self, field: str) -> tuple[str, ...]:
         value, column = self.value(field), self.columns[field]
+        choices = self.optional("choices")
+        if type(value) is int and isinstance(choices, list) and 0 <= value < len(choices):
+            value = choices[value]  # the place of the right answer stands for its text
         if not isinstance(value, list):
             return (self.clean(value, column),)
         if not value:

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kdcli.config import DataConfig
 from kdcli.data.examples import Example, TokenDataset, overlap, overlap_note
-from kdcli.data.prompts import check_template, choose_template, render
+from kdcli.data.prompts import check_template, choose_template, render, template_digest
 from kdcli.data.rows import Row, RowReport, read_rows
 from kdcli.data.tables import counted
 from kdcli.data.template_guard import try_template
@@ -58,7 +58,8 @@ def load_dataset(
     notes += maker.notes()
     if role == "train" and (several := sum(len(row.responses) > 1 for row in report.rows)):
         notes.append(f"{counted(several, 'row')} with several responses; training takes the first")
-    return TokenDataset(examples, tuple(notes), report.digest)
+    names = [choose_template(text.row, config.template, tokenizer) for text in texts]
+    return TokenDataset(examples, tuple(notes), report.digest, template_digest(names, tokenizer))
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ class _Maker:
             if ids is not None:
                 ids = tuple(shared.setdefault(number, number) for number in ids)
                 row = text.row
-                examples.append(Example(ids, len(context), text.prompt, row.responses, row.where))
+                told = (text.prompt, row.responses, row.where, row.choices, row.answer)
+                examples.append(Example(ids, len(context), *told))
         return tuple(examples)
 
     def _first_context(self) -> int:

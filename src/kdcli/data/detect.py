@@ -26,18 +26,26 @@ class Form:
     optional: frozenset[str] = frozenset()
 
 
+_CHOICES = {"choices": ("choices",), "answer": ("answer",)}
+"""Answers to choose from and which of them is right; any row may have them."""
+
 FORMS = (
-    Form("messages", {"messages": ("messages",)}),
+    Form("messages", {"messages": ("messages",), **_CHOICES}, frozenset(_CHOICES)),
     Form(
         "instruction",
         {
             "instruction": ("instruction",),
             "input": ("input", "context"),
-            "response": ("output", "response", "completion"),
+            "response": ("output", "response", "completion", "answer"),
+            **_CHOICES,
         },
-        frozenset({"input"}),
+        frozenset({"input", *_CHOICES}),
     ),
-    Form("prompt", {"prompt": ("prompt",), "response": ("completion", "response", "output")}),
+    Form(
+        "prompt",
+        {"prompt": ("prompt",), "response": ("completion", "response", "output", "answer"), **_CHOICES},
+        frozenset(_CHOICES),
+    ),
     Form("text", {"text": ("text",)}),
 )
 """Forms in the order in which they are tried."""

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,8 @@ class Example:
         prompt: the prompt as text, template and all; empty for plain text.
         references: the answers as the data give them.
         where: file and line.
+        choices: answers to choose from, as the data give them and unchecked; None if there are none.
+        answer: the right one or its place, likewise; None if the first reference is meant.
     """
 
     ids: tuple[int, ...]
@@ -24,6 +27,8 @@ class Example:
     prompt: str
     references: tuple[str, ...]
     where: str
+    choices: Any = None
+    answer: Any = None
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,13 @@ class TokenDataset:
         examples: the sequences, in file order.
         notes: what was detected, cut and left out, a sentence each.
         files: sha256 over the files' bytes.
+        template: eight hex digits that name the texts of the templates rows were put into.
     """
 
     examples: tuple[Example, ...]
     notes: tuple[str, ...] = ()
     files: str = ""
+    template: str = ""
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -1,7 +1,9 @@
 """Puts a row into its template: where the prompt ends and the answer begins."""
 
 import difflib
+import hashlib
 import re
+from collections.abc import Iterable
 
 from jinja2.exceptions import SecurityError
 from transformers import PreTrainedTokenizerBase
@@ -22,6 +24,7 @@ _ALPACA_INPUT = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
+_PLAIN = "{instruction}\n{input}\n"
 
 
 def check_template(template: str) -> None:
@@ -67,6 +70,20 @@ def choose_template(row: Row, template: str, tokenizer: PreTrainedTokenizerBase)
             fix="use --template alpaca, plain, or a text with {instruction}",
         )
     return template
+
+
+def template_digest(names: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return eight hex digits that name the texts of templates: another wording gives others.
+
+    Args:
+        names: templates as ``choose_template`` returns them; repeated ones count once.
+        tokenizer: supplies the chat template.
+    """
+    texts = {"alpaca": _ALPACA + _ALPACA_INPUT, "plain": _PLAIN, "chat": str(tokenizer.chat_template)}
+    state = hashlib.sha256()
+    for name in sorted(set(names)):
+        state.update(f"{texts.get(name, name)}\0".encode())
+    return state.hexdigest()[:8]
 
 
 def render(row: Row, template: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:

@@ -52,6 +52,10 @@ class Journal:
         except OSError as error:
             raise durable.refused(error, self._path) from error
 
+    def read(self) -> list[dict[str, Any]]:
+        """Return the lines of ``metrics.jsonl`` that count."""
+        return [json.loads(line) for line in self._path.read_bytes().splitlines()]
+
     def settle(self) -> int:
         """Flush the metrics to disk and return their length in bytes."""
         os.fsync(self._metrics.fileno())

@@ -21,6 +21,7 @@ from kdcli.engine.checkpoint import State
 from kdcli.engine.devices import Device, peak_memory, reset_peak_memory
 from kdcli.engine.events import Event, Report
 from kdcli.engine.journal import Journal
+from kdcli.engine.monitor import Monitor
 from kdcli.engine.optim import learning_rate, make_optimizer, set_learning_rate
 from kdcli.engine.pack import count_valid
 from kdcli.engine.step import DistillStep
@@ -48,6 +49,7 @@ class Training:
         identity: what must be equal for a run to be continued.
         report: told what happens.
         resume_command: the command that goes on, printed when stopped.
+        monitor: measures the student between steps; asked on the first rank only.
     """
 
     student: LanguageModel
@@ -61,6 +63,7 @@ class Training:
     identity: dict[str, Any]
     report: Report
     resume_command: str
+    monitor: Monitor | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ class _Loop:
         self.total = training.source.total_steps
         self.world = self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
+        self.monitor = training.monitor if self.main else None
         self.identity = training.identity | {"world_size": self.world}
 
     def run(self) -> Outcome:
@@ -130,8 +134,12 @@ class _Loop:
         reset_peak_memory(training.device.device)
         training.report(Event("stage", "training", done=state.step, total=self.total))
         with self._journal(state) as journal, self._trackers():
-            while state.step < self.total:
+            if self.monitor is not None:
+                self.monitor.recall(journal.read())
+            while state.step < self.total and not self._ends():
                 state = self._one(state, journal)
+            if state.step < self.total:
+                self._save(state, journal)
         self.model.eval()
         return Outcome(state.step, state.tokens, state.student_tokens, state.seconds, self._peak(state))
 
@@ -153,7 +161,8 @@ class _Loop:
             student_tokens=state.student_tokens + read,
             seconds=state.seconds + seconds,
         )
-        self._tell(state, journal, {**values, "lr": rate, "tokens": tokens}, seconds)
+        seen = self.monitor.look(state.step) if self.monitor is not None else None
+        self._tell(state, journal, {**values, "lr": rate, "tokens": tokens}, seconds, seen)
         if state.step % self.training.train.save_every == 0 or state.step == self.total:
             state = self._save(state, journal)
         return state
@@ -204,11 +213,15 @@ class _Loop:
             fix="lower --lr, or look at those rows; the last checkpoint is intact",
         )
 
-    def _tell(self, state: State, journal: Journal, values: dict[str, float], seconds: float) -> None:
+    def _tell(
+        self, state: State, journal: Journal, values: dict[str, float], seconds: float, seen: dict[str, Any] | None
+    ) -> None:
         speed = values["tokens"] / seconds
         if self.main:
-            journal.write({"step": state.step, **values}, {"step": state.step, "seconds": seconds})
-            self.accelerator.log(values, step=state.step)
+            line = {"step": state.step, **values, **({"evaluation": seen} if seen else {})}
+            journal.write(line, {"step": state.step, "seconds": seconds})
+            measured = {f"eval/{name}": value for name, value in (seen or {}).get("scores", {}).items() if value}
+            self.accelerator.log({**values, **measured}, step=state.step)
             shown = {**values, "tokens_per_second": speed}
             self.training.report(Event("progress", "training", done=state.step, total=self.total, values=shown))
 
@@ -229,6 +242,13 @@ class _Loop:
             f"stopped at step {state.step} of {self.total}, saved",
             fix=f"go on with: {self.training.resume_command}",
         )
+
+    def _ends(self) -> bool:
+        """Whether the monitor has seen enough; all ranks agree."""
+        if self.training.monitor is None:
+            return False
+        ends = self.monitor is not None and self.monitor.ends
+        return bool(self._sum_over_ranks(torch.tensor(int(ends), device=self.training.device.device)))
 
     def _peak(self, state: State) -> int:
         return max(state.peak_bytes, peak_memory(self.training.device.device))

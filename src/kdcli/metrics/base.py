@@ -4,123 +4,60 @@ Importing this module imports ``evaluate``, which takes seconds; ``describe.py``
 class attributes without that.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any, ClassVar, Literal
 
 import datasets
-import evaluate
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcli.errors import InputError, NumericsError
+from kdcli.errors import NumericsError
+from kdcli.metrics.curve import Curve
 from kdcli.metrics.facts import facts_from_logits
-from kdcli.metrics.score import Array, Better, Score
-from kdcli.metrics.signature import TEACHER_FACTS, signature
+from kdcli.metrics.module import Metric
+from kdcli.metrics.score import Array, Score
+from kdcli.metrics.signature import DEVELOPMENT_FACTS, TEACHER_FACTS
+
+ALSO = {
+    "ended": 'write "ended": true or false on every line, or measure a model',
+    "reference_tokens": "measure a model, or give --set evaluation.length_unit=words",
+}
+"""What metrics of texts may read besides the texts, and what helps where it is not known."""
 
 
-class Metric(evaluate.Metric, ABC):
-    """Base of every metric; derive from TextMetric or TokenMetric.
-
-    Class attributes, written as literals so that they can be read without importing:
-        name: the registered name.
-        description: one line for lists.
-        scores: the names of its scores and which direction is better.
-        settings: the choices that change the number, as ``key:value`` joined by ``|``.
-        options: keyword arguments of the constructor and their defaults.
-        libraries: packages whose version changes the number.
-        eats: what it is computed from, set by the kind of metric.
-
-    Args:
-        options: values for the names in ``options``.
-    """
-
-    name: ClassVar[str]
-    description: ClassVar[str]
-    scores: ClassVar[Mapping[str, Better]]
-    settings: ClassVar[str] = ""
-    options: ClassVar[Mapping[str, int]] = {}
-    libraries: ClassVar[tuple[str, ...]] = ()
-    eats: ClassVar[Literal["texts", "tokens"]]
-
-    def __init__(self, **options: int) -> None:
-        unknown = sorted(set(options) - set(self.options))
-        if unknown:
-            known = f"it takes {', '.join(self.options)}" if self.options else "it takes none"
-            raise InputError("METRIC-02", f'no option "{unknown[0]}"', where=f"metric {self.name}", fix=known)
-        self.chosen = {**self.options, **options}
-        super().__init__(keep_in_memory=True)
-        self._unchecked_add_batch: Callable[..., None] = self.add_batch
-        self.add_batch = self._add_checked_batch
-
-    @property
-    def signature(self) -> str:
-        """Everything that changes the number, as ``rougeL|lib:rouge-score-0.1.2|stem:yes``."""
-        return signature(self.name, self.settings, self.chosen, self.libraries)
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=self.description, citation="", features=self._inputs(), inputs_description=self.__doc__ or ""
-        )
-
-    @abstractmethod
-    def _inputs(self) -> datasets.Features | list[datasets.Features]:
-        """Say what ``compute`` accepts as predictions and references."""
-
-    def _build_data_dir(self) -> str:
-        """Keep everything in memory: no cache folder is made."""
-        return ""
-
-    def _add_checked_batch(self, *, predictions: Any = None, references: Any = None, **others: Any) -> None:
-        """Refuse what evaluate would cut or cast silently."""
-        if predictions is None or references is None:
-            missing = "predictions" if predictions is None else "references"
-            raise self._refuse("METRIC-03", f"{missing} are missing", "give predictions and references")
-        if len(predictions) != len(references):
-            what = f"{len(predictions)} predictions but {len(references)} references"
-            raise self._refuse("METRIC-03", what, "give one entry of references per prediction")
-        if len(predictions) == 0:
-            raise self._refuse("METRIC-04", "nothing to score", "give at least one prediction")
-        try:
-            self._unchecked_add_batch(predictions=predictions, references=references, **others)
-        except ValueError as error:
-            self.writer = None
-            raise self._refuse("METRIC-03", str(error).splitlines()[0], "see kd metrics show") from error
-
-    def _finalize(self) -> None:
-        if self.writer is None:
-            raise self._refuse("METRIC-04", "nothing to score", "give predictions and references")
-        super()._finalize()
-
-    def _refuse(self, code: str, what: str, fix: str) -> InputError:
-        return InputError(code, what, where=f"metric {self.name}", fix=fix)
-
-    def _proven(self, scores: list[Score]) -> list[Score]:
-        """Stop at a value that is not a number; infinity is an honest answer, NaN is none."""
-        for score in scores:
-            if np.isnan(score.value):
-                what = f"{score.name} is not a number"
-                raise NumericsError("METRIC-05", what, where=f"metric {self.name}", fix="look at the model's logits")
-        return scores
+__all__ = ["FactMetric", "Metric", "TextMetric", "TokenMetric"]
 
 
 class TextMetric(Metric):
-    """A metric of generated texts against references."""
+    """A metric of generated texts against references.
 
-    eats: ClassVar[Literal["texts", "tokens"]] = "texts"
+    Attributes:
+        needs_references: whether every example must have one.
+        also_reads: what it is told besides the texts: "ended" (whether the model itself ended each answer,
+            ``[example][sampling seed]``), "reference_tokens" (tokens of each example's first reference).
+    """
+
+    eats: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "texts"
     needs_references: ClassVar[bool] = True
+    also_reads: tuple[str, ...] = ()
 
     @abstractmethod
-    def measure(self, predictions: list[list[str]], references: list[list[str]]) -> list[Score]:
-        """Score checked texts; see ``scores_from_texts``."""
+    def measure(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Score]:
+        """Score checked texts and what ``also_reads`` names; see ``scores_from_texts``."""
 
-    def scores_from_texts(self, predictions: list[list[str]], references: list[list[str]]) -> list[Score]:
+    def curves(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Curve]:
+        """Return what is worth a picture, from what ``scores_from_texts`` takes; nothing by default."""
+        return []
+
+    def scores_from_texts(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Score]:
         """Score several answers to each example.
 
         Args:
             predictions: answers, ``[example][sampling seed]``, equally many for each example.
             references: valid answers, ``[example][any number]``.
+            also: what is known besides, by the names of ``also_reads``; the others are not looked at.
 
         Returns:
             the scores named in ``scores``.
@@ -140,7 +77,17 @@ class TextMetric(Metric):
         bare = next((index for index, valid in enumerate(references) if not valid), None)
         if self.needs_references and bare is not None:
             raise self._refuse("METRIC-03", f"example {bare} has no reference", "give at least one per example")
-        return self._proven(self.measure(predictions, references))
+        return self._proven(self.measure(predictions, references, **self._read(also, len(predictions))))
+
+    def _read(self, also: Mapping[str, Any], examples: int) -> dict[str, Any]:
+        for name in self.also_reads:
+            if also.get(name) is None:
+                fix = ALSO.get(name, f"leave {self.name} out")
+                raise self._refuse("METRIC-06", f'"{name}" is not known of these answers', fix)
+            if len(also[name]) != examples:
+                what = f'"{name}" of {len(also[name])} examples, predictions for {examples}'
+                raise self._refuse("METRIC-03", what, f'give "{name}" for every example')
+        return {name: also[name] for name in self.also_reads}
 
     def _inputs(self) -> list[datasets.Features]:
         one, several = datasets.Value("string"), datasets.Sequence(datasets.Value("string"))
@@ -149,19 +96,18 @@ class TextMetric(Metric):
             for predictions, references in product((one, several), (one, several))
         ]
 
-    def _compute(self, *, predictions: Sequence[Any], references: Sequence[Any], **_: Any) -> dict[str, float]:
-        scores = self.scores_from_texts([_listed(text) for text in predictions], [_listed(text) for text in references])
-        return {score.name: score.value for score in scores}
+    def _compute(self, *, predictions: Sequence[Any], references: Sequence[Any], **also: Any) -> dict[str, float]:
+        answers, valid = [_listed(text) for text in predictions], [_listed(text) for text in references]
+        return {score.name: score.value for score in self.scores_from_texts(answers, valid, **also)}
 
 
-class TokenMetric(Metric):
-    """A metric of what the models say about each response token.
+class FactMetric(Metric):
+    """A metric of what the models say about each token, whoever wrote the tokens.
 
     Class attributes:
         facts: names of the token facts it reads.
     """
 
-    eats: ClassVar[Literal["texts", "tokens"]] = "tokens"
     facts: ClassVar[tuple[str, ...]]
 
     @classmethod
@@ -169,9 +115,42 @@ class TokenMetric(Metric):
         """Whether a fact it reads cannot be had without a teacher."""
         return not TEACHER_FACTS.isdisjoint(cls.facts)
 
+    @property
+    def needs_development(self) -> bool:
+        """Whether a fact it reads is fitted on development rows."""
+        return not DEVELOPMENT_FACTS.isdisjoint(self.facts)
+
+    def _fact(self, facts: Mapping[str, Array], name: str, count: int) -> Array:
+        if name not in facts:
+            fix = "give --teacher" if name in TEACHER_FACTS else "give the labels' facts"
+            raise self._refuse("METRIC-06", f'the token fact "{name}" is missing', fix)
+        values = np.asarray(facts[name], dtype=np.float64)
+        if values.shape != (count,):
+            what = f'"{name}" has shape {list(values.shape)}, expected [{count}]'
+            raise self._refuse("METRIC-03", what, "give one value per token")
+        if np.isnan(values).any():
+            what = f'"{name}" of token {int(np.isnan(values).argmax())} is not a number'
+            raise NumericsError("METRIC-05", what, where=f"metric {self.name}", fix="look at the model's logits")
+        return values
+
+    def _inputs(self) -> datasets.Features:
+        row = datasets.Sequence(datasets.Value("float64"))
+        references = row if self.needs_teacher() else datasets.Value("int64")
+        return datasets.Features({"predictions": row, "references": references})
+
+
+class TokenMetric(FactMetric):
+    """A metric of what the models say about each token of the reference responses."""
+
+    eats: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "tokens"
+
     @abstractmethod
     def measure(self, facts: Mapping[str, Array], example: NDArray[np.int64], examples: int) -> list[Score]:
         """Score checked facts; see ``scores_from_tokens``."""
+
+    def curves(self, facts: Mapping[str, Array], example: NDArray[np.int64], examples: int) -> list[Curve]:
+        """Return what is worth a picture, from the facts that ``measure`` takes; nothing by default."""
+        return []
 
     def scores_from_tokens(self, facts: Mapping[str, Array], example: NDArray[Any], examples: int) -> list[Score]:
         """Score per-token facts.
@@ -196,24 +175,6 @@ class TokenMetric(Metric):
             raise self._refuse("METRIC-03", what, "number examples from 0")
         wide = {name: self._fact(facts, name, len(index)) for name in self.facts}
         return self._proven(self.measure(wide, index, examples))
-
-    def _fact(self, facts: Mapping[str, Array], name: str, count: int) -> Array:
-        if name not in facts:
-            fix = "give --teacher" if name in TEACHER_FACTS else "give the labels' facts"
-            raise self._refuse("METRIC-06", f'the token fact "{name}" is missing', fix)
-        values = np.asarray(facts[name], dtype=np.float64)
-        if values.shape != (count,):
-            what = f'"{name}" has shape {list(values.shape)}, expected [{count}]'
-            raise self._refuse("METRIC-03", what, "give one value per token")
-        if np.isnan(values).any():
-            what = f'"{name}" of token {int(np.isnan(values).argmax())} is not a number'
-            raise NumericsError("METRIC-05", what, where=f"metric {self.name}", fix="look at the model's logits")
-        return values
-
-    def _inputs(self) -> datasets.Features:
-        row = datasets.Sequence(datasets.Value("float64"))
-        references = row if self.needs_teacher() else datasets.Value("int64")
-        return datasets.Features({"predictions": row, "references": references})
 
     def _compute(self, *, predictions: Sequence[Any], references: Sequence[Any], **_: Any) -> dict[str, float]:
         sides = {"teacher": references} if self.needs_teacher() else {"labels": references}

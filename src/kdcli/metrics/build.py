@@ -4,28 +4,34 @@ from collections.abc import Sequence
 
 from kdcli.config import EvalSettings
 from kdcli.metrics.base import Metric, TextMetric, TokenMetric
+from kdcli.metrics.choices import ChoiceMetric
+from kdcli.metrics.own import OwnMetric
 from kdcli.registry import METRICS
 
 
-def build_metrics(settings: EvalSettings) -> tuple[list[TextMetric], list[TokenMetric]]:
+def build_metrics(
+    settings: EvalSettings,
+) -> tuple[list[TextMetric], list[TokenMetric], list[OwnMetric], list[ChoiceMetric]]:
     """Construct the metrics named in the settings, each once, split by what they eat.
 
     Args:
         settings: names, and the options some of them take.
 
     Returns:
-        metrics of texts and metrics of token facts, in the order named.
+        metrics of texts, of token facts, of a model's own samples, and of given choices, in the order named.
 
     Raises:
         UsageError: a name nobody knows.
 
-    >>> texts, tokens = build_metrics(EvalSettings(metrics=("ppl", "rougeL", "perplexity")))
+    >>> texts, tokens, own, choices = build_metrics(EvalSettings(metrics=("ppl", "rougeL", "perplexity")))
     >>> [metric.name for metric in texts], [metric.name for metric in tokens]
     (['rougeL'], ['perplexity'])
     """
     metrics = [build_metric(name, settings) for name in _unique(settings.metrics)]
     texts = [metric for metric in metrics if isinstance(metric, TextMetric)]
-    return texts, [metric for metric in metrics if isinstance(metric, TokenMetric)]
+    tokens = [metric for metric in metrics if isinstance(metric, TokenMetric)]
+    own = [metric for metric in metrics if isinstance(metric, OwnMetric)]
+    return texts, tokens, own, [metric for metric in metrics if isinstance(metric, ChoiceMetric)]
 
 
 def build_metric(name: str, settings: EvalSettings) -> Metric:

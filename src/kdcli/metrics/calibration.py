@@ -6,9 +6,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcli.errors import InputError
 from kdcli.metrics.base import TokenMetric
-from kdcli.metrics.score import Array, Better, Score, add_up, mean_and_count, ratio
+from kdcli.metrics.bins import bin_sums, calibration_error, check_bins
+from kdcli.metrics.curve import Curve
+from kdcli.metrics.reliability import equal_mass_series, equal_width_series, reliability_curve
+from kdcli.metrics.score import Array, Better, Score, mean_and_count, ratio
 
 
 class Calibration(TokenMetric):
@@ -36,9 +38,7 @@ class Calibration(TokenMetric):
 
     def __init__(self, **options: int) -> None:
         super().__init__(**options)
-        if self.chosen["bins"] < 1:
-            what = f"bins must be at least 1, got {self.chosen['bins']}"
-            raise InputError("METRIC-02", what, where="metric ece", fix="bins=10")
+        check_bins(self.chosen["bins"], self.name)
 
     def measure(self, facts: Mapping[str, Array], example: NDArray[np.int64], examples: int) -> list[Score]:
         """Add up count, confidence and correctness of each bin, and the two proper scores."""
@@ -51,31 +51,13 @@ class Calibration(TokenMetric):
             Score("nll", nll, ratio(), "lower"),
         ]
 
-
-def bin_sums(confidence: Array, correct: Array, example: NDArray[np.int64], examples: int, bins: int) -> Array:
-    """Add up count, confidence and correctness by example and bin.
-
-    Args:
-        confidence: largest probability of each token, shape ``[n]``.
-        correct: 1 where the top token is the label, shape ``[n]``.
-        example: the token's example, shape ``[n]``.
-        examples: number of examples.
-        bins: number of equal-width bins.
-
-    Returns:
-        sums of shape ``[examples, 3 * bins]``, in the order count, confidence, correct of each bin.
-    """
-    inside = np.clip((confidence * bins).astype(np.int64), 0, bins - 1)
-    values = np.stack([np.ones_like(confidence), confidence, correct], axis=-1)
-    return add_up(values, example * bins + inside, examples * bins).reshape(examples, 3 * bins)
-
-
-def calibration_error(sums: Array) -> Array:
-    """Return the expected calibration error from sums ``[..., 3 * bins]``; NaN where there are no tokens.
-
-    >>> calibration_error(np.array([1.0, 0.75, 1.0, 1.0, 0.5, 0.0])).item()
-    0.375
-    """
-    count, confidence, correct = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
-    gaps = np.abs(correct - confidence).sum(-1)
-    return ratio()(np.stack([gaps, count.sum(-1)], axis=-1))
+    def curves(self, facts: Mapping[str, Array], example: NDArray[np.int64], examples: int) -> list[Curve]:
+        """Return the reliability diagram of the tokens, in bins of equal width and of equal mass."""
+        bins, confidence, correct = self.chosen["bins"], facts["top1_prob"], facts["top1_correct"]
+        sums = bin_sums(confidence, correct, example, examples, bins)
+        title = f"Next-token calibration on references, ECE {float(calibration_error(sums.sum(0))):.3f}"
+        parts = (
+            equal_width_series("equal width", sums),
+            equal_mass_series("equal mass", confidence, correct, example, examples, bins),
+        )
+        return [reliability_curve("reliability_tokens", title, parts)]

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcli.metrics.signature import TEACHER_FACTS, signature
+from kdcli.metrics.signature import TEACHER_FACTS, Option, signature
 from kdcli.registry import METRICS
 
-_READ = ("name", "description", "scores", "settings", "options", "libraries", "facts")
+_READ = ("name", "description", "scores", "settings", "options", "libraries", "facts", "samplers", "eats")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class MetricCard:
     Args:
         name: the registered name.
         aliases: other spellings.
-        eats: "texts" or "tokens".
+        eats: "texts", "tokens", "own" or "choices".
         scores: score name -> "higher", "lower" or "neither", whichever is better.
         settings: signature with default options, stored beside every result.
         options: constructor options and defaults.
@@ -36,7 +36,7 @@ class MetricCard:
     eats: str
     scores: Mapping[str, str]
     settings: str
-    options: Mapping[str, int]
+    options: Mapping[str, Option]
     needs_teacher: bool
     description: str
     doc: str
@@ -57,22 +57,22 @@ def describe(name: str) -> MetricCard:
     Raises:
         UsageError: no such metric.
 
-    >>> describe("rouge").settings.split("|")[2:]
-    ['stem:yes', 'refs:max', 'agg:mean', 'x100']
+    >>> describe("rouge").settings.split("|")[3:]
+    ['rouge_tokenizer:words', 'rouge_stemmer:porter', 'refs:max', 'agg:mean', 'x100']
     """
     name = METRICS.canonical(name)
     target = METRICS.table.get(name)
     found = _read_class(target) if target else _read_guest(METRICS.resolve(name))
-    facts = found.get("facts", ())
+    facts, samplers = found.get("facts", ()), found.get("samplers", ())
     options = found.get("options", {})
     return MetricCard(
         name=found.get("name", name),
         aliases=tuple(alias for alias, target_name in METRICS.aliases.items() if target_name == name),
-        eats="tokens" if facts else "texts",
+        eats=found.get("eats", "own" if samplers else "tokens" if facts else "texts"),
         scores=found["scores"],
         settings=signature(found.get("name", name), found.get("settings", ""), options, found.get("libraries", ())),
         options=options,
-        needs_teacher=not TEACHER_FACTS.isdisjoint(facts),
+        needs_teacher=not TEACHER_FACTS.isdisjoint(facts) or not {"student"}.issuperset(samplers),
         description=found["description"],
         doc=found["doc"],
     )

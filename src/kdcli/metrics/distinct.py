@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from kdcli.metrics.base import TextMetric
 from kdcli.metrics.score import Better, Score, ratio
@@ -30,7 +30,7 @@ class Distinct(TextMetric):
     settings: ClassVar[str] = "tok:space|case:kept|set:seed|agg:mean|x100"
     needs_references: ClassVar[bool] = False
 
-    def measure(self, predictions: list[list[str]], references: list[list[str]]) -> list[Score]:
+    def measure(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Score]:
         """Average over sampling seeds the share of distinct n-grams in that seed's answers."""
         sets = [[text.split() for text in answers] for answers in zip(*predictions, strict=True)]
         return [

@@ -2,7 +2,7 @@
 
 import string
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class ExactMatch(TextMetric):
     scores: ClassVar[dict[str, Better]] = {"exact_match": "higher"}
     settings: ClassVar[str] = "case:lower|punct:removed|space:one|articles:kept|refs:max|agg:mean|x100"
 
-    def measure(self, predictions: list[list[str]], references: list[list[str]]) -> list[Score]:
+    def measure(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Score]:
         """Count the answers of each example that match."""
         hits = np.array(
             [

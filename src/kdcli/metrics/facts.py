@@ -18,7 +18,8 @@ def facts_from_logits(
 
     Returns:
         facts of shape ``[n]``: ``label_logp``, ``top1_prob``, ``top1_correct`` and ``brier`` with
-        labels; ``kl_from_teacher``, ``kl_to_teacher`` and ``agree`` with a teacher.
+        labels; ``kl_from_teacher``, ``kl_to_teacher``, ``agree``, ``jsd`` and ``total_variation``
+        with a teacher.
 
     >>> facts_from_logits([[0.0, 0.0]], labels=[1])["brier"].tolist()
     [0.5]
@@ -32,6 +33,9 @@ def facts_from_logits(
         facts["kl_from_teacher"] = _kl(log_p, log_q)
         facts["kl_to_teacher"] = _kl(log_q, log_p)
         facts["agree"] = (log_p.argmax(-1) == log_q.argmax(-1)).astype(np.float64)
+        middle = np.logaddexp(log_p, log_q) - np.log(2.0)
+        facts["jsd"] = 0.5 * (_kl(log_p, middle) + _kl(log_q, middle))
+        facts["total_variation"] = 0.5 * np.abs(np.exp(log_p) - np.exp(log_q)).sum(-1)
     return facts
 
 

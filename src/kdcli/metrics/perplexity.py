@@ -14,7 +14,8 @@ class Perplexity(TokenMetric):
     """Exponential of the mean negative log-likelihood of the response tokens.
 
     ``exp(-sum_t log q(y_t) / n)`` over all response tokens of the set, end token included;
-    ``nll`` is its logarithm, in nats per token. Comparable only between models of one tokenizer.
+    ``nll`` is its logarithm, in nats per token: the test loss, which MiniLLM reads as coverage, how much
+    of the data the model still gives mass to. Comparable only between models of one tokenizer.
     ``compute`` takes logits ``[n, v]`` as predictions and token ids ``[n]`` as references.
 
     >>> Perplexity().compute(predictions=[[0.0, 0.0, 0.0, 0.0]], references=[2])["perplexity"]
@@ -22,7 +23,7 @@ class Perplexity(TokenMetric):
     """
 
     name: ClassVar[str] = "perplexity"
-    description: ClassVar[str] = "exponential of the mean negative log-likelihood per response token"
+    description: ClassVar[str] = "exponential of the test loss nll (coverage), nats per response token"
     scores: ClassVar[dict[str, Better]] = {"perplexity": "lower", "nll": "lower"}
     settings: ClassVar[str] = "unit:token|end:counted|agg:token-mean"
     facts: ClassVar[tuple[str, ...]] = ("label_logp",)

@@ -15,6 +15,23 @@ Finish: TypeAlias = Callable[[Array], Array]
 
 
 @dataclass(frozen=True, eq=False)
+class Redraw:
+    """How a score without additive statistics answers to other draws of the examples.
+
+    Args:
+        value: from how often each example was drawn, ``[draws, examples]``, to the score of each draw, ``[draws]``.
+        examples: number of examples.
+    """
+
+    value: Callable[[Array], Array]
+    examples: int
+
+    def whole(self) -> float:
+        """The score of every example once."""
+        return float(self.value(np.ones((1, self.examples)))[0])
+
+
+@dataclass(frozen=True, eq=False)
 class Score:
     """One number about a model, kept so that examples can be left out of it.
 
@@ -28,6 +45,8 @@ class Score:
         notes: what a reader of the number must know, such as text the tokenizer dropped.
         answers: for a score of sampled texts, the statistics each example would have if all its
             answers were like this one, ``[examples, answers, k]``; their mean over answers is ``sums``.
+        optional: whether it is left out where it counts no example, instead of stopping the evaluation.
+        redraw: for a score of the whole set, what it would be on a resample of the examples.
 
     >>> Score("nll", np.array([[2.0, 1.0], [6.0, 3.0]]), ratio(), "lower").value
     2.0
@@ -40,6 +59,8 @@ class Score:
     corpus: float = math.nan
     notes: tuple[str, ...] = ()
     answers: Array | None = None
+    optional: bool = False
+    redraw: Redraw | None = None
 
     @property
     def value(self) -> float:
@@ -50,6 +71,15 @@ class Score:
     def per_example(self) -> Array | None:
         """The score of each example alone, ``[examples]``; NaN where it has no tokens, None for a corpus score."""
         return None if self.sums is None else np.asarray(self.finish(self.sums), dtype=np.float64)
+
+
+def redrawn(name: str, redraw: Redraw, better: Better = "lower") -> Score:
+    """Return a score of the whole set that knows its value on other draws of the examples.
+
+    >>> redrawn("n", Redraw(lambda drawn: drawn.sum(1), 3)).value
+    3.0
+    """
+    return Score(name, None, np.asarray, better, corpus=redraw.whole(), redraw=redraw)
 
 
 def total(sums: Array) -> Array:
@@ -68,6 +98,24 @@ def ratio(scale: float = 1.0) -> Finish:
     25.0
     """
     return partial(_ratio, scale=scale)
+
+
+def over_answers(name: str, values: Array, better: Better, *, scale: float = 1.0, notes: tuple[str, ...] = ()) -> Score:
+    """Return the plain mean over answers and examples of one value per answer.
+
+    Args:
+        name: of the score.
+        values: one value per answer, shape ``[examples, answers]``.
+        better: which direction is better.
+        scale: factor of the mean.
+        notes: what a reader of the number must know.
+
+    >>> over_answers("rougeL", np.array([[0.0, 1.0], [0.5, 0.5]]), "higher", scale=100.0).value
+    50.0
+    """
+    means = np.array([math.fsum(answers) / len(answers) for answers in values.tolist()])
+    sums, answers = (np.stack([each, np.ones_like(each)], axis=-1) for each in (means, values))
+    return Score(name, sums, ratio(scale), better, notes=notes, answers=answers)
 
 
 def _ratio(sums: Array, scale: float) -> Array:

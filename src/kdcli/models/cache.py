@@ -1,67 +1,165 @@
-"""A cache of keys and values with room for the whole answer, so that no step copies what is in it."""
+"""A cache of keys and values whose rows come and go while others stay."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+
+Kept: TypeAlias = list[tuple[Tensor, Tensor]]
+"""Keys and values of one row, a pair for each layer that has some, ``[heads seen d]``."""
+
+_PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
-class RoomyLayer(DynamicLayer):
-    """Keys and values of one layer, written into room set aside at the start.
+@dataclass
+class Window:
+    """Which part of the room is in use, the same in all layers.
+
+    Args:
+        rows: rows in use, the first ones.
+        begin: first column that some row uses.
+        end: column after the last; every row's newest token is at its left.
+    """
+
+    rows: int = 0
+    begin: int = 0
+    end: int = 0
+
+
+class RowsLayer(DynamicLayer):
+    """Keys and values of one layer, in room set aside once.
 
     transformers' own layer concatenates at each step, which copies all earlier ones; on the CPU
     that takes most of the time of generation.
 
     Args:
-        room: positions to set aside.
+        window: what is in use; whoever owns the cache moves it.
     """
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, window: Window) -> None:
         super().__init__()
-        self.room = room
-        self._all_keys: Tensor | None = None
-        self._all_values: Tensor | None = None
+        self.window = window
+        self.all_keys: Tensor | None = None
+        self.all_values: Tensor | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Append keys and values ``[b heads new d]``; returns all of them, ``[b heads seen d]``."""
-        if self._all_keys is None or self._all_values is None:
-            self.lazy_initialization(key_states, value_states)
-            self._all_keys = key_states.new_empty(*key_states.shape[:2], self.room, key_states.shape[-1])
-            self._all_values = value_states.new_empty(*value_states.shape[:2], self.room, value_states.shape[-1])
-        seen = self.get_seq_length()
-        after = seen + key_states.shape[-2]
-        self._all_keys[:, :, seen:after] = key_states
-        self._all_values[:, :, seen:after] = value_states
-        self.keys, self.values = self._all_keys[:, :, :after], self._all_values[:, :, :after]
-        return self.keys, self.values
+        """Write keys and values ``[b heads new d]`` at the window's end; returns what is visible then."""
+        assert self.all_keys is not None
+        assert self.all_values is not None
+        at = self.window
+        after = at.end + key_states.shape[-2]
+        self.all_keys[: at.rows, :, at.end : after] = key_states
+        self.all_values[: at.rows, :, at.end : after] = value_states
+        seen = slice(0, at.rows), slice(None), slice(at.begin, after)
+        return self.all_keys[seen], self.all_values[seen]
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some rows.
-
-        Args:
-            indices: places of the rows that stay.
-        """
-        if self._all_keys is None or self._all_values is None:
-            return
-        seen = self.get_seq_length()
-        self._all_keys, self._all_values = self._all_keys[indices], self._all_values[indices]
-        self.keys, self.values = self._all_keys[:, :, :seen], self._all_values[:, :, :seen]
+    def get_seq_length(self) -> int:
+        """Return the columns in use."""
+        return self.window.end - self.window.begin
 
 
-def roomy_cache(config: PreTrainedConfig, room: int) -> DynamicCache:
-    """Return a cache for a model; layers with full attention have room, others are transformers' own.
+class RowCache:
+    """What a model remembers of several rows; every row ends in the same column.
 
     Args:
         config: the model's config.
-        room: positions that prompt and answer will take at most.
     """
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        self.window = Window()
+        self.cache = DynamicCache(config=config)
+        self._layers: list[RowsLayer] = []
+        for place, layer in enumerate(self.cache.layers):
+            if type(layer) in _PLAIN:
+                self._layers.append(RowsLayer(self.window))
+                self.cache.layers[place] = self._layers[-1]
+        self.lengths: list[int] = []
+        self._slots = self._columns = 0
+
+    def reserve(self, slots: int, columns: int) -> None:
+        """Set room aside for so many rows of so many tokens; what is kept stays."""
+        self._slots, self._columns = slots, columns
+        seen = self._seen()
+        for layer in self._layers:
+            if layer.all_keys is not None and layer.all_values is not None:
+                layer.all_keys = _moved(layer.all_keys, seen, slots, columns)
+                layer.all_values = _moved(layer.all_values, seen, slots, columns)
+        self._shift_window()
+
+    def add(self, kept: Kept, length: int) -> None:
+        """Add a row that has read ``length`` tokens, no more than the longest row there is, if there is one."""
+        assert len(self.lengths) < self._slots, "reserve room first"
+        at = self.window
+        if not self.lengths:
+            at.begin, at.end = 0, length
+        span = len(self.lengths), slice(None), slice(at.end - length, at.end)
+        for layer, (keys, values) in zip(self._layers, kept, strict=True):
+            if layer.all_keys is None or layer.all_values is None:
+                layer.all_keys = keys.new_zeros(self._slots, keys.shape[0], self._columns, keys.shape[-1])
+                layer.all_values = values.new_zeros(self._slots, values.shape[0], self._columns, values.shape[-1])
+            layer.all_keys[span], layer.all_values[span] = keys, values
+        self.lengths.append(length)
+        at.rows, at.begin = len(self.lengths), min(at.begin, at.end - length)
+
+    def remove(self, row: int) -> None:
+        """Forget a row; the last row takes its place."""
+        seen, last = self._seen(), len(self.lengths) - 1
+        if row != last:
+            for layer in self._layers:
+                for whole in (layer.all_keys, layer.all_values):
+                    assert whole is not None
+                    whole[row, :, seen] = whole[last, :, seen]
+            self.lengths[row] = self.lengths[last]
+        self.lengths.pop()
+        self.window.rows = last
+        self.window.begin = self.window.end - max(self.lengths, default=0)
+
+    def make_column(self) -> None:
+        """See to it that one more column fits."""
+        if self.window.end == self._columns:
+            seen, width = self._seen(), self.window.end - self.window.begin
+            for layer in self._layers:
+                for whole in (layer.all_keys, layer.all_values):
+                    assert whole is not None
+                    whole[: len(self.lengths), :, :width] = whole[: len(self.lengths), :, seen].clone()
+            self._shift_window()
+
+    def advance(self) -> None:
+        """Count the column that the model has just written."""
+        self.window.end += 1
+        self.lengths = [length + 1 for length in self.lengths]
+
+    def _seen(self) -> slice:
+        return slice(self.window.begin, self.window.end)
+
+    def _shift_window(self) -> None:
+        self.window.begin, self.window.end = 0, self.window.end - self.window.begin
+
+
+def prompt_cache(config: PreTrainedConfig) -> DynamicCache:
+    """Return a cache for one prompt; no layer forgets what lies before its window."""
     cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [DynamicLayer() if type(layer) in _PLAIN else layer for layer in cache.layers]
     return cache
 
 
+def kept_of(cache: DynamicCache) -> Kept:
+    """Return what a cache of a single row holds."""
+    plain = [layer for layer in cache.layers if type(layer) is DynamicLayer]
+    return [(layer.keys[0], layer.values[0]) for layer in plain if layer.keys is not None and layer.values is not None]
+
+
 def rows_can_leave(layers: Sequence[object]) -> bool:
-    """Whether every layer of a cache can drop rows; recurrent ones cannot."""
-    return all(hasattr(layer, "batch_select_indices") for layer in layers)
+    """Whether every layer of a cache holds keys and values, or nothing; recurrent ones hold a state."""
+    return all(type(layer) in (*_PLAIN, DummyLayer) for layer in layers)
+
+
+def _moved(whole: Tensor, seen: slice, slots: int, columns: int) -> Tensor:
+    """Return room of another size with the visible columns at its beginning."""
+    rows = min(slots, len(whole))
+    moved = whole.new_zeros(slots, whole.shape[1], columns, whole.shape[-1])
+    moved[:rows, :, : seen.stop - seen.start] = whole[:rows, :, seen]
+    return moved

@@ -59,7 +59,14 @@ def footprint(
     Raises:
         KDError: the model cannot be used.
     """
-    config = _config(model, teacher)
+    return sizes_of(_config(model, teacher), rows=rows, length=length, keep=keep, autocast=autocast)
+
+
+def sizes_of(
+    config: PreTrainedConfig, *, rows: int = 1, length: int = 1, keep: bool = False,
+    autocast: torch.dtype | None = None,
+) -> Footprint:  # fmt: skip
+    """Return the sizes of the model that a config describes; see ``footprint`` for the arguments."""
     with FakeTensorMode(allow_non_fake_inputs=True), quiet():
         built = AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, attn_implementation=attention_of(config)

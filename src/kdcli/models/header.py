@@ -41,6 +41,11 @@ class TensorInfo:
         """Number of elements."""
         return math.prod(self.shape)
 
+    @property
+    def bytes_per_number(self) -> int:
+        """Bytes of one element."""
+        return _SIZES[self.dtype]
+
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Return the tensors of a safetensors file without reading their values.

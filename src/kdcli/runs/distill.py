@@ -22,10 +22,11 @@ from kdcli.runs.card import CARD, model_card, renew_card
 from kdcli.runs.environment import changes, environment
 from kdcli.runs.evaluation.evaluate import evaluate_student
 from kdcli.runs.folder import RunFolder
+from kdcli.runs.monitor import StudentMonitor
 from kdcli.runs.plan import plan_distill
 from kdcli.runs.prepare import Prepared, prepare_run
 from kdcli.runs.records import EvalRecord, RunRecord
-from kdcli.runs.teachers import teacher_for
+from kdcli.runs.teachers import mentor_for, teacher_for
 from kdcli.runs.workshop import Workshop
 
 __all__ = ["distill", "plan_distill", "read_run"]
@@ -155,6 +156,7 @@ def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Re
         identity=prepared.identity,
         report=report,
         resume_command=command,
+        monitor=_monitor(folder, prepared, workshop, student, report),
     )
     outcome = train(training)
     if _rank() == 0:
@@ -163,6 +165,28 @@ def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Re
         taught = outcome.student_tokens if live else 0
         folder.set_status("done", **vars(outcome), teacher_tokens=taught, cpu_seconds=round(spent, 2))
     return outcome
+
+
+def _monitor(
+    folder: RunFolder, prepared: Prepared, workshop: Workshop, student: LanguageModel, report: Report
+) -> StudentMonitor | None:
+    """Return what looks at the student while it is trained."""
+    watched, pair, config = prepared.watched, prepared.pair, prepared.config
+    if watched is None:
+        return None
+    teacher = None
+    if watched.needs_teacher and pair.teacher is not None:
+        teacher = mentor_for(
+            config.teacher_cache, pair.teacher, watched.rows, config.data, config.hardware, prepared.device, workshop
+        )
+
+    def keep(about: dict[str, Any]) -> None:
+        kept = {"loss": prepared.label, "seed": config.train.seed, **about}
+        save_model(student, folder.best, kept, model_card(prepared))
+
+    shown = replace(student, vocab=pair.vocab)
+    shown.check_length(max(watched.rows.lengths))
+    return StudentMonitor(watched, shown, teacher, prepared.device, keep, report)
 
 
 def save_model(model: LanguageModel, final: Path, extra: dict[str, Any], card: str) -> None:

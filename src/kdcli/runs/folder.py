@@ -8,6 +8,7 @@
     metrics.jsonl    one line per step; timing.jsonl: wall-clock times
     checkpoint-*/    to resume from
     model/           the trained student
+    best/            the best one seen while training, where that was asked for
     eval/<name>/     results.json, samples.parquet
 """
 
@@ -24,6 +25,7 @@ from kdcli.errors import ExperimentChangedError, InputError, IntegrityError, Usa
 
 SCHEMA = 1
 CONFIG, MANIFEST, STATUS, MODEL, EVAL = "config.yaml", "manifest.json", "status.json", "model", "eval"
+BEST = "best"
 _NOT_CONTENT = (".lock", "error.log")
 _SEALED = (CONFIG, MANIFEST, "metrics.jsonl", "timing.jsonl")
 
@@ -42,6 +44,11 @@ class RunFolder:
     def model(self) -> Path:
         """Where the trained student is."""
         return self.path / MODEL
+
+    @property
+    def best(self) -> Path:
+        """Where the best student seen while training is."""
+        return self.path / BEST
 
     @property
     def is_run(self) -> bool:

@@ -30,6 +30,7 @@ def identity_of(
     device: Device,
     steps: int,
     seen: str | None = None,
+    ending: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the flat table of everything the student's bits follow from.
 
@@ -42,6 +43,7 @@ def identity_of(
         device: resolved precision.
         steps: optimizer steps of the whole run.
         seen: what the student sees of the teacher: the whole of it, or what a cache kept.
+        ending: what may end training early.
     """
     train = {
         f"train.{name}": value for name, value in config.train.model_dump(mode="json").items() if name not in MAY_DIFFER
@@ -59,6 +61,7 @@ def identity_of(
         "matmul_precision": config.hardware.matmul_precision,
         "threads": config.hardware.threads,
         **({"gpus": config.hardware.gpus} if config.hardware.gpus > 1 else {}),
+        **({"monitor": ending} if ending else {}),
         **train,
     }
 

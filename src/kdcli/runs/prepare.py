@@ -13,6 +13,7 @@ from kdcli.metrics.describe import describe
 from kdcli.registry import SOURCES
 from kdcli.runs import splits
 from kdcli.runs.identity import identity_of
+from kdcli.runs.monitor import Watched, watched_by
 from kdcli.runs.teachers import refuse_coarse, view_of
 from kdcli.runs.workshop import Pair, Workshop, check_data_path
 from kdcli.sources.base import Source
@@ -36,6 +37,7 @@ class Prepared:
         steps: optimizer steps.
         identity: what makes this experiment this experiment.
         origin: where training windows come from, as in the spec string.
+        watched: what is measured while training, if anything.
     """
 
     config: DistillConfig
@@ -48,6 +50,7 @@ class Prepared:
     steps: int
     identity: dict[str, Any]
     origin: Term
+    watched: Watched | None = None
 
     @property
     def needs_teacher(self) -> bool:
@@ -98,8 +101,10 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
     if loss.needs().teacher and pair.teacher is not None:
         seen = view_of(config.teacher_cache, pair.teacher, config.data, config.hardware, device)
         refuse_coarse(seen, loss, label)
-    identity = identity_of(config, label, loss, pair, dataset, device, steps, seen)
-    return Prepared(config, loss, label, pair, dataset, test, device, steps, identity, origin)
+    watched = watched_by(config, pair.reader, workshop)
+    ending = watched.identity if watched is not None and watched.config.patience is not None else None
+    identity = identity_of(config, label, loss, pair, dataset, device, steps, seen, ending)
+    return Prepared(config, loss, label, pair, dataset, test, device, steps, identity, origin, watched)
 
 
 def objective_of(text: str) -> tuple[DistillLoss, str, Term]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdcli.metrics.curve import Curve
 from kdcli.statistics import Estimate, VarianceShares
 
 
@@ -28,6 +29,45 @@ class ScoreInfo:
 
 
 @dataclass(frozen=True)
+class Edge:
+    """What a model costs on one machine, one request at a time.
+
+    Args:
+        parameters: all of them, shared ones once.
+        disk_bytes: size of the weight files.
+        bytes_by_dtype: bytes of the tensors by the type they are stored in.
+        int8_bytes: bytes after storing every matrix in 8 bits, with one scale per row.
+        peak_bytes: peak memory in use while it answers, beyond what the process held before.
+        first_token_seconds: median time from prompt to first token.
+        first_token_range: least and greatest of the repeats.
+        tokens_per_second: median speed after the first token.
+        tokens_per_second_range: least and greatest of the repeats.
+        joules_per_token: energy per token generated; None where the platform does not report it.
+        energy_source: what reported it; empty where nothing does.
+        prompt_tokens: tokens of the prompt.
+        new_tokens: tokens generated.
+        repeats: measurements behind the medians.
+        hardware: device, dtype and threads.
+    """
+
+    parameters: int
+    disk_bytes: int
+    bytes_by_dtype: Mapping[str, int]
+    int8_bytes: int
+    peak_bytes: int
+    first_token_seconds: float
+    first_token_range: tuple[float, float]
+    tokens_per_second: float
+    tokens_per_second_range: tuple[float, float]
+    joules_per_token: float | None
+    energy_source: str
+    prompt_tokens: int
+    new_tokens: int
+    repeats: int
+    hardware: str
+
+
+@dataclass(frozen=True)
 class EvalRecord:
     """One evaluation.
 
@@ -41,6 +81,8 @@ class EvalRecord:
         protocol: everything that must be equal for two evaluations to be compared.
         model_digest: sha256 that identifies what was measured.
         notes: sentences a reader of the numbers needs.
+        curves: what is worth a picture, as data.
+        edge: what the model costs on this machine; None where that was not measured.
     """
 
     name: str
@@ -52,6 +94,8 @@ class EvalRecord:
     protocol: dict[str, Any]
     model_digest: str
     notes: tuple[str, ...] = ()
+    curves: tuple[Curve, ...] = field(default=(), repr=False)
+    edge: Edge | None = None
 
 
 @dataclass(frozen=True)

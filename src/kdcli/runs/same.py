@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kdcli.errors import InputError, UsageError
+from kdcli.runs.evaluation.protocol import differing_settings
 from kdcli.runs.identity import OWN
 from kdcli.runs.records import EvalRecord, RunRecord
 from kdcli.text import one_line
@@ -80,6 +81,8 @@ def _differences(first: Finished, other: Finished) -> Iterator[tuple[str, Any, A
             yield name, ours, theirs
     if _budget(run) != _budget(run2):
         yield "token budget", f"{_budget(run):,} sequences", f"{_budget(run2):,} sequences"
+    for path, ours, theirs in differing_settings(found.protocol, found2.protocol):
+        yield f"{path} of the protocols {_protocols(found, found2)}", ours, theirs
     for key, name in _PROTOCOL.items():
         ours, theirs = found.protocol.get(key), found2.protocol.get(key)
         if ours != theirs and not (key in ("teacher", "generation") and None in (ours, theirs)):
@@ -88,6 +91,10 @@ def _differences(first: Finished, other: Finished) -> Iterator[tuple[str, Any, A
     for name in ours.keys() & theirs.keys():
         if ours[name] != theirs[name]:
             yield f"metric {name}", ours[name], theirs[name]
+
+
+def _protocols(found: EvalRecord, found2: EvalRecord) -> str:
+    return " and ".join(f"{one.protocol['name']}-{one.protocol['hash']}" for one in (found, found2))
 
 
 def _budget(run: RunRecord) -> int:

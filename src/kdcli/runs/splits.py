@@ -42,6 +42,11 @@ def measures_after_training(data: DataConfig, split: str) -> bool:
     return data.eval is not None if split == "test" else bool(data.dev or data.dev_share)
 
 
+def has_development_apart(data: DataConfig, split: str) -> bool:
+    """Whether there are development rows, and they are not the ones measured."""
+    return split != "dev" and bool(data.dev or (data.dev_share and data.train))
+
+
 def check_measured(data: DataConfig, split: str) -> str:
     """Return the path that measured rows are read from, before anything is loaded.
 

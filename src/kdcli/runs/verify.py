@@ -8,7 +8,7 @@ from pathlib import Path
 from kdcli import durable
 from kdcli.errors import InputError, IntegrityError
 from kdcli.runs import seal
-from kdcli.runs.folder import CONFIG, EVAL, MANIFEST, MODEL, STATUS, RunFolder
+from kdcli.runs.folder import BEST, CONFIG, EVAL, MANIFEST, MODEL, STATUS, RunFolder
 
 _DEEP = 4
 """How far below the folder asked for runs are looked for."""
@@ -88,6 +88,8 @@ def _run(folder: Path) -> Iterator[Piece]:
         yield path, "checkpoint", _check_folder
     if (folder / MODEL).exists() or _says_done(folder):
         yield folder / MODEL, "model", _check_folder
+    if (folder / BEST).exists():
+        yield folder / BEST, "model", _check_folder
     for path in sorted(folder.glob(f"{EVAL}/*")):
         if path.is_dir() and not path.name.startswith("."):
             yield path, "evaluation", _check_folder

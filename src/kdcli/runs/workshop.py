@@ -165,6 +165,8 @@ def evaluation_digest(dataset: TokenDataset) -> str:
     state = hashlib.sha256(dataset.digest.encode())
     for example in dataset.examples:
         state.update(repr(example.references).encode())
+        if example.choices is not None:
+            state.update(repr((example.choices, example.answer)).encode())
     return state.hexdigest()
 
 

@@ -17,6 +17,21 @@ POWER = 0.8
 
 
 @runtime_checkable
+class Redrawn(Protocol):
+    """What a score of the whole set would be on other draws of the examples."""
+
+    @property
+    def examples(self) -> int:
+        """Number of examples."""
+        ...
+
+    @property
+    def value(self) -> Any:
+        """From how often each example was drawn, ``[draws, examples]``, to the score of each draw, ``[draws]``."""
+        ...
+
+
+@runtime_checkable
 class Additive(Protocol):
     """A score made of additive statistics; metrics yield them."""
 
@@ -28,6 +43,11 @@ class Additive(Protocol):
     @property
     def value(self) -> float:
         """The score of all examples together."""
+        ...
+
+    @property
+    def redraw(self) -> Redrawn | None:
+        """What a score without additive statistics would be on other draws; None where that is unknown."""
         ...
 
     def finish(self, sums: Any, /) -> Any:

@@ -6,19 +6,27 @@ from collections.abc import Sequence
 import numpy as np
 
 from kdcli.errors import InputError
-from kdcli.statistics.estimate import Additive, Array, Estimate, t_estimate
+from kdcli.statistics.estimate import Additive, Array, Estimate, Redrawn, t_estimate
+from kdcli.statistics.resample import bca_over_draws
 
 
 def over_examples(score: Additive) -> Estimate:
     """Estimate a score with its uncertainty from the choice of held-out examples.
 
-    Examples without any statistics (no tokens) are not counted. A score of the whole set has no
-    interval.
+    Examples without any statistics (no tokens) are not counted. A score of the whole set has a BCa
+    bootstrap interval where it can be taken of other draws of the examples, else none.
     """
     if score.sums is None:
-        return Estimate(score.value, None, None, 1, "none")
+        return _over_draws(score.value, score.redraw)
     sums = score.sums[counted([score])]
     return t_estimate(score.value, jackknife_error(_left_out(score, sums)), len(sums), "examples")
+
+
+def _over_draws(value: float, redraw: Redrawn | None) -> Estimate:
+    ends = bca_over_draws(redraw) if redraw is not None else None
+    if redraw is None or ends is None:
+        return Estimate(value, None, None, 1, "none")
+    return Estimate(value, *ends, redraw.examples, "examples")
 
 
 def counted(scores: Sequence[Additive]) -> np.ndarray:

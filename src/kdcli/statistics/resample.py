@@ -5,15 +5,16 @@ example is drawn, or swapped between contender and baseline, in all of them at o
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from kdcli.statistics.estimate import CONFIDENCE, Additive, Array
+from kdcli.statistics.estimate import CONFIDENCE, Additive, Array, Redrawn
 
 RESAMPLES = 9999
+REDRAWS = 1999
 _SEED = 20_260_101
 _EXACT = 13
 """Up to this many examples every swap is tried, not a sample of them."""
@@ -60,21 +61,41 @@ def bca_interval(pairs: Pairs) -> tuple[float, float] | None:
     Returns:
         both ends; None where the bootstrap's values do not vary.
     """
-    from scipy.stats import bootstrap  # the only user of a module that takes half a second to import
-
     ours, theirs = pairs.sides
-    width, count = ours.shape[1], len(ours)
+    width = ours.shape[1]
     both = np.concatenate([ours, theirs], axis=1)
+
+    def value(drawn: Array) -> Array:
+        sums = drawn @ both
+        return pairs.difference(sums[:, :width], sums[:, width:])
+
+    return _bca(value, len(ours), RESAMPLES)
+
+
+def bca_over_draws(redraw: Redrawn) -> tuple[float, float] | None:
+    """Return the 95 % interval of a score of the whole set, by scipy's BCa bootstrap over examples.
+
+    Args:
+        redraw: what the score is on other draws of the examples; a costly function, so fewer draws are made.
+
+    Returns:
+        both ends; None where the bootstrap's values do not vary, or there are fewer than two examples.
+    """
+    return _bca(redraw.value, redraw.examples, REDRAWS) if redraw.examples > 1 else None
+
+
+def _bca(value: Callable[[Array], Array], count: int, resamples: int) -> tuple[float, float] | None:
+    """Return the BCa interval of a value of how often each example was drawn, ``[draws, examples]``."""
+    from scipy.stats import bootstrap  # the only user of a module that takes half a second to import
 
     def statistic(index: Any, axis: int = -1) -> Array:
         drawn = np.moveaxis(np.asarray(index), axis, -1)
-        sums = _counts(drawn.reshape(-1, drawn.shape[-1]), count) @ both
-        return pairs.difference(sums[:, :width], sums[:, width:]).reshape(drawn.shape[:-1])
+        return value(_counts(drawn.reshape(-1, drawn.shape[-1]), count)).reshape(drawn.shape[:-1])
 
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         found = bootstrap(
-            (np.arange(count),), statistic, n_resamples=RESAMPLES, confidence_level=CONFIDENCE,
+            (np.arange(count),), statistic, n_resamples=resamples, confidence_level=CONFIDENCE,
             method="BCa", vectorized=True, batch=max(1, _BLOCK // count), rng=np.random.default_rng(_SEED),
         ).confidence_interval  # fmt: skip
     ends = float(found.low), float(found.high)

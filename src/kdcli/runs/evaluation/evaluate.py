@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from kdcli import durable
 from kdcli.config import DistillConfig, EvalConfig
@@ -10,19 +10,28 @@ from kdcli.data.dataset import TokenDataset
 from kdcli.engine.devices import Device, prepare
 from kdcli.engine.events import Event, Report
 from kdcli.errors import UsageError
-from kdcli.metrics.score import Score
-from kdcli.models.load import load_model
+from kdcli.models.load import LanguageModel, load_model
 from kdcli.models.vocabulary import shared_vocabulary
 from kdcli.runs import splits
 from kdcli.runs.evaluation import scoring
+from kdcli.runs.evaluation.asking import answer
+from kdcli.runs.evaluation.beside import asks_beside, measure_beside, ready_beside
+from kdcli.runs.evaluation.choosing import score_choices
+from kdcli.runs.evaluation.kept import Asking, KeptAnswers
+from kdcli.runs.evaluation.local import LocalModel
+from kdcli.runs.evaluation.measured import Measured, keep
+from kdcli.runs.evaluation.own_samples import Speakers
+from kdcli.runs.evaluation.own_scoring import check_own, live_teacher, score_own
 from kdcli.runs.evaluation.predictions import read_predictions
-from kdcli.runs.evaluation.results import RESULTS, Rows, read_results, write_results
-from kdcli.runs.evaluation.scoring import Chosen, Texts
+from kdcli.runs.evaluation.protocol import protocol_of, samples_note
+from kdcli.runs.evaluation.results import RESULTS, Rows, read_results
+from kdcli.runs.evaluation.scoring import Chosen, Scored, Texts
+from kdcli.runs.evaluation.served import score_served, with_model_name
 from kdcli.runs.folder import RunFolder, model_of
-from kdcli.runs.records import EvalRecord, ScoreInfo
+from kdcli.runs.records import EvalRecord
+from kdcli.runs.serving.answers import ServedAnswers, served_by
 from kdcli.runs.teachers import mentor_for
 from kdcli.runs.workshop import ModelFacts, Workshop, evaluation_digest
-from kdcli.statistics import over_examples
 
 
 def evaluate_run(
@@ -45,8 +54,13 @@ def evaluate_run(
     """
     if config.predictions is not None:
         return _score_predictions(config, report)
+    config = with_model_name(config)
+    if config.model is None and config.server.url is not None:
+        return score_served(config, report)
     if config.model is None:
         raise UsageError("CLI-20", "nothing to evaluate", where="kd eval", fix="give a model, a run, or --predictions")
+    if asks_beside(config) and config.data.eval is None and config.data.train is None:
+        return _score_beside(config, config.model, report)
     return _score_model(config, config.model, report, workshop or Workshop(), reuse=reuse)
 
 
@@ -73,6 +87,7 @@ class _Asked:
     protocol: dict[str, Any]
     folder: Path | None
     name: str
+    development: TokenDataset | None = None
 
     def already_there(self) -> EvalRecord | None:
         """Return what was measured before by the same protocol."""
@@ -91,11 +106,13 @@ def _student_config(run: Path, config: DistillConfig) -> EvalConfig:
         data=config.data,
         hardware=config.hardware,
         evaluation=config.evaluation,
+        pictures=False,
     )
 
 
 def _ask(config: EvalConfig, model: str, workshop: Workshop) -> _Asked:
-    chosen = scoring.choose_metrics(config.evaluation, teacher=config.teacher is not None)
+    fitted_on = splits.has_development_apart(config.data, config.evaluation.split)
+    chosen = scoring.choose_metrics(config.evaluation, teacher=config.teacher is not None, development=fitted_on)
     path = splits.check_measured(config.data, config.evaluation.split)
     device = prepare(config.hardware)
     teacher = config.teacher if chosen.needs_teacher else None
@@ -103,27 +120,43 @@ def _ask(config: EvalConfig, model: str, workshop: Workshop) -> _Asked:
     other = workshop.look(teacher) if teacher else None
     data = splits.measured_rows(config.data, config.evaluation.split, facts, workshop)
     protocol = _protocol(config, chosen, data, device, other)
+    development = splits.measured_rows(config.data, "dev", facts, workshop) if chosen.needs_development else None
+    if development is not None:
+        protocol["development"] = evaluation_digest(development)
     name = splits.evaluation_name(path) if config.evaluation.split == "test" else splits.DEV
-    return _Asked(chosen, facts, other, data, device, protocol, _folder(config, model), name)
+    return _Asked(chosen, facts, other, data, device, protocol, _folder(config, model), name, development)
+
+
+def _score_beside(config: EvalConfig, model: str, report: Report) -> EvalRecord:
+    """Run benchmarks, or measure what the model costs; no row is read."""
+    harness, facts, device = ready_beside(config), Workshop().look(model), prepare(config.hardware)
+    beside = measure_beside(config, model, device, report, harness)
+    protocol = {"examples": beside.benchmarked.documents, "precision": str(device.compute).removeprefix("torch.")}
+    folder = Path(config.output) if config.output is not None else None
+    name = "tasks" if config.benchmarks.tasks else "edge"
+    return keep(Measured(name, model, facts.digest, folder, protocol, Scored(), Rows([], None), (), beside), config)
 
 
 def _score_model(config: EvalConfig, model: str, report: Report, workshop: Workshop, *, reuse: bool) -> EvalRecord:
-    asked = _ask(config, model, workshop)
+    harness, asked = ready_beside(config), _ask(config, model, workshop)
     if reuse and (there := asked.already_there()) is not None:
         return there
     for note in (*asked.data.notes, *asked.chosen.notes):
         report(Event("note", note))
-    pairs, texts = _measure(config, asked, report, workshop)
-    examples = Rows([example.where for example in asked.data.examples], texts)
-    measured = _Measured(
-        asked.name, model, asked.facts.digest, asked.folder, asked.protocol, pairs, examples, asked.chosen.notes
-    )
-    return _keep(measured, config)
+    beside = measure_beside(config, model, asked.device, report, harness)
+    scored, texts, kept = _measure(config, asked, report, workshop)
+    examples = Rows([example.where for example in asked.data.examples], texts, kept)
+    measured = Measured(
+        asked.name, model, asked.facts.digest, asked.folder, asked.protocol, scored, examples, asked.chosen.notes,
+        beside,
+    )  # fmt: skip
+    return keep(measured, config)
 
 
-def _measure(
-    config: EvalConfig, asked: _Asked, report: Report, workshop: Workshop
-) -> tuple[list[tuple[Score, ScoreInfo]], Texts | None]:
+_Measurement: TypeAlias = tuple[Scored, Texts | None, KeptAnswers | None]
+
+
+def _measure(config: EvalConfig, asked: _Asked, report: Report, workshop: Workshop) -> _Measurement:
     """Load what is needed, ask, and score."""
     facts, other, data, chosen = asked.facts, asked.teacher, asked.data, asked.chosen
     against = other or facts
@@ -131,12 +164,35 @@ def _measure(
     device = asked.device
     student = replace(load_model(model_of(facts.path), device=device.device, role="teacher"), vocab=vocab)
     student.check_length(max(data.lengths))
-    mentor = None
-    if other is not None:
+    mentor = speakers = None
+    if other is not None and any(metric.needs_teacher() for metric in chosen.tokens):
         mentor = mentor_for(config.teacher_cache, other, data, config.data, config.hardware, device, workshop)
-    texts = scoring.answer(student, data, config.evaluation.generation, report) if chosen.texts else None
-    pairs = scoring.score_texts(chosen, texts) if texts else []
-    return pairs + scoring.score_tokens(chosen, student, mentor, data, device, report), texts
+    if chosen.own:
+        living = live_teacher(chosen.own, other, config, vocab, device, workshop, report)
+        settings = config.evaluation
+        speakers = Speakers(student, living, settings.generation, settings.draft_tokens, device, report)
+        check_own(chosen.own, data, speakers)
+    texts, kept = _answers(config, asked, student, report)
+    scored = scoring.score_texts(chosen, scoring.beside(texts, data, facts.end_id)) if texts else Scored()
+    scored += scoring.score_tokens(chosen, student, mentor, data, device, report, asked.development)
+    scored += score_choices(chosen.choices, student, data, asked.development, device, report)
+    if speakers is not None:
+        scored += score_own(chosen.own, data, speakers, texts.answers if texts else None)
+    return scored, texts, kept
+
+
+def _answers(
+    config: EvalConfig, asked: _Asked, student: LanguageModel, report: Report
+) -> tuple[Texts | None, KeptAnswers | None]:
+    """Let the model answer, where a metric reads its answers; what it said before is not asked again."""
+    if not asked.chosen.texts and not any("student" in metric.samplers for metric in asked.chosen.own):
+        return None, None
+    generation = config.evaluation.generation
+    served = config.server.url is not None
+    source = ServedAnswers(config.server, generation) if served else LocalModel(student, generation, asked.device)
+    kept = KeptAnswers(asked.folder, Asking(source.identity, generation)) if asked.folder is not None else None
+    texts = answer(source, asked.data, generation, report, kept)
+    return replace(texts, answers=None) if served else texts, kept
 
 
 def _score_predictions(config: EvalConfig, report: Report) -> EvalRecord:
@@ -145,48 +201,19 @@ def _score_predictions(config: EvalConfig, report: Report) -> EvalRecord:
         raise UsageError("EVAL-01", "no metric of texts", where="--metric", fix="give one, such as rougeL")
     path = Path(str(config.predictions))
     texts, where = read_predictions(path, need_references=any(metric.needs_references for metric in chosen.texts))
-    for note in chosen.notes:
+    protocol_notes = samples_note(config, len(texts.predictions[0]))
+    for note in (*chosen.notes, *protocol_notes):
         report(Event("note", note))
     digest = durable.digest_file(path)
     metrics = {metric.name: metric.signature for metric in chosen.all}
     protocol = {"data": digest, "examples": len(where), "metrics": metrics, "generation": None, "teacher": None}
+    protocol |= protocol_of(config).record()
     folder = Path(config.output) if config.output else None
-    pairs, rows = scoring.score_texts(chosen, texts), Rows(where, texts)
+    scored, rows = scoring.score_texts(chosen, texts), Rows(where, texts)
     name = splits.evaluation_name(str(path))
-    return _keep(_Measured(name, str(path), digest, folder, protocol, pairs, rows, chosen.notes), config)
-
-
-@dataclass(frozen=True)
-class _Measured:
-    name: str
-    model: str
-    model_digest: str
-    folder: Path | None
-    protocol: dict[str, Any]
-    pairs: list[tuple[Score, ScoreInfo]]
-    rows: Rows
-    notes: tuple[str, ...]
-
-
-def _keep(measured: _Measured, config: EvalConfig) -> EvalRecord:
-    """Make the record of what was measured, and write it if there is a place for it."""
-    pairs = scoring.each_once(measured.pairs)
-    said = [note for score, _ in pairs for note in score.notes]
-    record = EvalRecord(
-        name=measured.name,
-        model=measured.model,
-        model_digest=measured.model_digest,
-        folder=measured.folder,
-        examples=measured.protocol["examples"],
-        estimates={score.name: over_examples(score) for score, _ in pairs},
-        infos=tuple(scoring.complete(info, measured.protocol) for _, info in pairs),
-        protocol=measured.protocol,
-        notes=tuple(dict.fromkeys([*measured.notes, *said])),
+    return keep(
+        Measured(name, str(path), digest, folder, protocol, scored, rows, (*chosen.notes, *protocol_notes)), config
     )
-    if measured.folder is not None:
-        scores = [score for score, _ in pairs]
-        write_results(measured.folder, record, config.evaluation, measured.rows, scores)
-    return record
 
 
 def _protocol(
@@ -195,10 +222,13 @@ def _protocol(
     """Return everything but the model that the numbers follow from."""
     generation = config.evaluation.generation.model_dump(mode="json")
     return {
+        **protocol_of(config).record(),
+        **served_by(config.server),
+        "template": data.template,
         "data": evaluation_digest(data),
         "examples": len(data),
         "metrics": {metric.name: metric.signature for metric in chosen.all},
-        "generation": generation if chosen.texts else None,
+        "generation": generation if chosen.texts or chosen.own else None,
         "teacher": teacher.digest if teacher else None,
         "precision": str(device.compute).removeprefix("torch."),
     }

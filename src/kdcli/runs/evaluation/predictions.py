@@ -1,6 +1,7 @@
 """Reads answers made elsewhere: one JSON object per line with prediction(s) and reference(s)."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ def read_predictions(path: Path, *, need_references: bool = True) -> tuple[Texts
 
     Args:
         path: JSONL; each line holds ``prediction`` or ``predictions``, and ``reference`` or
-            ``references``; ``prompt`` is kept if there.
+            ``references``; ``prompt`` is kept if there, and ``ended``, true or false or one per prediction,
+            if every line has it.
         need_references: whether a line without reference is refused.
 
     Returns:
@@ -34,7 +36,7 @@ def read_predictions(path: Path, *, need_references: bool = True) -> tuple[Texts
     except OSError as error:
         what = f"cannot be read: {error.strerror}"
         raise MachineError("DATA-01", what, where=str(path), fix="check the path") from error
-    texts, where = Texts([], [], [], []), []
+    texts, where, known = Texts([], [], [], []), [], True
     for number, raw in enumerate(lines, start=1):
         if not raw.strip():
             continue
@@ -44,12 +46,13 @@ def read_predictions(path: Path, *, need_references: bool = True) -> tuple[Texts
         texts.predictions.append(answers)
         texts.references.append(_texts(row, "reference", place, needed=need_references))
         texts.prompts.append(row["prompt"] if isinstance(row.get("prompt"), str) else "")
-        texts.ended.append([True] * len(answers))
+        texts.ended.append(_ended(row, len(answers), place))
+        known = known and "ended" in row
         where.append(place)
     if not where:
         raise InputError("DATA-02", "the file holds no rows", where=str(path), fix=_FIX)
     _check_counts(texts, where)
-    return texts, where
+    return replace(texts, ended_is_known=known), where
 
 
 def _row(raw: bytes, place: str) -> dict[str, Any]:
@@ -71,6 +74,15 @@ def _texts(row: dict[str, Any], name: str, place: str, *, needed: bool) -> list[
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, list) or not found or not all(isinstance(text, str) for text in found):
         raise InputError("DATA-06", f'"{name}" must be text or a list of texts', where=place, fix=_FIX)
+    return found
+
+
+def _ended(row: dict[str, Any], answers: int, place: str) -> list[bool]:
+    value = row.get("ended", True)
+    found = [value] * answers if isinstance(value, bool) else value
+    if not isinstance(found, list) or len(found) != answers or not all(isinstance(each, bool) for each in found):
+        what = f'"ended" must be true or false, or a list of {answers} of them'
+        raise InputError("DATA-06", what, where=place, fix='write "ended": true')
     return found
 
 

@@ -14,8 +14,10 @@ from kdcli import durable
 from kdcli.config import EvalSettings
 from kdcli.errors import InputError, IntegrityError
 from kdcli.metrics.score import Score
+from kdcli.runs.evaluation.curves import read_curves, write_curves
+from kdcli.runs.evaluation.kept import KeptAnswers
 from kdcli.runs.evaluation.scoring import Texts, choose_metrics, finishes
-from kdcli.runs.records import EvalRecord, ScoreInfo
+from kdcli.runs.records import Edge, EvalRecord, ScoreInfo
 from kdcli.statistics import Estimate
 
 SCHEMA = 1
@@ -29,16 +31,19 @@ class Rows:
     Args:
         where: file and line of each example.
         texts: prompts, references and answers; None where nothing was generated.
+        kept: the answers as they came; None where they are kept nowhere.
     """
 
     where: Sequence[str]
     texts: Texts | None
+    kept: KeptAnswers | None = None
 
 
 def write_results(
-    folder: Path, record: EvalRecord, settings: EvalSettings, rows: Rows, scores: Sequence[Score]
-) -> None:
-    """Write an evaluation's folder; it appears whole or not at all."""
+    folder: Path, record: EvalRecord, settings: EvalSettings, rows: Rows, scores: Sequence[Score], *,
+    pictures: bool = False,
+) -> None:  # fmt: skip
+    """Write an evaluation's folder, each curve as a picture if asked for; it appears whole or not at all."""
     entries = [
         {**asdict(info), **asdict(record.estimates[info.name]), "value": record.estimates[info.name].mean}
         for info in record.infos
@@ -52,15 +57,21 @@ def write_results(
         "model_digest": record.model_digest,
         "evaluation": settings.model_dump(mode="json"),
         "notes": list(record.notes),
+        "edge": asdict(record.edge) if record.edge is not None else None,
     }
 
     def fill(target: Path) -> None:
         text = json.dumps(document, indent=1, ensure_ascii=False)
         (target / RESULTS).write_text(f"{text}\n", encoding="utf-8")
         pq.write_table(_table(rows, scores), target / SAMPLES)
+        write_curves(target, record.curves, pictures=pictures)
+        if rows.kept is not None:
+            rows.kept.write_into(target)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     durable.commit_folder(folder, fill, {"kind": "evaluation", "results": SCHEMA})
+    if rows.kept is not None:
+        rows.kept.forget()
 
 
 def read_results(folder: Path) -> EvalRecord:
@@ -88,6 +99,8 @@ def read_results(folder: Path) -> EvalRecord:
         document["protocol"],
         document["model_digest"],
         tuple(document["notes"]),
+        read_curves(folder),
+        _edge(document.get("edge")),
     )
 
 
@@ -111,7 +124,16 @@ def scores_of(table: pa.Table, entries: Sequence[Mapping[str, Any]], evaluation:
         evaluation: settings that say how the metrics were made.
     """
     finish = finishes(choose_metrics(EvalSettings.model_validate(evaluation), teacher=True))
-    return {entry["name"]: _score(entry, table, finish[entry["name"]]) for entry in entries}
+    own = [entry for entry in entries if entry.get("eats") != "tasks"]  # a benchmark keeps nothing per example
+    return {entry["name"]: _score(entry, table, finish[entry["name"]]) for entry in own}
+
+
+def _edge(found: Mapping[str, Any] | None) -> Edge | None:
+    """Return what the model cost, where that was measured; JSON has no tuples."""
+    if found is None:
+        return None
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    return Edge(**fields)
 
 
 def _score(entry: Mapping[str, Any], table: pa.Table, finish: Any) -> Score:

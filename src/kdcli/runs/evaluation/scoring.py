@@ -1,21 +1,26 @@
 """From a model and held-out rows to scores: texts are generated, tokens are measured."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from kdcli import __version__
-from kdcli.config import EvalSettings, GenerationConfig
+from kdcli.config import EvalSettings
 from kdcli.data.dataset import TokenDataset
 from kdcli.engine.devices import Device
-from kdcli.engine.events import Event, Report
+from kdcli.engine.events import Report
 from kdcli.engine.teacher import Teacher
+from kdcli.engine.temperature import fit_token_temperature
 from kdcli.engine.token_facts import token_facts
 from kdcli.errors import InputError, UsageError
-from kdcli.generate import generate
+from kdcli.generate import Answer
 from kdcli.metrics.base import Metric, TextMetric, TokenMetric
 from kdcli.metrics.build import build_metrics
+from kdcli.metrics.choices import ChoiceMetric, ChoiceTable
+from kdcli.metrics.curve import Curve
+from kdcli.metrics.own import OwnMetric, one_token
 from kdcli.metrics.score import Finish, Score
 from kdcli.models.load import LanguageModel
 from kdcli.runs.records import ScoreInfo
@@ -30,22 +35,48 @@ class Chosen:
     Args:
         texts: metrics of generated texts.
         tokens: metrics of token facts.
+        own: metrics of token facts of sampled answers.
+        choices: metrics of the probabilities of given answers.
         notes: which default metrics were left out, and why.
     """
 
     texts: tuple[TextMetric, ...]
     tokens: tuple[TokenMetric, ...]
+    own: tuple[OwnMetric, ...] = ()
+    choices: tuple[ChoiceMetric, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def needs_teacher(self) -> bool:
         """Whether one of them compares with a teacher."""
-        return any(metric.needs_teacher() for metric in self.tokens)
+        return any(metric.needs_teacher() for metric in (*self.tokens, *self.own))
 
     @property
     def all(self) -> tuple[Metric, ...]:
         """Every metric, texts first."""
-        return (*self.texts, *self.tokens)
+        return (*self.texts, *self.tokens, *self.own, *self.choices)
+
+    @property
+    def needs_development(self) -> bool:
+        """Whether one of them is fitted on development rows."""
+        return any(metric.needs_development for metric in (*self.tokens, *self.choices))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What metrics say about a model.
+
+    Args:
+        pairs: each score with what a reader must know about it.
+        curves: what is worth a picture.
+    """
+
+    pairs: tuple[tuple[Score, ScoreInfo], ...] = ()
+    curves: tuple[Curve, ...] = ()
+
+    def __add__(self, other: "Scored") -> "Scored":
+        """Join what was measured on several roads."""
+        return Scored(self.pairs + other.pairs, self.curves + other.curves)
 
 
 @dataclass(frozen=True)
@@ -57,72 +88,86 @@ class Texts:
         references: valid answers of each example.
         prompts: prompt of each example.
         ended: whether each answer was ended by the model itself.
+        reference_tokens: tokens of each example's first reference, end token left out; None without a tokenizer.
+        ended_is_known: whether ``ended`` says anything; a file of answers may be silent.
+        answers: the answers as tokens, as ``predictions``; None where they came as texts.
     """
 
     predictions: list[list[str]]
     references: list[list[str]]
     prompts: list[str]
     ended: list[list[bool]]
+    reference_tokens: list[int] | None = None
+    ended_is_known: bool = True
+    answers: list[list[Answer]] | None = None
+
+    @property
+    def also(self) -> dict[str, Any]:
+        """What some metrics read besides the texts."""
+        return {"ended": self.ended if self.ended_is_known else None, "reference_tokens": self.reference_tokens}
 
 
-def choose_metrics(settings: EvalSettings, *, teacher: bool, model: bool = True) -> Chosen:
+def choose_metrics(settings: EvalSettings, *, teacher: bool, model: bool = True, development: bool = True) -> Chosen:
     """Construct the metrics; of the default list, leave out what cannot be had.
 
     Args:
         settings: names and options.
         teacher: whether there is a teacher to compare with.
         model: whether there is a model at all; without one only texts can be scored.
+        development: whether there are development rows to fit on, apart from those measured.
 
     Raises:
-        UsageError: a metric was asked for that needs a teacher or a model that is not there.
+        UsageError: a metric was asked for that needs a teacher, a model or rows that are not there.
     """
-    texts, tokens = build_metrics(settings)
-    lacking = {}
-    if not teacher:
-        lacking = {metric.name: "needs a teacher; give --teacher" for metric in tokens if metric.needs_teacher()}
-    if not model:
-        lacking |= {metric.name: "is measured on a model; --predictions holds texts" for metric in tokens}
+    build = texts, tokens, own, choices = build_metrics(settings)
+    lacking = _lacking(build, teacher=teacher, model=model, development=development or settings.split == "dev")
     asked = settings.metrics != EvalSettings().metrics
     if lacking and asked:
         name, why = next(iter(lacking.items()))
         what, _, fix = why.partition("; ")
         raise UsageError("EVAL-01", f"{name} {what}", where="--metric", fix=fix or f"leave {name} out")
+    if settings.split == "dev":  # a study measures its candidates there; what is fitted on the same rows says nothing
+        fitted = [metric.name for metric in (*tokens, *choices) if metric.needs_development]
+        lacking |= dict.fromkeys(fitted, "is fitted on development rows, and those are measured here")
+    notes = tuple(f"{name} left out: it {why}" for name, why in lacking.items())
     left = tuple(metric for metric in tokens if metric.name not in lacking)
-    return Chosen(tuple(texts), left, tuple(f"{name} left out: it {why}" for name, why in lacking.items()))
+    ours = tuple(metric for metric in own if metric.name not in lacking)
+    return Chosen(tuple(texts), left, ours, tuple(metric for metric in choices if metric.name not in lacking), notes)
 
 
-def answer(model: LanguageModel, dataset: TokenDataset, config: GenerationConfig, report: Report) -> Texts:
-    """Generate one answer per row and sampling seed; at temperature 0 one per row."""
-    rows = [example.ids[: example.prompt_length] for example in dataset.examples]
-    seeds = config.seeds if config.temperature > 0 else config.seeds[:1]
-    predictions: list[list[str]] = [[] for _ in rows]
-    ended: list[list[bool]] = [[] for _ in rows]
-    made = 0
-    report(Event("stage", "answering", total=len(seeds)))
-    for index, seed in enumerate(seeds):
-
-        def tell(tokens: int, done: int = index) -> None:
-            nonlocal made
-            made += tokens
-            report(Event("progress", "answering", done=done, total=len(seeds), values={"tokens": made}))
-
-        answers = generate(model, rows, config, seed=seed, rows=model.vocab, report=tell)
-        for row, said in enumerate(answers):
-            text = model.tokenizer.decode(list(said.ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            predictions[row].append(str(text).strip())
-            ended[row].append(said.ended)
-        report(Event("progress", "answering", done=index + 1, total=len(seeds)))
-    references = [list(example.references) for example in dataset.examples]
-    return Texts(predictions, references, [example.prompt for example in dataset.examples], ended)
+def _lacking(
+    build: tuple[Sequence[Metric], Sequence[TokenMetric], Sequence[OwnMetric], Sequence[ChoiceMetric]], *,
+    teacher: bool, model: bool, development: bool,
+) -> dict[str, str]:  # fmt: skip
+    """Return the metrics that cannot be had, each with why and, after a semicolon, what to do."""
+    _, tokens, own, choices = build
+    found = {}
+    if not teacher:
+        compared = [metric for metric in (*tokens, *own) if metric.needs_teacher()]
+        found |= {metric.name: "needs a teacher; give --teacher" for metric in compared}
+    if not development:
+        fitted = [metric for metric in (*tokens, *choices) if metric.needs_development]
+        found |= {metric.name: "needs development rows; give --dev-data" for metric in fitted}
+    if not model:
+        why = "is measured on a model; --predictions holds texts"
+        found |= {metric.name: why for metric in (*tokens, *own, *choices)}
+    return found
 
 
-def score_texts(chosen: Chosen, texts: Texts) -> list[tuple[Score, ScoreInfo]]:
+def beside(texts: Texts, dataset: TokenDataset, end_id: int) -> Texts:
+    """Return the texts with the number of tokens of each example's first reference, end token left out."""
+    answers = [example.ids[example.prompt_length :] for example in dataset.examples]
+    return replace(texts, reference_tokens=[len(ids) - (ids[-1:] == (end_id,)) for ids in answers])
+
+
+def score_texts(chosen: Chosen, texts: Texts) -> Scored:
     """Score answers with every metric of texts."""
-    return [
-        (score, _info(score, metric))
-        for metric in chosen.texts
-        for score in metric.scores_from_texts(texts.predictions, texts.references)
-    ]
+    pairs, curves = [], []
+    for metric in chosen.texts:
+        scores = metric.scores_from_texts(texts.predictions, texts.references, **texts.also)
+        pairs += [(score, info_of(score, metric)) for score in scores]
+        curves += metric.curves(texts.predictions, texts.references, **texts.also)
+    return Scored(tuple(pairs), tuple(curves))
 
 
 def score_tokens(
@@ -132,47 +177,71 @@ def score_tokens(
     dataset: TokenDataset,
     device: Device,
     report: Report,
-) -> list[tuple[Score, ScoreInfo]]:
+    development: TokenDataset | None = None,
+) -> Scored:
     """Measure every response token, and score with every metric of token facts."""
     if not chosen.tokens:
-        return []
+        return Scored()
+    temperature = None
+    if development is not None and any(metric.needs_development for metric in chosen.tokens):
+        temperature = fit_token_temperature(
+            student, development, micro_tokens=_MICRO_TOKENS, device=device, report=report
+        )
     facts, example = token_facts(
-        student, teacher if chosen.needs_teacher else None, dataset,
+        student, teacher, dataset, temperature=temperature,
         vocab=student.vocab, micro_tokens=_MICRO_TOKENS, device=device, report=report,
+        names={name for metric in chosen.tokens for name in metric.facts},
     )  # fmt: skip
-    return [
-        (score, _info(score, metric))
-        for metric in chosen.tokens
-        for score in metric.scores_from_tokens(facts, example, len(dataset))
-    ]
+    pairs, curves = [], []
+    for metric in chosen.tokens:
+        scores = metric.scores_from_tokens(facts, example, len(dataset))
+        pairs += [(score, info_of(score, metric)) for score in scores]
+        curves += metric.curves(facts, example, len(dataset))
+    return Scored(tuple(pairs), tuple(curves))
 
 
 def finishes(chosen: Chosen) -> dict[str, Finish]:
     """Return what turns stored sums into each score, learnt from one made-up example."""
-    scores = [score for metric in chosen.texts for score in metric.scores_from_texts([["a"]], [["a"]])]
+    also = {"ended": [[True]], "reference_tokens": [1]}
+    scores = [
+        score
+        for metric in chosen.texts
+        for score in metric.measure([["a"]], [["a"]], **{name: also[name] for name in metric.also_reads})
+    ]
     for metric in chosen.tokens:
         facts = {name: np.array([0.5]) for name in metric.facts}
         scores += metric.scores_from_tokens(facts, np.array([0]), 1)
+    for metric in chosen.own:
+        scores += metric.scores_from_own(dict.fromkeys(metric.samplers, one_token(metric.facts)))
+    one = ChoiceTable(np.log([[0.75, 0.25]]), np.ones((1, 2), dtype=np.int64), np.array([0]))
+    for metric in chosen.choices:
+        scores += metric.scores_from_choices(replace(one, development=one))
     return {score.name: score.finish for score in scores}
 
 
 def complete(info: ScoreInfo, protocol: dict[str, Any]) -> ScoreInfo:
     """Complete a score's signature: how answers were made, on which rows, by which version."""
     parts, generation = [info.settings], protocol["generation"]
-    if generation is not None and info.eats == "texts":
+    if generation is not None and info.eats in ("texts", "own"):
         sampled = [f"temp:{generation['temperature']:g}", f"top_p:{generation['top_p']:g}"]
         seeds = ",".join(map(str, generation["seeds"]))
         parts += [*sampled, f"seeds:{seeds}"] if generation["temperature"] else ["gen:greedy"]
         parts.append(f"max:{generation['max_new_tokens']}")
+    elif info.eats == "texts":
+        parts.append("answers:given")
+    parts += [f"server:{protocol['server']}"] if "server" in protocol and info.eats == "texts" else []
+    parts += [f"tmpl:{protocol['template']}"] if protocol.get("template") else []
+    parts += [f"protocol:{protocol['name']}-{protocol['hash']}"] if "hash" in protocol else []
     parts += [f"data:{protocol['data'][:8]}", f"n:{protocol['examples']}", f"kd:{__version__}"]
     return replace(info, settings="|".join(parts))
 
 
-def _info(score: Score, metric: Metric) -> ScoreInfo:
+def info_of(score: Score, metric: Metric) -> ScoreInfo:
+    """Return what a reader must know about a metric's score."""
     return ScoreInfo(score.name, score.better, metric.name, metric.signature, metric.eats)
 
 
-def each_once(pairs: list[tuple[Score, ScoreInfo]]) -> list[tuple[Score, ScoreInfo]]:
+def each_once(pairs: Sequence[tuple[Score, ScoreInfo]]) -> list[tuple[Score, ScoreInfo]]:
     """Keep the first of scores that two metrics both compute.
 
     Raises:

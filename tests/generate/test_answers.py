@@ -4,13 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache
 
 import tiny
 from kdcli.config import GenerationConfig
 from kdcli.errors import InputError, NumericsError
-from kdcli.generate import Answer, generate, sample, uniforms
-from kdcli.models.cache import roomy_cache
+from kdcli.generate import Answer, Asked, answers, generate, uniforms
 from kdcli.models.load import LanguageModel, assemble
 
 torch.set_num_threads(1)
@@ -188,32 +186,61 @@ def test_batches_hold_no_more_than_their_tokens():
     model, seen, counts = speaker(), [], []
 
     def watch(module, positional, inputs):
-        seen.append(tuple(inputs["input_ids"].shape))
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        seen.append((*ids.shape, mask.shape[1]))
 
     model.model.model.register_forward_pre_hook(watch, with_kwargs=True)
-    generate(model, prompts(30), config(batch_tokens=300), seed=0, report=counts.append)
-    first = [shape for shape in seen if shape[1] > 1]
-    assert max(rows * (width + 24) for rows, width in first) <= 300
-    assert [width for _, width in first] == sorted((width for _, width in first), reverse=True)
-    assert sum(rows for rows, _ in seen) == sum(counts), "a row that has ended must not be computed"
+    generate(model, prompts(60), config(batch_tokens=300), seed=0, report=counts.append)
+    read = [columns for rows, new, columns in seen if new == columns]
+    steps = [(rows, columns) for rows, new, columns in seen if new != columns]
+    assert read == sorted(read, reverse=True)
+    assert all(rows == 1 or rows * columns <= 300 for rows, columns in steps)
+    assert max(rows for rows, _ in steps) > 300 // 45, "shorter prompts leave room for more rows"
+    assert sum(rows for rows, *_ in seen) == sum(counts), "a row that has ended must not be computed"
 
 
-def test_the_cache_holds_what_transformers_own_cache_holds():
+def test_a_row_joins_as_soon_as_another_leaves():
+    model, seen = speaker(), []
+    model.model.model.register_forward_pre_hook(
+        lambda module, positional, inputs: seen.append(inputs["input_ids"].shape), with_kwargs=True
+    )
+    generate(model, [[1, 5, 6]] * 60, config(batch_tokens=27 * 6), seed=0)
+    steps = [rows for rows, new in seen if new == 1]
+    assert steps[:-24] == [6] * (len(steps) - 24)
+
+
+def test_a_prompt_is_read_once_for_all_its_seeds():
+    model, given, read = speaker(), prompts(12), []
+    model.model.model.register_forward_pre_hook(
+        lambda module, positional, inputs: read.append(inputs["input_ids"].tolist()[0]), with_kwargs=True
+    )
+    asked = [Asked(prompt, number, (10, 20, 30)) for number, prompt in enumerate(given)]
+    found = {(place, seed): answer for place, seed, answer in answers(model, asked, config(batch_tokens=200))}
+    assert sorted(ids for ids in read if len(ids) > 1) == sorted(prompt for prompt in given if len(prompt) > 1)
+    for seed in (10, 20, 30):
+        assert [found[place, seed] for place in range(12)] == generate(model, given, config(), seed=seed)
+
+
+def test_answers_come_as_they_end():
     model = speaker()
-    ours, theirs = roomy_cache(model.model.config, 9), DynamicCache(config=model.model.config)
-    for ids in (
-        torch.tensor([[1, 5, 6], [1, 7, 8], [1, 9, 4]]),
-        torch.tensor([[10], [11]]),
-        torch.tensor([[12], [13]]),
-    ):
-        for cache in (ours, theirs):
-            if cache.get_seq_length() == 3:
-                cache.batch_select_indices(torch.tensor([2, 0]))
-            model.model(ids, past_key_values=cache)
-        for mine, plain in zip(ours.layers, theirs.layers, strict=True):
-            assert torch.equal(mine.keys, plain.keys)
-            assert torch.equal(mine.values, plain.values)
-    assert ours.get_seq_length() == 5
+    asked = [Asked(prompt, number, (0,)) for number, prompt in enumerate(prompts(40))]
+    counts: list[int] = []
+    stream = answers(model, asked, config(batch_tokens=200), report=counts.append)
+    next(stream)
+    early = sum(counts)
+    assert len(list(stream)) == 39
+    assert early < sum(counts) / 4
+
+
+def test_the_columns_of_a_long_answer_are_moved_to_the_left():
+    model = replace(speaker(max_position_embeddings=600), end_ids=())
+    long = generate(model, prompts(3), config(max_new_tokens=400, batch_tokens=1200), seed=0)
+    assert [len(answer.ids) for answer in long] == [400] * 3
+    alone = [
+        generate(model, [prompt], config(max_new_tokens=400), seed=0, examples=[number])[0]
+        for number, prompt in enumerate(prompts(3))
+    ]
+    assert alone == long
 
 
 def test_uniforms_depend_on_seed_example_and_step_alone():
@@ -225,39 +252,3 @@ def test_uniforms_depend_on_seed_example_and_step_alone():
     assert whole.max() < 1.0
     assert abs(whole.mean() - 0.5) < 0.03
     assert uniforms(2**63 - 1, [2**40], 1).shape == (1, 1)
-
-
-def test_samples_follow_the_distribution_at_a_temperature():
-    logits = torch.tensor([0.0, 1.0, -1.0, 2.0])
-    draws = torch.from_numpy(uniforms(0, range(100), 1000).ravel())
-    for tau in (0.5, 1.0, 3.0):
-        picked = sample(logits.expand(len(draws), 4), draws, temperature=tau)
-        shares = torch.bincount(picked, minlength=4) / len(draws)
-        torch.testing.assert_close(shares, torch.softmax(logits / tau, -1), atol=6e-3, rtol=0)
-
-
-def test_inverse_of_the_cumulative_distribution_by_hand():
-    logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(5, 4)
-    draws = torch.tensor([0.0, 0.09, 0.11, 0.59, 0.61], dtype=torch.float64)
-    assert sample(logits, draws, temperature=1.0).tolist() == [0, 0, 1, 2, 3]
-
-
-def test_tokens_without_mass_are_never_drawn():
-    logits = torch.tensor([[-float("inf"), 0.0, -float("inf"), 0.0, -float("inf")]])
-    for draw in (0.0, 0.5, 1.0 - 2.0**-53):
-        picked = sample(logits, torch.tensor([draw], dtype=torch.float64), temperature=1.0).item()
-        assert picked in (1, 3)
-
-
-@pytest.mark.parametrize("top_p, kept", [(0.39, {3}), (0.41, {3, 2}), (0.71, {1, 2, 3}), (1.0, {0, 1, 2, 3})])
-def test_the_nucleus_is_the_smallest_set_with_enough_mass(top_p, kept):
-    logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(2000, 4)
-    draws = torch.from_numpy(uniforms(1, range(2000), 1).ravel())
-    picked = sample(logits, draws, temperature=1.0, top_p=top_p)
-    assert set(picked.tolist()) == kept
-
-
-def test_a_tiny_temperature_is_greedy():
-    logits = torch.randn(50, 20, generator=torch.Generator().manual_seed(0))
-    draws = torch.from_numpy(uniforms(1, range(50), 1).ravel())
-    assert torch.equal(sample(logits, draws, temperature=1e-5), logits.argmax(-1))

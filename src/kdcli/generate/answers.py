@@ -1,0 +1,128 @@
+"""Answers to prompts: every prompt is read once, rows join and leave the batch, and none depends on its company."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kdcli.config import GenerationConfig
+from kdcli.generate.batch import Batch, Row
+from kdcli.generate.speaker import Speaker
+from kdcli.models.load import LanguageModel
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to one prompt.
+
+    Args:
+        ids: the answer's tokens, without the end token.
+        ended: whether the model ended it; False where it was cut at a length.
+    """
+
+    ids: tuple[int, ...]
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, and the seeds it is to be answered for.
+
+    Args:
+        prompt: token ids, at least one.
+        example: its number in the draws.
+        seeds: one answer each; the prompt is read once for all of them.
+    """
+
+    prompt: Sequence[int]
+    example: int
+    seeds: tuple[int, ...]
+
+
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    *,
+    seed: int,
+    examples: Sequence[int] | None = None,
+    rows: int | None = None,
+    report: Callable[[int], None] = lambda tokens: None,
+) -> list[Answer]:
+    """Answer every prompt once, greedily at temperature 0, else by sampling.
+
+    Args:
+        model: a loaded language model.
+        prompts: token ids of each prompt, at least one each.
+        config: length, temperature, nucleus mass and batch size; its ``seeds`` are not read here.
+        seed: sampling seed.
+        examples: the number of each prompt in the draws, default its position; lets a subset or
+            another order give the same answers.
+        rows: number of real ids, where the head has padding rows; no other id is generated.
+        report: called after each step with the number of tokens just generated.
+
+    Returns:
+        one answer per prompt, in the prompts' order.
+
+    Raises:
+        InputError: an empty prompt, one that fills the model's context, or a recurrent model.
+        NumericsError: the model's logits are not finite.
+    """
+    numbers = range(len(prompts)) if examples is None else examples
+    asked = [Asked(prompt, number, (seed,)) for prompt, number in zip(prompts, numbers, strict=True)]
+    found = {place: answer for place, _, answer in answers(model, asked, config, rows=rows, report=report)}
+    return [found[place] for place in range(len(prompts))]
+
+
+def answers(
+    model: LanguageModel,
+    asked: Sequence[Asked],
+    config: GenerationConfig,
+    *,
+    rows: int | None = None,
+    report: Callable[[int], None] = lambda tokens: None,
+) -> Iterator[tuple[int, int, Answer]]:
+    """Answer every prompt once for each of its seeds.
+
+    Args:
+        model: a loaded language model.
+        asked: prompts and seeds.
+        config: length, temperature, nucleus mass and batch size; its ``seeds`` are not read here.
+        rows: number of real ids, where the head has padding rows; no other id is generated.
+        report: called after each step with the number of tokens just generated.
+
+    Yields:
+        position in ``asked``, seed and answer, in the order in which answers end.
+
+    Raises:
+        InputError: an empty prompt, one that fills the model's context, or a recurrent model.
+        NumericsError: the model's logits are not finite.
+    """
+    speaker = Speaker(model, rows or model.vocab)
+    speaker.check([one.prompt for one in asked])
+    order = sorted(range(len(asked)), key=lambda place: (-len(asked[place].prompt), place))
+    waiting = (
+        Row.waiting(place, asked[place].prompt, asked[place].example, seed)
+        for place in order
+        for seed in asked[place].seeds
+    )
+    finished = Batch(speaker, config, report).run(waiting)
+    while True:
+        with torch.no_grad(), _evaluating(model.model):
+            row = next(finished, None)
+        if row is None:
+            return
+        yield row.place, row.seed, Answer(tuple(row.said), row.ended)
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Switch dropout off, and put it back."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

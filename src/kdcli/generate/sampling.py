@@ -1,0 +1,139 @@
+"""Picks tokens so that a rounding error of the logits almost never changes the pick, and says when it might.
+
+Tokens race: with waiting times E_k exponential with mean 1, argmin E_k / p_k is a draw from p (the exponential
+form of the Gumbel-max trick; Maddison, Tarlow & Minka 2014, arXiv:1411.0030). Two logits that move by d can only
+change the winner where it leads by less than exp(2d), whatever the size of the vocabulary; inverting the
+cumulative distribution has a boundary at every token instead. The race is run in two stages, blocks of
+neighbouring ids first, so that a few hundred random numbers suffice.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdcli.generate.draws import BLOCK
+
+_LIKELIEST = 1024
+
+
+@dataclass(frozen=True)
+class Picks:
+    """The next token of some rows.
+
+    Args:
+        tokens: token ids, ``[b]``.
+        sure: whether logits within the tolerance would all give this token, ``[b]``.
+    """
+
+    tokens: Tensor
+    sure: Tensor
+
+
+def greedy(logits: Tensor, tolerance: Tensor) -> Picks:
+    """Pick the likeliest tokens.
+
+    Args:
+        logits: shape ``[b, v]``, v at least 2.
+        tolerance: by how much each logit of a row may be off, ``[b]``.
+    """
+    best = logits.topk(2, dim=-1).values
+    return Picks(logits.argmax(-1), best[:, 0] - best[:, 1] > 2.0 * tolerance)
+
+
+def sample(
+    logits: Tensor, waits: Tensor, *, temperature: float, top_p: float = 1.0, tolerance: Tensor | None = None
+) -> Picks:
+    """Draw tokens.
+
+    Args:
+        logits: shape ``[b, v]``.
+        waits: waiting times, float64, shape ``[b, 256 + blocks]``, as ``draws.waits`` gives them.
+        temperature: divides the logits; above 0.
+        top_p: keep the smallest set of most likely tokens that has at least this mass.
+        tolerance: by how much each logit of a row may be off, ``[b]``; None: not at all.
+
+    >>> import numpy as np
+    >>> from kdcli.generate.draws import stream, waits
+    >>> times = torch.from_numpy(waits([stream(0, example) for example in range(1000)], 2))
+    >>> drawn = sample(torch.tensor([[0.0, 1.0]]).expand(1000, 2), times, temperature=1.0)
+    >>> round(drawn.tokens.double().mean().item(), 2)  # sigmoid(1) = 0.73
+    0.73
+    """
+    off = torch.zeros(len(logits)) if tolerance is None else tolerance.cpu()
+    slack = torch.expm1(2.0 * off.double() / temperature)[:, None].to(logits.device)
+    mass = _mass(logits, temperature, waits.shape[1] - BLOCK)
+    least = most = mass
+    if top_p < 1.0:
+        least, most = _nuclei(mass, top_p, slack if tolerance is not None else None)
+    rows = torch.arange(len(mass), device=mass.device)
+    block, sure = _first(waits[:, BLOCK:], _totals(least), _totals(most), slack)
+    token, certain = _first(waits[:, :BLOCK], least[rows, block].double(), most[rows, block].double(), slack)
+    return Picks(block * BLOCK + token, sure & certain)
+
+
+def _mass(logits: Tensor, temperature: float, blocks: int) -> Tensor:
+    """Return ``exp((z - max z) / temperature)``, 0 beyond the vocabulary, ``[b, blocks, 256]``."""
+    wide = logits.float()
+    mass = wide.new_zeros(len(wide), blocks * BLOCK)
+    real = mass[:, : wide.shape[1]]
+    torch.sub(wide, wide.amax(-1, keepdim=True), out=real)
+    real.div_(temperature).exp_()
+    return mass.view(len(wide), blocks, BLOCK)
+
+
+def _totals(mass: Tensor) -> Tensor:
+    return mass.sum(-1).double()
+
+
+def _first(times: Tensor, least: Tensor, most: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
+    """Return who arrives first at speeds ``most``, and whether it does at any speeds down to ``least``.
+
+    Args:
+        times: waiting times at speed 1, ``[b, k]``.
+        least: lower bounds of the speeds, ``[b, k]``.
+        most: upper bounds of the speeds, ``[b, k]``.
+        slack: by what share a ratio of speeds may be off besides, ``[b, 1]``.
+    """
+    arrival = times / most
+    two = arrival.topk(2, dim=-1, largest=False)
+    winner = two.indices[:, :1]
+    latest = times.gather(1, winner) / least.gather(1, winner)
+    sure = latest * (1.0 + slack) < two.values[:, 1:]
+    return winner.squeeze(1), sure.squeeze(1)
+
+
+def _nuclei(mass: Tensor, top_p: float, slack: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Set to 0 what lies outside the smallest most likely set of mass ``top_p``; ties stay in.
+
+    Returns:
+        the mass of tokens that are inside whatever the tolerance does, and of those that may be.
+    """
+    flat = mass.flatten(1)
+    total = flat.sum(-1, keepdim=True, dtype=torch.float64)
+    ranked = _ranked(flat, top_p, total)
+    before = (ranked.cumsum(-1, dtype=torch.float64) - ranked) / total
+
+    def last(share: Tensor) -> Tensor:
+        return (before < share).sum(-1, keepdim=True).clamp(min=1) - 1
+
+    def kept(smallest: Tensor) -> Tensor:
+        return flat.where(flat >= smallest.to(flat.dtype), 0.0).view_as(mass)
+
+    whole = torch.full_like(total, top_p)
+    if slack is None:
+        inside = kept(ranked.gather(-1, last(whole)))
+        return inside, inside
+    place = last(whole - slack)
+    edge, beyond = ranked.gather(-1, place), ranked.gather(-1, (place + 1).clamp(max=ranked.shape[1] - 1))
+    tied = beyond >= edge * (1.0 - 2.0 * slack)
+    may_be = kept(ranked.gather(-1, last(whole + slack)) * (1.0 - slack))
+    return kept(edge.double().where(~tied, edge * (1.0 + slack))), may_be
+
+
+def _ranked(mass: Tensor, top_p: float, total: Tensor) -> Tensor:
+    """Return the largest masses, in falling order, as many as the nucleus may need."""
+    ranked = mass.topk(min(_LIKELIEST, mass.shape[1]), dim=-1).values
+    if (ranked.sum(-1, keepdim=True, dtype=torch.float64) < min(top_p + 0.01, 1.0) * total).any():
+        return mass.sort(-1, descending=True).values
+    return ranked

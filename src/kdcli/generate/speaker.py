@@ -1,0 +1,127 @@
+"""The forward passes of generation: a prompt once, one token of every row at a step, and a row alone."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdcli.errors import InputError, NumericsError
+from kdcli.models.cache import Kept, RowCache, kept_of, prompt_cache, rows_can_leave
+from kdcli.models.load import LanguageModel, positions_of
+from kdcli.models.products import product, worthwhile
+from kdcli.models.split import trunk_of, trunk_output
+
+_ROUNDINGS = 64
+_EXACT = (torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Read:
+    """A prompt that was read.
+
+    Args:
+        kept: keys and values of its tokens.
+        logits: of the token after it, ``[1, ids]``.
+    """
+
+    kept: Kept
+    logits: Tensor
+
+
+class Speaker:
+    """A model that reads prompts and speaks on.
+
+    Args:
+        model: a loaded language model.
+        ids: real ids; no other one is ever said.
+    """
+
+    def __init__(self, model: LanguageModel, ids: int) -> None:
+        self.model, self.ids = model, ids
+        self.trunk = trunk_of(model.model)
+        self.device = model.model.device
+        self.limit = positions_of(model.model)
+        parameters = inspect.signature(self.trunk.forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        self._takes_cache = "past_key_values" in parameters
+        self.is_exact = model.head.weight.dtype in _EXACT
+        self.cache = RowCache(model.model.config)
+
+    def check(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Refuse prompts without tokens or without room behind them, and models that rows cannot leave."""
+        for index, prompt in enumerate(prompts):
+            where = f"prompt {index}"
+            if len(prompt) == 0:
+                raise InputError("GEN-01", "the prompt has no tokens", where=where, fix="start it with the model's BOS")
+            if self.limit is not None and len(prompt) >= self.limit:
+                what = f"{len(prompt)} tokens leave no room in the model's context of {self.limit}"
+                raise InputError("GEN-02", what, where=where, fix=f"set data.max_prompt_length below {self.limit}")
+        if not self._takes_cache or not rows_can_leave(prompt_cache(self.model.model.config).layers):
+            what = f"{type(self.model.model).__name__} has recurrent layers; answers need a cache of keys and values"
+            fix = "choose metrics of tokens, such as perplexity"
+            raise InputError("GEN-04", what, where=self.model.path, fix=fix)
+
+    def read(self, prompt: Sequence[int]) -> Read:
+        """Read a prompt, alone."""
+        cache = prompt_cache(self.model.model.config)
+        ids = torch.tensor([list(prompt)], device=self.device)
+        positions = {"position_ids": torch.arange(len(prompt), device=self.device)[None]}
+        output = self.trunk(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
+            use_cache=True,
+            **(positions if self._takes_positions else {}),
+        )
+        return Read(kept_of(cache), self._logits(output.last_hidden_state[:, -1]))
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Let every row in the cache read one token; returns the next one's logits, ``[rows, ids]``."""
+        cache = self.cache
+        cache.make_column()
+        window = cache.window
+        lengths = torch.tensor(cache.lengths, device=self.device)[:, None]
+        columns = torch.arange(window.end - window.begin + 1, device=self.device)
+        output = self.trunk(
+            input_ids=torch.tensor(tokens, device=self.device)[:, None],
+            attention_mask=(columns >= columns[-1] - lengths).long(),
+            past_key_values=cache.cache,
+            use_cache=True,
+            **({"position_ids": lengths} if self._takes_positions else {}),
+        )
+        cache.advance()
+        return self._logits(output.last_hidden_state[:, -1])
+
+    def alone(self, tokens: Sequence[int]) -> Tensor:
+        """Return the logits after a sequence that is read anew, by itself, ``[1, ids]``."""
+        ids = torch.tensor([list(tokens)], device=self.device)
+        return self._logits(trunk_output(self.trunk, ids, torch.ones_like(ids))[:, -1])
+
+    def tolerance(self, logits: Tensor) -> Tensor | None:
+        """Return by how much each row's logits may differ from those of the row alone, ``[b]``.
+
+        That is 64 roundings of the largest logit. None where products are rounded so coarsely, in bf16,
+        that nothing would be sure.
+        """
+        if not self.is_exact:
+            return None
+        least, most = logits.amin(-1), logits.amax(-1)
+        largest = torch.maximum(least.where(least.isfinite(), 0.0).abs(), most.abs())
+        return largest * (_ROUNDINGS * torch.finfo(logits.dtype).eps)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits = self._project(hidden)
+        if not torch.isfinite(logits.amax(-1)).all():
+            what = "the model's logits are not finite while generating"
+            raise NumericsError("GEN-03", what, where=self.model.path, fix="look at its training curve")
+        return logits
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        """Return the head's logits, by whichever library is fastest."""
+        head = self.model.head
+        if not worthwhile(hidden, head.weight, hidden.numel() * self.ids):
+            return head.logits(hidden, self.ids)
+        bias = None if head.bias is None else head.bias[: self.ids]
+        return head.apply_scale_and_cap_(product(hidden.contiguous(), head.weight[: self.ids], bias))

@@ -1,0 +1,39 @@
+"""``curves.json`` and the pictures of an evaluation."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdcli.errors import IntegrityError
+from kdcli.metrics.curve import Curve, as_json, from_json
+
+CURVES = "curves.json"
+
+
+def write_curves(folder: Path, curves: Sequence[Curve], *, pictures: bool) -> None:
+    """Write curves as data, and each as ``NAME.png`` and ``NAME.svg`` if asked for; nothing if there are none."""
+    if not curves:
+        return
+    text = json.dumps([as_json(curve) for curve in curves], indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / CURVES).write_text(f"{text}\n", encoding="utf-8")
+    if pictures:
+        from kdcli.runs.pictures import draw  # matplotlib: only where something is drawn
+
+        for curve in curves:
+            draw(folder, curve)
+
+
+def read_curves(folder: Path) -> tuple[Curve, ...]:
+    """Read what ``write_curves`` wrote; nothing where there is no file.
+
+    Raises:
+        IntegrityError: the file holds something else.
+    """
+    path = folder / CURVES
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(from_json(entry) for entry in json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, KeyError) as error:
+        what = "holds no curves"
+        raise IntegrityError("RUN-01", what, where=str(path), fix="evaluate again with kd eval") from error

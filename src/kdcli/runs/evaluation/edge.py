@@ -1,0 +1,162 @@
+"""What it costs to run a model on this machine: size, memory, speed, energy."""
+
+import gc
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdcli.config import EdgeConfig
+from kdcli.engine.devices import Device, peak_memory, reset_peak_memory
+from kdcli.engine.energy import energy_meter
+from kdcli.engine.events import Event, Report
+from kdcli.errors import InputError
+from kdcli.models.folder import open_folder
+from kdcli.models.header import TensorInfo
+from kdcli.models.load import LanguageModel, load_model
+from kdcli.models.split import trunk_of
+from kdcli.runs.estimate import process_bytes
+from kdcli.runs.records import Edge
+
+_SCALE = 4
+
+
+@dataclass(frozen=True)
+class _Timed:
+    first: float
+    rest: float
+
+
+def measure_edge(path: str, config: EdgeConfig, device: Device, report: Report) -> Edge:
+    """Measure a model that answers one request at a time.
+
+    One prompt of ``prompt_tokens`` is read and ``new_tokens`` are added greedily, with a key-value cache and
+    without stopping at an end token; once to warm up, then ``repeats`` times. Speeds are medians.
+
+    Args:
+        path: model folder or hub id.
+        config: lengths and repeats.
+        device: where to compute; weights are held in its dtype.
+        report: told how far it is.
+
+    Returns:
+        sizes of the files, and what was measured.
+
+    Raises:
+        InputError: the model cannot be used, its context is too short, or it keeps no cache.
+    """
+    checked = open_folder(path)
+    tensors = list(checked.tensors.values())
+    before = process_bytes(device)
+    model = load_model(path, device=device.device, role="teacher", dtype=device.compute)
+    _check_room(model, config)
+    gc.collect()
+    reset_peak_memory(device.device)
+    times, joules, source = _repeated(model, config, device, report)
+    first, speed = [one.first for one in times], [(config.new_tokens - 1) / one.rest for one in times]
+    return Edge(
+        parameters=sum(one.numel() for one in model.model.parameters()),
+        disk_bytes=sum(file.stat().st_size for file in checked.files),
+        bytes_by_dtype=bytes_by_dtype(tensors),
+        int8_bytes=int8_bytes(tensors),
+        peak_bytes=max(peak_memory(device.device) - before, 0),
+        first_token_seconds=statistics.median(first),
+        first_token_range=(min(first), max(first)),
+        tokens_per_second=statistics.median(speed),
+        tokens_per_second_range=(min(speed), max(speed)),
+        joules_per_token=joules / (config.repeats * config.new_tokens) if joules else None,
+        energy_source=source,
+        prompt_tokens=config.prompt_tokens,
+        new_tokens=config.new_tokens,
+        repeats=config.repeats,
+        hardware=_hardware(device),
+    )
+
+
+def _repeated(
+    model: LanguageModel, config: EdgeConfig, device: Device, report: Report
+) -> tuple[list[_Timed], float | None, str]:
+    """Return the times of the repeats, their energy and what reported it; the first answer warms up."""
+    report(Event("stage", "measuring speed", total=config.repeats))
+    prompt = _prompt(model, config.prompt_tokens)
+    _speak(model, prompt, config.new_tokens, device)
+    meter, times = energy_meter(device.device), []
+    for done in range(config.repeats):
+        times.append(_speak(model, prompt, config.new_tokens, device))
+        report(Event("progress", "measuring speed", done=done + 1, total=config.repeats))
+    return (times, None, "") if meter is None else (times, meter.joules(), meter.source)
+
+
+def _hardware(device: Device) -> str:
+    name = torch.cuda.get_device_name(device.device) if device.device.type == "cuda" else ""
+    where = name or f"{device.device.type}, {torch.get_num_threads()} threads"
+    return f"{where}, {str(device.compute).removeprefix('torch.')}"
+
+
+def bytes_by_dtype(tensors: Sequence[TensorInfo]) -> dict[str, int]:
+    """Return the bytes of tensors by the type they are stored in.
+
+    >>> bytes_by_dtype([TensorInfo("F32", (2, 3)), TensorInfo("BF16", (4,))])
+    {'BF16': 8, 'F32': 24}
+    """
+    found: dict[str, int] = {}
+    for info in tensors:
+        found[info.dtype] = found.get(info.dtype, 0) + info.numel * info.bytes_per_number
+    return dict(sorted(found.items()))
+
+
+def int8_bytes(tensors: Sequence[TensorInfo]) -> int:
+    """Return the bytes after storing every matrix in 8 bits with one fp32 scale per row; vectors stay as they are.
+
+    >>> int8_bytes([TensorInfo("F32", (2, 3)), TensorInfo("F32", (4,))])
+    30
+    """
+    return sum(
+        info.numel + _SCALE * (info.numel // info.shape[-1])
+        if len(info.shape) > 1 and info.numel and info.bytes_per_number > 1
+        else info.numel * info.bytes_per_number
+        for info in tensors
+    )
+
+
+def _check_room(model: LanguageModel, config: EdgeConfig) -> None:
+    total = config.prompt_tokens + config.new_tokens
+    if model.positions is not None and total > model.positions:
+        what = f"{total} tokens do not fit the model's context of {model.positions}"
+        raise InputError("EDGE-01", what, where=model.path, fix="lower edge.prompt_tokens and edge.new_tokens")
+
+
+def _prompt(model: LanguageModel, length: int) -> Tensor:
+    """Return the ids of a prompt; which ones they are does not change the cost."""
+    return torch.arange(length, device=model.model.device)[None] % model.vocab
+
+
+def _speak(model: LanguageModel, prompt: Tensor, new: int, device: Device) -> _Timed:
+    """Read the prompt and add tokens; return the time to the first one and that of the others."""
+    trunk = trunk_of(model.model)
+    with torch.inference_mode():
+        started = _now(device)
+        seen = trunk(input_ids=prompt, use_cache=True)
+        token = _likeliest(model, seen.last_hidden_state)
+        first = _now(device)
+        cache = getattr(seen, "past_key_values", None)
+        if cache is None:
+            what = "the model returns no cache of keys and values"
+            raise InputError("EDGE-02", what, where=model.path, fix="leave --edge out")
+        for _ in range(new - 1):
+            seen = trunk(input_ids=token, past_key_values=cache, use_cache=True)
+            cache, token = seen.past_key_values, _likeliest(model, seen.last_hidden_state)
+        return _Timed(first - started, _now(device) - first)
+
+
+def _likeliest(model: LanguageModel, hidden: Tensor) -> Tensor:
+    return model.head.logits(hidden[:, -1]).argmax(-1, keepdim=True)
+
+
+def _now(device: Device) -> float:
+    if device.device.type == "cuda":
+        torch.cuda.synchronize(device.device)
+    return time.perf_counter()

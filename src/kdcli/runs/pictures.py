@@ -1,0 +1,123 @@
+"""From a curve to a picture: one road for every curve, in the common look."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from kdcli.metrics.curve import Curve, Series
+from kdcli.runs.style import COLOURS, DASHES, GREY, look, panels, save
+from kdcli.text import one_line
+
+_WIDEST = 60
+"""Letters of a title or a label."""
+
+_MARKED = 30
+"""Points up to which a line shows each of them."""
+
+_GAP = "#D55E00"
+
+
+def draw(folder: Path, curve: Curve) -> None:
+    """Write a curve as ``NAME.png`` and ``NAME.svg``; equal curves give equal bytes."""
+    with look():
+        save(figure_of(curve), folder, curve.name)
+
+
+def figure_of(curve: Curve, colour: str = COLOURS[0]) -> Figure:
+    """Return a curve's figure; call it within ``style.look``.
+
+    Args:
+        curve: what to draw.
+        colour: of the bars of a reliability diagram.
+    """
+    if curve.kind == "reliability":
+        return _reliability(curve, colour)
+    figure, (ax,) = panels(1, width=4.6, height=3.1)
+    for index, one in enumerate(curve.series):
+        {"line": _line, "points": _points, "bars": _bars}[curve.kind](ax, one, index, len(curve.series))
+    ax.set_title(one_line(curve.title, _WIDEST), loc="left")
+    ax.set_xlabel(one_line(curve.x_label, _WIDEST))
+    ax.set_ylabel(one_line(curve.y_label, _WIDEST))
+    if curve.ticks:
+        ax.set_xticks(range(len(curve.ticks)), [one_line(name, _WIDEST) for name in curve.ticks], fontsize=7.5)
+    if len(curve.series) > 1:
+        ax.legend(fontsize=7.5)
+    return figure
+
+
+def _line(ax: Axes, one: Series, index: int, _: int) -> None:
+    colour = COLOURS[index % len(COLOURS)]
+    marker = "o" if len(one.x) <= _MARKED else None
+    label, dash = one_line(one.label, _WIDEST), DASHES[index % len(DASHES)]
+    ax.plot(one.x, one.y, color=colour, linestyle=dash, marker=marker, markersize=3, label=label)
+    if one.low is not None and one.high is not None:
+        ax.fill_between(one.x, one.low, one.high, color=colour, alpha=0.18, linewidth=0)
+
+
+def _points(ax: Axes, one: Series, index: int, several: int) -> None:
+    x = np.array(one.x) + (index - (several - 1) / 2) * 0.5 / several
+    ax.errorbar(
+        x, one.y, yerr=_errors(one), fmt="o", markersize=4.5, linewidth=1.1, color=COLOURS[index % len(COLOURS)],
+        linestyle=DASHES[index % len(DASHES)], label=one_line(one.label, _WIDEST),
+    )  # fmt: skip
+
+
+def _bars(ax: Axes, one: Series, index: int, several: int) -> None:
+    left, width = _stretches(one)
+    part = width / several
+    ax.bar(
+        left + index * part, one.y, part, align="edge", yerr=_errors(one), ecolor="#333333", edgecolor="white",
+        linewidth=0.4, color=COLOURS[index % len(COLOURS)], label=one_line(one.label, _WIDEST),
+        error_kw={"elinewidth": 0.8},
+    )  # fmt: skip
+
+
+def _reliability(curve: Curve, colour: str) -> Figure:
+    """Draw each series above its counts, the gap between confidence and accuracy in another colour."""
+    several = len(curve.series)
+    figure = Figure(figsize=(max(3.2, 2.7 * several), 3.9))
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, several, sharex=True, squeeze=False, height_ratios=(3, 1))
+    for one, ax, below in zip(curve.series, upper, lower, strict=True):
+        left, width = _stretches(one)
+        ax.bar(left, one.y, width, align="edge", color=colour, alpha=0.85, edgecolor="white", linewidth=0.5)
+        gaps = np.array(one.x) - np.array(one.y)
+        ax.bar(
+            left, gaps, width, bottom=one.y, align="edge", facecolor=f"{_GAP}30", edgecolor=_GAP,
+            linewidth=0.6, hatch="////", label="gap to confidence",
+        )  # fmt: skip
+        ax.errorbar(left + width / 2, one.y, yerr=_errors(one), fmt="none", ecolor="#222222", elinewidth=0.9, capsize=2)
+        ax.plot([0, 1], [0, 1], color="#333333", linewidth=0.8, linestyle="--")
+        ax.set(xlim=(0, 1), ylim=(0, 1))
+        ax.set_title(one_line(one.label, _WIDEST), loc="left", fontsize=9)
+        if one.count is not None:
+            below.bar(left, one.count, width, align="edge", color=GREY, edgecolor="white", linewidth=0.5)
+        below.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+        below.set_xlabel(one_line(curve.x_label, _WIDEST))
+    upper[0].set_ylabel(one_line(curve.y_label, _WIDEST))
+    lower[0].set_ylabel("count")
+    if curve.title:
+        figure.suptitle(one_line(curve.title, _WIDEST * 2), x=0.01, ha="left", fontsize=10)
+    figure.legend(*upper[0].get_legend_handles_labels(), fontsize=7.5, loc="outside lower right")
+    return figure
+
+
+def _stretches(one: Series) -> tuple[np.ndarray, np.ndarray]:
+    """Return where each bar begins and how wide it is; bars without edges stand around their x."""
+    x = np.array(one.x)
+    if one.left is not None and one.right is not None:
+        return np.array(one.left), np.array(one.right) - np.array(one.left)
+    width = 0.8 * (float(np.diff(np.sort(x)).min()) if len(x) > 1 else 1.0)
+    return x - width / 2, np.full(len(x), width)
+
+
+def _errors(one: Series) -> np.ndarray | None:
+    """Return the distances to both ends of the interval, ``[2, points]``; none where it is unknown."""
+    if one.low is None or one.high is None:
+        return None
+    ends = np.array([np.array(one.y) - np.array(one.low), np.array(one.high) - np.array(one.y)])
+    return np.maximum(ends, 0.0)

@@ -1,0 +1,170 @@
+"""Metrics of given choices: accuracy, calibration, the Brier score's parts, and temperature scaling."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+
+from kdcli.errors import InputError, NumericsError
+from kdcli.metrics.answer_bins import AnswerBins
+from kdcli.metrics.answer_brier_parts import AnswerBrierParts
+from kdcli.metrics.answer_temperature import AnswerTemperature
+from kdcli.metrics.answers import Answers
+from kdcli.metrics.choices import ChoiceTable
+from kdcli.statistics import over_examples
+
+LABELS = ("red", "green", "blue", "grey")
+
+
+def table(rows=120, seed=0, scale=2.0, **changes) -> ChoiceTable:
+    draw = np.random.default_rng(seed)
+    scores = draw.normal(size=(rows, 4)) * scale - 5.0
+    right = np.array([draw.choice(4, p=one) for one in softmax(scores / 2.0, axis=1)])
+    return replace(ChoiceTable(scores, draw.integers(1, 4, (rows, 4)), right, LABELS), **changes)
+
+
+def values(metric, of) -> dict[str, float]:
+    return {score.name: score.value for score in metric.scores_from_choices(of)}
+
+
+def test_they_equal_torchmetrics_and_the_plain_formulas():
+    measured = table(500)
+    probability, right = torch.tensor(measured.scores).softmax(1), torch.tensor(measured.right)
+    found = values(Answers(bins=15), measured)
+    ece, mce = (multiclass_calibration_error(probability, right, 4, n_bins=15, norm=norm) for norm in ("l1", "max"))
+    assert found["answer_ece"] == pytest.approx(ece.item(), abs=1e-6)
+    assert found["answer_mce"] == pytest.approx(mce.item(), abs=1e-6)
+    assert found["accuracy"] == pytest.approx(100 * multiclass_accuracy(probability, right, 4, average="micro").item())
+    error = probability.numpy() - np.eye(4)[measured.right]
+    assert found["answer_brier"] == pytest.approx((error**2).sum(1).mean(), abs=1e-12)
+    assert found["answer_nll"] == pytest.approx(torch.nn.functional.nll_loss(probability.log(), right).item(), abs=1e-9)
+
+
+def test_only_differences_between_the_choices_of_a_row_count():
+    measured = table()
+    shifted = replace(measured, scores=measured.scores + np.arange(120)[:, None])
+    for metric in (Answers(), AnswerBins(), AnswerBrierParts()):
+        assert values(metric, shifted) == pytest.approx(values(metric, measured), abs=1e-9)
+
+
+def test_the_mean_over_tokens_divides_by_each_choices_length():
+    measured = table()
+    divided = replace(measured, scores=measured.scores / measured.tokens)
+    assert values(Answers(choice_score="mean"), measured) == values(Answers(), divided)
+    assert values(Answers(choice_score="mean"), measured) != values(Answers(), measured)
+    assert "choice_score:mean" in Answers(choice_score="mean").signature
+
+
+def test_choices_a_row_lacks_have_no_weight():
+    measured = table()
+    more = np.concatenate([measured.scores, np.full((120, 2), -np.inf)], axis=1)
+    wider = replace(measured, scores=more, tokens=np.ones(more.shape, dtype=np.int64), labels=())
+    assert values(Answers(), wider) == values(Answers(), measured)
+    classwise = values(AnswerBins(), wider)["answer_ece_classwise"]
+    assert classwise == pytest.approx(values(AnswerBins(), measured)["answer_ece_classwise"] * 4 / 6)
+    (note,) = next(iter(AnswerBins().scores_from_choices(wider))).notes
+    assert "place in the row" in note
+
+
+def test_the_parts_of_the_brier_score_add_up_to_the_one_of_the_answers():
+    measured = table(300)
+    parts = {name.removeprefix("answer_brier_"): value for name, value in values(AnswerBrierParts(), measured).items()}
+    whole = (
+        parts["reliability"] - parts["resolution"] + parts["uncertainty"]
+        + parts["within_variance"] - parts["within_covariance"]
+    )  # fmt: skip
+    assert whole == pytest.approx(values(Answers(), measured)["answer_brier"], abs=1e-12)
+
+
+def test_the_adaptive_error_is_the_mean_over_classes_of_equal_mass_errors():
+    measured, expected = table(90), []
+    for one, probability in enumerate(softmax(measured.scores, axis=1).T):
+        order = np.argsort(probability)
+        gaps = ((measured.right == one) - probability)[order].reshape(10, 9).sum(1)
+        expected.append(np.abs(gaps).sum() / 90)
+    found = {score.name: score for score in AnswerBins().scores_from_choices(measured)}
+    assert found["answer_ace"].value == pytest.approx(np.mean(expected), abs=1e-12)
+    estimate = over_examples(found["answer_ace"])
+    assert estimate.low < estimate.mean < estimate.high
+
+
+def test_one_class_all_wrong_and_chance():
+    sure = np.log(np.array([[0.9, 0.1]] * 4))
+    one = ChoiceTable(sure, np.ones((4, 2), dtype=np.int64), np.zeros(4, dtype=np.int64), ("a", "b"))
+    found = values(Answers(), one)
+    assert (found["accuracy"], found["answer_ece"]) == (100.0, pytest.approx(0.1))
+    ece = next(score for score in Answers().scores_from_choices(one) if score.name == "answer_ece")
+    assert "the same in every row" in ece.notes[0]
+    assert values(AnswerBrierParts(), one)["answer_brier_uncertainty"] == 0.0
+    wrong = replace(one, right=np.ones(4, dtype=np.int64))
+    assert values(Answers(), wrong)["accuracy"] == 0.0
+    assert values(Answers(), wrong)["answer_mce"] == pytest.approx(0.9)
+    chance = replace(one, scores=np.zeros((4, 2)), right=np.array([0, 1, 0, 1]))
+    assert values(Answers(), chance)["answer_ece"] == 0.0
+
+
+def test_scaled_values_stand_beside_the_raw_ones():
+    development, measured = table(4000, seed=1), table(2000, seed=2)
+    found = values(AnswerTemperature(), replace(measured, development=development))
+    assert found["answer_temperature"] == pytest.approx(2.0, rel=0.1)
+    raw = values(Answers(), measured)
+    assert {name: found[name] for name in ("answer_ece", "answer_brier", "answer_nll")} == {
+        name: raw[name] for name in ("answer_ece", "answer_brier", "answer_nll")
+    }
+    scaled = values(Answers(), replace(measured, scores=measured.scores / found["answer_temperature"]))
+    for name in ("answer_ece", "answer_brier", "answer_nll"):
+        assert found[f"{name}_scaled"] == pytest.approx(scaled[name], abs=1e-12)
+        assert found[f"{name}_scaled"] < found[name]
+    assert scaled["accuracy"] == raw["accuracy"]
+
+
+def test_the_temperature_is_fitted_on_the_same_kind_of_score():
+    development = table(500, seed=1)
+    divided = replace(development, scores=development.scores / development.tokens)
+    mean = AnswerTemperature(choice_score="mean")
+    found = values(mean, replace(table(), development=development))["answer_temperature"]
+    plain = values(AnswerTemperature(), replace(table(), development=divided))["answer_temperature"]
+    assert found == plain
+
+
+def test_temperature_needs_development_rows():
+    with pytest.raises(InputError, match="development") as caught:
+        AnswerTemperature().scores_from_choices(table())
+    assert caught.value.exit_code == 3
+
+
+def test_both_diagrams_are_drawn_from_the_same_bins():
+    (curve,) = Answers().curves(table())
+    assert curve.name == "reliability_answers"
+    assert sum(curve.series[0].count) == sum(curve.series[1].count) == 120
+    (scaled,) = AnswerTemperature().curves(replace(table(), development=table(seed=1)))
+    assert scaled.series[0] == replace(curve.series[0], label="as it is")
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_numbers_that_are_none_are_one_line(odd):
+    scores = table().scores.copy()
+    scores[7, 2] = odd
+    with pytest.raises(NumericsError, match="row 7") as caught:
+        Answers().scores_from_choices(table(scores=scores))
+    assert caught.value.exit_code == 7
+    with pytest.raises(NumericsError, match="row 7"):
+        AnswerTemperature().scores_from_choices(table(development=table(scores=scores)))
+
+
+def test_a_row_of_impossible_choices_is_one_line():
+    with pytest.raises(NumericsError, match="row 0"):
+        Answers().scores_from_choices(table(scores=np.full((120, 4), -np.inf)))
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(InputError, match="not among"):
+        Answers().scores_from_choices(table(right=np.full(120, 4)))
+    with pytest.raises(InputError, match="shapes"):
+        Answers().scores_from_choices(table(right=np.zeros(3, dtype=np.int64)))
+    empty = ChoiceTable(np.zeros((0, 2)), np.zeros((0, 2), dtype=np.int64), np.zeros(0, dtype=np.int64))
+    with pytest.raises(InputError, match="no rows"):
+        Answers().scores_from_choices(empty)
