@@ -18,7 +18,8 @@ from kdcli.losses.build import build_objective
 from kdcli.models.activations import fuse_activations
 from kdcli.models.load import LanguageModel
 from kdcli.models.split import split_head
-from kdcli.sources.dataset import DatasetSource
+from kdcli.sources.base import Ground
+from kdcli.sources.dataset import DatasetWindows
 
 
 def train_marks(
@@ -29,7 +30,7 @@ def train_marks(
     config = _config(steps, batch_size)
     sizes = [
         (sum(len(rows[at][0]) for at in step), sum(len(rows[at][0]) - rows[at][1] for at in step))
-        for step in DatasetSource(TokenDataset(examples), config, pad_id=0).steps(0)
+        for step in DatasetWindows(Ground(TokenDataset(examples), config, pad_id=0)).steps(0)
     ]
     teacher = LiveTeacher(language_model(folder / "teacher"))
     return run_training(folder, teacher, examples, options, steps, batch_size), sizes
@@ -58,7 +59,7 @@ def run_training(
                 student=language_model(folder / "student"),
                 teacher=teacher,
                 loss=build_objective(options.objective),
-                source=DatasetSource(TokenDataset(examples), config, pad_id=0),
+                windows=DatasetWindows(Ground(TokenDataset(examples), config, pad_id=0)),
                 vocab=options.vocab,
                 train=config,
                 device=device,

@@ -13,7 +13,8 @@ from kdcli.engine.loop import Training
 from kdcli.engine.teacher import LiveTeacher
 from kdcli.losses.build import build_objective
 from kdcli.models.load import assemble
-from kdcli.sources.dataset import DatasetSource
+from kdcli.sources.base import Ground
+from kdcli.sources.dataset import DatasetWindows
 
 VOCAB = len(tiny.WORDS)
 
@@ -56,7 +57,7 @@ def training(
         student=student,
         teacher=LiveTeacher(teacher or model("teacher", seed=2)),
         loss=build_objective(spec),
-        source=DatasetSource(data or dataset(), config, pad_id=0, rank=rank, world=size),
+        windows=DatasetWindows(Ground(data or dataset(), config, pad_id=0, rank=rank, world=size)),
         vocab=VOCAB,
         train=config,
         device=prepare(HardwareConfig(device="cpu")),

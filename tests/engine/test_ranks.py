@@ -20,7 +20,12 @@ def launch(folder: Path, ranks: int, spec: str) -> dict[str, torch.Tensor]:
         check=True,
         capture_output=True,
         timeout=600,
-        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), *sys.path]),
+            "GLOO_SOCKET_IFNAME": "lo",
+            "OMP_NUM_THREADS": "1",
+        },
     )
     return torch.load(folder / "final.pt", weights_only=True)
 

@@ -5,8 +5,8 @@ from kdcli.config import TrainConfig
 from kdcli.data.collate import Batch
 from kdcli.data.examples import Example, TokenDataset
 from kdcli.registry import SOURCES
-from kdcli.sources.base import Source
-from kdcli.sources.dataset import DatasetSource
+from kdcli.sources.base import Ground, Source
+from kdcli.sources.dataset import DatasetSource, DatasetWindows
 
 
 def dataset(count: int = 21) -> TokenDataset:
@@ -14,9 +14,9 @@ def dataset(count: int = 21) -> TokenDataset:
     return TokenDataset(tuple(Example((*range(3, 3 + n), 2), 2, "", (), f"line {i}") for i, n in enumerate(lengths)))
 
 
-def source(data: TokenDataset | None = None, *, rank: int = 0, world: int = 1, **train) -> DatasetSource:
+def source(data: TokenDataset | None = None, *, rank: int = 0, world: int = 1, **train) -> DatasetWindows:
     settings = TrainConfig(**{"batch_size": 4, "micro_tokens": 30, "length_window": 2, **train})
-    return DatasetSource(dataset() if data is None else data, settings, pad_id=0, rank=rank, world=world)
+    return DatasetSource().open(Ground(dataset() if data is None else data, settings, pad_id=0, rank=rank, world=world))
 
 
 def members(batches: list[Batch]) -> list[int]:

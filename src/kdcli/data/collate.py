@@ -1,7 +1,7 @@
 """Pads examples into a batch and shifts the labels, here and nowhere else."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Int
@@ -25,12 +25,14 @@ class Batch:
         labels: already shifted, shape ``[b, s]``: the token that the logits at this very position
             predict, ``IGNORED`` unless that token belongs to a response.
         example: index of each sequence in the data set, shape ``[b]``.
+        facts: what the source knows of each label, by name, each of shape ``[b, s]``.
     """
 
     input_ids: Int[Tensor, "b s"]
     attention_mask: Int[Tensor, "b s"]
     labels: Int[Tensor, "b s"]
     example: Int[Tensor, " b"]
+    facts: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def targets(self) -> int:
@@ -47,7 +49,8 @@ class Batch:
         ids, mask, labels = (
             part.to(device, non_blocking=True) for part in (self.input_ids, self.attention_mask, self.labels)
         )
-        return Batch(ids, mask, labels, self.example)
+        facts = {name: fact.to(device, non_blocking=True) for name, fact in self.facts.items()}
+        return Batch(ids, mask, labels, self.example, facts)
 
 
 def collate(examples: Sequence[Example], indexes: Sequence[int], pad_id: int) -> Batch:

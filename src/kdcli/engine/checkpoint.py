@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from kdcli import durable
 from kdcli.engine.events import Event, Report
 from kdcli.errors import ExperimentChangedError, IntegrityError
+from kdcli.sources.base import Windows
 
 _NAME = re.compile(r"checkpoint-(\d{8})$")
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+_SOURCE = "source.safetensors"
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,35 @@ class State:
     metrics_bytes: int = 0
 
 
-def save(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, identity: dict[str, Any], keep: int
-) -> Path:
+@dataclass(frozen=True)
+class Kept:
+    """What a checkpoint holds and what it belongs to.
+
+    Args:
+        model: the student.
+        optimizer: its optimizer, whose moments are kept.
+        windows: the source's windows, whose state is kept.
+        identity: what must be equal for a run to be continued.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    windows: Windows
+    identity: dict[str, Any]
+
+
+def save(folder: Path, kept: Kept, state: State, keep: int) -> Path:
     """Write a checkpoint durably, then remove the oldest ones beyond ``keep``."""
+    drawn = {name: value.cpu().contiguous() for name, value in kept.windows.state().items()}
     final = folder / f"checkpoint-{state.step:08d}"
 
     def fill(target: Path) -> None:
-        save_file(_weights(model), target / _WEIGHTS)
-        save_file(_flat_optimizer(model, optimizer), target / _OPTIMIZER)
-        (target / _STATE).write_text(json.dumps({"state": asdict(state), "identity": identity}), encoding="utf-8")
+        save_file(_weights(kept.model), target / _WEIGHTS)
+        save_file(_flat_optimizer(kept.model, kept.optimizer), target / _OPTIMIZER)
+        if drawn:
+            save_file(drawn, target / _SOURCE)
+        text = json.dumps({"state": asdict(state), "identity": kept.identity})
+        (target / _STATE).write_text(text, encoding="utf-8")
 
     durable.commit_folder(final, fill, {"kind": "checkpoint", "step": state.step})
     for old in _checkpoints(folder)[keep:]:
@@ -57,9 +78,7 @@ def save(
     return final
 
 
-def restore(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any], report: Report
-) -> State:
+def restore(folder: Path, kept: Kept, report: Report) -> State:
     """Load the newest checkpoint whose digests hold, or return a fresh state.
 
     Raises:
@@ -76,8 +95,9 @@ def restore(
             report(Event("warning", f"{path.name} is damaged ({error.what}); looking for an older one"))
             continue
         saved = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        check_identity(saved["identity"], identity, folder)
-        _load(path, model, optimizer)
+        check_identity(saved["identity"], kept.identity, folder)
+        _load(path, kept.model, kept.optimizer)
+        kept.windows.restore(load_file(path / _SOURCE) if (path / _SOURCE).is_file() else {})
         report(Event("note", f"resuming from {path.name}"))
         return State(**saved["state"])
     if damaged is not None:

@@ -37,6 +37,7 @@ class Work:
         compute: dtype of the head products.
         workspace: chunk sizes and buffers.
         facts: per-token facts the source supplies, each ``[n]``.
+        progress: share of the run that is done, from 0 to 1.
         watched: filled by the pass: what the objective wants followed, each ``[n]``.
     """
 
@@ -49,6 +50,7 @@ class Work:
     compute: torch.dtype
     workspace: Workspace = field(default_factory=Workspace)
     facts: Facts = field(default_factory=dict)
+    progress: float = 0.0
     watched: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -189,9 +191,7 @@ class _Sweep:
             seen = None if teacher is None else wide(teacher[view])
             shape = (rows.stop - rows.start, self.work.vocab)
             own = wide(student[view]) if student is not None else _absent(shape, self.work.labels.device)
-            pieces.append(
-                dict(self.work.loss.survey(Tokens(self.work.labels[rows], own, seen, self._cut(self.work.facts, rows))))
-            )
+            pieces.append(dict(self.work.loss.survey(self._tokens(rows, own, seen, self.work.facts))))
         return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
     def gradient(self, span: slice, facts: Facts, parts: dict[str, Tensor], wanted: bool) -> Tensor:
@@ -203,7 +203,7 @@ class _Sweep:
             seen = None if teacher is None else wide(teacher[view])
             own = student[view]
             known = None if self.coarse is None else self.coarse[rows]
-            tok = Tokens(self.work.labels[rows], wide(own), seen, self._cut(facts, rows), coarse=known)
+            tok = self._tokens(rows, wide(own), seen, facts, known)
             values, grad = block_gradient(self.work.loss, tok, self.head, wanted)
             for name, value in values.items():
                 if name not in parts:
@@ -213,6 +213,12 @@ class _Sweep:
             if grad is not None and grad.data_ptr() != own.data_ptr():
                 own.copy_(grad)
         return student
+
+    def _tokens(
+        self, rows: slice, student: Tensor, teacher: Tensor | None, facts: Facts, coarse: Coarse | None = None
+    ) -> Tokens:
+        cut = {name: fact[rows] for name, fact in facts.items()}
+        return Tokens(self.work.labels[rows], student, teacher, cut, coarse=coarse, progress=self.work.progress)
 
     def _watch(self, tok: Tokens, rows: slice) -> None:
         for name, value in tok.watched.items():
@@ -231,10 +237,6 @@ class _Sweep:
     def _blocks(self, span: slice) -> Iterator[slice]:
         for start in range(span.start, span.stop, self.block):
             yield slice(start, min(start + self.block, span.stop))
-
-    @staticmethod
-    def _cut(facts: Facts, rows: slice) -> dict[str, Tensor]:
-        return {name: fact[rows] for name, fact in facts.items()}
 
 
 def _absent(shape: tuple[int, int], device: torch.device) -> Tensor:

@@ -17,7 +17,7 @@ from kdcli import durable
 from kdcli.config import TrainConfig
 from kdcli.data.collate import IGNORED, Batch
 from kdcli.engine import checkpoint
-from kdcli.engine.checkpoint import State
+from kdcli.engine.checkpoint import Kept, State
 from kdcli.engine.devices import Device, peak_memory, reset_peak_memory
 from kdcli.engine.events import Event, Report
 from kdcli.engine.journal import Journal
@@ -30,7 +30,7 @@ from kdcli.engine.teacher import Teacher
 from kdcli.errors import InterruptedRunError, NumericsError
 from kdcli.losses.base import DistillLoss
 from kdcli.models.load import LanguageModel
-from kdcli.sources.base import Source
+from kdcli.sources.base import Windows
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Training:
         student: the model that learns; changed in place.
         teacher: what it learns from; None when the objective needs none.
         loss: the objective.
-        source: yields the micro-batches of each optimizer step.
+        windows: yields the micro-batches of each optimizer step.
         vocab: real ids shared by both models.
         train: settings of the loop.
         device: where it computes.
@@ -55,7 +55,7 @@ class Training:
     student: LanguageModel
     teacher: Teacher | None
     loss: DistillLoss
-    source: Source
+    windows: Windows
     vocab: int
     train: TrainConfig
     device: Device
@@ -117,17 +117,18 @@ class _Loop:
         self.model = training.student.model
         self.step: nn.Module = self.accelerator.prepare_model(step)
         self.optimizer = make_optimizer(self.model, config)
-        self.total = training.source.total_steps
+        self.total = training.windows.total_steps
         self.world = self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         self.monitor = training.monitor if self.main else None
-        self.identity = training.identity | {"world_size": self.world}
+        identity = training.identity | {"world_size": self.world}
+        self.kept = Kept(self.model, self.optimizer, training.windows, identity)
 
     def run(self) -> Outcome:
         """Run every remaining step."""
         training = self.training
         durable.sweep(training.folder)
-        state = checkpoint.restore(training.folder, self.model, self.optimizer, self.identity, training.report)
+        state = checkpoint.restore(training.folder, self.kept, training.report)
         self.model.train()
         if training.train.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -145,7 +146,7 @@ class _Loop:
 
     def _one(self, state: State, journal: Journal) -> State:
         started = time.perf_counter()
-        window = self.training.source.window(state.step) or [self._nothing()]
+        window = self.training.windows.window(state.step) or [self._nothing()]
         tokens, sequences, read, stop = self._count(window)
         if stop:
             self._leave(state, journal)
@@ -161,8 +162,11 @@ class _Loop:
             student_tokens=state.student_tokens + read,
             seconds=state.seconds + seconds,
         )
+        drawn = self.training.windows.values()
         seen = self.monitor.look(state.step) if self.monitor is not None else None
-        self._tell(state, journal, {**values, "lr": rate, "tokens": tokens}, seconds, seen)
+        if seen is not None:
+            self.training.windows.observe(state.step, seen["scores"])
+        self._tell(state, journal, {**values, **drawn, "lr": rate, "tokens": tokens}, seconds, seen)
         if state.step % self.training.train.save_every == 0 or state.step == self.total:
             state = self._save(state, journal)
         return state
@@ -174,7 +178,7 @@ class _Loop:
             torch.manual_seed(_seed(self.training.train.seed, step, index, self.accelerator.process_index))
             last = index == len(window) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.step):
-                loss, sums = self.step(batch.to(self.training.device.device), denominator)
+                loss, sums = self.step(batch.to(self.training.device.device), denominator, step / self.total)
                 (loss * self.world).backward()
             for name, value in {"loss": loss.detach(), **sums}.items():
                 parts[name] = parts[name] + value if name in parts else value
@@ -229,7 +233,7 @@ class _Loop:
         state = replace(state, metrics_bytes=journal.settle(), peak_bytes=self._peak(state))
         if self.main:
             keep = self.training.train.keep
-            path = checkpoint.save(self.training.folder, self.model, self.optimizer, state, self.identity, keep)
+            path = checkpoint.save(self.training.folder, self.kept, state, keep)
             self.training.report(Event("saved", path.name, done=state.step, total=self.total))
         self.accelerator.wait_for_everyone()
         return state

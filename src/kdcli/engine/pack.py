@@ -1,5 +1,6 @@
 """Drops prompt and padding positions: from ``[b, s]`` to the ``n`` tokens that count."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,10 @@ class Packing:
         [1.0, 2.0]
         """
         return hidden.flatten(0, 1).index_select(0, self.positions)
+
+    def facts(self, facts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gather one number per valid token from each fact of shape ``[b, s]``."""
+        return {name: fact.flatten().index_select(0, self.positions) for name, fact in facts.items()}
 
     def mask(self, shape: torch.Size) -> Tensor:
         """Mark the valid tokens in ``[b, s]``."""

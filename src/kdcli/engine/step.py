@@ -46,12 +46,13 @@ class DistillStep(nn.Module):
         self.loss, self.vocab, self.reduce, self.autocast = loss, vocab, reduce, autocast
         self.workspace = Workspace(chunk_tokens)
 
-    def forward(self, batch: Batch, denominator: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, denominator: int, progress: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the micro-batch's share of the step's loss, and the sums of its parts.
 
         Args:
             batch: padded ids and shifted labels.
             denominator: what the whole step divides by: valid tokens, or sequences.
+            progress: share of the run that is done, from 0 to 1.
         """
         student, teacher = self._outside
         packing = find_valid(batch.labels)
@@ -62,7 +63,10 @@ class DistillStep(nn.Module):
             hidden = packing.pack(student.hidden(batch.input_ids, batch.attention_mask))
             seen = None if teacher is None else teacher.side(batch, packing)
         compute = self.autocast or hidden.dtype
-        work = Work(self.loss, packing.labels, weights, packing.sequence, seen, self.vocab, compute, self.workspace)
+        work = Work(
+            self.loss, packing.labels, weights, packing.sequence, seen, self.vocab, compute, self.workspace,
+            packing.facts(batch.facts), progress,
+        )  # fmt: skip
         total, parts = fused_sum(Projection(hidden, student.head), work)
         return total, {name: (part * weights).sum() for name, part in {**work.watched, **parts}.items()}
 

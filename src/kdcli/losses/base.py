@@ -56,6 +56,7 @@ class Tokens:
             ``seq``, the index of the token's sequence in the micro-batch.
         watched: what a loss wants followed over training, written by it while it computes:
             ``name.what`` -> ``[t]``, without gradient. Logged as means over tokens, never summed into the loss.
+        progress: share of the run that is done, from 0 to 1.
     """
 
     labels: TokenLabels
@@ -64,6 +65,7 @@ class Tokens:
     facts: Facts = field(default_factory=dict)
     watched: dict[str, Tensor] = field(default_factory=dict)
     coarse: Coarse | None = None
+    progress: float = 0.0
 
     def log_probs(self, tau: float = 1.0) -> tuple[Logits, Logits]:
         """Return ``(student, teacher)`` log-probabilities at temperature ``tau``; no gradient reaches the teacher."""

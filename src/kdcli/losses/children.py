@@ -53,7 +53,8 @@ def take(tok: Tokens, rows: Tensor) -> Tokens:
         rows: indexes of those wanted.
     """
     teacher = None if tok.teacher is None else tok.teacher[rows]
-    return Tokens(tok.labels[rows], tok.student[rows], teacher, {key: value[rows] for key, value in tok.facts.items()})
+    facts = {key: value[rows] for key, value in tok.facts.items()}
+    return Tokens(tok.labels[rows], tok.student[rows], teacher, facts, progress=tok.progress)
 
 
 def _outside(label: str, facts: Facts) -> dict[str, Tensor]:

@@ -148,7 +148,7 @@ def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Re
         student=student,
         teacher=teacher,
         loss=prepared.loss,
-        source=prepared.source(student.pad_id, _rank(), _world()),
+        windows=prepared.windows(student.pad_id, _rank(), _world()),
         vocab=pair.vocab,
         train=config.train,
         device=device,

@@ -86,7 +86,7 @@ def inspect_batch(config: DistillConfig, losses: Sequence[str], report: Report) 
     student = workshop.load_student(first.pair, seed=config.train.seed, device=first.device.device)
     student.check_length(max(first.dataset.lengths))
     teacher = _teacher(every, workshop)
-    window = first.source(student.pad_id).window(0)
+    window = first.windows(student.pad_id).window(0)
     tokens, sequences = count_valid(window)
     found, gradients = [], []
     for number, prepared in enumerate(every, start=1):

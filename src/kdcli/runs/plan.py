@@ -76,8 +76,7 @@ def describe_run(prepared: Prepared) -> dict[str, str]:
     """Return the facts of a run in reading order."""
     config, data = prepared.config, prepared.dataset
     learnt, total = data.targets, sum(data.lengths)
-    source = prepared.source(pad_id=0)
-    passes = prepared.steps / source.steps_per_epoch
+    passes = prepared.steps / prepared.windows().steps_per_epoch
     facts = {
         "device": prepared.device.description,
         "objective": f"{prepared.label}: {prepared.loss.formula}",

@@ -16,7 +16,7 @@ from kdcli.runs.identity import identity_of
 from kdcli.runs.monitor import Watched, watched_by
 from kdcli.runs.teachers import refuse_coarse, view_of
 from kdcli.runs.workshop import Pair, Workshop, check_data_path
-from kdcli.sources.base import Source
+from kdcli.sources.base import Ground, Source, Windows
 from kdcli.spec import Term, parse_objective
 
 _DATASET = Term("dataset")
@@ -36,7 +36,7 @@ class Prepared:
         device: where it computes.
         steps: optimizer steps.
         identity: what makes this experiment this experiment.
-        origin: where training windows come from, as in the spec string.
+        source: where training sequences come from.
         watched: what is measured while training, if anything.
     """
 
@@ -49,7 +49,7 @@ class Prepared:
     device: Device
     steps: int
     identity: dict[str, Any]
-    origin: Term
+    source: Source
     watched: Watched | None = None
 
     @property
@@ -57,9 +57,9 @@ class Prepared:
         """Whether training reads the teacher's weights."""
         return self.loss.needs().teacher
 
-    def source(self, pad_id: int, rank: int = 0, world: int = 1) -> Source:
-        """Return where training windows come from."""
-        return make_source(self.origin, self.dataset, self.config, pad_id, rank, world)
+    def windows(self, pad_id: int = 0, rank: int = 0, world: int = 1) -> Windows:
+        """Return the training windows."""
+        return self.source.open(Ground(self.dataset, self.config.train, pad_id, rank, world))
 
     @property
     def notes(self) -> list[str]:
@@ -82,7 +82,7 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
         InputError: data, tokenizers or model folders that cannot be used.
         MachineError: the device is missing.
     """
-    loss, label, origin = objective_of(config.loss)
+    loss, label, source = objective_of(config.loss)
     for name in config.evaluation.metrics:
         describe(name)
     if loss.needs().teacher and config.teacher is None:
@@ -96,7 +96,7 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
     pair = workshop.pair(config.student, config.teacher)
     dataset = splits.training_rows(config.data, pair.reader, workshop)
     test = splits.measured_rows(config.data, split, pair.reader, workshop) if measured else None
-    steps = make_source(origin, dataset, config, pad_id=0).total_steps
+    steps = source.open(Ground(dataset, config.train, pad_id=0)).total_steps
     seen = None
     if loss.needs().teacher and pair.teacher is not None:
         seen = view_of(config.teacher_cache, pair.teacher, config.data, config.hardware, device)
@@ -104,10 +104,10 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
     watched = watched_by(config, pair.reader, workshop)
     ending = watched.identity if watched is not None and watched.config.patience is not None else None
     identity = identity_of(config, label, loss, pair, dataset, device, steps, seen, ending)
-    return Prepared(config, loss, label, pair, dataset, test, device, steps, identity, origin, watched)
+    return Prepared(config, loss, label, pair, dataset, test, device, steps, identity, source, watched)
 
 
-def objective_of(text: str) -> tuple[DistillLoss, str, Term]:
+def objective_of(text: str) -> tuple[DistillLoss, str, Source]:
     """Return the loss a spec string names, its canonical spelling, and its source.
 
     Raises:
@@ -120,12 +120,4 @@ def objective_of(text: str) -> tuple[DistillLoss, str, Term]:
     if name == "dataset" and origin.options:
         raise UsageError("SPEC-01", "the source dataset takes no options", where=text, fix="leave @dataset out")
     tail = "" if name == "dataset" else f"@{origin}"
-    return loss, f"{spec_of(loss)}{tail}", origin
-
-
-def make_source(
-    origin: Term, dataset: TokenDataset, config: DistillConfig, pad_id: int, rank: int = 0, world: int = 1
-) -> Source:
-    """Construct the source of training windows."""
-    kind = SOURCES.resolve(origin.name)
-    return kind(dataset, config.train, pad_id=pad_id, rank=rank, world=world, **origin.options)
+    return loss, f"{spec_of(loss)}{tail}", SOURCES.resolve(origin.name)(**origin.options)

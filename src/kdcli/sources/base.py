@@ -1,15 +1,90 @@
-"""What the engine asks of a source: the micro-batches of any step, in any order, at any time."""
+"""What the engine asks of a source: the micro-batches of any step, and what it must be given for them."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
 
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from kdcli.config import TrainConfig
 from kdcli.data.collate import Batch
+from kdcli.data.dataset import TokenDataset
+from kdcli.models.load import LanguageModel
 
 
-class Source(ABC):
+@dataclass(frozen=True)
+class SourceNeeds:
+    """What a source asks for before it can be opened, and what it gives.
+
+    Args:
+        student: the student writes sequences while it is trained.
+        teacher: the teacher writes sequences, so a cache of its hidden states does not do.
+        corpus: rows of a second corpus are read.
+        fixed: every sequence is a row of the data set, so that a teacher's cache knows it.
+        facts: names of the per-token facts it supplies.
+    """
+
+    student: bool = False
+    teacher: bool = False
+    corpus: bool = False
+    fixed: bool = True
+    facts: frozenset[str] = frozenset()
+
+    def __or__(self, other: "SourceNeeds") -> "SourceNeeds":
+        return SourceNeeds(
+            self.student or other.student,
+            self.teacher or other.teacher,
+            self.corpus or other.corpus,
+            self.fixed and other.fixed,
+            self.facts | other.facts,
+        )
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a source stands on.
+
+    Args:
+        dataset: training rows, at least one.
+        train: epochs, max_steps, batch_size, micro_tokens, length_window and seed.
+        pad_id: token to pad with.
+        rank: this process' number, from 0.
+        world: processes in all.
+        student: the model that is trained; None where nothing is generated, as for a plan.
+        teacher: the model it learns from; None where it is not asked to write.
+        vocab: real ids shared by both.
+        corpus: rows of a second corpus.
+        folder: where what is made once may be kept; None keeps nothing.
+        report: called with the number of tokens just generated.
+    """
+
+    dataset: TokenDataset
+    train: TrainConfig
+    pad_id: int
+    rank: int = 0
+    world: int = 1
+    student: LanguageModel | None = None
+    teacher: LanguageModel | None = None
+    vocab: int | None = None
+    corpus: TokenDataset | None = None
+    folder: Path | None = None
+    report: Callable[[int], None] = field(default=lambda tokens: None)
+
+    def __post_init__(self) -> None:
+        if not len(self.dataset):
+            raise ValueError("expected at least one example, got an empty data set")
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"expected a rank in 0..{self.world - 1}, got {self.rank}")
+
+
+class Windows(ABC):
     """Supplies training windows; a window is what one optimizer step reads.
 
-    A source is a pure function of its settings and the step: it keeps no position and no random
-    state, so a run that resumes asks for the next step and gets what it would have got.
+    The window of a step follows from settings, step, the student's weights and the state alone: a run that
+    resumes restores the state, asks for the next step, and gets what it would have got.
     """
 
     @property
@@ -23,9 +98,47 @@ class Source(ABC):
         """Optimizer steps of the whole run."""
 
     @abstractmethod
-    def steps(self, epoch: int) -> list[list[int]]:
-        """Return the examples of each step of an epoch, over all devices."""
+    def window(self, step: int) -> list[Batch]:
+        """Return this process' micro-batches of a step, counted from 0; empty if none fall to it."""
+
+    def values(self) -> dict[str, float]:
+        """Return what is to be logged of the window given last, the same in every repetition; nothing by default."""
+        return {}
+
+    def observe(self, step: int, scores: Mapping[str, float | None]) -> None:
+        """Take in what an evaluation after a step has found; of no effect by default."""
+        return
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint must hold beside the step; nothing by default."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a checkpoint's state; by default there is none."""
+        assert not state, "a checkpoint holds the state of another source"
+
+
+class Source(BaseModel, ABC):
+    """Where training sequences come from; its fields are its options.
+
+    Subclasses are final and hold no state: all of that is in the :class:`Windows` they open.
+
+    Class attributes:
+        name: the registered name.
+        summary: one sentence.
+        reference: paper and section.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    reference: ClassVar[str]
+
+    def needs(self) -> SourceNeeds:
+        """Declare what this source asks for and supplies; by default rows of the data set as they are."""
+        return SourceNeeds()
 
     @abstractmethod
-    def window(self, step: int) -> list[Batch]:
-        """Return this device's micro-batches of a step, counted from 0; empty if none fall to it."""
+    def open(self, ground: Ground) -> Windows:
+        """Return the windows of a run."""
