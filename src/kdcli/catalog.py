@@ -67,6 +67,7 @@ METRICS = {
     "teacher_distance": "kdcli.metrics.teacher_distance:TeacherDistance",
     "own_kl": "kdcli.metrics.own_kl:OwnKL",
     "own_distance": "kdcli.metrics.own_distance:OwnDistance",
+    "own_calibration": "kdcli.metrics.own_calibration:OwnCalibration",
     "exposure_bias": "kdcli.metrics.exposure_bias:ExposureBias",
     "speculative": "kdcli.metrics.speculative:Speculative",
     "distinct": "kdcli.metrics.distinct:Distinct",

@@ -41,6 +41,9 @@ def expected():
             "agree",
             "jsd",
             "total_variation",
+            "top1_by_teacher",
+            "brier_by_teacher",
+            "nll_by_teacher",
         )
     }
     owners = []
@@ -60,6 +63,13 @@ def expected():
             found["agree"].append(mine.argmax() == theirs.argmax())
             found["jsd"].append(scipy.spatial.distance.jensenshannon(theirs, mine) ** 2)
             found["total_variation"].append(np.abs(theirs - mine).sum() / 2)
+            found["top1_by_teacher"].append(theirs[mine.argmax()])
+            found["brier_by_teacher"].append(
+                sum(theirs[y] * ((mine - row) ** 2).sum() for y, row in enumerate(np.eye(VOCAB)))
+            )
+            found["nll_by_teacher"].append(
+                scipy.special.rel_entr(theirs, mine).sum() + scipy.special.entr(theirs).sum()
+            )
             owners.append(index)
     return found, owners
 

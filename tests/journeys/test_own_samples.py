@@ -17,7 +17,7 @@ from kdcli.runs.evaluation.results import read_results, read_scores
 from kdcli.runs.teachers import cache
 from kdcli.statistics import over_examples
 
-OWN = ("own_kl", "own_distance", "exposure_bias", "speculative")
+OWN = ("own_kl", "own_distance", "own_calibration", "exposure_bias", "speculative")
 CURVES = {"own_kl", "ex_acc_err", "accumulated_error", "acceptance"}
 
 

@@ -45,3 +45,15 @@ def test_a_teacher_without_mass_somewhere_is_no_nan():
     facts = facts_from_logits([[0.0, 0.0]], teacher=[[0.0, -np.inf]])
     assert facts["kl_from_teacher"].item() == pytest.approx(np.log(2), abs=1e-15)
     assert facts["kl_to_teacher"].item() == np.inf
+
+
+def test_facts_by_the_teacher_are_expectations_over_its_labels():
+    every = [facts_from_logits(STUDENT, np.full(40, y)) for y in range(11)]
+    for name, by_label, sign in (("top1", "top1_correct", 1), ("brier", "brier", 1), ("nll", "label_logp", -1)):
+        expected = sign * sum(P[:, y] * facts[by_label] for y, facts in enumerate(every))
+        np.testing.assert_allclose(FACTS[f"{name}_by_teacher"], expected, rtol=1e-12)
+
+
+def test_a_teacher_without_mass_somewhere_expects_nothing_there():
+    facts = facts_from_logits([[0.0, -np.inf]], teacher=[[0.0, -np.inf]])
+    assert (facts["nll_by_teacher"].item(), facts["brier_by_teacher"].item()) == (0.0, 0.0)

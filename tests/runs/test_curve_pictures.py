@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -59,3 +61,33 @@ def test_numbers_that_are_none_and_control_characters_do_no_harm(tmp_path):
     draw(tmp_path, odd)
     with look():
         assert "\x1b" not in figure_of(odd).axes[0].get_title(loc="left")
+
+
+def boxes(figure, texts):
+    canvas = figure.canvas
+    canvas.draw()
+    return [text.get_window_extent(canvas.get_renderer()) for text in texts]
+
+
+@pytest.mark.parametrize("names", [("0", "1", "2–3"), tuple(f"{2**i}–{2 ** (i + 1) - 1}" for i in range(10))])
+def test_names_of_groups_do_not_run_into_each_other(names):
+    bars = series("a", range(len(names)), range(len(names)))
+    with look():
+        figure = figure_of(Curve("b", "B", "words", "share", (bars,), "bars", ticks=names))
+        found = boxes(figure, figure.axes[0].get_xticklabels())
+    straight = figure.axes[0].get_xticklabels()[0].get_rotation() == 0.0
+    assert straight is (len(names) == 3)
+    ends = [(box.x0, box.x1) if straight else (box.x1, box.x1 + box.height / 4) for box in found]
+    assert all(end <= start for (_, end), (start, _) in pairwise(ends))
+
+
+def test_a_long_title_stays_inside_a_narrow_diagram():
+    part = equal_width_series("a", np.array([[0.0] * 27 + [4.0, 3.8, 3.0]]))
+    with look():
+        figure = figure_of(
+            reliability_curve("r", "Calibration of something with a rather long name, ECE 0.123", (part,))
+        )
+        (title,) = figure.findobj(lambda one: getattr(one, "get_text", str)().startswith("Calibration of"))
+        (box,) = boxes(figure, [title])
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1

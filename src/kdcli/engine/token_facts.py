@@ -12,6 +12,7 @@ from kdcli.data.order import micro_batches
 from kdcli.engine.devices import Device
 from kdcli.engine.distances import jensen_shannon, total_variation
 from kdcli.engine.events import Event, Report
+from kdcli.engine.expected import brier_by_teacher, nll_by_teacher, top1_by_teacher
 from kdcli.engine.pack import Packing, find_valid
 from kdcli.engine.projection import AppliedHead, Projection, wide
 from kdcli.engine.teacher import LiveTeacher, Teacher
@@ -50,7 +51,8 @@ def token_facts(
     Returns:
         facts by name, each ``[n]`` in float64 and in the order of the rows: ``label_logp``, ``top1_prob``,
         ``top1_correct``, ``brier`` and, with a teacher, ``kl_from_teacher`` = KL(p‖q),
-        ``kl_to_teacher`` = KL(q‖p), ``agree``, ``jsd`` and ``total_variation``; with a
+        ``kl_to_teacher`` = KL(q‖p), ``agree``, ``jsd``, ``total_variation`` and, in expectation over labels of the
+        teacher, ``top1_by_teacher``, ``brier_by_teacher`` and ``nll_by_teacher``; with a
         temperature ``scaled_label_logp``, ``scaled_top1_prob``, ``scaled_brier`` and the ``temperature``; and the
         row of each token, ``[n]``.
     """
@@ -148,4 +150,7 @@ _BETWEEN = {
     "kl_to_teacher": _kl_to_teacher,
     "jsd": jensen_shannon,
     "total_variation": total_variation,
+    "top1_by_teacher": top1_by_teacher,
+    "brier_by_teacher": brier_by_teacher,
+    "nll_by_teacher": nll_by_teacher,
 }

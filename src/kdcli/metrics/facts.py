@@ -17,15 +17,16 @@ def facts_from_logits(
         teacher: the teacher's logits or log-probabilities, shape ``[n, v]``.
 
     Returns:
-        facts of shape ``[n]``: ``label_logp``, ``top1_prob``, ``top1_correct`` and ``brier`` with
-        labels; ``kl_from_teacher``, ``kl_to_teacher``, ``agree``, ``jsd`` and ``total_variation``
-        with a teacher.
+        facts of shape ``[n]``: ``top1_prob``; ``label_logp``, ``top1_correct`` and ``brier`` with
+        labels; ``kl_from_teacher``, ``kl_to_teacher``, ``agree``, ``jsd``, ``total_variation`` and the
+        facts in expectation over the teacher's labels, ``top1_by_teacher``, ``brier_by_teacher`` and
+        ``nll_by_teacher``, with a teacher.
 
     >>> facts_from_logits([[0.0, 0.0]], labels=[1])["brier"].tolist()
     [0.5]
     """
     log_q = _log_softmax(student)
-    facts: dict[str, Array] = {}
+    facts: dict[str, Array] = {"top1_prob": np.exp(log_q.max(-1))}
     if labels is not None:
         facts |= _label_facts(log_q, np.asarray(labels, dtype=np.int64))
     if teacher is not None:
@@ -36,6 +37,7 @@ def facts_from_logits(
         middle = np.logaddexp(log_p, log_q) - np.log(2.0)
         facts["jsd"] = 0.5 * (_kl(log_p, middle) + _kl(log_q, middle))
         facts["total_variation"] = 0.5 * np.abs(np.exp(log_p) - np.exp(log_q)).sum(-1)
+        facts |= _expected_facts(np.exp(log_p), log_q)
     return facts
 
 
@@ -46,9 +48,19 @@ def _label_facts(log_q: Array, labels: NDArray[np.int64]) -> dict[str, Array]:
     error[rows, labels] -= 1.0
     return {
         "label_logp": log_q[rows, labels],
-        "top1_prob": probability.max(-1),
         "top1_correct": (log_q.argmax(-1) == labels).astype(np.float64),
         "brier": (error**2).sum(-1),
+    }
+
+
+def _expected_facts(p: Array, log_q: Array) -> dict[str, Array]:
+    q = np.exp(log_q)
+    with np.errstate(invalid="ignore"):
+        surprise = np.where(p > 0.0, -p * log_q, 0.0)
+    return {
+        "top1_by_teacher": p[np.arange(len(p)), log_q.argmax(-1)],
+        "brier_by_teacher": (q * (q - 2.0 * p)).sum(-1) + 1.0,
+        "nll_by_teacher": surprise.sum(-1),
     }
 
 

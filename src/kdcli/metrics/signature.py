@@ -7,7 +7,18 @@ from typing import TypeAlias
 Option: TypeAlias = int | float | str | tuple[int, ...]
 """Value of a metric's option."""
 
-TEACHER_FACTS = frozenset({"kl_from_teacher", "kl_to_teacher", "agree", "jsd", "total_variation"})
+TEACHER_FACTS = frozenset(
+    {
+        "kl_from_teacher",
+        "kl_to_teacher",
+        "agree",
+        "jsd",
+        "total_variation",
+        "top1_by_teacher",
+        "brier_by_teacher",
+        "nll_by_teacher",
+    }
+)
 """Token facts that cannot be had without a teacher."""
 
 DEVELOPMENT_FACTS = frozenset({"scaled_top1_prob", "scaled_brier", "scaled_label_logp", "temperature"})

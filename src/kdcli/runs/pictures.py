@@ -1,5 +1,7 @@
 """From a curve to a picture: one road for every curve, in the common look."""
 
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,12 @@ _WIDEST = 60
 _MARKED = 30
 """Points up to which a line shows each of them."""
 
+_ROOM = 56
+"""Small letters that fit side by side below a picture."""
+
+_LETTERS = 13
+"""Letters of a title to an inch."""
+
 _GAP = "#D55E00"
 
 
@@ -27,30 +35,42 @@ def draw(folder: Path, curve: Curve) -> None:
         save(figure_of(curve), folder, curve.name)
 
 
-def figure_of(curve: Curve, colour: str = COLOURS[0]) -> Figure:
+def figure_of(curve: Curve, colours: Sequence[str] = COLOURS) -> Figure:
     """Return a curve's figure; call it within ``style.look``.
 
     Args:
         curve: what to draw.
-        colour: of the bars of a reliability diagram.
+        colours: of the series; a reliability diagram takes the first for all its bars.
     """
     if curve.kind == "reliability":
-        return _reliability(curve, colour)
+        return _reliability(curve, colours[0])
     figure, (ax,) = panels(1, width=4.6, height=3.1)
+    draw_one = {"line": _line, "points": _points, "bars": _bars}[curve.kind]
     for index, one in enumerate(curve.series):
-        {"line": _line, "points": _points, "bars": _bars}[curve.kind](ax, one, index, len(curve.series))
+        draw_one(ax, one, colours[index % len(colours)], index, len(curve.series))
     ax.set_title(one_line(curve.title, _WIDEST), loc="left")
     ax.set_xlabel(one_line(curve.x_label, _WIDEST))
     ax.set_ylabel(one_line(curve.y_label, _WIDEST))
     if curve.ticks:
-        ax.set_xticks(range(len(curve.ticks)), [one_line(name, _WIDEST) for name in curve.ticks], fontsize=7.5)
+        _name_groups(ax, [one_line(name, _WIDEST) for name in curve.ticks])
+    elif curve.kind == "line":
+        ax.margins(x=0.02)
     if len(curve.series) > 1:
         ax.legend(fontsize=7.5)
     return figure
 
 
-def _line(ax: Axes, one: Series, index: int, _: int) -> None:
-    colour = COLOURS[index % len(COLOURS)]
+def _name_groups(ax: Axes, names: list[str]) -> None:
+    """Name every group below the axis, aslant where the names would run into each other."""
+    ax.set_xticks(range(len(names)), names, fontsize=7.5)
+    ax.set_xlim(-0.6, len(names) - 0.4)
+    if max(map(len, names)) * len(names) > _ROOM:
+        ax.tick_params(axis="x", labelrotation=35)
+        for label in ax.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+
+
+def _line(ax: Axes, one: Series, colour: str, index: int, _: int) -> None:
     marker = "o" if len(one.x) <= _MARKED else None
     label, dash = one_line(one.label, _WIDEST), DASHES[index % len(DASHES)]
     ax.plot(one.x, one.y, color=colour, linestyle=dash, marker=marker, markersize=3, label=label)
@@ -58,20 +78,20 @@ def _line(ax: Axes, one: Series, index: int, _: int) -> None:
         ax.fill_between(one.x, one.low, one.high, color=colour, alpha=0.18, linewidth=0)
 
 
-def _points(ax: Axes, one: Series, index: int, several: int) -> None:
+def _points(ax: Axes, one: Series, colour: str, index: int, several: int) -> None:
     x = np.array(one.x) + (index - (several - 1) / 2) * 0.5 / several
     ax.errorbar(
-        x, one.y, yerr=_errors(one), fmt="o", markersize=4.5, linewidth=1.1, color=COLOURS[index % len(COLOURS)],
+        x, one.y, yerr=_errors(one), fmt="o", markersize=4.5, linewidth=1.1, color=colour,
         linestyle=DASHES[index % len(DASHES)], label=one_line(one.label, _WIDEST),
     )  # fmt: skip
 
 
-def _bars(ax: Axes, one: Series, index: int, several: int) -> None:
+def _bars(ax: Axes, one: Series, colour: str, index: int, several: int) -> None:
     left, width = _stretches(one)
     part = width / several
     ax.bar(
         left + index * part, one.y, part, align="edge", yerr=_errors(one), ecolor="#333333", edgecolor="white",
-        linewidth=0.4, color=COLOURS[index % len(COLOURS)], label=one_line(one.label, _WIDEST),
+        linewidth=0.4, color=colour, label=one_line(one.label, _WIDEST),
         error_kw={"elinewidth": 0.8},
     )  # fmt: skip
 
@@ -79,7 +99,8 @@ def _bars(ax: Axes, one: Series, index: int, several: int) -> None:
 def _reliability(curve: Curve, colour: str) -> Figure:
     """Draw each series above its counts, the gap between confidence and accuracy in another colour."""
     several = len(curve.series)
-    figure = Figure(figsize=(max(3.2, 2.7 * several), 3.9))
+    across = max(3.2, 2.7 * several)
+    figure = Figure(figsize=(across, 3.9))
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, several, sharex=True, squeeze=False, height_ratios=(3, 1))
     for one, ax, below in zip(curve.series, upper, lower, strict=True):
@@ -101,7 +122,8 @@ def _reliability(curve: Curve, colour: str) -> Figure:
     upper[0].set_ylabel(one_line(curve.y_label, _WIDEST))
     lower[0].set_ylabel("count")
     if curve.title:
-        figure.suptitle(one_line(curve.title, _WIDEST * 2), x=0.01, ha="left", fontsize=10)
+        title = textwrap.fill(one_line(curve.title, _WIDEST * 2), round(_LETTERS * across))
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     figure.legend(*upper[0].get_legend_handles_labels(), fontsize=7.5, loc="outside lower right")
     return figure
 

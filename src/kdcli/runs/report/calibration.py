@@ -3,6 +3,7 @@
 import numpy as np
 
 from kdcli.metrics.bins import calibration_error
+from kdcli.metrics.own_calibration import expected_series
 from kdcli.metrics.reliability import equal_width_series, reliability_curve
 from kdcli.runs.aggregate import Group
 from kdcli.runs.pictures import figure_of
@@ -11,44 +12,61 @@ from kdcli.runs.report.parts import Picture, Section
 from kdcli.runs.report.svg import inline
 from kdcli.runs.style import look
 
-COLUMN = "ece.sums"
+KINDS = {"ece": equal_width_series, "answer_ece": equal_width_series, "own_ece": expected_series}
+"""Scores with a diagram, and what makes its bars from their sums."""
+
+_WORDS = {
+    "ece": "ece: bars are bins of next-token predictions on the references of similar confidence: how sure the student "
+    "was (across) and how often its likeliest token was right (up).",
+    "answer_ece": "answer_ece: the same of whole answers among given choices.",
+    "own_ece": "own_ece: the same along the student's own answers, where the teacher's probability of the student's "
+    "likeliest token stands for being right.",
+}
+_READING = (
+    "Each with a 95 % interval over examples. The hatched part is the gap to the mean confidence of the bin; bars "
+    "below the diagonal are overconfident. Below, how many predictions a bin holds. ECE is the mean gap by count."
+)
 
 
 def reliability(material: Material) -> Section | None:
-    """Return one diagram per contender, its seeds taken together; None if calibration was not measured."""
-    pictures = []
-    for index, group in enumerate(material.groups):
-        sums = bins(material, group)
-        if sums is None:
-            continue
-        pictures.append(_draw(material, group, sums, index))
+    """Return one diagram per score and contender, its seeds taken together; None if calibration was not measured."""
+    pictures, words = [], []
+    for kind in KINDS:
+        found = [(group, bins(material, group, kind)) for group in material.groups]
+        drawn = [
+            _draw(material, group, kind, sums, len(pictures) + index)
+            for index, (group, sums) in enumerate(found)
+            if sums is not None
+        ]
+        pictures += drawn
+        words += [_WORDS[kind]] if drawn else []
     if not pictures:
         return None
-    words = [
-        "Bars are bins of next-token predictions of similar confidence: how sure the student was (across) and how "
-        "often its likeliest token was right (up), with a 95 % interval over examples. The hatched part is the gap to "
-        "the mean confidence of the bin; bars below the diagonal are overconfident. Below, how many predictions a bin "
-        "holds. ECE is the mean gap by count."
-    ]
-    return Section("calibration", "Reliability diagrams", words, pictures=pictures)
+    return Section("calibration", "Reliability diagrams", [*words, _READING], pictures=pictures)
 
 
-def bins(material: Material, group: Group) -> np.ndarray | None:
-    """Return count, confidence and correct of each bin, added up over all seeds, ``[examples, 3 * bins]``."""
+def bins(material: Material, group: Group, kind: str = "ece") -> np.ndarray | None:
+    """Return count, confidence and correct of each bin, added up over all seeds, ``[examples, 3 * bins]``.
+
+    Args:
+        material: what the report reads.
+        group: one contender.
+        kind: a score in ``KINDS``.
+    """
     total = None
     for _, found in group.runs.values():
         samples = material.samples(found)
-        if samples is None or COLUMN not in samples.column_names:
+        if samples is None or f"{kind}.sums" not in samples.column_names:
             continue
-        sums = np.array(samples[COLUMN].to_pylist(), dtype=np.float64)
+        sums = np.array(samples[f"{kind}.sums"].to_pylist(), dtype=np.float64)
         total = sums if total is None else total + sums
     return total
 
 
-def _draw(material: Material, group: Group, sums: np.ndarray, index: int) -> Picture:
+def _draw(material: Material, group: Group, kind: str, sums: np.ndarray, index: int) -> Picture:
     error = float(calibration_error(sums.sum(0)))
-    part = equal_width_series(f"{short(group.label)}, ECE {error:.3f}", sums)
+    part = KINDS[kind](f"{short(group.label)}, {kind} {error:.3f}", sums)
     with look():
-        figure = figure_of(reliability_curve(f"reliability{index}", "", (part,)), material.colour(group.label))
-        words = f"Reliability diagram of {group.label}, expected calibration error {error:.3f}"
+        figure = figure_of(reliability_curve(f"reliability{index}", "", (part,)), (material.colour(group.label),))
+        words = f"Reliability diagram of {group.label}, {kind} {error:.3f}"
         return Picture(inline(figure, f"reliability{index}", words))

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from kdcli import __version__, durable
 from kdcli.runs.aggregate import Group
 from kdcli.runs.records import Comparison
-from kdcli.runs.report import calibration, lengths, pareto, provenance, ranking, side_by_side, training
+from kdcli.runs.report import along, calibration, lengths, pareto, provenance, ranking, side_by_side, training
 from kdcli.runs.report.material import Material
 from kdcli.runs.report.parts import Section
 from kdcli.text import visible
@@ -48,6 +48,7 @@ def report(comparison: Comparison, groups: Sequence[Group]) -> str:
         training.adaptive(material),
         calibration.reliability(material),
         lengths.quality_by_length(material),
+        along.along(material),
         pareto.pareto(material),
         side_by_side.side_by_side(material),
         provenance.configurations(material),
