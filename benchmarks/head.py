@@ -33,7 +33,10 @@ def inputs(options: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor,
     student, teacher = options.widths
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
     device = options.device
-    make = lambda rows, width, scale: (torch.randn(rows, width, device=device) * scale).to(dtype)  # noqa: E731
+
+    def make(rows: int, width: int, scale: float) -> Tensor:
+        return (torch.randn(rows, width, device=device) * scale).to(dtype)
+
     hidden = make(options.tokens, student, 1.0).requires_grad_()
     head = make(options.vocab, student, student**-0.5).requires_grad_()
     other = make(options.tokens, teacher, 1.0)

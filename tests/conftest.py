@@ -1,5 +1,6 @@
 """One thread per worker, no network, no leftovers of the user's environment."""
 
+import importlib
 import os
 
 os.environ.update(
@@ -13,6 +14,4 @@ os.environ.update(
 for name in [name for name in os.environ if name.startswith("KD_")]:
     del os.environ[name]
 
-import torch  # noqa: E402
-
-torch.set_num_threads(1)
+importlib.import_module("torch").set_num_threads(1)

@@ -34,13 +34,23 @@ def kill_at(monkeypatch, number):
 
         return call
 
-    for owner, name in ((os, "replace"), (os, "fsync"), (shutil, "rmtree"), (os, "mkdir")):
+    for owner, name in ((os, "replace"), (os, "fsync"), (shutil, "rmtree"), (os, "mkdir"), (durable, "_exchange")):
         monkeypatch.setattr(owner, name, wrap(getattr(owner, name)))
     return calls
 
 
+@pytest.fixture(params=["exchange", "two renames"])
+def one_operation(request, tmp_path, monkeypatch):
+    """Whether this system swaps two names at once; the second time it is made to be one that cannot."""
+    if request.param == "two renames":
+        monkeypatch.setattr(durable.ctypes, "CDLL", lambda *_, **__: object())
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    return durable._exchange(tmp_path / "one", tmp_path / "other")
+
+
 @pytest.mark.parametrize("replaces", [False, True])
-def test_a_kill_at_any_operation_leaves_a_whole_folder_or_none(tmp_path, replaces):
+def test_a_kill_at_any_operation_leaves_a_whole_folder_or_none(tmp_path, replaces, one_operation):
     died = 0
     for number in range(1, 60):
         home = tmp_path / str(number)
@@ -55,6 +65,7 @@ def test_a_kill_at_any_operation_leaves_a_whole_folder_or_none(tmp_path, replace
             except Killed:
                 died += 1
         durable.sweep(home)
+        assert final.exists() or not (replaces and one_operation)
         if final.exists():
             manifest = durable.verify_folder(final)
             assert (final / "a.txt").read_text() == ("new" if manifest.get("step") == 7 else "old")

@@ -5,6 +5,8 @@ into its ``manifest.json``, the folder is renamed, and the parent is flushed. A 
 only if its manifest verifies.
 """
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +21,7 @@ from kdcli.errors import IntegrityError, MachineError
 MANIFEST = "manifest.json"
 SCHEMA = 1
 _TEMPORARY = ".tmp-"
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _MANIFEST_LIMIT = 4 * 2**20
 
 
@@ -59,8 +62,8 @@ def commit_folder(final: Path, fill: Callable[[Path], None], extra: Mapping[str,
     """Make a folder appear whole or not at all.
 
     Args:
-        final: the folder's name; an existing folder of that name is set aside first, so a kill
-            at that instant leaves neither.
+        final: the folder's name; an existing folder of that name is exchanged for the new one. Where the
+            file system cannot exchange names it is set aside first, so a kill at that instant leaves neither.
         fill: writes the files into the temporary folder it is given.
         extra: further entries of the manifest, such as the step.
 
@@ -125,12 +128,28 @@ def refused(error: OSError, path: Path) -> MachineError:
 
 
 def _swap(temporary: Path, final: Path) -> None:
-    old = final.with_name(f"{_TEMPORARY}{os.getpid()}-old-{final.name}")
-    if final.exists():
+    old = temporary
+    if not final.exists():
+        os.replace(temporary, final)
+    elif not _exchange(temporary, final):
+        old = final.with_name(f"{_TEMPORARY}{os.getpid()}-old-{final.name}")
         os.replace(final, old)
-    os.replace(temporary, final)
+        os.replace(temporary, final)
     flush_folder(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one operation; False where the system has none for it."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
 
 
 def _walk(folder: Path) -> list[dict[str, Any]]:

@@ -26,7 +26,6 @@ def plan(**typed: Any) -> None:
 
 
 _signature = inspect.signature(distill)
-plan.__signature__ = _signature.replace(  # type: ignore[attr-defined]
-    parameters=[one for name, one in _signature.parameters.items() if name not in _LEFT_OUT]
-)
+_shown = [one for name, one in _signature.parameters.items() if name not in _LEFT_OUT]
+vars(plan)["__signature__"] = _signature.replace(parameters=_shown)
 plan.__annotations__ = {name: kind for name, kind in distill.__annotations__.items() if name not in _LEFT_OUT}

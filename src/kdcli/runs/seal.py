@@ -1,4 +1,4 @@
-"""Digests of what lies loose in a study's folder: the tables, the pictures, the report."""
+"""Digests of what lies loose in a study's folder: settings, cells, tables, pictures, the report."""
 
 import json
 from pathlib import Path
@@ -14,27 +14,41 @@ _SEALED = (
     "report.html",
     "results.parquet",
     "samples.parquet",
+    "study.json",
+    "study.yaml",
     "table.csv",
     "table.html",
     "table.json",
     "table.md",
     "table.tex",
+    "tuning.json",
+    "tuning.md",
 )
 
 
 def seal(folder: Path) -> None:
     """Write the digests of the files that a comparison writes into its folder."""
-    files = {name: durable.digest_file(folder / name) for name in _SEALED if (folder / name).is_file()}
+    _write(folder / NAME, {name: durable.digest_file(folder / name) for name in _SEALED if (folder / name).is_file()})
+
+
+def seal_again(path: Path) -> None:
+    """Bring a file's digest up to date after it was written on purpose; those of other files stay what they are."""
+    digests = path.parent / NAME
+    if path.name in _SEALED and digests.is_file():
+        _write(digests, {**_read(digests), path.name: durable.digest_file(path)})
+
+
+def _write(path: Path, files: dict[str, str]) -> None:
     text = json.dumps({"kind": "comparison", "files": files}, indent=1, sort_keys=True) + "\n"
-    path = folder / NAME
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         durable.write_file(path, text)
 
 
-def seal_again(path: Path) -> None:
-    """Bring the digests of a sealed folder up to date after a file in it was written on purpose."""
-    if path.name in _SEALED and (path.parent / NAME).is_file():
-        seal(path.parent)
+def _read(path: Path) -> dict[str, str]:
+    try:
+        return {str(name): str(digest) for name, digest in json.loads(path.read_bytes())["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise broken(path, "is not a list of digests") from error
 
 
 def check_seal(folder: Path) -> int:
@@ -47,11 +61,7 @@ def check_seal(folder: Path) -> int:
         IntegrityError: names the first that is not what it was.
     """
     path = folder / NAME
-    try:
-        files = json.loads(path.read_bytes())["files"]
-        named = {folder / str(name): str(digest) for name, digest in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise broken(path, "is not a list of digests") from error
+    named = {folder / name: digest for name, digest in _read(path).items()}
     check_files(named)
     return len(named) + 1
 

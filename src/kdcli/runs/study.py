@@ -8,6 +8,7 @@ from typing import Any
 
 from kdcli import durable
 from kdcli.errors import ExperimentChangedError, InputError, IntegrityError
+from kdcli.runs.seal import seal_again
 
 SETTINGS, CELLS_FILE = "study.yaml", "study.json"
 SCHEMA = 1
@@ -107,3 +108,4 @@ def _replace(path: Path, text: str) -> None:
     """Write a file unless it says so already."""
     if not path.is_file() or path.read_bytes() != text.encode():
         durable.write_file(path, text)
+        seal_again(path)

@@ -11,6 +11,7 @@ from kdcli.errors import IntegrityError, NumericsError
 from kdcli.runs.cells import Cell
 from kdcli.runs.grid import Outcome
 from kdcli.runs.records import Failure
+from kdcli.runs.seal import seal_again
 from kdcli.runs.tuned_by import TunedBy
 from kdcli.text import markdown_cell
 from kdcli.variations import words
@@ -108,8 +109,9 @@ def real_failures(failed: Sequence[Failure], tuning: Tuning) -> list[Failure]:
 def write_tuning(folder: Path, tuning: Tuning) -> None:
     """Write ``tuning.json`` and ``tuning.md``."""
     document = json.dumps(asdict(tuning), indent=1, ensure_ascii=False) + "\n"
-    durable.write_file(folder / FILE, document)
-    durable.write_file(folder / TABLE, "\n".join(tuning_lines(tuning)) + "\n")
+    for name, text in ((FILE, document), (TABLE, "\n".join(tuning_lines(tuning)) + "\n")):
+        durable.write_file(folder / name, text)
+        seal_again(folder / name)
 
 
 def read_tuning(folder: Path) -> Tuning | None:

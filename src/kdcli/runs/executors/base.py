@@ -74,5 +74,6 @@ class Executor(ABC):
     def stop(self, signal_number: int) -> None:
         """Ask every job to save and end; ``poll`` returns them when they have."""
 
-    def close(self) -> None:  # noqa: B027
-        """Let go of what the executor holds; jobs that still run are ended."""
+    def close(self) -> None:
+        """Let go of what the executor holds; jobs that still run are ended. By default it holds nothing."""
+        return
