@@ -17,6 +17,8 @@ LOSSES = {
     "dkd_div": "kdcli.losses.decoupled:DiversityKD",
     "decoupled": "kdcli.losses.decoupled:DecoupledKD",
     "atkd": "kdcli.losses.atkd:AdaptiveTeachingKD",
+    "minillm": "kdcli.losses.minillm:MiniLLM",
+    "route": "kdcli.losses.route:Route",
 }
 
 LOSS_ALIASES = {

@@ -39,10 +39,24 @@ SETTINGS = {
         "atkd:easy=ce,hard=(0.5*jsd+0.5*tvd)",
         "atkd:easy=(atkd:k=0.3),hard=skl",
     ],
+    "minillm": [
+        "minillm:variant=lmops",
+        "minillm:variant=single",
+        "minillm:single_weight=step",
+        "minillm:single_weight=prefix,long_weight=prefix,clip=0",
+        "minillm:single=false,include_present=true,length_norm=false",
+        "minillm:variant=single,single_weight=prefix",
+        "minillm:whiten=tokens,long_weight=none,rewards=sampling",
+    ],
+    "route": [
+        "route:student=ce,data=tvd",
+        "route:rollout=minillm,corpus=(0.5*ce+0.5*soft_ce)",
+        "route:student=atkd,teacher=(0.5*akl+ce)",
+    ],
 }
 SUMS = ["0.5*ce+0.5*akl:mu=0.6", "fkl+rkl+fkl:temperature=2", "0.2*atkd+0.8*atkd:base=rkl", "0*ce+2*tvd"]
 EVERY = [*catalog.LOSSES, *(spec for specs in SETTINGS.values() for spec in specs), *SUMS]
-NO_SURVEY = [spec for spec in EVERY if "atkd" not in spec]
+NO_SURVEY = [spec for spec in EVERY if build_objective(spec).needs().survey == "none"]
 
 
 @cache

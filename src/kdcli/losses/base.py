@@ -29,18 +29,21 @@ class Needs:
         teacher: teacher logits are read.
         survey: whose logits the survey pass reads, or "none" for no survey pass.
         facts: per-token facts the source must supply.
+        origins: whose words the source must supply, names of ``supplied.ORIGINS``; empty where any will do.
         whole: why a teacher known on some tokens and one bin for the rest does not do; empty where it does.
     """
 
     teacher: bool = True
     survey: Literal["none", "teacher", "both"] = "none"
     facts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
     whole: str = "it reads single logits of the teacher"
 
     def __or__(self, other: "Needs") -> "Needs":
         survey = self.survey if _WIDTH[self.survey] >= _WIDTH[other.survey] else other.survey
         whole = "; ".join(dict.fromkeys(one.whole for one in (self, other) if one.teacher and one.whole))
-        return Needs(self.teacher or other.teacher, survey, self.facts | other.facts, whole)
+        facts, origins = self.facts | other.facts, self.origins | other.origins
+        return Needs(self.teacher or other.teacher, survey, facts, origins, whole)
 
 
 @dataclass(frozen=True)

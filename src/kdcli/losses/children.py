@@ -6,6 +6,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from kdcli.losses.base import DistillLoss, Facts, Needs, Tokens
+from kdcli.losses.coarse import Coarse
 
 
 def merged_needs(children: Mapping[str, DistillLoss]) -> Needs:
@@ -29,14 +30,19 @@ def plan_all(children: Mapping[str, DistillLoss], facts: Facts) -> dict[str, Ten
     """Let each child plan over its own facts of the micro-batch and those of the source."""
     planned: dict[str, Tensor] = {}
     for label, child in children.items():
-        planned |= _outside(label, child.plan(_view(label, facts)))
+        planned |= _outside(label, child.plan(child_facts(label, facts)))
     return planned
+
+
+def planned_for(label: str, name: str) -> str:
+    """Return the name outside of a fact that a child planned."""
+    return f"{label}/{name}"
 
 
 def inside(label: str, child: DistillLoss, tok: Tokens) -> Tokens:
     """Return the tokens as the child would see them on its own."""
     teacher = tok.teacher if child.needs().teacher else None
-    return replace(tok, teacher=teacher, facts=_view(label, tok.facts), watched={})
+    return replace(tok, teacher=teacher, facts=child_facts(label, tok.facts), watched={})
 
 
 def hand_on(label: str, child: DistillLoss, seen: Tokens, tok: Tokens) -> None:
@@ -54,15 +60,16 @@ def take(tok: Tokens, rows: Tensor) -> Tokens:
     """
     teacher = None if tok.teacher is None else tok.teacher[rows]
     facts = {key: value[rows] for key, value in tok.facts.items()}
-    return Tokens(tok.labels[rows], tok.student[rows], teacher, facts, progress=tok.progress)
+    coarse = None if tok.coarse is None else Coarse(tok.coarse.ids[rows], tok.coarse.log_probs[rows])
+    return Tokens(tok.labels[rows], tok.student[rows], teacher, facts, coarse=coarse, progress=tok.progress)
 
 
 def _outside(label: str, facts: Facts) -> dict[str, Tensor]:
-    return {f"{label}/{key}": value for key, value in facts.items()}
+    return {planned_for(label, key): value for key, value in facts.items()}
 
 
-def _view(label: str, facts: Facts) -> dict[str, Tensor]:
-    """Facts of the source, which have no prefix, and the child's own without theirs."""
+def child_facts(label: str, facts: Facts) -> dict[str, Tensor]:
+    """Return the facts of the source, which have no prefix, and the child's own without theirs."""
     prefix = f"{label}/"
     shared = {key: value for key, value in facts.items() if "/" not in key}
     return shared | {key.removeprefix(prefix): value for key, value in facts.items() if key.startswith(prefix)}

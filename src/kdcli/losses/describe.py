@@ -101,13 +101,20 @@ def options(loss: type[DistillLoss]) -> tuple[Option, ...]:
 
 def type_text(field: FieldInfo) -> str:
     """Return the type of an option in a user's words."""
-    annotation: Any = field.annotation
+    annotation: Any = _without_none(field.annotation)
     if get_origin(annotation) is Literal:
         return "|".join(str(choice) for choice in get_args(annotation))
     if is_nested(field):
         return "loss"
     words = {float: "number", int: "whole number", bool: "true or false", str: "text"}
     return words.get(annotation, str(annotation).replace("typing.", ""))
+
+
+def _without_none(annotation: Any) -> Any:
+    """Return the one type that an option has beside None, or the annotation as it is."""
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    optional = type(None) in get_args(annotation) and len(kinds) == 1
+    return kinds[0] if optional else annotation
 
 
 def is_nested(field: FieldInfo) -> bool:

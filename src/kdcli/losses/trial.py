@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kdcli.losses.base import DistillLoss, Tokens
+from kdcli.losses.supplied import drawn
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def sample(loss: DistillLoss, *, tokens: int = 9, entries: int = 13, scale: floa
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(entries - 3, (tokens,), generator=generator)
     student, teacher = scale * torch.randn(2, tokens, entries, generator=generator)
-    facts = {"seq": torch.arange(tokens) * 3 // tokens}
-    facts |= {name: torch.randn(tokens, generator=generator) for name in sorted(loss.needs().facts)}
+    sequence = torch.arange(tokens) * 3 // tokens
+    facts = {"seq": sequence, **drawn(loss.needs().facts, loss.needs().origins, sequence, generator)}
     return Sample(student, teacher, labels, facts)
 
 

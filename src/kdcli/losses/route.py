@@ -1,0 +1,141 @@
+"""One objective for each origin of a token: the training rows, the student's words, the teacher's, a corpus."""
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdcli.losses.base import DistillLoss, Facts, Needs, Tokens, widen
+from kdcli.losses.build import NestedLoss, build_objective
+from kdcli.losses.children import child_facts, inside, merged_needs, planned_for, survey_all, take
+from kdcli.losses.supplied import ORIGIN, ORIGIN_SHARE, ORIGINS, code_of
+from kdcli.shapes import TokenValues
+
+_HALVES = {"student": "0.5*srkl:alpha=0.5", "teacher": "0.5*skl:alpha=0.5"}
+"""The halves of the Jensen-Shannon divergence, each on the samples of the side it leads with."""
+
+
+class Route(DistillLoss):
+    """Sends each token to the objective of its origin; each origin's tokens are averaged by themselves.
+
+    With G_o the step's tokens of origin o::
+
+        L = sum over o of mean over G_o of L_o
+
+    so that an origin's weight is the one written into its objective, as in ``route:rollout=minillm,corpus=(0.5*ce)``,
+    however many tokens it has. The counts are those of the whole optimizer step, not of a micro-batch. An origin
+    that a step has none of adds nothing to it. Origins are ``data`` (training rows), ``student`` and ``teacher``
+    (their own words), ``rollout`` (words drawn from a mixture of both) and ``corpus`` (a second set of texts).
+
+    Without any option: half of KL(q || m) on the student's words and half of KL(p || m) on the teacher's, m being the
+    mean of both, which is f-distill's Jensen-Shannon divergence.
+
+    >>> facts = {"origin": torch.tensor([1, 4, 4]), "origin_share": torch.tensor([1 / 3, 2 / 3, 2 / 3])}
+    >>> tok = Tokens(torch.tensor([0, 0, 1]), torch.zeros(3, 4), None, facts)
+    >>> loss = build_objective("route:student=ce,corpus=(0.5*ce)")
+    >>> [round(value, 4) for value in loss.token_loss(tok).tolist()]  # ln 4 = 1.3863, times 3, and times 1/2 times 3/2
+    [4.1589, 1.0397, 1.0397]
+    """
+
+    name: ClassVar[str] = "route"
+    formula: ClassVar[str] = "sum_o mean over tokens of origin o of L_o"
+    reference: ClassVar[str] = (
+        "Wen et al. 2023 (f-DISTILL), arXiv:2307.15190, section 3; Gu et al. 2024 (MiniLLM), algorithm 1"
+    )
+    cost: ClassVar[str] = "that of each origin's objective on its own tokens, and a copy of their logits"
+
+    data: Annotated[NestedLoss | None, Field(description="objective of the training rows")] = None
+    student: Annotated[NestedLoss | None, Field(description="objective of the student's own words")] = None
+    teacher: Annotated[NestedLoss | None, Field(description="objective of the teacher's words")] = None
+    rollout: Annotated[NestedLoss | None, Field(description="objective of words drawn from both")] = None
+    corpus: Annotated[NestedLoss | None, Field(description="objective of the second corpus")] = None
+
+    @property
+    def routes(self) -> dict[str, DistillLoss]:
+        """The objective of each origin."""
+        given = {origin: getattr(self, origin) for origin in ORIGINS}
+        found = {origin: loss for origin, loss in given.items() if loss is not None}
+        return found or {origin: build_objective(spec) for origin, spec in _HALVES.items()}
+
+    def needs(self) -> Needs:
+        """Ask for each token's origin and its share of the step, and for what each objective asks."""
+        routes = self.routes
+        own = Needs(teacher=False, facts=frozenset({ORIGIN, ORIGIN_SHARE}), origins=frozenset(routes))
+        return own | merged_needs(routes)
+
+    def survey(self, tok: Tokens) -> Facts:
+        """Survey the objectives that ask for it, over all tokens."""
+        return survey_all(self.routes, tok)
+
+    def plan(self, facts: Facts) -> Facts:
+        """Let each objective plan over the tokens of its origin; its facts are 0 on all others."""
+        planned: dict[str, Tensor] = {}
+        for origin, child in self.routes.items():
+            rows = torch.nonzero(facts[ORIGIN] == code_of(origin)).squeeze(1)
+            own = {name: fact[rows] for name, fact in child_facts(origin, facts).items()}
+            for name, fact in (child.plan(own) if len(rows) else {}).items():
+                whole = fact.new_zeros(len(facts[ORIGIN]))
+                planned[planned_for(origin, name)] = whole.index_copy(0, rows, fact)
+        return planned
+
+    def token_loss(self, tok: Tokens) -> TokenValues:
+        """Return each token's loss in the objective of its origin, over the origin's share of the step."""
+        first, *others = self.parts(tok).values()
+        return sum(others, start=first)
+
+    def parts(self, tok: Tokens) -> dict[str, Tensor]:
+        """Return each origin's term, 0 on the tokens of others."""
+        named: dict[str, Tensor] = {}
+        for origin, child in self.routes.items():
+            rows, factor = self._rows(origin, tok)
+            named[origin] = _zeros(tok)
+            if len(rows):
+                view = take(inside(origin, child, tok), rows)
+                found = child.token_loss(view)
+                named[origin] = named[origin].index_add(0, rows, factor.to(found.dtype) * found)
+                self._watch(origin, child, view, rows, factor, tok)
+        return named
+
+    @torch.no_grad()
+    def parts_and_grad(self, tok: Tokens) -> tuple[dict[str, Tensor], Tensor] | None:
+        """Take each origin's closed form on its own tokens; None unless all there are have one, and off the CPU."""
+        if not tok.student.is_cpu:
+            return None
+        grad: Tensor | None = None
+        named: dict[str, Tensor] = {}
+        for origin, child in self.routes.items():
+            rows, factor = self._rows(origin, tok)
+            named[origin] = _zeros(tok)
+            if not len(rows):
+                continue
+            view = take(inside(origin, child, tok), rows)
+            closed = child.parts_and_grad(view)
+            if closed is None:
+                return None
+            found = torch.stack(list(closed[0].values())).sum(0)
+            named[origin].index_add_(0, rows, factor.to(found.dtype) * found)
+            grad = torch.zeros_like(tok.student, dtype=closed[1].dtype) if grad is None else grad
+            grad[rows] = closed[1] * factor.to(closed[1].dtype)[:, None]
+            self._watch(origin, child, view, rows, factor, tok)
+        return named, torch.zeros_like(tok.student) if grad is None else grad
+
+    @staticmethod
+    def _rows(origin: str, tok: Tokens) -> tuple[Tensor, Tensor]:
+        """Return which tokens are of an origin, and by what their losses are multiplied."""
+        rows = torch.nonzero(tok.facts[ORIGIN] == code_of(origin)).squeeze(1)
+        return rows, 1.0 / tok.facts[ORIGIN_SHARE][rows]
+
+    @staticmethod
+    def _watch(origin: str, child: DistillLoss, view: Tokens, rows: Tensor, factor: Tensor, tok: Tokens) -> None:
+        """Hand on what the objective watched, so that its mean over the step is the origin's."""
+        for name, value in view.watched.items():
+            whole = value.new_zeros(len(tok.labels))
+            scaled = value * factor.to(value.dtype)
+            tok.watched[f"{origin}{name.removeprefix(child.name)}"] = whole.index_copy(0, rows, scaled)
+
+
+def _zeros(tok: Tokens) -> Tensor:
+    """Return 0 for each token, in fp32 or wider, of which a gradient may be asked."""
+    nothing = widen(tok.student[:0]).sum()
+    return nothing.expand(len(tok.labels)).clone()
