@@ -280,7 +280,7 @@ def test_a_folder_of_splits_gives_the_split_asked_for(tmp_path):
 def test_hub_ids_are_read_by_split_and_fail_in_one_line(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     parts = {name: datasets.Dataset.from_list(ROWS[:count]) for name, count in (("train", 3), ("test", 1))}
-    monkeypatch.setattr("kdcli.data.columnar._hub_is_in_reach", lambda: True)
+    monkeypatch.setattr("kdcli.data.hub.is_in_reach", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict(parts))
     assert len(read("owner/name").rows) == 3
     assert len(read("owner/name:test").rows) == 1

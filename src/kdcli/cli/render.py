@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdcli.cli.numbers import decimals, duration, size, with_half
-from kdcli.cli.render_edge import edge_table
+from kdcli.cli.render_edge import edge_parts
 from kdcli.runs.records import Comparison, ComparisonRow, EvalRecord, RunRecord, ScoreInfo
 from kdcli.statistics import LEVEL, Estimate
 from kdcli.text import fold, one_line
@@ -49,7 +49,8 @@ def evaluation(record: EvalRecord) -> Group:
     """
     name = record.protocol.get("name", "custom")
     protocol = f", protocol {one_line(name, 40)}" if name != "custom" else ""
-    table = _table(f"{one_line(record.model, 60)} on {one_line(record.name, 30)}, {record.examples} examples{protocol}")
+    title = f"{one_line(record.model, 60)} on {one_line(record.name, 30)}, {record.examples:,} examples{protocol}"
+    table = _table("")
     for heading in ("score", "value", "95 % interval"):
         table.add_column(heading, justify="left" if heading == "score" else "right", no_wrap=True)
     for info in record.infos:
@@ -59,9 +60,9 @@ def evaluation(record: EvalRecord) -> Group:
         interval = "" if low is None or high is None else f"{low:,.{places}f} to {high:,.{places}f}"
         table.add_row(_heading(info), with_half(estimate.mean, None, places), interval)
     signatures = dict.fromkeys(info.settings for info in record.infos)
-    parts: list[RenderableType] = [table] if record.infos else []
+    parts: list[RenderableType] = [Text(title, style="italic"), table] if record.infos else []
     parts += [Text(one_line(line, 500), style="dim") for line in signatures]
-    parts += [edge_table(record.edge)] if record.edge is not None else []
+    parts += edge_parts(record.edge) if record.edge is not None else []
     parts += [Text(f"· {one_line(note, 500)}") for note in record.notes]
     if record.folder is not None:
         parts.append(Text(f"written to {one_line(str(record.folder), 500)}", overflow="fold"))

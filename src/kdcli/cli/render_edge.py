@@ -1,6 +1,7 @@
 """Draws what a model costs on one machine."""
 
 from rich import box
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -9,8 +10,8 @@ from kdcli.runs.records import Edge
 from kdcli.text import one_line
 
 
-def edge_table(edge: Edge) -> Table:
-    """Return the table of sizes, speed and energy.
+def edge_parts(edge: Edge) -> list[RenderableType]:
+    """Return how it was measured, and the table of sizes, speed and energy.
 
     Args:
         edge: what was measured.
@@ -19,7 +20,7 @@ def edge_table(edge: Edge) -> Table:
         f"on this machine ({one_line(edge.hardware, 80)}): one request, {edge.prompt_tokens:,} + {edge.new_tokens:,} "
         f"tokens, median of {edge.repeats:,}"
     )
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     table.add_column("cost", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
@@ -36,4 +37,4 @@ def edge_table(edge: Edge) -> Table:
         ("energy per token", energy, one_line(edge.energy_source, 60)),
     ):
         table.add_row(*row)
-    return table
+    return [Text(title, style="italic"), table]

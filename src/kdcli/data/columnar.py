@@ -2,13 +2,10 @@
 
 import hashlib
 import json
-import os
-import socket
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import datasets
 import datasets.config
@@ -16,6 +13,7 @@ import pyarrow
 import pyarrow.parquet
 
 from kdcli.data.files import digest_files, system_error
+from kdcli.data.hub import asked_only_in_reach
 from kdcli.data.tables import MAX_LINE_BYTES, MAX_TOTAL_BYTES, Record, Records, Table, size_text
 from kdcli.errors import InputError
 from kdcli.text import one_line
@@ -139,12 +137,11 @@ def _choose(there: Sequence[str], splits: Sequence[str], where: str) -> str:
 
 def _quietly(load: Callable[[Any], Any], where: str, code: str) -> Any:
     """Call into ``datasets`` without its progress bars; whatever it raises becomes one line."""
-    bars, offline = datasets.is_progress_bar_enabled(), datasets.config.HF_HUB_OFFLINE
+    bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        if code == "DATA-01" and not offline:
-            datasets.config.HF_HUB_OFFLINE = not _hub_is_in_reach()
-        return load(datasets)
+        with asked_only_in_reach() if code == "DATA-01" else nullcontext():
+            return load(datasets)
     except Exception as error:
         first = one_line(str(error).partition("\n")[0], 120)
         fix = "a local path must exist; a hub id needs a network" if code == "DATA-01" else "save it again"
@@ -153,20 +150,8 @@ def _quietly(load: Callable[[Any], Any], where: str, code: str) -> Any:
             code, f"cannot be opened{looked}: {type(error).__name__}: {first}", where=where, fix=fix
         ) from error
     finally:
-        datasets.config.HF_HUB_OFFLINE = offline
         if bars:
             datasets.enable_progress_bars()
-
-
-def _hub_is_in_reach() -> bool:
-    """Whether the hub's name resolves; without a network, half a minute of retries is spared."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    try:
-        socket.getaddrinfo(urlsplit(datasets.config.HF_ENDPOINT).hostname, 443)
-    except OSError:
-        return False
-    return True
 
 
 def _rows(data: Any, name: str) -> Records:

@@ -6,8 +6,9 @@ from kdcli.config import EvalConfig
 from kdcli.engine.devices import Device
 from kdcli.engine.events import Report
 from kdcli.models.load import load_model
-from kdcli.runs.evaluation.benchmarks import Benchmarked, Harness, LmEval, benchmark
+from kdcli.runs.evaluation.benchmarks import Benchmarked, load_tasks, run_tasks
 from kdcli.runs.evaluation.edge import measure_edge
+from kdcli.runs.evaluation.harness import Harness, LmEval, Tasks
 from kdcli.runs.folder import model_of
 from kdcli.runs.records import Edge, EvalRecord
 
@@ -32,22 +33,35 @@ class Beside:
         return replace(record, estimates=estimates, infos=record.infos + found.infos, protocol=protocol, edge=self.edge)
 
 
+@dataclass(frozen=True)
+class Ready:
+    """What will run the tasks, and the tasks."""
+
+    harness: Harness
+    tasks: Tasks
+
+
 def asks_beside(config: EvalConfig) -> bool:
     """Whether anything is to be measured beside the rows."""
     return config.edge.measure or bool(config.benchmarks.tasks)
 
 
-def ready_beside(config: EvalConfig) -> Harness | None:
-    """Return what runs the tasks, None without tasks; found out before any work is done.
+def ready_beside(config: EvalConfig) -> Ready | None:
+    """Return the loaded tasks, None without any; what is wrong with them is found before any weight is read.
 
     Raises:
         UsageError: BENCH-01, lm-evaluation-harness is not installed.
+        InputError: BENCH-02, no such task.
+        MachineError: BENCH-04, a task's documents cannot be had.
     """
-    return LmEval() if config.benchmarks.tasks else None
+    if not config.benchmarks.tasks:
+        return None
+    harness = LmEval()
+    return Ready(harness, load_tasks(harness, config.benchmarks))
 
 
 def measure_beside(
-    config: EvalConfig, model: str, device: Device, report: Report, harness: Harness | None = None
+    config: EvalConfig, model: str, device: Device, report: Report, ready: Ready | None = None
 ) -> Beside:
     """Measure what the settings ask for beside the rows; the model is loaded for it, and let go.
 
@@ -56,14 +70,14 @@ def measure_beside(
         model: run or model folder.
         device: where to compute.
         report: told how far it is.
-        harness: what runs the tasks.
+        ready: the tasks, and what runs them; None without tasks.
 
     Raises:
         KDError: the model or a task cannot be used.
     """
     path = model_of(model)
     edge = measure_edge(path, config.edge, device, report) if config.edge.measure else None
-    if not config.benchmarks.tasks:
+    if ready is None:
         return Beside(edge=edge)
     loaded = load_model(path, device=device.device, role="teacher", dtype=device.compute)
-    return Beside(benchmark(loaded, config.benchmarks, report, harness), edge)
+    return Beside(run_tasks(loaded, ready.tasks, config.benchmarks, report, ready.harness), edge)

@@ -129,8 +129,8 @@ def _ask(config: EvalConfig, model: str, workshop: Workshop) -> _Asked:
 
 def _score_beside(config: EvalConfig, model: str, report: Report) -> EvalRecord:
     """Run benchmarks, or measure what the model costs; no row is read."""
-    harness, facts, device = ready_beside(config), Workshop().look(model), prepare(config.hardware)
-    beside = measure_beside(config, model, device, report, harness)
+    facts, device, ready = Workshop().look(model), prepare(config.hardware), ready_beside(config)
+    beside = measure_beside(config, model, device, report, ready)
     protocol = {"examples": beside.benchmarked.documents, "precision": str(device.compute).removeprefix("torch.")}
     folder = Path(config.output) if config.output is not None else None
     name = "tasks" if config.benchmarks.tasks else "edge"
@@ -138,12 +138,13 @@ def _score_beside(config: EvalConfig, model: str, report: Report) -> EvalRecord:
 
 
 def _score_model(config: EvalConfig, model: str, report: Report, workshop: Workshop, *, reuse: bool) -> EvalRecord:
-    harness, asked = ready_beside(config), _ask(config, model, workshop)
+    asked = _ask(config, model, workshop)
     if reuse and (there := asked.already_there()) is not None:
         return there
+    ready = ready_beside(config)
     for note in (*asked.data.notes, *asked.chosen.notes):
         report(Event("note", note))
-    beside = measure_beside(config, model, asked.device, report, harness)
+    beside = measure_beside(config, model, asked.device, report, ready)
     scored, texts, kept = _measure(config, asked, report, workshop)
     examples = Rows([example.where for example in asked.data.examples], texts, kept)
     measured = Measured(

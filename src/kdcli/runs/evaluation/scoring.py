@@ -149,7 +149,7 @@ def _lacking(
         fitted = [metric for metric in (*tokens, *choices) if metric.needs_development]
         found |= {metric.name: "needs development rows; give --dev-data" for metric in fitted}
     if not model:
-        why = "is measured on a model; --predictions holds texts"
+        why = "is measured on a model; --predictions and --server-url give texts only"
         found |= {metric.name: why for metric in (*tokens, *own, *choices)}
     return found
 
