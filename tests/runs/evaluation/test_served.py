@@ -44,6 +44,7 @@ def test_every_row_and_seed_is_asked_for_once(rows, tmp_path):
     assert said.code == 0, said.err
     asked = [one.body for one in server.asked if one.body]
     assert len(asked) == len({(one["prompt"], one["seed"]) for one in asked}) == 12
+    assert len({one["seed"] for one in asked}) == 12
     assert {(one["model"], one["temperature"], one["n"], one["stream"]) for one in asked} == {("toy", 1.0, 1, False)}
     record = read_results(tmp_path / "out")
     assert record.model == f"toy at {server.url}"
