@@ -124,6 +124,20 @@ class EvalSettings(Settings):
     generation: GenerationConfig = GenerationConfig()
 
 
+class LoraConfig(Settings):
+    """A LoRA adapter: small matrices trained in place of the student's weights."""
+
+    rank: Positive | None = Field(default=None, description="rank; only the adapter trains. None trains all weights")
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="the adapter is scaled by alpha / rank; default twice the rank"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="of the adapter's input")
+    targets: tuple[str, ...] = Field(
+        default=("all-linear",), min_length=1, description="linear layers by name, such as q_proj,v_proj"
+    )
+    keep: bool = Field(default=False, description="keep the adapter alone too, in adapter/ of the run folder")
+
+
 class MonitorConfig(Settings):
     """What is measured while a student is trained; no weight depends on it, but for an early end."""
 
@@ -145,6 +159,7 @@ class DistillConfig(Settings):
         default=None, description="student: folder, hub id, or random:layers=..,width=..,heads=.."
     )
     loss: str = Field(default="fkl", description="objective, as in 0.5*ce+0.5*akl:mu=0.6")
+    lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     hardware: HardwareConfig = HardwareConfig()
@@ -265,6 +280,7 @@ class CompareConfig(Settings):
         default="auto", description="auto: run the teacher once for all cells if that pays; none; or a kd cache folder"
     )
     student: str | None = Field(default=None, description="student: folder, hub id, or random:...")
+    lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     hardware: HardwareConfig = HardwareConfig()

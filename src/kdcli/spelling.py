@@ -10,6 +10,7 @@ FLAGS = {
     "store_dtype": "store_dtype",
     "top_k": "top_k",
     "student": "student",
+    "lora": "lora.rank",
     "model": "model",
     "predictions": "predictions",
     "answers": "answers",
@@ -90,6 +91,8 @@ ALIASES = {
     "config_file": "config",
     "resume_from_checkpoint": "resume",
     "backend": "executor",
+    "lora_r": "lora",
+    "lora_rank": "lora",
 }
 """Other tools' spellings, in snake case -> our flag."""
 

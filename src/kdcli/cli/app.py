@@ -1,6 +1,7 @@
 """The ``kd`` command: its subcommands, and the way in."""
 
 import io
+import logging
 import os
 import sys
 import warnings
@@ -41,6 +42,8 @@ _QUIET_LIBRARIES = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+_TALKATIVE = ("torchao", "bitsandbytes", "torch.utils._pytree")
+"""Loggers of libraries that transformers imports wherever they are installed; they warn of kernels not in use."""
 
 
 class Commands(TyperGroup):
@@ -153,6 +156,8 @@ def main() -> NoReturn:
     """Run the command line of this process and leave with its exit code."""
     for name, value in _QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -26,6 +26,7 @@ def distill(
     teacher: flags.Teacher = None,
     teacher_cache: flags.TeacherCache = None,
     student: flags.Student = None,
+    lora: flags.Lora = None,
     data: flags.Data = None,
     eval_data: flags.EvalData = None,
     columns: flags.Columns = None,

@@ -34,6 +34,7 @@ Texts = list[str] | None
 
 Teacher = Annotated[Text, _flag("--teacher", "MODEL", "Model folder or hub id.", MODELS)]
 Student = Annotated[Text, _flag("--student", "MODEL", "Folder, hub id, random:layers=3,width=64,heads=4.", MODELS)]
+Lora = Annotated[Text, _flag("--lora", "RANK", "Train a LoRA adapter only; merged when saved.", MODELS)]
 
 TeacherCache = Annotated[
     Text, _flag("--teacher-cache", "FOLDER", "Of kd cache, instead of running the teacher.", MODELS)

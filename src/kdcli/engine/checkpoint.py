@@ -133,12 +133,13 @@ def _remove(path: Path) -> None:
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict with each storage once: tied weights are saved under their first name."""
+    """What training can change, each storage once: tied weights are saved under their first name."""
+    frozen = {name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
     seen: set[tuple[int, torch.Size]] = set()
     unique = {}
     for name, tensor in model.state_dict().items():
         key = (tensor.data_ptr(), tensor.shape)
-        if key not in seen or not tensor.numel():
+        if name not in frozen and (key not in seen or not tensor.numel()):
             seen.add(key)
             unique[name] = tensor.detach().cpu().contiguous()
     return unique

@@ -75,11 +75,14 @@ def _refuse_adapter(folder: Path) -> None:
     if not path.is_file():
         return
     kind = one_line(str(read_table(path, "MOD-02").get("peft_type", "unknown")), 40)
+    virtual = "PROMPT" in kind or "PREFIX" in kind
     raise InputError(
         "MOD-23",
         f"the folder holds an adapter ({kind}), not a whole model",
         where=str(path),
-        fix="merge the adapter into its base model and save that",
+        fix="adapters of virtual tokens cannot be merged; give a whole model, or its base and --lora RANK"
+        if virtual
+        else "merge it: peft's AutoPeftModelForCausalLM.from_pretrained(..).merge_and_unload(), or use a run's model/",
     )
 
 

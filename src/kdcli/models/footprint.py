@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from kdcli.models.activations import fuse_activations
 from kdcli.models.folder import open_folder
@@ -25,6 +26,7 @@ class Footprint:
         head: those of the head's matrix, whether or not it is shared with the embedding.
         tied: whether head and embedding are one matrix.
         largest: those of the largest tensor.
+        linear: inputs and outputs of all linear layers below the head, added up; an adapter holds so many per rank.
         width: numbers in a hidden state.
         activations: bytes of the trunk's activations kept for the backward pass of one micro-batch.
     """
@@ -33,6 +35,7 @@ class Footprint:
     head: int
     tied: bool
     largest: int
+    linear: int
     width: int
     activations: int
 
@@ -72,13 +75,14 @@ def sizes_of(
             config, dtype=torch.float32, attn_implementation=attention_of(config)
         ).train(keep)
         fuse_activations(built)
-        parameters = list(built.parameters())
+        parameters, below = list(built.parameters()), list(trunk_of(built).modules())
         head, embedding = built.get_output_embeddings().weight, built.get_input_embeddings().weight
         return Footprint(
             parameters=sum(one.numel() for one in parameters),
             head=head.numel(),
             tied=head is embedding,
             largest=max(one.numel() for one in parameters),
+            linear=sum(sum(one.weight.shape) for one in below if isinstance(one, nn.Linear | Conv1D)),
             width=int(head.shape[-1]),
             activations=_kept(built, rows, length, autocast) if keep else 0,
         )

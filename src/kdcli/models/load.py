@@ -1,7 +1,7 @@
 """Loads teachers and students from folders that nobody has to trust."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -36,6 +36,7 @@ class LanguageModel:
         pad_id: id to fill padding with; always masked.
         vocab: rows of the head, padding rows included.
         notes: what was ignored while loading, one sentence each.
+        adapter: peft's model around this one, if an adapter is trained in place of the weights.
     """
 
     model: PreTrainedModel
@@ -47,6 +48,7 @@ class LanguageModel:
     pad_id: int
     vocab: int
     notes: tuple[str, ...] = ()
+    adapter: Any = None
 
     @property
     def end_id(self) -> int:

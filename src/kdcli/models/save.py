@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig
 
+from kdcli.models.adapter import merged
 from kdcli.models.load import LanguageModel
 from kdcli.models.quiet import quiet
 
@@ -12,13 +13,13 @@ from kdcli.models.quiet import quiet
 def save_student(model: LanguageModel, folder: Path) -> None:
     """Write weights (safetensors), config, generation config and tokenizer into a folder.
 
-    Reloading the folder gives bit-equal logits.
+    Reloading the folder gives bit-equal logits; an adapter is added to the weights, which is equal to rounding.
 
     Args:
         model: the student.
         folder: existing or new folder; the caller makes it durable.
     """
-    inner = model.model
+    inner = model.model if model.adapter is None else merged(model.adapter)
     with quiet(), torch.no_grad():
         generation = inner.generation_config
         try:

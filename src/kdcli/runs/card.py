@@ -12,6 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from kdcli import __version__, durable
 from kdcli.losses.base import DistillLoss
+from kdcli.models.adapter import alpha_of
 from kdcli.models.random import is_random
 from kdcli.runs.prepare import Prepared
 from kdcli.runs.records import EvalRecord
@@ -126,6 +127,7 @@ def _training(prepared: Prepared) -> list[str]:
     train = prepared.config.train
     rows: list[tuple[str, Any]] = [
         ("objective", prepared.label),
+        *_adapter(prepared),
         ("optimizer steps", f"{prepared.steps:,}"),
         ("sequences per step", train.batch_size),
         ("peak learning rate", f"{train.lr:g}, {train.schedule}"),
@@ -136,6 +138,14 @@ def _training(prepared: Prepared) -> list[str]:
         ("kd", __version__),
     ]
     return ["## Training", "", *_table(["setting", "value"], [(name, str(value)) for name, value in rows])]
+
+
+def _adapter(prepared: Prepared) -> list[tuple[str, Any]]:
+    lora = prepared.config.lora
+    if lora.rank is None:
+        return []
+    shown = f"LoRA of rank {lora.rank}, alpha {alpha_of(lora):g}, on {', '.join(lora.targets)}; merged"
+    return [("trained", one_line(shown, 160))]
 
 
 def _scores(evaluation: EvalRecord) -> list[str]:

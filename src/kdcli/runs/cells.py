@@ -174,6 +174,7 @@ def _run_config(config: CompareConfig, line: Contender, tried: Choice, seed: int
         teacher=config.teacher,
         teacher_cache=None if config.teacher_cache in ("auto", "none") else config.teacher_cache,
         student=config.student,
+        lora=config.lora,
         loss=line.objective,
         data=data,
         train=train.model_copy(update={"seed": seed}),

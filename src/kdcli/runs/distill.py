@@ -15,6 +15,7 @@ from kdcli.engine.events import Event, Report
 from kdcli.engine.loop import Outcome, Training, train
 from kdcli.engine.teacher import LiveTeacher
 from kdcli.errors import InterruptedRunError, KDError, UsageError
+from kdcli.models.adapter import save_adapter
 from kdcli.models.load import LanguageModel
 from kdcli.models.save import save_student
 from kdcli.runs import lock
@@ -30,6 +31,8 @@ from kdcli.runs.teachers import mentor_for, teacher_for
 from kdcli.runs.workshop import Workshop
 
 __all__ = ["distill", "plan_distill", "read_run"]
+
+ADAPTER = "adapter"
 
 
 def distill(
@@ -133,7 +136,7 @@ def _begin(folder: RunFolder, prepared: Prepared, report: Report) -> None:
 
 def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Report, command: str) -> Outcome:
     device, pair, config = prepared.device, prepared.pair, prepared.config
-    student = workshop.load_student(pair, seed=config.train.seed, device=device.device)
+    student = workshop.load_student(pair, seed=config.train.seed, device=device.device, lora=config.lora)
     teacher = None
     if prepared.needs_teacher and pair.teacher is not None:
         teacher = teacher_for(
@@ -161,6 +164,10 @@ def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Re
     outcome = train(training)
     if _rank() == 0:
         save_model(student, folder.model, {"loss": prepared.label, "seed": config.train.seed}, model_card(prepared))
+        if config.lora.keep:
+            durable.commit_folder(
+                folder.path / ADAPTER, lambda target: save_adapter(student.adapter, target), {"kind": "adapter"}
+            )
         spent = folder.status().get("cpu_seconds", 0.0) + time.process_time() - started
         taught = outcome.student_tokens if live else 0
         folder.set_status("done", **vars(outcome), teacher_tokens=taught, cpu_seconds=round(spent, 2))

@@ -88,14 +88,18 @@ def memory_parts(prepared: Prepared, student: Footprint, teacher: Footprint | No
     block = min(space.block(vocab, device.device, chunk), chunk)
     width = torch.finfo(device.compute).bits // 8
     heads = 1 if teacher is None else 2
+    rank = prepared.config.lora.rank
+    adapter = (rank or 0) * student.linear
+    trained = student.parameters if rank is None else adapter
+    head = 0 if rank is not None else student.head * _FP32 * (2 if student.tied else 1)
     parts = {
         "process": process_bytes(device),
-        "student's weights": student.parameters * _FP32,
-        "gradients": student.parameters * _FP32,
-        "AdamW's moments": 2 * student.parameters * _FP32,
+        "student's weights": (student.parameters + adapter) * _FP32,
+        "gradients": trained * _FP32,
+        "AdamW's moments": 2 * trained * _FP32,
         "activations": student.activations + 3 * tokens * student.width * _FP32,
         "logits": heads * chunk * vocab * width + _POINTWISE * block * vocab * _FP32,
-        "head's gradient": student.head * _FP32 * (2 if student.tied else 1),
+        "head's gradient": head,
     }
     if teacher is not None:
         parts["teacher's weights"] = teacher.parameters * _FP32

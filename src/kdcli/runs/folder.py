@@ -176,7 +176,8 @@ def model_of(path: str) -> str:
     """Return the model folder that a path means: a run folder's student, else the path itself."""
     inner = Path(path).expanduser() / MODEL
     here = Path(path).expanduser()
-    return str(inner) if (here / MANIFEST).is_file() and not (here / "config.json").is_file() else path
+    whole = any((here / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return str(inner) if (here / MANIFEST).is_file() and not whole else path
 
 
 def _digest(status: dict[str, Any]) -> str:

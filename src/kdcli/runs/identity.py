@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from kdcli import durable
-from kdcli.config import DistillConfig
+from kdcli.config import DistillConfig, LoraConfig
 from kdcli.data.dataset import TokenDataset
 from kdcli.engine.devices import Device
 from kdcli.losses.base import DistillLoss
+from kdcli.models.adapter import alpha_of
 from kdcli.runs.workshop import Pair
 
 MAY_DIFFER = frozenset({"save_every", "keep", "log_every", "report_to", "epochs", "max_steps"})
@@ -62,8 +63,17 @@ def identity_of(
         "threads": config.hardware.threads,
         **({"gpus": config.hardware.gpus} if config.hardware.gpus > 1 else {}),
         **({"monitor": ending} if ending else {}),
+        **_adapter(config.lora),
         **train,
     }
+
+
+def _adapter(lora: LoraConfig) -> dict[str, Any]:
+    """Return what an adapter adds to the identity; nothing without one."""
+    if lora.rank is None:
+        return {}
+    settings = lora.model_dump(mode="json", exclude={"keep"}) | {"alpha": alpha_of(lora)}
+    return {f"lora.{name}": value for name, value in settings.items()}
 
 
 def needs_teacher(loss: DistillLoss, pair: Pair) -> bool:

@@ -83,7 +83,7 @@ def inspect_batch(config: DistillConfig, losses: Sequence[str], report: Report) 
     every = [prepare_run(config.model_copy(update={"loss": loss}), workshop) for loss in losses]
     first = every[0]
     report(Event("note", first.device.description))
-    student = workshop.load_student(first.pair, seed=config.train.seed, device=first.device.device)
+    student = workshop.load_student(first.pair, seed=config.train.seed, device=first.device.device, lora=config.lora)
     student.check_length(max(first.dataset.lengths))
     teacher = _teacher(every, workshop)
     window = first.windows(student.pad_id).window(0)

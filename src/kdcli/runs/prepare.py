@@ -10,6 +10,7 @@ from kdcli.errors import UsageError
 from kdcli.losses.base import DistillLoss
 from kdcli.losses.build import build_objective, spec_of
 from kdcli.metrics.describe import describe
+from kdcli.models.adapter import check_adapter
 from kdcli.registry import SOURCES
 from kdcli.runs import splits
 from kdcli.runs.identity import identity_of
@@ -94,6 +95,7 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
         splits.check_measured(config.data, split)
     device = prepare(config.hardware)
     pair = workshop.pair(config.student, config.teacher)
+    check_adapter(config.lora, student_is_random=pair.student_is_random)
     dataset = splits.training_rows(config.data, pair.reader, workshop)
     test = splits.measured_rows(config.data, split, pair.reader, workshop) if measured else None
     steps = source.open(Ground(dataset, config.train, pad_id=0)).total_steps

@@ -1,18 +1,19 @@
 """Loads each tokenizer, data set and teacher of a study once, and says what identifies them."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from kdcli import durable
-from kdcli.config import DataConfig
+from kdcli.config import DataConfig, LoraConfig
 from kdcli.data.dataset import TokenDataset, load_dataset
 from kdcli.data.files import find
 from kdcli.engine.teacher import Teacher
 from kdcli.errors import UsageError
+from kdcli.models.adapter import attach
 from kdcli.models.folder import ModelFolder, open_folder
 from kdcli.models.load import LanguageModel, load_model, load_tokenizer
 from kdcli.models.random import is_random, random_student
@@ -140,11 +141,16 @@ class Workshop:
             self._teachers[key] = load_model(model_of(path), device=device, role="teacher")
         return self._teachers[key]
 
-    def load_student(self, pair: Pair, *, seed: int, device: torch.device) -> LanguageModel:
-        """Return a fresh student: its weights are about to change."""
+    def load_student(
+        self, pair: Pair, *, seed: int, device: torch.device, lora: LoraConfig | None = None
+    ) -> LanguageModel:
+        """Return a fresh student: its weights, or those of its adapter, are about to change."""
         if is_random(pair.student):
             return random_student(pair.student, model_of(pair.reader.path), seed=seed, device=device)
-        return load_model(model_of(pair.student), device=device, role="student")
+        found = load_model(model_of(pair.student), device=device, role="student")
+        if lora is None or lora.rank is None:
+            return found
+        return replace(found, adapter=attach(found.model, lora, seed=seed, name=pair.student))
 
 
 def check_data_path(path: str | None, flag: str) -> str:
