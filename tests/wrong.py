@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shlex
+import shutil
 import signal
 import zipfile
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from kdcli.errors import InterruptedRunError
 from kdcli.runs.distill import distill
 from kdcli.settings import resolve
 from shell import kd
-from tiny import WORDS, tokenizer
+from tiny import WORDS, folder, tokenizer
 
 BUILDERS: dict[str, Callable[[Path], None]] = {}
 TRAIN = shlex.split("distill --teacher teacher --student student --data train.jsonl --max-steps 2 --device cpu -o run")
@@ -34,7 +35,7 @@ def edit_json(path: Path, **changes) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def edit_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def edit_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path, metadata={"format": "pt"})
@@ -369,3 +370,26 @@ def broken_guest(home: Path) -> None:
 @builder
 def leaving_guest(home: Path) -> None:
     (home / "leaving.py").write_text("import sys; sys.exit(0)")
+
+
+# ---- evaluation
+
+
+@builder
+def exploding_student(home: Path) -> None:
+    """Weights are finite, and so are the logits until the model reads one certain token."""
+    shutil.rmtree(home / "student")
+    folder(home / "student", "gpt2", seed=2, tie_word_embeddings=False)
+    huge = torch.tensor([3e38, -3e38] * 8)
+    path = home / "student" / "model.safetensors"
+    name, row = "transformer.wte.weight", WORDS.index(":")
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name][row] = huge
+
+    edit_weights(path, change)
+
+
+@builder
+def other_length(home: Path) -> None:
+    (home / "lab.yaml").write_text("data:\n  max_length: 16\ntrain:\n  lr: 1.0\n")

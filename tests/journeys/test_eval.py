@@ -89,6 +89,7 @@ def test_an_evaluation_is_used_again_only_for_the_same_model(parts):
     assert evaluate_run(config, silent, reuse=True) == run.evaluation
     assert study.tree(run.folder) == before
     other = distill(parts.run("other", max_steps=6), silent)
+    assert other.evaluation is not None
     for path in other.model.iterdir():
         (run.model / path.name).write_bytes(path.read_bytes())
     assert evaluate_run(config, silent, reuse=True).estimates == other.evaluation.estimates
@@ -166,6 +167,24 @@ def test_the_minillm_number_of_given_answers_is_that_of_the_authors_script(tmp_p
     value = json.loads(said.out)["estimates"]["rougeL"]["mean"]
     assert round(value, 4) == minillm_number(rows)
     assert 10 < value < 90
+
+
+def test_the_minillm_number_of_five_seeds_is_the_mean_of_the_scripts_five(tmp_path):
+    draw, rows = random.Random(5), made_up_rows(40)
+    said = [[row["prediction"], *draw.choices([other["prediction"] for other in rows], k=4)] for row in rows]
+    lines = [
+        {"predictions": all_five, "references": row["references"]} for all_five, row in zip(said, rows, strict=True)
+    ]
+    path = write(tmp_path / "answers.jsonl", lines)
+    heard = kd("eval", "--predictions", path, "--protocol", "minillm", "--metric", "rougeL", "--json")
+    seeds = [
+        minillm_number([{**row, "prediction": several[seed]} for row, several in zip(rows, said, strict=True)])
+        for seed in range(5)
+    ]
+    value = json.loads(heard.out)["estimates"]["rougeL"]["mean"]
+    assert value == pytest.approx(sum(seeds) / 5, abs=1e-4)
+    assert len(set(seeds)) == 5
+    assert "takes 5 answers" not in heard.err
 
 
 def test_a_named_protocol_is_in_every_score_and_a_change_in_its_name(tmp_path):
@@ -275,6 +294,7 @@ def test_bad_answers_are_named_by_line(tmp_path, rows, what):
 
 def test_damaged_results_are_noticed(run, parts):
     found = evaluate_run(parts.evaluation(run.folder, output=str(parts.root / "damaged")), silent)
+    assert found.folder is not None
     path = found.folder / "samples.parquet"
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1

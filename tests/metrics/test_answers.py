@@ -43,6 +43,24 @@ def test_they_equal_torchmetrics_and_the_plain_formulas():
     assert found["answer_nll"] == pytest.approx(torch.nn.functional.nll_loss(probability.log(), right).item(), abs=1e-9)
 
 
+def test_four_rows_by_hand():
+    """Two rows of confidence 0.72, one of them right: a gap of 0.22; then 0.55 and 0.05, for one row each."""
+    probability = np.array([[0.72, 0.18, 0.10], [0.72, 0.18, 0.10], [0.45, 0.35, 0.20], [0.95, 0.04, 0.01]])
+    right = np.array([0, 1, 0, 0])
+    unnormalised = np.log(probability) - np.array([[5.0], [1.0], [9.0], [0.0]])
+    found = values(Answers(), ChoiceTable(unnormalised, np.ones((4, 3), dtype=np.int64), right, ("a", "b", "c")))
+    assert found == pytest.approx(
+        {
+            "accuracy": 75.0,
+            "answer_ece": (2 * 0.22 + 0.55 + 0.05) / 4,
+            "answer_mce": 0.55,
+            "answer_brier": (0.1208 + 1.2008 + 0.465 + 0.0042) / 4,
+            "answer_nll": -np.log(0.72 * 0.18 * 0.45 * 0.95) / 4,
+        },
+        abs=1e-12,
+    )
+
+
 def test_only_differences_between_the_choices_of_a_row_count():
     measured = table()
     shifted = replace(measured, scores=measured.scores + np.arange(120)[:, None])
@@ -88,6 +106,8 @@ def test_the_adaptive_error_is_the_mean_over_classes_of_equal_mass_errors():
     found = {score.name: score for score in AnswerBins().scores_from_choices(measured)}
     assert found["answer_ace"].value == pytest.approx(np.mean(expected), abs=1e-12)
     estimate = over_examples(found["answer_ace"])
+    assert estimate.low is not None
+    assert estimate.high is not None
     assert estimate.low < estimate.mean < estimate.high
 
 
@@ -121,6 +141,15 @@ def test_scaled_values_stand_beside_the_raw_ones():
     assert scaled["accuracy"] == raw["accuracy"]
 
 
+def test_answers_that_are_all_wrong_leave_a_temperature_at_its_limit_with_a_note():
+    wrong = replace(table(50), right=np.argmin(table(50).scores, axis=1))
+    scores = AnswerTemperature().scores_from_choices(replace(wrong, development=wrong))
+    found = {score.name: score for score in scores}
+    assert found["answer_temperature"].value > 990
+    assert "point away" in found["answer_temperature"].notes[0]
+    assert found["answer_nll_scaled"].value == pytest.approx(np.log(wrong.scores.shape[1]), abs=0.02)
+
+
 def test_the_temperature_is_fitted_on_the_same_kind_of_score():
     development = table(500, seed=1)
     divided = replace(development, scores=development.scores / development.tokens)
@@ -139,7 +168,7 @@ def test_temperature_needs_development_rows():
 def test_both_diagrams_are_drawn_from_the_same_bins():
     (curve,) = Answers().curves(table())
     assert curve.name == "reliability_answers"
-    assert sum(curve.series[0].count) == sum(curve.series[1].count) == 120
+    assert [sum(one.count or ()) for one in curve.series] == [120.0, 120.0]
     (scaled,) = AnswerTemperature().curves(replace(table(), development=table(seed=1)))
     assert scaled.series[0] == replace(curve.series[0], label="as it is")
 

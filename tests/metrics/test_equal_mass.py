@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import stdtrit
 from scipy.stats import bootstrap
 
 from kdcli.metrics.equal_mass import equal_mass_error
-from kdcli.metrics.score import redrawn
+from kdcli.metrics.score import Redraw, redrawn
 from kdcli.statistics import over_examples
 
 
@@ -56,21 +57,40 @@ def test_many_draws_are_taken_in_parts(monkeypatch):
     assert equal_mass_error(confidence, correct, example, 20, 5).value(draws).tolist() == whole.tolist()
 
 
-def test_the_interval_is_scipys_and_holds_the_value():
+def test_the_standard_error_is_scipys_and_the_interval_holds_the_value():
     confidence, correct, example = made(400, 100)
-    score = redrawn("e", equal_mass_error(confidence, correct, example, 100, 10))
+    redraw = equal_mass_error(confidence, correct, example, 100, 10)
+    score = redrawn("e", redraw)
     estimate = over_examples(score)
     assert estimate.unit == "examples"
     assert estimate.count == 100
-    assert estimate.low < score.value < estimate.high
 
     def statistic(index):
-        return score.redraw.value(np.bincount(index.astype(int), minlength=100)[None].astype(float))[0]
+        return redraw.value(np.bincount(index.astype(int), minlength=100)[None].astype(float))[0]
 
     theirs = bootstrap(
-        (np.arange(100),), statistic, vectorized=False, n_resamples=1999, rng=np.random.default_rng(20_260_101)
-    ).confidence_interval
-    assert (estimate.low, estimate.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+        (np.arange(100),), statistic, vectorized=False, n_resamples=1999, method="percentile",
+        rng=np.random.default_rng(20_260_101),
+    )  # fmt: skip
+    half = theirs.standard_error * stdtrit(99, 0.975)
+    assert (estimate.low, estimate.high) == pytest.approx((score.value - half, score.value + half), abs=1e-12)
+
+
+def test_the_interval_holds_a_value_that_nearly_all_draws_exceed():
+    """A calibrated model of many classes: quantiles of the draws all lie above the score."""
+    draw = np.random.default_rng(3)
+    probability = draw.dirichlet(np.ones(8), 300)
+    right = np.array([draw.choice(8, p=row) for row in probability])
+    errors = [
+        equal_mass_error(p, (right == i).astype(float), np.arange(300), 300, 10) for i, p in enumerate(probability.T)
+    ]
+    redraw = Redraw(lambda drawn: np.mean([one.value(drawn) for one in errors], axis=0), 300)
+    estimate = over_examples(redrawn("ace", redraw))
+    draws = draw.multinomial(300, np.full(300, 1 / 300), 200).astype(float)
+    assert (redraw.value(draws) > redraw.whole()).mean() > 0.95
+    assert estimate.low is not None
+    assert estimate.high is not None
+    assert estimate.low < redraw.whole() < estimate.high
 
 
 def test_one_example_has_no_interval():

@@ -1,11 +1,13 @@
 import random
 import re
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nltk.stem.porter import PorterStemmer
+from rouge_score.rouge_scorer import RougeScorer
 from torchmetrics.functional.text.rouge import rouge_score
 
 from kdcli.errors import NumericsError, UsageError
@@ -67,6 +69,7 @@ def sentences(count: int, seed: int) -> list[str]:
 def test_it_equals_an_independent_table_on_random_pairs():
     predictions, references = sentences(400, 0), sentences(400, 1)
     (score,) = RougeL().scores_from_texts([[text] for text in predictions], [[text] for text in references])
+    assert score.per_example is not None
     for ours, prediction, reference in zip(score.per_example, predictions, references, strict=True):
         assert ours == pytest.approx(100 * reference_rouge(prediction, reference), abs=1e-12)
     assert 10 < score.value < 90
@@ -74,6 +77,12 @@ def test_it_equals_an_independent_table_on_random_pairs():
 
 def rouge_l(prediction: str, references: list[str]) -> float:
     return float(RougeL().values([[prediction]], [references])[0, 0])
+
+
+def computed(predictions, references) -> float:
+    found = RougeL().compute(predictions=predictions, references=references)
+    assert found is not None
+    return found["rougeL"]
 
 
 WORDS = [
@@ -112,6 +121,29 @@ def test_every_row_equals_rouge_score_to_the_last_bit(tokenizer, stemmer):
     assert len(set(values)) > 100
 
 
+def written() -> list[str]:
+    """Real English with its punctuation: the words of this project's documentation."""
+    pages = sorted((Path(__file__).parents[2] / "docs").rglob("*.md"))
+    return " ".join(page.read_text(encoding="utf-8") for page in pages).split(" ")
+
+
+def test_every_pair_of_written_texts_equals_rouge_score_to_the_last_bit():
+    """Each passage against one that overlaps it, one that follows it and one from elsewhere."""
+    words, draw = written(), random.Random(9)
+    starts = draw.sample(range(len(words) - 120), 500)
+    predictions = [[" ".join(words[start : start + draw.randint(0, 40)])] for start in starts]
+    shifts = [[start + draw.randint(0, 20), start + 40, draw.choice(starts)] for start in starts]
+    references = [[" ".join(words[at : at + draw.randint(0, 40)]) for at in several] for several in shifts]
+    values = RougeL().values(predictions, references)[:, 0].tolist()
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    theirs = [
+        max(scorer.score(reference, answer)["rougeL"].fmeasure for reference in several)
+        for (answer,), several in zip(predictions, references, strict=True)
+    ]
+    assert values == theirs
+    assert len(set(values)) > 200
+
+
 @given(st.text(max_size=60), st.lists(st.text(max_size=60), min_size=1, max_size=3))
 def test_any_text_equals_rouge_score_to_the_last_bit(prediction, references):
     assert rouge_l(prediction, references) == reference_f_measure("rougeL", prediction, references)
@@ -134,6 +166,7 @@ def test_an_unknown_tokenizer_or_stemmer_is_one_line(option):
 def test_characters_of_any_script_count_where_asked():
     metric = RougeL(rouge_tokenizer="char")
     (score,) = metric.scores_from_texts([["你好吗"], ["مرحبا"]], [["你好"], ["مرحبا"]])
+    assert score.per_example is not None
     assert score.per_example.tolist() == pytest.approx([80.0, 100.0])
     assert score.notes == ()
 
@@ -152,7 +185,7 @@ def test_empty_and_wrong_answers_have_an_honest_zero(prediction, references):
 def test_it_equals_torchmetrics():
     predictions, references = sentences(40, 2), sentences(40, 3)
     theirs = rouge_score(predictions, references, use_stemmer=True, rouge_keys="rougeL")["rougeL_fmeasure"].item()
-    ours = RougeL().compute(predictions=predictions, references=references)["rougeL"]
+    ours = computed(predictions, references)
     assert ours == pytest.approx(100 * theirs, abs=1e-4)
 
 
@@ -169,7 +202,7 @@ def test_the_best_reference_counts_and_adding_one_never_lowers_it():
 
 def test_the_number_is_the_plain_mean_over_seeds_and_examples():
     predictions = [["a b", "c d"], ["a", "b"]]
-    value = RougeL().compute(predictions=predictions, references=["a b", "b"])["rougeL"]
+    value = computed(predictions, ["a b", "b"])
     assert value == 50.0
 
 

@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from kdcli.errors import NumericsError
-from kdcli.metrics.temperature import fit_temperature, slopes_of
+from kdcli.metrics.temperature import end_of_range, fit_temperature, slopes_of
 
 
 def fitted(logits, labels) -> float:
@@ -53,6 +53,14 @@ def test_where_there_is_no_minimum_an_end_is_returned():
     assert fitted(logits, np.array([0, 0])) < 0.02
     assert fitted(logits, np.array([1, 1])) == pytest.approx(1000.0, rel=0.01)
     assert fitted(np.zeros((2, 2)), np.array([0, 1])) == 1.0
+
+
+def test_a_fit_that_ends_at_its_limit_says_so():
+    logits = np.array([[3.0, 0.0], [1.0, 0.0]])
+    surest = fitted(np.tile([[30.0, 0.0]], (3, 1)), np.zeros(3, dtype=int))
+    assert "surer is always better" in end_of_range(min(surest, 0.001))
+    assert "point away from the right answers" in end_of_range(fitted(logits, np.array([1, 1])))
+    assert end_of_range(fitted(logits, np.array([0, 1]))) == ""
 
 
 def test_it_takes_few_passes():

@@ -64,8 +64,9 @@ def test_every_line_has_a_picture_with_the_mean_of_each_contenders_seeds(materia
         "rkl": [(line("p to q", "q to p", shift=9.0),), (line("p to q", "q to p", shift=9.0, length=3),)],
     }
     section = along(material(curves))
+    assert section is not None
     assert len(section.pictures) == 2
-    assert [curve.title for curve, _ in drawn] == ["Divergence: p to q", "Divergence: q to p"]
+    assert [curve.title for curve, _ in drawn] == ["Divergence\np to q", "Divergence\nq to p"]
     first, other = drawn[0][0].series
     assert (first.label, first.y, first.low, first.high) == (
         "fkl", (2.0, 3.0, 4.0, 5.0), (1.0, 2.0, 3.0, 4.0), (3.0, 4.0, 5.0, 6.0),
@@ -76,7 +77,9 @@ def test_every_line_has_a_picture_with_the_mean_of_each_contenders_seeds(materia
 
 def test_histograms_stand_together_with_what_all_share_drawn_once(material, drawn):
     curves = {"fkl": [(bars([1.0]),), (bars([0.5, 0.5]),)], "rkl": [(bars([0.0, 1.0]),)] * 2}
-    (picture,) = along(material(curves)).pictures
+    section = along(material(curves))
+    assert section is not None
+    (picture,) = section.pictures
     assert "Length" in str(picture.svg)
     ((curve, colours),) = drawn
     assert [(one.label, one.y) for one in curve.series] == [

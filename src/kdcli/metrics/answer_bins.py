@@ -20,7 +20,7 @@ class AnswerBins(ChoiceMetric):
     ``answer_ece_mass`` is the error of the likeliest choice over bins that hold equally many rows;
     ``answer_ace`` is the mean over classes with such bins (adaptive calibration error; both Nixon et
     al. 2019). A class is a label where all rows have the same choices, else a place in the row.
-    Equal-mass bins move with the rows, so their interval is a BCa bootstrap over rows.
+    Equal-mass bins move with the rows, so their standard error is a bootstrap's over rows.
     ``compute`` takes one score per choice as predictions and the right one's place as references.
 
     Args:

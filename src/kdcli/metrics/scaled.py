@@ -9,6 +9,7 @@ from kdcli.metrics.bins import bin_sums, calibration_error
 from kdcli.metrics.curve import Curve
 from kdcli.metrics.reliability import equal_width_series, reliability_curve
 from kdcli.metrics.score import Array, Score, mean_and_count, ratio
+from kdcli.metrics.temperature import end_of_range
 
 SCALED = "scaled_"
 """What the name of a fact begins with that was taken at the fitted temperature."""
@@ -28,7 +29,9 @@ def before_and_after(
         examples: number of examples.
         bins: number of equal-width bins.
     """
-    scores = [Score(f"{prefix}temperature", None, np.asarray, "neither", corpus=temperature)]
+    limit = end_of_range(temperature)
+    notes = (f"{prefix}temperature: {limit}",) if limit else ()
+    scores = [Score(f"{prefix}temperature", None, np.asarray, "neither", corpus=temperature, notes=notes)]
     for score in ("ece", "brier", "nll"):
         for mark, ending in (("", ""), (SCALED, "_scaled")):
             if score == "ece":

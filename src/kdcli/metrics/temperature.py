@@ -56,6 +56,21 @@ def fit_temperature(slopes: Slopes, where: str) -> float:
     return 1.0 / beta
 
 
+def end_of_range(temperature: float) -> str:
+    """Say so where a fitted temperature is an end of its range, for then there is no best one; else nothing.
+
+    >>> end_of_range(1.2), end_of_range(1000.0)[:26]
+    ('', 'the fit ended at its limit')
+    """
+    if temperature >= 0.99 * _HIGHEST:
+        return (
+            "the fit ended at its limit: on the development rows the model's scores point away from the right answers"
+        )
+    if temperature <= 1.01 * _LOWEST:
+        return "the fit ended at its limit: every development row was answered right, and surer is always better"
+    return ""
+
+
 def slopes_of(logits: Array, labels: np.ndarray, beta: float) -> tuple[float, float]:
     """Return both derivatives of the summed negative log-likelihood at ``beta = 1/T``.
 

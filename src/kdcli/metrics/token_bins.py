@@ -17,7 +17,7 @@ class TokenBins(TokenMetric):
 
     ``ece_mass = sum_k |B_k|/n |accuracy_k - confidence_k|`` over bins that hold equally many tokens, as
     far as ties allow; ``mce = max_k |accuracy_k - confidence_k|`` over the equal-width bins of ``ece``.
-    Equal-mass bins move with the tokens, so their interval is a BCa bootstrap over examples. ``compute``
+    Equal-mass bins move with the tokens, so their standard error is a bootstrap's over examples. ``compute``
     takes logits ``[n, v]`` as predictions and token ids ``[n]`` as references.
 
     Args:

@@ -48,7 +48,7 @@ def figure_of(curve: Curve, colours: Sequence[str] = COLOURS) -> Figure:
     draw_one = {"line": _line, "points": _points, "bars": _bars}[curve.kind]
     for index, one in enumerate(curve.series):
         draw_one(ax, one, colours[index % len(colours)], index, len(curve.series))
-    ax.set_title(one_line(curve.title, _WIDEST), loc="left")
+    ax.set_title("\n".join(one_line(line, _WIDEST) for line in curve.title.split("\n")), loc="left")
     ax.set_xlabel(one_line(curve.x_label, _WIDEST))
     ax.set_ylabel(one_line(curve.y_label, _WIDEST))
     if curve.ticks:

@@ -7,14 +7,14 @@ import numpy as np
 
 from kdcli.errors import InputError
 from kdcli.statistics.estimate import Additive, Array, Estimate, Redrawn, t_estimate
-from kdcli.statistics.resample import bca_over_draws
+from kdcli.statistics.resample import bootstrap_error
 
 
 def over_examples(score: Additive) -> Estimate:
     """Estimate a score with its uncertainty from the choice of held-out examples.
 
-    Examples without any statistics (no tokens) are not counted. A score of the whole set has a BCa
-    bootstrap interval where it can be taken of other draws of the examples, else none.
+    Examples without any statistics (no tokens) are not counted. A score of the whole set takes its
+    standard error from a bootstrap where it can be taken of other draws of the examples; else it has no interval.
     """
     if score.sums is None:
         return _over_draws(score.value, score.redraw)
@@ -23,10 +23,10 @@ def over_examples(score: Additive) -> Estimate:
 
 
 def _over_draws(value: float, redraw: Redrawn | None) -> Estimate:
-    ends = bca_over_draws(redraw) if redraw is not None else None
-    if redraw is None or ends is None:
+    error = bootstrap_error(redraw) if redraw is not None else None
+    if redraw is None or error is None:
         return Estimate(value, None, None, 1, "none")
-    return Estimate(value, *ends, redraw.examples, "examples")
+    return t_estimate(value, error, redraw.examples, "examples")
 
 
 def counted(scores: Sequence[Additive]) -> np.ndarray:

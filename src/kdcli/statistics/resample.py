@@ -72,20 +72,35 @@ def bca_interval(pairs: Pairs) -> tuple[float, float] | None:
     return _bca(value, len(ours), RESAMPLES)
 
 
-def bca_over_draws(redraw: Redrawn) -> tuple[float, float] | None:
-    """Return the 95 % interval of a score of the whole set, by scipy's BCa bootstrap over examples.
+def bootstrap_error(redraw: Redrawn) -> float | None:
+    """Return the standard error of a score of the whole set, by scipy's bootstrap over examples.
+
+    The scores that need it are gaps, never negative, and a draw with repeats opens gaps of its own: most draws lie
+    above the score itself. Intervals made of the draws' quantiles, BCa among them, may then miss it.
 
     Args:
         redraw: what the score is on other draws of the examples; a costly function, so fewer draws are made.
 
     Returns:
-        both ends; None where the bootstrap's values do not vary, or there are fewer than two examples.
+        the standard error; None where the bootstrap's values do not vary, or there are fewer than two examples.
+
+    Reference: Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 6.2.
     """
-    return _bca(redraw.value, redraw.examples, REDRAWS) if redraw.examples > 1 else None
+    if redraw.examples < 2:
+        return None
+    error = float(_bootstrap(redraw.value, redraw.examples, REDRAWS, "percentile").standard_error)
+    return error if np.isfinite(error) and error > 0.0 else None
 
 
 def _bca(value: Callable[[Array], Array], count: int, resamples: int) -> tuple[float, float] | None:
     """Return the BCa interval of a value of how often each example was drawn, ``[draws, examples]``."""
+    found = _bootstrap(value, count, resamples, "BCa").confidence_interval
+    ends = float(found.low), float(found.high)
+    return ends if np.isfinite(ends).all() else None
+
+
+def _bootstrap(value: Callable[[Array], Array], count: int, resamples: int, method: str) -> Any:
+    """Return scipy's bootstrap of a value of how often each example was drawn, ``[draws, examples]``."""
     from scipy.stats import bootstrap  # the only user of a module that takes half a second to import
 
     def statistic(index: Any, axis: int = -1) -> Array:
@@ -94,12 +109,10 @@ def _bca(value: Callable[[Array], Array], count: int, resamples: int) -> tuple[f
 
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        found = bootstrap(
+        return bootstrap(
             (np.arange(count),), statistic, n_resamples=resamples, confidence_level=CONFIDENCE,
-            method="BCa", vectorized=True, batch=max(1, _BLOCK // count), rng=np.random.default_rng(_SEED),
-        ).confidence_interval  # fmt: skip
-    ends = float(found.low), float(found.high)
-    return ends if np.isfinite(ends).all() else None
+            method=method, vectorized=True, batch=max(1, _BLOCK // count), rng=np.random.default_rng(_SEED),
+        )  # fmt: skip
 
 
 def permutation_p(pairs: Pairs) -> float:

@@ -88,12 +88,13 @@ def _pictures(material: Material, name: str, found: Found, number: int) -> list[
     drawn = []
     for place, line in enumerate(lines or [first.series[0].label]):
         parts = [(short(label), mean_of(short(label), _lines(curves, line))) for label, curves in kept.items()]
-        title = first.title if len(lines) < 2 else f"{first.title}: {line}"
+        title = first.title if len(lines) < 2 else f"{first.title}\n{line}"
         curve = replace(first, title=title, series=(*(one for _, one in parts), *same))
         colours = [*(material.colour(label) for label in kept), *[GREY] * len(same)]
         with look():
             figure = figure_of(curve, colours)
-            words = f"{title}, {curve.y_label} by {curve.x_label}, for each contender"
+            spoken = title.replace("\n", ": ")
+            words = f"{spoken}, {curve.y_label} by {curve.x_label}, for each contender"
             drawn.append(Picture(inline(figure, f"along{number}x{place}", words)))
     return drawn
 
