@@ -19,6 +19,12 @@ LOSSES = {
     "atkd": "kdcli.losses.atkd:AdaptiveTeachingKD",
     "minillm": "kdcli.losses.minillm:MiniLLM",
     "route": "kdcli.losses.route:Route",
+    "weighted": "kdcli.losses.weighted:Weighted",
+    "annealed": "kdcli.losses.annealed:Annealed",
+    "ramp": "kdcli.losses.ramp:Ramp",
+    "revised": "kdcli.losses.revised:Revised",
+    "tempered": "kdcli.losses.tempered:Tempered",
+    "truncated": "kdcli.losses.truncated:Truncated",
 }
 
 LOSS_ALIASES = {
@@ -42,6 +48,8 @@ LOSS_ALIASES = {
     "tckd": "tkd",
     "decoupled_kd": "decoupled",
     "mse": "mse_logits",
+    "label_revision": "revised",
+    "teacher_temperature": "tempered",
     "cross_entropy": "ce",
     "sft": "ce",
 }

@@ -53,8 +53,47 @@ SETTINGS = {
         "route:rollout=minillm,corpus=(0.5*ce+0.5*soft_ce)",
         "route:student=atkd,teacher=(0.5*akl+ce)",
     ],
+    "weighted": [
+        "weighted:loss=akl,by=student_entropy,favour=low,keep=0.3",
+        "weighted:loss=(0.5*ce+0.5*rkl),by=disagreement,keep=1,power=1",
+        "weighted:loss=jsd,by=teacher_confidence,favour=low,keep=0.7,sharpness=4,scope=sequence",
+        "weighted:loss=ce,by=student_nll,keep=1,sharpness=0.5",
+        "weighted:loss=atkd,by=position,favour=low,keep=0.6",
+        "weighted:loss=tvd,by=teacher_right,keep=1,power=1",
+        "weighted:by=student_confidence,keep=1",
+        "weighted:by=teacher_nll,favour=low,loss=(weighted:by=position,keep=0.8)",
+    ],
+    "annealed": [
+        "annealed:loss=rkl,start=1,end=8,course=cosine",
+        "annealed:loss=atkd,course=exponential",
+        "annealed:loss=skl,option=alpha,start=0.1,end=0.9,until=0.9,since=0.2",
+        "annealed:loss=tempered,course=step,until=0.5",
+    ],
+    "ramp": [
+        "ramp:loss=akl,start=1,end=0,course=cosine",
+        "ramp:loss=atkd,until=0.3",
+        "ramp:start=2,end=0.5,course=exponential",
+    ],
+    "revised": ["revised:loss=akl,eta=0.5", "revised:loss=atkd", "revised:loss=(0.5*ce+0.5*rkl),eta=0.99"],
+    "tempered": ["tempered:loss=rkl,temperature=0.5", "tempered:loss=atkd", "tempered:loss=mse_logits"],
+    "truncated": [
+        "truncated:top_k=3",
+        "truncated:loss=rkl,top_k=0,top_p=0.9",
+        "truncated:loss=akl,top_k=5,top_p=0.8,tail=uniform",
+        "truncated:loss=jsd,top_k=4,tail=none",
+        "truncated:loss=tvd,top_k=0,top_p=0.5,tail=none",
+        "truncated:loss=atkd,top_k=3",
+        "truncated:loss=(revised:loss=rkl),top_k=3,tail=student",
+        "truncated:loss=ab,top_k=2",
+    ],
 }
-SUMS = ["0.5*ce+0.5*akl:mu=0.6", "fkl+rkl+fkl:temperature=2", "0.2*atkd+0.8*atkd:base=rkl", "0*ce+2*tvd"]
+SUMS = [
+    "0.5*ce+0.5*akl:mu=0.6",
+    "fkl+rkl+fkl:temperature=2",
+    "0.2*atkd+0.8*atkd:base=rkl",
+    "0*ce+2*tvd",
+    "0.5*ramp:loss=ce+0.5*annealed:loss=rkl",
+]
 EVERY = [*catalog.LOSSES, *(spec for specs in SETTINGS.values() for spec in specs), *SUMS]
 NO_SURVEY = [spec for spec in EVERY if build_objective(spec).needs().survey == "none"]
 

@@ -37,7 +37,7 @@ class Work:
         compute: dtype of the head products.
         workspace: chunk sizes and buffers.
         facts: per-token facts the source supplies, each ``[n]``.
-        progress: share of the run that is done, from 0 to 1.
+        progress: share of the run that is done, 0 at its first step and 1 at its last.
         watched: filled by the pass: what the objective wants followed, each ``[n]``.
     """
 

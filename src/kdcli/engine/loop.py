@@ -178,7 +178,9 @@ class _Loop:
             torch.manual_seed(_seed(self.training.train.seed, step, index, self.accelerator.process_index))
             last = index == len(window) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.step):
-                loss, sums = self.step(batch.to(self.training.device.device), denominator, step / self.total)
+                loss, sums = self.step(
+                    batch.to(self.training.device.device), denominator, step / max(self.total - 1, 1)
+                )
                 (loss * self.world).backward()
             for name, value in {"loss": loss.detach(), **sums}.items():
                 parts[name] = parts[name] + value if name in parts else value

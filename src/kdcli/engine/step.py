@@ -52,7 +52,7 @@ class DistillStep(nn.Module):
         Args:
             batch: padded ids and shifted labels.
             denominator: what the whole step divides by: valid tokens, or sequences.
-            progress: share of the run that is done, from 0 to 1.
+            progress: share of the run that is done, 0 at its first step and 1 at its last.
         """
         student, teacher = self._outside
         packing = find_valid(batch.labels)

@@ -59,7 +59,7 @@ class Tokens:
             ``seq``, the index of the token's sequence in the micro-batch.
         watched: what a loss wants followed over training, written by it while it computes:
             ``name.what`` -> ``[t]``, without gradient. Logged as means over tokens, never summed into the loss.
-        progress: share of the run that is done, from 0 to 1.
+        progress: share of the run that is done, 0 at its first step and 1 at its last.
     """
 
     labels: TokenLabels

@@ -6,7 +6,6 @@ from dataclasses import replace
 from torch import Tensor
 
 from kdcli.losses.base import DistillLoss, Facts, Needs, Tokens
-from kdcli.losses.coarse import Coarse
 
 
 def merged_needs(children: Mapping[str, DistillLoss]) -> Needs:
@@ -48,7 +47,8 @@ def inside(label: str, child: DistillLoss, tok: Tokens) -> Tokens:
 def hand_on(label: str, child: DistillLoss, seen: Tokens, tok: Tokens) -> None:
     """Let what the child watched on its own tokens be watched on those in hand, under its label."""
     for name, value in seen.watched.items():
-        tok.watched[f"{label}{name.removeprefix(child.name)}"] = value
+        own = name.startswith(f"{child.name}.")
+        tok.watched[f"{label}{name.removeprefix(child.name)}" if own else f"{label}.{name}"] = value
 
 
 def take(tok: Tokens, rows: Tensor) -> Tokens:
@@ -59,9 +59,11 @@ def take(tok: Tokens, rows: Tensor) -> Tokens:
         rows: indexes of those wanted.
     """
     teacher = None if tok.teacher is None else tok.teacher[rows]
+    coarse = None if tok.coarse is None else tok.coarse[rows]
     facts = {key: value[rows] for key, value in tok.facts.items()}
-    coarse = None if tok.coarse is None else Coarse(tok.coarse.ids[rows], tok.coarse.log_probs[rows])
-    return Tokens(tok.labels[rows], tok.student[rows], teacher, facts, coarse=coarse, progress=tok.progress)
+    return replace(
+        tok, labels=tok.labels[rows], student=tok.student[rows], teacher=teacher, facts=facts, watched={}, coarse=coarse
+    )
 
 
 def _outside(label: str, facts: Facts) -> dict[str, Tensor]:

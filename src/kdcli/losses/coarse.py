@@ -26,7 +26,7 @@ class Coarse:
     ids: Int[Tensor, "t k"]
     log_probs: Float[Tensor, "t b"]
 
-    def __getitem__(self, rows: slice) -> "Coarse":
+    def __getitem__(self, rows: slice | Tensor) -> "Coarse":
         return Coarse(self.ids[rows], self.log_probs[rows])
 
     def to(self, device: torch.device) -> "Coarse":

@@ -94,9 +94,10 @@ def chunks(loss: DistillLoss) -> None:
 
 
 def splits(loss: DistillLoss) -> str | None:
-    """Two micro-batches give the sum that one gives; a loss that surveys its micro-batch says otherwise."""
-    if loss.needs().survey != "none":
-        return "it surveys its micro-batch, so its size counts"
+    """Two micro-batches give the sum that one gives; a loss that surveys or plans its micro-batch says otherwise."""
+    data = sample(loss)
+    if loss.needs().survey != "none" or len(with_facts(loss, data).facts) > len(data.facts):
+        return "it looks at its whole micro-batch, so its size counts"
     data = sample(loss).to(torch.float64)
     whole = values(loss, with_facts(loss, data)).sum()
     rows = torch.arange(len(data.labels)).split(4)

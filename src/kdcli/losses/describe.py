@@ -159,4 +159,6 @@ def value_text(value: object) -> str:
     """
     if value is None:
         return "none"
+    if isinstance(value, DistillLoss):
+        return value.name
     return str(value).lower() if isinstance(value, bool) else str(value)

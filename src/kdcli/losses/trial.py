@@ -19,17 +19,21 @@ class Sample:
         teacher: logits, ``[n, v]``.
         labels: target ids, ``[n]``.
         facts: per-token facts of the source, ``[n]`` each, with ``seq``.
+        progress: share of the run that is done, from 0 to 1.
     """
 
     student: Tensor
     teacher: Tensor
     labels: Tensor
     facts: dict[str, Tensor]
+    progress: float = 0.5
 
     def rows(self, rows: Tensor) -> "Sample":
         """Return some of the tokens, in the order given, as copies."""
         facts = {name: value[rows] for name, value in self.facts.items()}
-        return Sample(self.student[rows], self.teacher[rows], self.labels[rows], facts)
+        return replace(
+            self, student=self.student[rows], teacher=self.teacher[rows], labels=self.labels[rows], facts=facts
+        )
 
     def to(self, dtype: torch.dtype) -> "Sample":
         """Return it with the logits in another dtype."""
@@ -73,7 +77,8 @@ def tokens_of(loss: DistillLoss, data: Sample, *, gradient: bool = False) -> Tok
     """Return copies of the tokens as the loss asks to see them."""
     student = data.student.clone().requires_grad_(gradient)
     teacher = data.teacher.clone() if loss.needs().teacher else None
-    return Tokens(data.labels.clone(), student, teacher, {name: value.clone() for name, value in data.facts.items()})
+    facts = {name: value.clone() for name, value in data.facts.items()}
+    return Tokens(data.labels.clone(), student, teacher, facts, progress=data.progress)
 
 
 def values(loss: DistillLoss, data: Sample, chunk: int | None = None) -> Tensor:

@@ -1,5 +1,6 @@
 """Tells the objectives that vanish when the student equals the teacher."""
 
+from kdcli.losses.around import Around
 from kdcli.losses.atkd import AdaptiveTeachingKD
 from kdcli.losses.base import DistillLoss, Divergence
 from kdcli.losses.ce import SoftCrossEntropy
@@ -20,6 +21,8 @@ def zero_at_equal(loss: DistillLoss) -> bool:
     """
     if isinstance(loss, Sum):
         return all(zero_at_equal(child) for _, child in loss.terms)
+    if isinstance(loss, Around):
+        return loss.zero_stays and zero_at_equal(loss.loss)
     if isinstance(loss, AdaptiveTeachingKD):
         return all(zero_at_equal(child) for child in (loss.easy, loss.hard) if child is not None)
     if isinstance(loss, SoftCrossEntropy):

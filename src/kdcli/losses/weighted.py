@@ -1,0 +1,158 @@
+"""Token selection and weighting around any loss."""
+
+import math
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from kdcli.losses.around import Around, live_zeros
+from kdcli.losses.base import DistillLoss, Facts, Needs, Tokens, widen
+from kdcli.losses.children import hand_on, take
+from kdcli.losses.measures import MEASURES, Measured, measure, places
+from kdcli.shapes import TokenMask, TokenValues
+
+_MEASURE, _WEIGHT = "weighing/measure", "weighing/weight"
+_ROUNDING = 1e-9
+"""Keeps ``keep * n`` from rising above a whole number by rounding."""
+
+
+class Weighted(Around):
+    """A loss on the tokens that count most: some are selected, and the selected ones weighed.
+
+    With m the measure of a token (``by``), the ``keep n`` tokens of highest m are selected, with all ties
+    of the last one, and weighed by ``m^power exp(sharpness m)``; ``favour=low`` selects the lowest and weighs
+    by ``exp(-sharpness m)``. Weights are without gradient and have mean 1 over the micro-batch, so the size
+    of the loss stays; they depend on the micro-batch's size, or with ``scope=sequence`` on the sequence
+    alone. If all weights are 0, all tokens count alike.
+
+    Measures: teacher_entropy, student_entropy (nats); teacher_confidence, student_confidence (largest probability);
+    teacher_nll, student_nll (-log of the label's probability); teacher_right (1 or 0: its likeliest token is the
+    label); disagreement (total variation distance); position (0 the first, 1 the last of a response).
+
+    >>> loss = Weighted(keep=0.5)
+    >>> facts = {"weighing/measure": torch.tensor([0.1, 2.0, 0.4, 1.0]), "seq": torch.zeros(4, dtype=torch.int64)}
+    >>> loss.plan(facts)["weighing/weight"].tolist()
+    [0.0, 2.0, 0.0, 2.0]
+    """
+
+    name: ClassVar[str] = "weighted"
+    formula: ClassVar[str] = "w_i L_i, w_i ~ [m_i among the keep n highest] m_i^power exp(sharpness m_i), mean w = 1"
+    reference: ClassVar[str] = "Wang et al. 2021, arXiv:2105.12967 (selection by rank)"
+    cost: ClassVar[str] = (
+        "that of the loss inside on the selected tokens, and a survey pass over what the measure reads"
+    )
+
+    by: Annotated[Measured, Field(description="measure of a token")] = "teacher_entropy"
+    favour: Annotated[Literal["high", "low"], Field(description="which end of the measure counts most")] = "high"
+    keep: Annotated[float, Field(gt=0, le=1, description="share of tokens selected")] = 0.5
+    power: Annotated[float, Field(ge=0, le=100, description="weight by measure^power; 0 leaves weights alike")] = 0.0
+    sharpness: Annotated[float, Field(ge=0, le=1e6, description="weight by exp(sharpness * measure)")] = 0.0
+    scope: Annotated[Literal["micro_batch", "sequence"], Field(description="tokens among which weights are chosen")] = (
+        "micro_batch"
+    )
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "Weighted":
+        if self.power and self.favour == "low":
+            raise ValueError("power favours high measures; their inverse has no bound: use sharpness with favour=low")
+        return self
+
+    def needs(self) -> Needs:
+        """Ask for a survey of what the measure reads, and for what the loss inside asks."""
+        reads = MEASURES[self.by].reads
+        whole = "" if reads in ("none", "student") else f"{self.by} is measured on all of the teacher's logits"
+        survey = "both" if reads == "student" else reads
+        return super().needs() | Needs(teacher=reads in ("teacher", "both"), survey=survey, whole=whole)
+
+    def survey(self, tok: Tokens) -> Facts:
+        """Return the measure of each token, and what the loss inside surveys."""
+        inner = super().survey(tok)
+        return inner if self.by == "position" else {_MEASURE: measure(self.by, tok), **inner}
+
+    def plan(self, facts: Facts) -> Facts:
+        """Choose the weights."""
+        sequence = facts["seq"]
+        measured = places(sequence) if self.by == "position" else facts[_MEASURE]
+        weight = torch.zeros_like(measured)
+        for rows in [sequence == index for index in sequence.unique()] if self.scope == "sequence" else [slice(None)]:
+            weight[rows] = self.weights(measured[rows])
+        return {_WEIGHT: weight, _MEASURE: measured, **super().plan(facts)}
+
+    def weights(self, measured: TokenValues) -> TokenValues:
+        """Return the weights of tokens that are weighed against each other, mean 1.
+
+        Args:
+            measured: their measures, ``[t]``.
+        """
+        signed = (measured if self.favour == "high" else -measured).double()
+        raw = selected(signed, self.keep).double()
+        if self.power:
+            raw = raw * measured.double().clamp_min(0.0) ** self.power
+        if self.sharpness:
+            best = signed.masked_fill(raw == 0, -torch.inf).amax()
+            raw = raw * torch.exp(self.sharpness * (signed - best).clamp_max(0.0))
+        mean = raw.mean()
+        return torch.where(mean > 0, raw / mean, 1.0).to(measured.dtype)
+
+    def parts(self, tok: Tokens) -> dict[str, Tensor]:
+        """Return the weighted loss, 0 on tokens that are not selected."""
+        weight, rows, child, view = self._selected(tok)
+        if not len(view.labels):
+            return {self.name: live_zeros(tok.student)}
+        value = child.token_loss(view)
+        return {self.name: self._told(value * weight.to(value.dtype), rows, child, view, tok)}
+
+    def parts_and_grad(self, tok: Tokens) -> tuple[dict[str, Tensor], Tensor] | None:
+        """Return the weighted loss and its gradient, taken on the selected tokens only."""
+        weight, rows, child, view = self._selected(tok)
+        if not len(view.labels):
+            return {self.name: live_zeros(tok.student)}, torch.zeros_like(widen(tok.student))
+        closed = child.parts_and_grad(view)
+        if closed is None:
+            return None
+        first, *others = closed[0].values()
+        value = sum(others, start=first)
+        named = {self.name: self._told(value * weight.to(value.dtype), rows, child, view, tok)}
+        grad = closed[1].mul_(weight[:, None].to(closed[1].dtype))
+        return named, grad if rows is None else grad.new_zeros(tok.student.shape).index_copy_(0, rows, grad)
+
+    def _selected(self, tok: Tokens) -> tuple[Tensor, Tensor | None, DistillLoss, Tokens]:
+        """Return weights, rows (None: all), loss inside, and what it sees, of the tokens that count."""
+        weight = tok.facts[_WEIGHT]
+        tok.watched[f"{self.name}.selected"] = (weight > 0).to(weight.dtype)
+        tok.watched[f"{self.name}.{self.by}"] = tok.facts[_MEASURE]
+        child, view = self._inside(tok)
+        if self.keep == 1.0 and not self.power:
+            return weight, None, child, view
+        rows = torch.nonzero(weight).squeeze(1)
+        return weight[rows], rows, child, take(view, rows)
+
+    @staticmethod
+    def _told(values: Tensor, rows: Tensor | None, child: DistillLoss, view: Tokens, tok: Tokens) -> Tensor:
+        """Put numbers of some tokens to their places among all, and likewise what the loss inside watched."""
+        view.watched.update({name: _placed(value, rows, tok) for name, value in view.watched.items()})
+        hand_on(child.name, child, view, tok)
+        return _placed(values, rows, tok)
+
+
+def selected(measured: TokenValues, keep: float) -> TokenMask:
+    """Mark the highest ``keep n`` tokens, at least one, with all ties of the last one.
+
+    Args:
+        measured: what they are ranked by, ``[t]``.
+        keep: share of tokens, above 0.
+
+    >>> selected(torch.tensor([0.1, 0.5, 0.5, 0.9, 0.2]), 0.4).tolist()
+    [False, True, True, True, False]
+    """
+    if keep == 1.0 or not len(measured):
+        return torch.ones_like(measured, dtype=torch.bool)
+    count = max(1, math.ceil(keep * len(measured) - _ROUNDING))
+    return measured >= torch.sort(measured, descending=True).values[count - 1]
+
+
+def _placed(values: Tensor, rows: Tensor | None, tok: Tokens) -> Tensor:
+    """Put numbers of some tokens to their places among all, 0 elsewhere."""
+    return values if rows is None else values.new_zeros(len(tok.labels)).index_put((rows,), values)
