@@ -16,11 +16,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from kdcli.catalog import LOSSES
+from kdcli.cli.render_catalogue import prose
 from kdcli.config import CacheConfig, CompareConfig, DistillConfig, EvalConfig, JudgeConfig
 from kdcli.fields import Setting, leaves
 from kdcli.fields import describe as describe_type
 from kdcli.losses.describe import LossCard, describe
 from kdcli.metrics.describe import cards
+from kdcli.options import Option
+from kdcli.sources.describe import cards as source_cards
 from kdcli.spelling import ALIASES, FLAGS, flag_path
 from kdcli.text import markdown_cell
 
@@ -138,6 +141,11 @@ def detail(card: LossCard) -> str:
     lines += [f"* reference: {markdown_cell(card.reference, 400)}", f"* cost: {markdown_cell(card.cost, 400)}"]
     if card.aliases:
         lines.append(f"* also understood: {', '.join(f'`{alias}`' for alias in card.aliases)}")
+    return "\n".join([*lines, "", option_table(card.options)])
+
+
+def option_table(options: Iterable[Option]) -> str:
+    """Return the table of a part's options."""
     rows = [
         [
             f"`{option.name}`",
@@ -146,9 +154,37 @@ def detail(card: LossCard) -> str:
             option.bounds,
             markdown_cell(option.text),
         ]
-        for option in card.options
+        for option in options
     ]
-    return "\n".join([*lines, "", table(["option", "default", "type", "bounds", "what it does"], rows)])
+    return table(["option", "default", "type", "bounds", "what it does"], rows)
+
+
+def sources() -> str:
+    """Return the overview of all sources."""
+    rows = [
+        [
+            f"[`{card.name}`](#{card.name})",
+            markdown_cell(card.what),
+            ", ".join(f"`{option.name}`" for option in card.options),
+            ", ".join(card.needs),
+            ", ".join(f"`{fact}`" for fact in card.facts),
+        ]
+        for card in source_cards()
+    ]
+    return table(["source", "what", "options", "needs", "facts"], rows)
+
+
+def source_details() -> str:
+    """Return a section for each source."""
+    return "\n\n".join(
+        "\n".join(
+            [
+                f"### {card.name}", "", prose(card.doc), "", f"* reference: {markdown_cell(card.reference, 400)}",
+                *(["", option_table(card.options)] if card.options else []),
+            ]
+        )
+        for card in source_cards()
+    )  # fmt: skip
 
 
 def metrics() -> str:
@@ -188,6 +224,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "objectives": objectives,
     "objective details": objective_details,
     "metrics": metrics,
+    "sources": sources,
+    "source details": source_details,
 }
 
 if __name__ == "__main__":

@@ -54,7 +54,10 @@ LOSS_ALIASES = {
     "sft": "ce",
 }
 
-SOURCES = {"dataset": "kdcli.sources.dataset:DatasetSource"}
+SOURCES = {
+    "dataset": "kdcli.sources.dataset:DatasetSource",
+    "student": "kdcli.sources.student:StudentSource",
+}
 
 METRICS = {
     "rougeL": "kdcli.metrics.rouge:RougeL",

@@ -34,6 +34,10 @@ class DataConfig(Settings):
     dev_share: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0, description="share of the training rows kept out of training as development rows"
     )
+    corpus: str | None = Field(default=None, description="rows of a second corpus, for sources that read one")
+    made: str | None = Field(
+        default=None, description="folder for what a teacher writes once; default in the run or study folder"
+    )
 
 
 class TrainConfig(Settings):

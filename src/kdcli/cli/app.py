@@ -26,6 +26,7 @@ from kdcli.cli import (
     metrics,
     plan,
     reproduce,
+    sources,
     toy,
 )  # fmt: skip
 from kdcli.cli.boundary import ARGUMENTS, PIPE_CLOSED, RUN_FOLDER, guarded
@@ -104,12 +105,14 @@ toy.register(app)
 demo.register(app)
 losses.register(app, Commands)
 metrics.register(app, Commands)
+sources.register(app, Commands)
 
 
 IMPLIED: dict[tuple[str, ...], tuple[str, ...]] = {
     (): ("--help",),
     ("losses",): ("losses", "list"),
     ("metrics",): ("metrics", "list"),
+    ("sources",): ("sources", "list"),
 }
 """What is meant by a command line that stops short."""
 

@@ -208,7 +208,7 @@ def progress_line(event: Event, stage: str, seconds: int | float) -> str:
     return f"{stage}: " + ", ".join(parts)
 
 
-SHOWN = {"loss": "loss", "lr": "lr", "tokens_per_second": "tokens/s"}
+SHOWN = {"loss": "loss", "lr": "lr", "tokens_per_second": "tokens/s", "generated_per_second": "generated/s"}
 """Of a training step's numbers, those worth a line; the others are in metrics.jsonl."""
 
 

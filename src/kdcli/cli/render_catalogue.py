@@ -37,13 +37,43 @@ def loss_card(card: Any) -> Group:
     facts = [("formula", card.formula), ("reference", card.reference), ("cost", card.cost)]
     if card.aliases:
         facts.append(("also", ", ".join(card.aliases)))
-    parts: list[RenderableType] = [Text(card.name, style="bold"), _facts(facts)]
-    if card.options:
-        table = _table("option", "default", "type", "bounds", "")
-        for option in card.options:
-            table.add_row(*map(_cell, (option.name, option.default, option.type, option.bounds, option.text)))
-        parts.append(table)
+    parts: list[RenderableType] = [Text(card.name, style="bold"), _facts(facts), *_option_table(card.options)]
     return Group(*parts, Text("\n" + prose(card.doc)))
+
+
+def source_list(cards: Sequence[Any]) -> Group:
+    """Return the table of all sources.
+
+    Args:
+        cards: sources.describe.SourceCard of each.
+    """
+    table = _table("name", "what", "needs", "options")
+    for card in cards:
+        names = ", ".join(option.name for option in card.options)
+        table.add_row(*map(_cell, (card.name, card.what, ", ".join(card.needs), names)))
+    legend = "An objective names one behind @, as in jsd@student:rate=0.5. More: kd sources show NAME"
+    return Group(table, Text(legend, style="dim"))
+
+
+def source_card(card: Any) -> Group:
+    """Return everything about one source.
+
+    Args:
+        card: its sources.describe.SourceCard.
+    """
+    facts = [("what", card.what), ("reference", card.reference), ("needs", ", ".join(card.needs))]
+    facts.append(("supplies", ", ".join(card.facts)))
+    parts: list[RenderableType] = [Text(card.name, style="bold"), _facts(facts), *_option_table(card.options)]
+    return Group(*parts, Text("\n" + prose(card.doc)))
+
+
+def _option_table(options: Sequence[Any]) -> list[Table]:
+    if not options:
+        return []
+    table = _table("option", "default", "type", "bounds", "")
+    for option in options:
+        table.add_row(*map(_cell, (option.name, option.default, option.type, option.bounds, option.text)))
+    return [table]
 
 
 def findings(found: Sequence[Any]) -> Group:

@@ -31,6 +31,8 @@ class State:
         student_tokens: tokens that went through the student's trunk, prompts included.
         seconds: time spent in steps, over all resumes.
         peak_bytes: peak memory, over all resumes.
+        generated_tokens: tokens that were generated to train on.
+        generation_seconds: the part of ``seconds`` that this took.
         metrics_bytes: length of ``metrics.jsonl`` that belongs to these steps.
     """
 
@@ -40,6 +42,8 @@ class State:
     seconds: float = 0.0
     peak_bytes: int = 0
     metrics_bytes: int = 0
+    generated_tokens: int = 0
+    generation_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from kdcli import durable
@@ -76,6 +77,8 @@ class Outcome:
         student_tokens: tokens that went through the student's trunk, prompts included.
         seconds: time in steps.
         peak_bytes: peak memory of the device, or of the process on a CPU.
+        generated_tokens: tokens that were generated to train on.
+        generation_seconds: the part of ``seconds`` that this took.
     """
 
     steps: int
@@ -83,6 +86,8 @@ class Outcome:
     student_tokens: int
     seconds: float
     peak_bytes: int
+    generated_tokens: int = 0
+    generation_seconds: float = 0.0
 
 
 def train(training: Training) -> Outcome:
@@ -142,12 +147,14 @@ class _Loop:
             if state.step < self.total:
                 self._save(state, journal)
         self.model.eval()
-        return Outcome(state.step, state.tokens, state.student_tokens, state.seconds, self._peak(state))
+        spent = (state.generated_tokens, state.generation_seconds)
+        return Outcome(state.step, state.tokens, state.student_tokens, state.seconds, self._peak(state), *spent)
 
     def _one(self, state: State, journal: Journal) -> State:
         started = time.perf_counter()
         window = self.training.windows.window(state.step) or [self._nothing()]
-        tokens, sequences, read, stop = self._count(window)
+        drawing = time.perf_counter() - started
+        tokens, sequences, read, generated, stop = self._count(window)
         if stop:
             self._leave(state, journal)
         rate = learning_rate(self.training.train, state.step, self.total)
@@ -161,12 +168,13 @@ class _Loop:
             tokens=state.tokens + tokens,
             student_tokens=state.student_tokens + read,
             seconds=state.seconds + seconds,
+            generated_tokens=state.generated_tokens + generated,
+            generation_seconds=state.generation_seconds + (drawing if generated else 0.0),
         )
-        drawn = self.training.windows.values()
-        seen = self.monitor.look(state.step) if self.monitor is not None else None
-        if seen is not None:
-            self.training.windows.observe(state.step, seen["scores"])
-        self._tell(state, journal, {**values, **drawn, "lr": rate, "tokens": tokens}, seconds, seen)
+        drawn = self.training.windows.values() | ({"generated_tokens": generated} if generated else {})
+        seen = self._look(state.step)
+        timing = {"seconds": seconds} | ({"generation_seconds": drawing} if generated else {})
+        self._tell(state, journal, {**values, **drawn, "lr": rate, "tokens": tokens}, timing, seen)
         if state.step % self.training.train.save_every == 0 or state.step == self.total:
             state = self._save(state, journal)
         return state
@@ -194,12 +202,24 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
         return values
 
-    def _count(self, window: list[Batch]) -> tuple[int, int, int, int]:
-        """Valid tokens, sequences and tokens read of the step over all ranks, and whether any was told to stop."""
-        read = sum(batch.tokens for batch in window)
-        counts = torch.tensor([*count_valid(window), read, self.stop.signal_number], device=self.training.device.device)
-        tokens, sequences, read, stop = self._sum_over_ranks(counts).tolist()
-        return tokens, sequences, read, stop
+    def _look(self, step: int) -> dict[str, Any] | None:
+        """Let the first rank measure the student if that is due, and every rank's source hear of it."""
+        if self.training.monitor is None:
+            return None
+        seen = self.monitor.look(step) if self.monitor is not None else None
+        if self.world > 1:
+            seen = broadcast_object_list([seen])[0]
+        if seen is not None:
+            self.training.windows.observe(step, seen["scores"])
+        return seen
+
+    def _count(self, window: list[Batch]) -> tuple[int, int, int, int, int]:
+        """Valid tokens, sequences, tokens read and generated over all ranks, and whether any was told to stop."""
+        read, generated = sum(batch.tokens for batch in window), self.training.windows.generated
+        numbers = [*count_valid(window), read, generated, self.stop.signal_number]
+        counts = torch.tensor(numbers, device=self.training.device.device)
+        tokens, sequences, read, generated, stop = self._sum_over_ranks(counts).tolist()
+        return tokens, sequences, read, generated, stop
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         summed = self.accelerator.reduce(values, "sum")
@@ -220,15 +240,22 @@ class _Loop:
         )
 
     def _tell(
-        self, state: State, journal: Journal, values: dict[str, float], seconds: float, seen: dict[str, Any] | None
+        self,
+        state: State,
+        journal: Journal,
+        values: dict[str, float],
+        timing: dict[str, float],
+        seen: dict[str, Any] | None,
     ) -> None:
-        speed = values["tokens"] / seconds
+        speed = {"tokens_per_second": values["tokens"] / timing["seconds"]}
+        if "generation_seconds" in timing:
+            speed["generated_per_second"] = values["generated_tokens"] / timing["generation_seconds"]
         if self.main:
             line = {"step": state.step, **values, **({"evaluation": seen} if seen else {})}
-            journal.write(line, {"step": state.step, "seconds": seconds})
+            journal.write(line, {"step": state.step, **timing})
             measured = {f"eval/{name}": value for name, value in (seen or {}).get("scores", {}).items() if value}
             self.accelerator.log({**values, **measured}, step=state.step)
-            shown = {**values, "tokens_per_second": speed}
+            shown = {**values, **speed}
             self.training.report(Event("progress", "training", done=state.step, total=self.total, values=shown))
 
     def _save(self, state: State, journal: Journal) -> State:

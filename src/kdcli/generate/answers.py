@@ -34,11 +34,13 @@ class Asked:
         prompt: token ids, at least one.
         example: its number in the draws.
         seeds: one answer each; the prompt is read once for all of them.
+        most: tokens its answer may have, beside the bound that all answers share.
     """
 
     prompt: Sequence[int]
     example: int
     seeds: tuple[int, ...]
+    most: int | None = None
 
 
 def generate(
@@ -104,7 +106,7 @@ def answers(
     speaker.check([one.prompt for one in asked])
     order = sorted(range(len(asked)), key=lambda place: (-len(asked[place].prompt), place))
     waiting = (
-        Row.waiting(place, asked[place].prompt, asked[place].example, seed)
+        Row.waiting(place, asked[place].prompt, asked[place].example, seed, asked[place].most)
         for place in order
         for seed in asked[place].seeds
     )

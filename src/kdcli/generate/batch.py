@@ -25,6 +25,7 @@ class Row:
         prompt: its tokens.
         seed: sampling seed.
         stream: random bits of this answer.
+        most: tokens it may have, beside the bound that all answers share.
         said: tokens so far, without the end token.
         ended: whether the model ended it.
     """
@@ -33,13 +34,14 @@ class Row:
     prompt: Sequence[int]
     seed: int
     stream: np.random.Philox
+    most: int | None = None
     said: list[int] = field(default_factory=list)
     ended: bool = False
 
     @classmethod
-    def waiting(cls, place: int, prompt: Sequence[int], example: int, seed: int) -> "Row":
+    def waiting(cls, place: int, prompt: Sequence[int], example: int, seed: int, most: int | None = None) -> "Row":
         """Return an answer that has not begun."""
-        return cls(place, prompt, seed, stream(seed, example))
+        return cls(place, prompt, seed, stream(seed, example), most)
 
 
 class Batch:
@@ -125,6 +127,8 @@ class Batch:
         """Whether an answer may get longer."""
         limit = self.speaker.limit
         new = len(row.said)
+        if row.most is not None and new >= row.most:
+            return False
         return new < self.config.max_new_tokens and (limit is None or len(row.prompt) + new < limit)
 
     def _pick(self, rows: list[Row], logits: Tensor) -> list[int]:

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from kdcli.losses.block import Block
 from kdcli.losses.coarse import Coarse, bins_of, value_and_grad
+from kdcli.options import Part
 from kdcli.shapes import Logits, TokenLabels, TokenValues
 
 Facts: TypeAlias = Mapping[str, Tensor]
@@ -97,7 +98,7 @@ def widen(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-class DistillLoss(BaseModel, ABC):
+class DistillLoss(Part, ABC):
     """An objective's value for each token; its fields are its options.
 
     Subclasses are final: to change behaviour, wrap. They hold no state, so an instance is
@@ -110,9 +111,7 @@ class DistillLoss(BaseModel, ABC):
         cost: arithmetic per vocabulary entry and what else it spends.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: ClassVar[str]
+    part: ClassVar[str] = "loss"
     formula: ClassVar[str]
     reference: ClassVar[str]
     cost: ClassVar[str]

@@ -3,11 +3,13 @@
 import os
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+
+from accelerate.utils import gather_object
 
 from kdcli import durable, settings
 from kdcli.config import DistillConfig
@@ -22,13 +24,14 @@ from kdcli.runs import lock
 from kdcli.runs.card import CARD, model_card, renew_card
 from kdcli.runs.environment import changes, environment
 from kdcli.runs.evaluation.evaluate import evaluate_student
-from kdcli.runs.folder import RunFolder
+from kdcli.runs.folder import MADE, RunFolder
 from kdcli.runs.monitor import StudentMonitor
 from kdcli.runs.plan import plan_distill
 from kdcli.runs.prepare import Prepared, prepare_run
 from kdcli.runs.records import EvalRecord, RunRecord
 from kdcli.runs.teachers import mentor_for, teacher_for
 from kdcli.runs.workshop import Workshop
+from kdcli.sources.base import Windows
 
 __all__ = ["distill", "plan_distill", "read_run"]
 
@@ -104,7 +107,7 @@ def read_run(path: Path) -> RunRecord:
             where=str(path),
             fix=f"finish it with: {_again(folder)}",
         )
-    outcome = Outcome(*(status[field.name] for field in fields(Outcome)))
+    outcome = Outcome(**{field.name: status[field.name] for field in fields(Outcome) if field.name in status})
     return _record(folder, identity, outcome, already_done=True)
 
 
@@ -143,7 +146,8 @@ def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Re
             config.teacher_cache, pair.teacher, prepared.dataset, config.data, config.hardware, device, workshop
         )
     student.check_length(max(prepared.dataset.lengths))
-    live = [teacher.model] if isinstance(teacher, LiveTeacher) else []
+    writer = _writer(prepared, workshop)
+    live = [teacher.model] if isinstance(teacher, LiveTeacher) else [] if writer is None else [writer]
     for note in [note for model in (student, *live) for note in model.notes]:
         report(Event("note", note))
     started = time.process_time()
@@ -151,7 +155,7 @@ def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Re
         student=student,
         teacher=teacher,
         loss=prepared.loss,
-        windows=prepared.windows(student.pad_id, _rank(), _world()),
+        windows=_windows(folder, prepared, student, writer, live, report),
         vocab=pair.vocab,
         train=config.train,
         device=device,
@@ -169,9 +173,49 @@ def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Re
                 folder.path / ADAPTER, lambda target: save_adapter(student.adapter, target), {"kind": "adapter"}
             )
         spent = folder.status().get("cpu_seconds", 0.0) + time.process_time() - started
-        taught = outcome.student_tokens if live else 0
+        taught = outcome.student_tokens if isinstance(teacher, LiveTeacher) else 0
         folder.set_status("done", **vars(outcome), teacher_tokens=taught, cpu_seconds=round(spent, 2))
     return outcome
+
+
+def _writer(prepared: Prepared, workshop: Workshop) -> LanguageModel | None:
+    """Return the teacher whose weights the source reads or writes with, if it does."""
+    facts = prepared.pair.teacher
+    if facts is None or not prepared.source.needs().teacher:
+        return None
+    return workshop.load_teacher(facts.path, prepared.device.device)
+
+
+def _windows(
+    folder: RunFolder,
+    prepared: Prepared,
+    student: LanguageModel,
+    writer: LanguageModel | None,
+    live: Sequence[LanguageModel],
+    report: Report,
+) -> Windows:
+    """Return the training windows, with everything they may write with.
+
+    Args:
+        folder: the run's folder.
+        prepared: the run.
+        student: the model in training.
+        writer: the teacher, where the source asks for it.
+        live: the models besides that must be able to read what is written.
+        report: told how far writing is.
+    """
+    data = prepared.config.data
+    limits = [data.max_length, *(model.positions for model in (student, *live))]
+    shared = {"gather": gather_object} if _world() > 1 else {}
+
+    def progress(what: str, done: int, total: int, rate: float) -> None:
+        report(Event("progress", what, done=done, total=total, values={"tokens/s": rate}))
+
+    return prepared.windows(
+        student.pad_id, _rank(), _world(),
+        student=student, teacher=writer, folder=Path(data.made) if data.made else folder.path / MADE,
+        longest=min(limit for limit in limits if limit is not None), progress=progress, **shared,
+    )  # fmt: skip
 
 
 def _monitor(

@@ -26,6 +26,7 @@ from kdcli.errors import ExperimentChangedError, InputError, IntegrityError, Usa
 SCHEMA = 1
 CONFIG, MANIFEST, STATUS, MODEL, EVAL = "config.yaml", "manifest.json", "status.json", "model", "eval"
 BEST = "best"
+MADE = "made"
 _NOT_CONTENT = (".lock", "error.log")
 _SEALED = (CONFIG, MANIFEST, "metrics.jsonl", "timing.jsonl")
 

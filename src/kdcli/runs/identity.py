@@ -13,7 +13,9 @@ from kdcli.data.dataset import TokenDataset
 from kdcli.engine.devices import Device
 from kdcli.losses.base import DistillLoss
 from kdcli.models.adapter import alpha_of
+from kdcli.options import Part
 from kdcli.runs.workshop import Pair
+from kdcli.sources.base import Source
 
 MAY_DIFFER = frozenset({"save_every", "keep", "log_every", "report_to", "epochs", "max_steps"})
 """Training settings that change no bit of the student; epochs and max_steps enter as ``steps``."""
@@ -32,6 +34,7 @@ def identity_of(
     steps: int,
     seen: str | None = None,
     ending: dict[str, Any] | None = None,
+    source: Source | None = None,
 ) -> dict[str, Any]:
     """Return the flat table of everything the student's bits follow from.
 
@@ -44,7 +47,8 @@ def identity_of(
         device: resolved precision.
         steps: optimizer steps of the whole run.
         seen: what the student sees of the teacher: the whole of it, or what a cache kept.
-        ending: what may end training early.
+        ending: what an evaluation while training may change: an early end, or what is trained on.
+        source: where sequences come from.
     """
     train = {
         f"train.{name}": value for name, value in config.train.model_dump(mode="json").items() if name not in MAY_DIFFER
@@ -53,7 +57,7 @@ def identity_of(
         "loss": label,
         "loss.code": guest_code(loss),
         "student": pair.student_identity,
-        "teacher": pair.teacher.digest if pair.teacher and needs_teacher(loss, pair) else None,
+        "teacher": pair.teacher.digest if pair.teacher and needs_teacher(loss, pair, source) else None,
         "teacher.seen": seen,
         "tokenizer": pair.reader.tokenizer_digest,
         "data": dataset.digest,
@@ -76,20 +80,37 @@ def _adapter(lora: LoraConfig) -> dict[str, Any]:
     return {f"lora.{name}": value for name, value in settings.items()}
 
 
-def needs_teacher(loss: DistillLoss, pair: Pair) -> bool:
-    """Whether the teacher's weights can change the student: by the loss, or by its random start's form."""
-    return loss.needs().teacher or pair.reader is pair.teacher
+def source_identity(source: Source, corpus: TokenDataset | None, config: DistillConfig) -> dict[str, Any]:
+    """Return what the student's bits follow from besides, where sequences are not the rows as they are.
+
+    Args:
+        source: where sequences come from; its spec is part of the objective's label.
+        corpus: rows of the second corpus, if it reads one.
+        config: the run's settings.
+    """
+    code = guest_code(source)
+    return {
+        **({"source.code": code} if code else {}),
+        **({"corpus": corpus.digest} if corpus is not None else {}),
+        **({} if source.needs().fixed else {"data.max_length": config.data.max_length}),
+    }
 
 
-def guest_code(loss: DistillLoss) -> str | None:
-    """Return the sha256 over the files that hold losses from outside the package; None without any."""
-    files = {Path(inspect.getfile(kind)) for kind in _kinds(loss) if not kind.__module__.startswith("kdcli.")}
+def needs_teacher(loss: DistillLoss, pair: Pair, source: Source | None = None) -> bool:
+    """Whether the teacher's weights can change the student: by the loss, by the source, or by its random start."""
+    writes = source is not None and source.needs().teacher
+    return loss.needs().teacher or writes or pair.reader is pair.teacher
+
+
+def guest_code(part: Part) -> str | None:
+    """Return the sha256 over the files that hold losses or sources from outside the package; None without any."""
+    files = {Path(inspect.getfile(kind)) for kind in _kinds(part) if not kind.__module__.startswith("kdcli.")}
     return durable.digest_files(files) if files else None
 
 
-def _kinds(value: Any) -> Iterator[type[DistillLoss]]:
-    """Yield the class of a loss and of every loss among its options, however deep."""
-    if isinstance(value, DistillLoss):
+def _kinds(value: Any) -> Iterator[type[Part]]:
+    """Yield the class of a part and of every part among its options, however deep."""
+    if isinstance(value, Part):
         yield type(value)
         for name in type(value).model_fields:
             yield from _kinds(getattr(value, name))

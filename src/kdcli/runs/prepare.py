@@ -1,26 +1,24 @@
 """From settings to checked parts, cheapest checks first; no weight is read here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kdcli.config import DistillConfig
 from kdcli.data.dataset import TokenDataset, overlap_note
 from kdcli.engine.devices import Device, prepare
-from kdcli.errors import UsageError
 from kdcli.losses.base import DistillLoss
 from kdcli.losses.build import build_objective, spec_of
 from kdcli.metrics.describe import describe
 from kdcli.models.adapter import check_adapter
-from kdcli.registry import SOURCES
 from kdcli.runs import splits
-from kdcli.runs.identity import identity_of
+from kdcli.runs.identity import identity_of, source_identity
 from kdcli.runs.monitor import Watched, watched_by
+from kdcli.runs.pairs import refuse_pair
 from kdcli.runs.teachers import refuse_coarse, view_of
 from kdcli.runs.workshop import Pair, Workshop, check_data_path
 from kdcli.sources.base import Ground, Source, Windows
-from kdcli.spec import Term, parse_objective
-
-_DATASET = Term("dataset")
+from kdcli.sources.build import build_source, tail_of
+from kdcli.spec import parse_objective
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,7 @@ class Prepared:
         steps: optimizer steps.
         identity: what makes this experiment this experiment.
         source: where training sequences come from.
+        corpus: rows of the second corpus, if the source reads one.
         watched: what is measured while training, if anything.
     """
 
@@ -51,6 +50,7 @@ class Prepared:
     steps: int
     identity: dict[str, Any]
     source: Source
+    corpus: TokenDataset | None = None
     watched: Watched | None = None
 
     @property
@@ -58,9 +58,20 @@ class Prepared:
         """Whether training reads the teacher's weights."""
         return self.loss.needs().teacher
 
-    def windows(self, pad_id: int = 0, rank: int = 0, world: int = 1) -> Windows:
-        """Return the training windows."""
-        return self.source.open(Ground(self.dataset, self.config.train, pad_id, rank, world))
+    def windows(self, pad_id: int = 0, rank: int = 0, world: int = 1, **models: Any) -> Windows:
+        """Return the training windows.
+
+        Args:
+            pad_id: token to pad with.
+            rank: this process' number.
+            world: processes in all.
+            models: further fields of the ground, where sequences are written and not only counted.
+        """
+        ground = Ground(
+            self.dataset, self.config.train, pad_id, rank, world, vocab=self.pair.vocab, corpus=self.corpus,
+            autocast=self.device.autocast,
+        )  # fmt: skip
+        return self.source.open(replace(ground, **models))
 
     @property
     def notes(self) -> list[str]:
@@ -86,8 +97,7 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
     loss, label, source = objective_of(config.loss)
     for name in config.evaluation.metrics:
         describe(name)
-    if loss.needs().teacher and config.teacher is None:
-        raise UsageError("CLI-20", f"{label} learns from a teacher", where="--teacher", fix="give a folder or a hub id")
+    refuse_pair(config, loss, source, label)
     check_data_path(config.data.train, "--data")
     split = config.evaluation.split
     measured = splits.measures_after_training(config.data, split)
@@ -98,15 +108,19 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
     check_adapter(config.lora, student_is_random=pair.student_is_random)
     dataset = splits.training_rows(config.data, pair.reader, workshop)
     test = splits.measured_rows(config.data, split, pair.reader, workshop) if measured else None
-    steps = source.open(Ground(dataset, config.train, pad_id=0)).total_steps
+    corpus = splits.corpus_rows(config.data, pair.reader, workshop) if source.needs().corpus else None
+    steps = source.open(Ground(dataset, config.train, pad_id=0, corpus=corpus)).total_steps
     seen = None
     if loss.needs().teacher and pair.teacher is not None:
         seen = view_of(config.teacher_cache, pair.teacher, config.data, config.hardware, device)
         refuse_coarse(seen, loss, label)
     watched = watched_by(config, pair.reader, workshop)
-    ending = watched.identity if watched is not None and watched.config.patience is not None else None
-    identity = identity_of(config, label, loss, pair, dataset, device, steps, seen, ending)
-    return Prepared(config, loss, label, pair, dataset, test, device, steps, identity, source, watched)
+    ending = None
+    if watched is not None and (watched.config.patience is not None or source.needs().monitor):
+        ending = watched.identity
+    identity = identity_of(config, label, loss, pair, dataset, device, steps, seen, ending, source)
+    identity |= source_identity(source, corpus, config)
+    return Prepared(config, loss, label, pair, dataset, test, device, steps, identity, source, corpus, watched)
 
 
 def objective_of(text: str) -> tuple[DistillLoss, str, Source]:
@@ -116,10 +130,5 @@ def objective_of(text: str) -> tuple[DistillLoss, str, Source]:
         UsageError: what in the string is not known.
     """
     spec = parse_objective(text)
-    loss = build_objective(spec)
-    origin = spec.source or _DATASET
-    name = SOURCES.canonical(origin.name)
-    if name == "dataset" and origin.options:
-        raise UsageError("SPEC-01", "the source dataset takes no options", where=text, fix="leave @dataset out")
-    tail = "" if name == "dataset" else f"@{origin}"
-    return loss, f"{spec_of(loss)}{tail}", SOURCES.resolve(origin.name)(**origin.options)
+    loss, source = build_objective(spec), build_source(spec.source)
+    return loss, f"{spec_of(loss)}{tail_of(source)}", source

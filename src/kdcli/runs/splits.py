@@ -18,6 +18,12 @@ def training_rows(data: DataConfig, reader: ModelFacts, workshop: Workshop) -> T
     return split_development(rows, data.dev_share)[0] if data.dev_share else rows
 
 
+def corpus_rows(data: DataConfig, reader: ModelFacts, workshop: Workshop) -> TokenDataset:
+    """Return the rows of the second corpus, all of them."""
+    path = check_data_path(data.corpus, "--set data.corpus")
+    return workshop.data(path, reader, data.model_copy(update={"limit": None}), role="train")
+
+
 def measured_rows(data: DataConfig, split: str, reader: ModelFacts, workshop: Workshop) -> TokenDataset:
     """Return the rows that scores are taken on.
 

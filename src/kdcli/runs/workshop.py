@@ -125,7 +125,7 @@ class Workshop:
     def data(self, path: str, reader: ModelFacts, config: DataConfig, *, role: str) -> TokenDataset:
         """Return tokenised rows; ``role`` is "train" or "eval" and chooses split and limit."""
         limit = config.limit if role == "train" else config.eval_limit
-        shape = config.model_copy(update={"train": None, "eval": None, "limit": None, "eval_limit": None})
+        shape = config.model_copy(update=dict.fromkeys(("train", "eval", "limit", "eval_limit", "corpus", "made")))
         key = (path, reader.tokenizer_digest, str(reader.end_id), role, str(limit), shape.model_dump_json())
         if key not in self._data:
             self._data[key] = load_dataset(

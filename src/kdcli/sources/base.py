@@ -4,15 +4,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+import torch
 from torch import Tensor
 
 from kdcli.config import TrainConfig
 from kdcli.data.collate import Batch
 from kdcli.data.dataset import TokenDataset
 from kdcli.models.load import LanguageModel
+from kdcli.options import Part
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,18 @@ class SourceNeeds:
         teacher: the teacher writes sequences, so a cache of its hidden states does not do.
         corpus: rows of a second corpus are read.
         fixed: every sequence is a row of the data set, so that a teacher's cache knows it.
+        monitor: it follows an evaluation that is made while training.
         facts: names of the per-token facts it supplies.
+        origins: whose words it supplies, names of ``losses.supplied.ORIGINS``.
     """
 
     student: bool = False
     teacher: bool = False
     corpus: bool = False
     fixed: bool = True
+    monitor: bool = False
     facts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset({"data"})
 
     def __or__(self, other: "SourceNeeds") -> "SourceNeeds":
         return SourceNeeds(
@@ -39,7 +44,9 @@ class SourceNeeds:
             self.teacher or other.teacher,
             self.corpus or other.corpus,
             self.fixed and other.fixed,
+            self.monitor or other.monitor,
             self.facts | other.facts,
+            self.origins | other.origins,
         )
 
 
@@ -57,8 +64,12 @@ class Ground:
         teacher: the model it learns from; None where it is not asked to write.
         vocab: real ids shared by both.
         corpus: rows of a second corpus.
+        longest: tokens that a whole sequence may have, so that every model can read it; None for any number.
+        autocast: dtype in which a model writes; None leaves it as it is.
         folder: where what is made once may be kept; None keeps nothing.
         report: called with the number of tokens just generated.
+        progress: told what is made once, how many sequences of how many are there, and at how many tokens per second.
+        gather: joins a list of each process, in the order of ranks; every process must call it.
     """
 
     dataset: TokenDataset
@@ -70,8 +81,12 @@ class Ground:
     teacher: LanguageModel | None = None
     vocab: int | None = None
     corpus: TokenDataset | None = None
+    longest: int | None = None
+    autocast: torch.dtype | None = None
     folder: Path | None = None
     report: Callable[[int], None] = field(default=lambda tokens: None)
+    progress: Callable[[str, int, int, float], None] = field(default=lambda what, done, total, rate: None)
+    gather: Callable[[list[Any]], list[Any]] = field(default=lambda items: items)
 
     def __post_init__(self) -> None:
         if not len(self.dataset):
@@ -101,6 +116,15 @@ class Windows(ABC):
     def window(self, step: int) -> list[Batch]:
         """Return this process' micro-batches of a step, counted from 0; empty if none fall to it."""
 
+    @property
+    def generated(self) -> int:
+        """Tokens that this process generated for the window given last; 0 by default."""
+        return 0
+
+    def origins(self) -> dict[str, int]:
+        """Return how many of this process' sequences of the window given last each author wrote; empty by default."""
+        return {}
+
     def values(self) -> dict[str, float]:
         """Return what is to be logged of the window given last, the same in every repetition; nothing by default."""
         return {}
@@ -118,7 +142,7 @@ class Windows(ABC):
         assert not state, "a checkpoint holds the state of another source"
 
 
-class Source(BaseModel, ABC):
+class Source(Part, ABC):
     """Where training sequences come from; its fields are its options.
 
     Subclasses are final and hold no state: all of that is in the :class:`Windows` they open.
@@ -129,9 +153,7 @@ class Source(BaseModel, ABC):
         reference: paper and section.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: ClassVar[str]
+    part: ClassVar[str] = "source"
     summary: ClassVar[str]
     reference: ClassVar[str]
 

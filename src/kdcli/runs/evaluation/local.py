@@ -1,18 +1,14 @@
 """A model in this process as a source of answers."""
 
-import copy
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-
-import torch
 
 from kdcli.config import GenerationConfig
 from kdcli.engine.devices import Device
 from kdcli.engine.events import Event, Report
 from kdcli.generate import Answer, Asked, answers
 from kdcli.models.load import LanguageModel
-from kdcli.models.split import split_head
+from kdcli.models.twin import twin
 from kdcli.runs.evaluation.answering import Question, Said
 
 
@@ -49,7 +45,7 @@ class LocalModel:
         """
         asked = [Asked(question.ids, question.number, question.seeds) for question in questions]
         pace = _Pace(sum(len(question.seeds) for question in questions), report)
-        model = self._model if self._dtype is None else _twin(self._model, self._dtype)
+        model = self._model if self._dtype is None else twin(self._model, self._dtype)
         for place, seed, answer in answers(model, asked, self._generation, rows=model.vocab, report=pace.count):
             pace.done += 1
             yield Said(questions[place].number, seed, self._text(answer), answer)
@@ -76,10 +72,3 @@ class _Pace:
         rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
         values = {"tokens": self._tokens, "tokens/s": rate}
         self._report(Event("progress", "answering", done=self.done, total=self._total, values=values))
-
-
-def _twin(model: LanguageModel, dtype: torch.dtype) -> LanguageModel:
-    """Return the model with parameters of another type; autocast would convert them anew at each token."""
-    copied = copy.deepcopy(model.model)
-    torch.nn.Module.to(copied, dtype)
-    return replace(model, model=copied, head=split_head(copied))

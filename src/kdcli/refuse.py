@@ -1,4 +1,4 @@
-"""Says in one line what is wrong with an option of a loss."""
+"""Says in one line what is wrong with an option of a part (a loss, a source)."""
 
 import difflib
 import math
@@ -7,16 +7,15 @@ from typing import Any, NoReturn
 from pydantic_core import ErrorDetails
 
 from kdcli.errors import UsageError
-from kdcli.losses.base import DistillLoss
-from kdcli.losses.describe import bounds_text, type_text, value_text
+from kdcli.options import Part, bounds_text, type_text, value_text
 from kdcli.text import one_line
 
 
-def explain(kind: type[DistillLoss], detail: ErrorDetails, where: str) -> NoReturn:
-    """Raise what pydantic found wrong with the options of a loss as one line in the user's words.
+def explain(kind: type[Part], detail: ErrorDetails, where: str) -> NoReturn:
+    """Raise what pydantic found wrong with the options of a part as one line in the user's words.
 
     Args:
-        kind: the loss class.
+        kind: the class of the part.
         detail: pydantic's first finding.
         where: the term as typed.
     """
@@ -27,12 +26,12 @@ def explain(kind: type[DistillLoss], detail: ErrorDetails, where: str) -> NoRetu
         raise UsageError("CLI-09", f"{kind.name} needs the option {option}", where=where, fix=f"add {option}=")
     if detail["type"] in ("value_error", "assertion_error"):
         message = str(detail["ctx"]["error"]) if "ctx" in detail else detail["msg"]
-        raise UsageError("CLI-06", message, where=where, fix=f"see kd losses show {kind.name}")
+        raise UsageError("CLI-06", message, where=where, fix=f"see kd {listing(kind)} show {kind.name}")
     raise out_of_bounds(kind, option, got, where)
 
 
-def no_such_option(kind: type[DistillLoss], option: str, where: str) -> UsageError:
-    """Return the error for an option that the loss does not have; lists those it has."""
+def no_such_option(kind: type[Part], option: str, where: str) -> UsageError:
+    """Return the error for an option that a part does not have; lists those it has."""
     known = list(kind.model_fields)
     near = difflib.get_close_matches(option, known, n=1)
     has = f"it has {', '.join(known)}" if known else "it has none"
@@ -44,12 +43,12 @@ def no_such_option(kind: type[DistillLoss], option: str, where: str) -> UsageErr
     )
 
 
-def out_of_bounds(kind: type[DistillLoss], option: str, got: str, where: str) -> UsageError:
+def out_of_bounds(kind: type[Part], option: str, got: str, where: str) -> UsageError:
     """Return the error for a value that is of the wrong type or outside the option's range."""
     field = kind.model_fields[option]
     kind_text, bounds = type_text(field), bounds_text(field)
-    if option == "temperature":
-        return _bad_temperature(got, where)
+    if option == "temperature" and bounds == "> 0":
+        return _bad_temperature(kind, got, where)
     if "|" in kind_text:
         choices = kind_text.split("|")
         near = difflib.get_close_matches(got, choices, n=1)
@@ -65,8 +64,13 @@ def out_of_bounds(kind: type[DistillLoss], option: str, got: str, where: str) ->
     )
 
 
-def _bad_temperature(got: str, where: str) -> UsageError:
-    if _is_number(got) and float(got) == 0:
+def listing(kind: type[Part]) -> str:
+    """Return the command that lists parts of a kind: losses, sources."""
+    return "losses" if kind.part == "loss" else f"{kind.part}s"
+
+
+def _bad_temperature(kind: type[Part], got: str, where: str) -> UsageError:
+    if kind.part == "loss" and _is_number(got) and float(got) == 0:
         return UsageError("CLI-03", "temperature must be > 0", where=where, fix="for argmax targets use --loss ce")
     return UsageError(
         "CLI-04", f"temperature must be a finite number > 0, got {got}", where=where, fix="as in temperature=2"

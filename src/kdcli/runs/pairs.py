@@ -1,0 +1,63 @@
+"""Refuses objectives and sources that do not go together, with what would, before anything is read."""
+
+from kdcli.config import DistillConfig
+from kdcli.errors import UsageError
+from kdcli.losses.base import DistillLoss
+from kdcli.sources.base import Source
+from kdcli.sources.describe import supplying, writing
+
+
+def refuse_pair(config: DistillConfig, loss: DistillLoss, source: Source, label: str) -> None:
+    """Refuse what cannot be trained whatever the data hold.
+
+    Args:
+        config: the run's settings.
+        loss: the objective.
+        source: where its sequences come from.
+        label: both, in canonical form.
+
+    Raises:
+        UsageError: names what is missing, and settings or sources that would do.
+    """
+    needs = source.needs()
+    _refuse_facts(loss, source, label)
+    if config.teacher is None and (loss.needs().teacher or needs.teacher):
+        what = "learns from a teacher" if loss.needs().teacher else "trains on what a teacher writes"
+        raise UsageError("CLI-20", f"{label} {what}", where="--teacher", fix="give a folder or a hub id")
+    if config.teacher_cache is not None and loss.needs().teacher and not needs.fixed:
+        raise UsageError(
+            "PAIR-02",
+            f"a teacher's cache knows the rows of the data set, and @{source.name} trains on others",
+            where=f"{label} with --teacher-cache",
+            fix="leave --teacher-cache out, or leave the source out",
+        )
+    if needs.corpus and config.data.corpus is None:
+        raise UsageError(
+            "PAIR-03", f"{label} reads a second corpus", where="data.corpus", fix="give --set data.corpus=FILE"
+        )
+    if needs.monitor and config.monitor.every is None:
+        raise UsageError(
+            "PAIR-04", f"@{source.name} follows an evaluation made while training, and there is none", where=label,
+            fix="give --eval-every N, with --eval-data or data.dev_share=0.1",
+        )  # fmt: skip
+
+
+def _refuse_facts(loss: DistillLoss, source: Source, label: str) -> None:
+    absent = sorted(loss.needs().origins - source.needs().origins)
+    if absent:
+        able = [f"@{name}" for name in writing(absent[0])]
+        raise UsageError(
+            "PAIR-05", f"{loss.name} has an objective for {absent[0]} sequences, and @{source.name} has none",
+            where=label, fix=f"pair it with {' or '.join(able)}" if able else f"leave {absent[0]}= out",
+        )  # fmt: skip
+    missing = sorted(loss.needs().facts - source.needs().facts)
+    if not missing:
+        return
+    fact = missing[0]
+    able = [f"@{name}" for name in supplying(fact)]
+    raise UsageError(
+        "PAIR-01",
+        f"{loss.name} reads {fact} of every token, which @{source.name} does not know",
+        where=label,
+        fix=f"pair it with {' or '.join(able)}" if able else "give a source of your own that supplies it",
+    )

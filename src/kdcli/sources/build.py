@@ -1,0 +1,87 @@
+"""Builds a source from its part of the spec string, and prints a built one back."""
+
+from dataclasses import replace
+from typing import Annotated
+
+from pydantic import BeforeValidator, PlainSerializer
+
+from kdcli.errors import UsageError
+from kdcli.options import value_text
+from kdcli.registry import SOURCES
+from kdcli.sources.base import Source
+from kdcli.spec import Term
+from kdcli.terms import build_term, nested_spec
+from kdcli.text import one_line
+
+DATASET = Term("dataset")
+"""What an objective without ``@source`` is trained on."""
+
+
+def build_source(term: Term | str | None) -> Source:
+    """Build the source that a term names.
+
+    Args:
+        term: what stands behind ``@``, as typed or parsed; None for the data set.
+
+    Raises:
+        UsageError: an unknown name or option, or a value out of bounds; says what there is.
+        InputError: a guest that cannot be imported or built.
+
+    >>> build_source("student:rate=0.5").rate
+    0.5
+    """
+    parsed = _read(term) if isinstance(term, str) else term or DATASET
+    return build_term(SOURCES.resolve(parsed.name), parsed)
+
+
+def spec_of(source: Source) -> str:
+    """Return the canonical spec string of a source: options at their defaults are left out.
+
+    >>> spec_of(build_source("student:temperature=1.0,rate=0.50"))
+    'student:rate=0.5'
+    """
+    return str(_term_of(source))
+
+
+def tail_of(source: Source) -> str:
+    """Return how a source is written behind an objective: nothing for the data set, which is the default.
+
+    >>> tail_of(build_source(None)), tail_of(build_source("student"))
+    ('', '@student')
+    """
+    spec = spec_of(source)
+    return "" if spec == str(DATASET) else f"@{spec}"
+
+
+def _term_of(source: Source) -> Term:
+    values = {name: getattr(source, name) for name in type(source).model_fields}
+    defaults = {name: field.default for name, field in type(source).model_fields.items()}
+    texts = {name: _value_text(value) for name, value in values.items()}
+    changed = {name: text for name, text in texts.items() if text != _value_text(defaults[name])}
+    return Term(SOURCES.name_of(type(source)), changed)
+
+
+def _value_text(value: object) -> str:
+    if isinstance(value, Source):
+        text = spec_of(value)
+        return text if text.isidentifier() else f"({text})"
+    return value_text(value)
+
+
+def _read(text: str) -> Term:
+    spec = nested_spec(text)
+    if spec.source or len(spec.terms) != 1 or spec.terms[0].weight != 1.0:
+        what = f'"{one_line(text)}" is not one source'
+        raise UsageError("SPEC-01", what, fix="write a name with its options, as in (student:temperature=0.7)")
+    return replace(spec.terms[0], weight=1.0)
+
+
+def _read_nested(value: object) -> object:
+    """Turn a spec string given as an option into a source; leave anything else to the type check."""
+    return build_source(value) if isinstance(value, str) else value
+
+
+NestedSource = Annotated[
+    Source, BeforeValidator(_read_nested), PlainSerializer(lambda source: spec_of(source), return_type=str)
+]
+"""The type of a field that holds a source: takes a spec string or a built source, is dumped as a spec string."""

@@ -1,0 +1,95 @@
+"""Builds the part (a loss, a source) that a term of a spec string names, and says what is wrong with it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from kdcli.errors import InputError, KDError, UsageError
+from kdcli.options import Part, nested_kind
+from kdcli.refuse import explain, no_such_option, out_of_bounds
+from kdcli.spec import ObjectiveSpec, Term, parse_objective
+from kdcli.text import one_line
+
+_Part = TypeVar("_Part", bound=Part)
+
+
+def build_term(kind: type[_Part], term: Term) -> _Part:
+    """Build the part of a class from the options of a term.
+
+    Raises:
+        UsageError: an unknown option, or a value out of bounds; says what there is.
+        InputError: a guest that cannot be built.
+    """
+    return construct(kind, _fold(kind, term), one_line(str(term)))
+
+
+def nested_spec(text: str) -> ObjectiveSpec:
+    """Parse the value of an option that is a spec string itself, in parentheses or not."""
+    inside = text.strip()
+    return parse_objective(inside[1:-1] if inside.startswith("(") and inside.endswith(")") else inside)
+
+
+def construct(kind: type[_Part], values: Mapping[str, Any], where: str) -> _Part:
+    """Build a part from values, and turn whatever goes wrong into one line.
+
+    Args:
+        kind: its class.
+        values: option -> text, or anything the option's type takes.
+        where: the term as typed.
+    """
+    if not isinstance(getattr(kind, "name", None), str):
+        fix = f'write `name: ClassVar[str] = "{kind.__name__.lower()}"` into the class'
+        raise InputError("PLUG-04", f"{kind.__name__} has no name", where=where, fix=fix)
+    try:
+        made = kind(**values)
+    except ValidationError as error:
+        explain(kind, error.errors()[0], where)
+    except KDError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            "PLUG-08" if isinstance(error, SystemExit) else "PLUG-04",
+            f"cannot be built: {type(error).__name__}: {one_line(str(error))}",
+            where=where,
+            fix="make the class work in Python first: it is complete and is built from its options",
+        ) from error
+    for name in kind.model_fields:
+        value = getattr(made, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise out_of_bounds(kind, name, str(value), where)
+    return made
+
+
+def _fold(kind: type[Part], term: Term) -> dict[str, str]:
+    """Move dotted options, as in ``hard.mu=0.7``, into the spec of the option before the dot."""
+    folded = {key: value for key, value in term.options.items() if "." not in key}
+    for key, value in term.options.items():
+        head, dot, tail = key.partition(".")
+        if not dot:
+            continue
+        field = kind.model_fields.get(head)
+        if field is None or (inner := nested_kind(field)) is None:
+            raise no_such_option(kind, key, one_line(str(term)))
+        if head not in folded:
+            raise UsageError(
+                "CLI-09",
+                f"{key} needs {head}=",
+                where=one_line(str(term)),
+                fix=f"write {term.name}:{head}={inner.part.upper()},{key}={value}",
+            )
+        folded[head] = _with_option(nested_spec(folded[head]), tail, value, key)
+    return folded
+
+
+def _with_option(spec: ObjectiveSpec, key: str, value: str, typed: str) -> str:
+    if len(spec.terms) != 1:
+        raise UsageError(
+            "CLI-09", f"{typed} is ambiguous: {spec} is a sum", fix="write the option inside the parentheses"
+        )
+    (inner,) = spec.terms
+    if key in inner.options:
+        raise UsageError("SPEC-01", f"{typed} is given twice", where=one_line(str(spec)), fix="keep one")
+    return f"({replace(inner, options={**inner.options, key: value})})"
