@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kdcli.catalog import LOSSES
 from kdcli.cli.render_catalogue import prose
-from kdcli.config import CacheConfig, CompareConfig, DistillConfig, EvalConfig, JudgeConfig
+from kdcli.config import CacheConfig, CompareConfig, DistillConfig, DoctorConfig, EvalConfig, JudgeConfig
 from kdcli.fields import Setting, leaves
 from kdcli.fields import describe as describe_type
 from kdcli.losses.describe import LossCard, describe
@@ -34,6 +34,7 @@ KINDS = {
     "compare": CompareConfig,
     "cache": CacheConfig,
     "judge": JudgeConfig,
+    "doctor": DoctorConfig,
 }
 POSITIONAL = ("losses", "model")
 COLOURS = ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "TERMINAL_WIDTH", "CLICOLOR_FORCE")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[int, Field(ge=1)]
 Finite = Field(allow_inf_nan=False)
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Quantization = Literal["none", "int8", "nf4"]
 
 
 class Settings(BaseModel):
@@ -154,24 +155,6 @@ class MonitorConfig(Settings):
     )
 
 
-class DistillConfig(Settings):
-    """One training run."""
-
-    teacher: str | None = Field(default=None, description="teacher: model folder or hub id")
-    teacher_cache: str | None = Field(default=None, description="folder that kd cache made of this teacher and data")
-    student: str | None = Field(
-        default=None, description="student: folder, hub id, or random:layers=..,width=..,heads=.."
-    )
-    loss: str = Field(default="fkl", description="objective, as in 0.5*ce+0.5*akl:mu=0.6")
-    lora: LoraConfig = LoraConfig()
-    data: DataConfig = DataConfig()
-    train: TrainConfig = TrainConfig()
-    hardware: HardwareConfig = HardwareConfig()
-    evaluation: EvalSettings = EvalSettings()
-    monitor: MonitorConfig = MonitorConfig()
-    output: str | None = Field(default=None, description="run folder")
-
-
 class ServerConfig(Settings):
     """A server that speaks the OpenAI protocol, such as vLLM."""
 
@@ -186,6 +169,28 @@ class ServerConfig(Settings):
     wait: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         default=0.5, description="seconds before the second attempt; doubles with every further one"
     )
+
+
+class DistillConfig(Settings):
+    """One training run."""
+
+    teacher: str | None = Field(default=None, description="teacher: model folder, hub id, or a server's http address")
+    teacher_cache: str | None = Field(default=None, description="folder that kd cache made of this teacher and data")
+    student: str | None = Field(
+        default=None, description="student: folder, hub id, or random:layers=..,width=..,heads=.."
+    )
+    loss: str = Field(default="fkl", description="objective, as in 0.5*ce+0.5*akl:mu=0.6")
+    lora: LoraConfig = LoraConfig()
+    teacher_quantization: Quantization = Field(
+        default="none", description="teacher's linear layers below the head: none, int8 (torchao), nf4 (bitsandbytes)"
+    )
+    server: ServerConfig = ServerConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    evaluation: EvalSettings = EvalSettings()
+    monitor: MonitorConfig = MonitorConfig()
+    output: str | None = Field(default=None, description="run folder")
 
 
 class EdgeConfig(Settings):
@@ -218,6 +223,9 @@ class EvalConfig(Settings):
     server: ServerConfig = ServerConfig()
     edge: EdgeConfig = EdgeConfig()
     benchmarks: BenchmarkConfig = BenchmarkConfig()
+    teacher_quantization: Quantization = Field(
+        default="none", description="teacher's linear layers below the head: none, int8 (torchao), nf4 (bitsandbytes)"
+    )
     data: DataConfig = DataConfig()
     hardware: HardwareConfig = HardwareConfig()
     evaluation: EvalSettings = EvalSettings()
@@ -245,8 +253,12 @@ class JudgeConfig(Settings):
 class CacheConfig(Settings):
     """One pass of a teacher over rows, kept."""
 
-    teacher: str | None = Field(default=None, description="teacher: model folder or hub id")
+    teacher: str | None = Field(default=None, description="teacher: model folder, hub id, or a server's http address")
     student: str | None = Field(default=None, description="student folder, if its tokenizer files end texts otherwise")
+    teacher_quantization: Quantization = Field(
+        default="none", description="teacher's linear layers below the head: none, int8 (torchao), nf4 (bitsandbytes)"
+    )
+    server: ServerConfig = ServerConfig()
     data: DataConfig = DataConfig()
     hardware: HardwareConfig = HardwareConfig()
     kind: Literal["exact", "compact"] = Field(
@@ -257,6 +269,26 @@ class CacheConfig(Settings):
     )
     top_k: Positive = Field(default=64, description="tokens kept by a compact cache")
     output: str | None = Field(default=None, description="cache folder")
+
+
+class DoctorConfig(Settings):
+    """What a run would be given, to be looked at."""
+
+    teacher: str | None = Field(default=None, description="teacher: model folder, hub id, or a server's http address")
+    local_teacher: str | None = Field(default=None, description="folder of the model that a server serves, to compare")
+    student: str | None = Field(
+        default=None, description="student: folder, hub id, or random:layers=..,width=..,heads=.."
+    )
+    lora: LoraConfig = LoraConfig()
+    teacher_quantization: Quantization = Field(
+        default="none", description="teacher's linear layers below the head: none, int8 (torchao), nf4 (bitsandbytes)"
+    )
+    server: ServerConfig = ServerConfig()
+    top_k: Positive = Field(default=20, description="tokens asked of a teacher behind a server")
+    seed: Seed = Field(default=0, description="seed of a random student")
+    data: DataConfig = DataConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    output: str | None = Field(default=None, description="where a run would be written")
 
 
 class ExecutionConfig(Settings):
@@ -279,12 +311,16 @@ class CompareConfig(Settings):
     tune_by: str | None = Field(default=None, description="score that chooses; default the first one measured")
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1, description="training seeds")
     baseline: str | None = Field(default=None, description="objective differences are taken to; default the first")
-    teacher: str | None = Field(default=None, description="teacher: model folder or hub id")
+    teacher: str | None = Field(default=None, description="teacher: model folder, hub id, or a server's http address")
     teacher_cache: str = Field(
         default="auto", description="auto: run the teacher once for all cells if that pays; none; or a kd cache folder"
     )
     student: str | None = Field(default=None, description="student: folder, hub id, or random:...")
     lora: LoraConfig = LoraConfig()
+    teacher_quantization: Quantization = Field(
+        default="none", description="teacher's linear layers below the head: none, int8 (torchao), nf4 (bitsandbytes)"
+    )
+    server: ServerConfig = ServerConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     hardware: HardwareConfig = HardwareConfig()

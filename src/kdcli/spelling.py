@@ -11,6 +11,7 @@ FLAGS = {
     "top_k": "top_k",
     "student": "student",
     "lora": "lora.rank",
+    "local_teacher": "local_teacher",
     "model": "model",
     "predictions": "predictions",
     "answers": "answers",
@@ -103,7 +104,7 @@ def flag_path(flag: str, known: Iterable[str]) -> str:
     >>> flag_path("data", ["data.train", "train.lr"]), flag_path("data", ["data.eval"])
     ('data.train', 'data.eval')
     """
-    evaluates_only = not {"train.lr", "store_dtype"} & set(known)
+    evaluates_only = not {"train.lr", "store_dtype", "local_teacher"} & set(known)
     return _WITHOUT_TRAINING.get(flag, FLAGS[flag]) if evaluates_only else FLAGS[flag]
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from kdcli.catalog import LOSSES, METRICS
 from kdcli.cli.app import app
-from kdcli.config import CacheConfig, CompareConfig, DistillConfig, EvalConfig, JudgeConfig
+from kdcli.config import CacheConfig, CompareConfig, DistillConfig, DoctorConfig, EvalConfig, JudgeConfig
 from kdcli.fields import leaves
 from kdcli.spelling import FLAGS
 
@@ -33,7 +33,7 @@ def test_a_stale_part_is_noticed(generate):
 
 def test_everything_that_has_a_name_is_documented():
     cli, objectives = ((DOCS / name).read_text(encoding="utf-8") for name in ("cli.md", "objectives.md"))
-    for kind in (DistillConfig, EvalConfig, CompareConfig, CacheConfig, JudgeConfig):
+    for kind in (DistillConfig, EvalConfig, CompareConfig, CacheConfig, JudgeConfig, DoctorConfig):
         for path in leaves(kind):
             assert f"| `{path}` |" in cli
     for metric in METRICS:

@@ -17,6 +17,7 @@ from kdcli.cli import (
     compare,
     demo,
     distill,
+    doctor,
     estimate,
     evaluate,
     flags,
@@ -101,6 +102,7 @@ compare.register(app)
 cache.register(app)
 reproduce.register(app)
 inspect.register(app, Commands)
+doctor.register(app)
 toy.register(app)
 demo.register(app)
 losses.register(app, Commands)

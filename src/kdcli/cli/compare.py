@@ -31,7 +31,7 @@ def compare(
     teacher: flags.Teacher = None,
     teacher_cache: flags.StudyCache = None,
     student: flags.Student = None,
-    lora: flags.Lora = None,
+    lora: flags.MoreLora = None,
     data: flags.Data = None,
     eval_data: flags.EvalData = None,
     columns: flags.MoreColumns = None,

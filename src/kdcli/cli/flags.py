@@ -34,6 +34,9 @@ Texts = list[str] | None
 
 Teacher = Annotated[Text, _flag("--teacher", "MODEL", "Model folder or hub id.", MODELS)]
 Student = Annotated[Text, _flag("--student", "MODEL", "Folder, hub id, random:layers=3,width=64,heads=4.", MODELS)]
+LocalTeacher = Annotated[Text, _flag("--local-teacher", "MODEL", "Of the server, to compare numbers.", MODELS)]
+ServedTopK = Annotated[Text, _flag("--top-k", "N", "Tokens to ask of a server.", MODELS, hidden=True)]
+MoreLora = Annotated[Text, _flag("--lora", "RANK", "As for kd distill.", MODELS, hidden=True)]
 Lora = Annotated[Text, _flag("--lora", "RANK", "Train a LoRA adapter only; merged when saved.", MODELS)]
 
 TeacherCache = Annotated[

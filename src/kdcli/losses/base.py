@@ -31,6 +31,7 @@ class Needs:
         survey: whose logits the survey pass reads, or "none" for no survey pass.
         facts: per-token facts the source must supply.
         origins: whose words the source must supply, names of ``supplied.ORIGINS``; empty where any will do.
+        known: fewest tokens of the teacher that must be known where the rest is one bin.
         whole: why a teacher known on some tokens and one bin for the rest does not do; empty where it does.
     """
 
@@ -39,12 +40,14 @@ class Needs:
     facts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
     whole: str = "it reads single logits of the teacher"
+    known: int = 1
 
     def __or__(self, other: "Needs") -> "Needs":
         survey = self.survey if _WIDTH[self.survey] >= _WIDTH[other.survey] else other.survey
         whole = "; ".join(dict.fromkeys(one.whole for one in (self, other) if one.teacher and one.whole))
         facts, origins = self.facts | other.facts, self.origins | other.origins
-        return Needs(self.teacher or other.teacher, survey, facts, origins, whole)
+        known = max(self.known, other.known)
+        return Needs(self.teacher or other.teacher, survey, facts, origins, whole, known)
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,9 @@ class Divergence(DistillLoss):
     temperature: Annotated[
         float, Field(gt=0, allow_inf_nan=False, description="softmax temperature tau of both sides")
     ] = 1.0
+    fewest: ClassVar[int] = 2
+    """Fewest known tokens: with one, nothing says where among the rest the student's mass may lie."""
+
     scale_tau2: Annotated[bool, Field(description="multiply by tau^2, so that gradients keep their size")] = True
 
     @abstractmethod
@@ -159,9 +165,8 @@ class Divergence(DistillLoss):
 
     def needs(self) -> Needs:
         """Ask for the teacher; its likeliest tokens and the mass of the rest will do at temperature 1."""
-        return Needs(
-            whole="" if self.temperature == 1.0 else "at a temperature other than 1 the rest has no known mass"
-        )
+        whole = "" if self.temperature == 1.0 else "at a temperature other than 1 the rest has no known mass"
+        return Needs(whole=whole, known=self.fewest)
 
     def on_bins(self, log_q: Logits, log_p: Logits) -> TokenValues:
         """Return the divergence of each token between bins, of which the last stands for many tokens."""

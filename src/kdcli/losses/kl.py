@@ -28,6 +28,7 @@ class ForwardKL(StableDivergence):
     formula: ClassVar[str] = "sum_j p_j (log p_j - log q_j)"
     reference: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531, section 2"
     cost: ClassVar[str] = "about 20 FLOP a vocabulary entry"
+    fewest: ClassVar[int] = 1
 
     def between(self, log_q: Logits, log_p: Logits, tau: float) -> TokenValues:
         """Return KL(p || q)."""

@@ -32,6 +32,8 @@ class QuickConv1D(Conv1D):
 def quicken(model: nn.Module) -> int:
     """Turn a model's linear layers into those above; return how many.
 
+    A layer whose weight is no plain parameter, but rounded to fewer bits, stays as it is.
+
     A layer keeps its parameters, hooks and names; only its class changes, so nothing saved does.
 
     Args:
@@ -41,7 +43,7 @@ def quicken(model: nn.Module) -> int:
     1
     """
     kinds = {nn.Linear: QuickLinear, Conv1D: QuickConv1D}
-    found = [module for module in model.modules() if type(module) in kinds]
+    found = [module for module in model.modules() if type(module) in kinds and type(module.weight) is nn.Parameter]
     for module in found:
         module.__class__ = kinds[type(module)]
     return len(found)

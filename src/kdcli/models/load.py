@@ -13,6 +13,7 @@ from kdcli.errors import InputError
 from kdcli.models.activations import fuse_activations
 from kdcli.models.folder import open_folder
 from kdcli.models.linear import quicken
+from kdcli.models.quantise import NONE, quantise
 from kdcli.models.split import Head, prove_split, split_head, trunk_of, trunk_output
 from kdcli.models.tokenizer import check_rows, end_ids, load_tokenizer, pad_id
 from kdcli.models.weights import build_config, load_weights
@@ -99,7 +100,9 @@ def positions_of(model: PreTrainedModel) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
 
 
-def load_model(path: str, *, device: torch.device, role: Role, dtype: torch.dtype = torch.float32) -> LanguageModel:
+def load_model(
+    path: str, *, device: torch.device, role: Role, dtype: torch.dtype = torch.float32, quantization: str = NONE
+) -> LanguageModel:
     """Load a model folder or hub id in eval mode, after checking it.
 
     Args:
@@ -107,6 +110,7 @@ def load_model(path: str, *, device: torch.device, role: Role, dtype: torch.dtyp
         device: where the parameters go.
         role: a teacher's parameters take no gradient.
         dtype: type of the parameters.
+        quantization: what a teacher's linear layers below the head are rounded to: none, int8 or nf4.
 
     Raises:
         InputError: what is wrong with the folder, by identifier.
@@ -114,6 +118,7 @@ def load_model(path: str, *, device: torch.device, role: Role, dtype: torch.dtyp
     checked = open_folder(path)
     tokenizer = load_tokenizer(path)
     model = load_weights(checked, build_config(checked.settings, str(checked.folder)), dtype)
+    quantise(model, quantization, device)
     digest = digest_files([*checked.files, checked.folder / "config.json"])
     return assemble(model, tokenizer, path, digest, device=device, role=role, notes=checked.notes)
 

@@ -15,18 +15,20 @@ from kdcli.data.collate import Batch, collate
 from kdcli.data.examples import TokenDataset
 from kdcli.data.order import micro_batches
 from kdcli.data.tables import size_text
-from kdcli.engine.cached_teacher import HIDDEN, save_head
+from kdcli.engine.cached_teacher import HIDDEN, IDS, LOG_PROBS, save_head
 from kdcli.engine.devices import Device
 from kdcli.engine.events import Event, Report
 from kdcli.engine.pack import find_valid
 from kdcli.engine.stop import StopRequest
-from kdcli.engine.teacher import LiveTeacher
+from kdcli.engine.teacher import LiveTeacher, Teacher
 from kdcli.engine.token_store import TokenStore, sequence_keys
 from kdcli.errors import InputError, InterruptedRunError, MachineError
+from kdcli.losses.coarse import Coarse
 from kdcli.models.load import LanguageModel
 from kdcli.runs import lock
 from kdcli.runs.cache_key import KEY, check_key, read_key
 from kdcli.runs.cache_summary import ERRORS, Summary
+from kdcli.runs.serving.teacher import ServedTeacher
 from kdcli.runs.teacher_cache import HEAD, CacheRecord, estimated_bytes, missing_from
 from kdcli.runs.workshop import ModelFacts, Workshop
 
@@ -73,13 +75,26 @@ def build_cache(
         missing = missing_from(store, datasets)
         if len(missing) or not (folder / KEY).is_file():
             _check_room(folder, estimated_bytes(key, teacher.width, teacher.rows, missing.targets), missing, report)
-            work = _Build(folder, key, store, workshop.load_teacher(teacher.path, device.device), device, report)
-            for _ in work.run(missing):
-                if stop.signal_number:
-                    work.flush()
-                    what = f"stopped after {len(store):,} sequences, saved"
-                    raise InterruptedRunError(stop.signal_number, what, fix=f"go on with: {command or 'the same line'}")
+            if teacher.server is None:
+                source = workshop.load_teacher(teacher.path, device.device, teacher.quantization)
+            else:
+                source = ServedTeacher(teacher.server, teacher.tokenizer, teacher.rows, key["top_k"])
+            work = _Build(folder, key, store, source, device, report)
+            _through(work, missing, stop, command)
     return _record(folder, store, len(missing), time.monotonic() - started)
+
+
+def _through(work: "_Build", missing: TokenDataset, stop: StopRequest, command: str) -> None:
+    """Run to the end; whatever ends it sooner, what was done is kept."""
+    try:
+        for _ in work.run(missing):
+            if stop.signal_number:
+                work.flush()
+                what = f"stopped after {len(work.store):,} sequences, saved"
+                raise InterruptedRunError(stop.signal_number, what, fix=f"go on with: {command or 'the same line'}")
+    except (InputError, MachineError):
+        work.flush()
+        raise
 
 
 def _begin(folder: Path, key: dict[str, Any]) -> TokenStore:
@@ -122,23 +137,26 @@ class _Build:
         folder: Path,
         key: dict[str, Any],
         store: TokenStore,
-        teacher: LanguageModel,
+        source: LanguageModel | ServedTeacher,
         device: Device,
         report: Report,
     ) -> None:
-        self.folder, self.key, self.store, self.model = folder, key, store, teacher
+        self.folder, self.key, self.store = folder, key, store
         self.device, self.report = device, report
-        self.teacher = LiveTeacher(teacher)
+        self.model = source if isinstance(source, LanguageModel) else None
+        self.teacher: Teacher = LiveTeacher(source) if isinstance(source, LanguageModel) else source
         self.entries: list[tuple[str, dict[str, Tensor]]] = []
         self.bytes, self.since, self.read = 0, time.monotonic(), 0
-        self.summary = Summary(key, teacher, device) if key["kind"] == "compact" else None
+        self.summary = None
+        if self.model is not None and key["kind"] == "compact":
+            self.summary = Summary(key, self.model, device)
 
     def run(self, missing: TokenDataset) -> Iterator[None]:
         """Work through the sequences, longest first; yields after every micro-batch."""
         total, done, started = len(missing), 0, time.monotonic()
         self.report(Event("stage", "running the teacher", total=total))
         for indexes in micro_batches(list(range(total)), missing.lengths, _MICRO_TOKENS):
-            self._take(collate(missing.examples, indexes, self.model.pad_id))
+            self._take(collate(missing.examples, indexes, 0 if self.model is None else self.model.pad_id))
             done += len(indexes)
             speed = self.read / max(time.monotonic() - started, 1e-9)
             values = {"tokens_per_second": speed}
@@ -162,11 +180,12 @@ class _Build:
         packing = find_valid(moved.labels)
         with torch.autocast(self.device.device.type, self.device.autocast, enabled=self.device.autocast is not None):
             side = self.teacher.side(moved, packing)
-        tensors = (
-            {HIDDEN: side.hidden.to(getattr(torch, self.key["dtype"]))}
-            if self.summary is None
-            else self.summary.of(side)
-        )
+        if isinstance(side, Coarse):
+            tensors = {IDS: side.ids.int(), LOG_PROBS: side.log_probs}
+        elif self.summary is not None:
+            tensors = self.summary.of(side)
+        else:
+            tensors = {HIDDEN: side.hidden.to(getattr(torch, self.key["dtype"]))}
         pieces = {
             name: value.cpu().split(packing.lengths[packing.lengths > 0].tolist()) for name, value in tensors.items()
         }
@@ -176,14 +195,12 @@ class _Build:
         self.read += batch.tokens
 
 
-def _write_key(folder: Path, key: dict[str, Any], teacher: LanguageModel, read: int) -> None:
+def _write_key(folder: Path, key: dict[str, Any], teacher: LanguageModel | None, read: int) -> None:
     """Write what the cache is, with its head the first time, and how much the teacher has read for it."""
-    if not (folder / KEY).is_file():
+    before = read_key(folder)["teacher_tokens"] if (folder / KEY).is_file() else 0
+    if teacher is not None and not (folder / KEY).is_file():
         durable.commit_folder(folder / HEAD, lambda target: save_head(teacher.head, target), {"kind": "head"})
-        before = 0
-    else:
-        before = read_key(folder)["teacher_tokens"]
-    head = {"scale": teacher.head.scale, "softcap": teacher.head.softcap}
+    head = {} if teacher is None else {"scale": teacher.head.scale, "softcap": teacher.head.softcap}
     text = json.dumps({"kind": "teacher cache", "key": key, "head": head, "teacher_tokens": before + read}, indent=1)
     durable.write_file(folder / KEY, text + "\n")
 

@@ -39,15 +39,16 @@ def cache_key(
         top_k: tokens kept of each distribution; None for an exact cache.
     """
     compute = str(device.compute).removeprefix("torch.")
+    served = teacher.server is not None
     return {
         "schema": SCHEMA,
         "teacher": teacher.digest,
         "tokenizer": teacher.tokenizer_digest,
         "template": data.template,
         "max_length": data.max_length,
-        "precision": compute,
-        "matmul_precision": hardware.matmul_precision,
-        "device": device.device.type,
+        "precision": "the server's" if served else compute,
+        "matmul_precision": "the server's" if served else hardware.matmul_precision,
+        "device": "the server's" if served else device.device.type,
         "kind": kind,
         "dtype": DTYPES.get(dtype, compute),
         "top_k": top_k,

@@ -175,6 +175,8 @@ def _run_config(config: CompareConfig, line: Contender, tried: Choice, seed: int
         teacher_cache=None if config.teacher_cache in ("auto", "none") else config.teacher_cache,
         student=config.student,
         lora=config.lora,
+        teacher_quantization=config.teacher_quantization,
+        server=config.server,
         loss=line.objective,
         data=data,
         train=train.model_copy(update={"seed": seed}),

@@ -53,7 +53,7 @@ def estimate(prepared: Prepared) -> Estimate:
     """
     rows, length = largest_micro_batch(prepared)
     pair, device = prepared.pair, prepared.device
-    of = model_of(pair.teacher.path) if pair.teacher is not None else None
+    of = model_of(pair.teacher.path) if pair.teacher is not None and pair.teacher.server is None else None
     student = footprint(
         pair.student if pair.student_is_random else model_of(pair.student), of,
         rows=rows, length=length, keep=not prepared.config.train.gradient_checkpointing, autocast=device.autocast,

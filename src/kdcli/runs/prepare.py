@@ -14,7 +14,7 @@ from kdcli.runs import splits
 from kdcli.runs.identity import identity_of, source_identity
 from kdcli.runs.monitor import Watched, watched_by
 from kdcli.runs.pairs import refuse_pair
-from kdcli.runs.teachers import refuse_coarse, view_of
+from kdcli.runs.teachers import refuse_coarse, refuse_measuring, server_of, view_of
 from kdcli.runs.workshop import Pair, Workshop, check_data_path
 from kdcli.sources.base import Ground, Source, Windows
 from kdcli.sources.build import build_source, tail_of
@@ -104,7 +104,7 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
     if measured:
         splits.check_measured(config.data, split)
     device = prepare(config.hardware)
-    pair = workshop.pair(config.student, config.teacher)
+    pair = workshop.pair(config.student, config.teacher, config.teacher_quantization, server_of(config))
     check_adapter(config.lora, student_is_random=pair.student_is_random)
     dataset = splits.training_rows(config.data, pair.reader, workshop)
     test = splits.measured_rows(config.data, split, pair.reader, workshop) if measured else None
@@ -114,6 +114,8 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
     if loss.needs().teacher and pair.teacher is not None:
         seen = view_of(config.teacher_cache, pair.teacher, config.data, config.hardware, device)
         refuse_coarse(seen, loss, label)
+        if pair.teacher.server is not None:
+            refuse_measuring(config.evaluation.metrics, measured=measured)
     watched = watched_by(config, pair.reader, workshop)
     ending = None
     if watched is not None and (watched.config.patience is not None or source.needs().monitor):

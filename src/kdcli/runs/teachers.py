@@ -4,15 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcli.config import CacheConfig, DataConfig, HardwareConfig
+from kdcli.config import CacheConfig, DataConfig, DistillConfig, HardwareConfig, ServerConfig
 from kdcli.data.dataset import TokenDataset
 from kdcli.engine.devices import Device, prepare
 from kdcli.engine.events import Report
 from kdcli.engine.teacher import LiveTeacher, Teacher
 from kdcli.errors import InputError, UsageError
 from kdcli.losses.base import DistillLoss
+from kdcli.losses.build import build_objective
+from kdcli.metrics.describe import describe
+from kdcli.registry import LOSSES
 from kdcli.runs.cache_build import build_cache
 from kdcli.runs.cache_key import WHOLE, cache_key, check_key, read_key, seen_as
+from kdcli.runs.serving.address import address_of, is_served
 from kdcli.runs.teacher_cache import CacheRecord, Remembered, estimated_bytes, missing_rows, open_cache
 from kdcli.runs.workshop import ModelFacts, Workshop, check_data_path
 
@@ -24,11 +28,26 @@ def view_of(cache: str | None, teacher: ModelFacts, data: DataConfig, hardware: 
         InputError: there is no such cache.
         ExperimentChangedError: it was made of something else.
     """
+    if cache is None and teacher.server is not None:
+        raise UsageError(
+            "SERVE-10", "a teacher behind a server is read through a compact cache; training never waits for it",
+            where=f"--teacher {teacher.path}",
+            fix="kd cache --kind compact with this teacher, --student and --data; then add --teacher-cache",
+        )  # fmt: skip
     if cache is None:
         return WHOLE
     found = read_key(Path(cache))["key"]
     check_key(found, cache_key(teacher, data, hardware, device), Path(cache))
     return seen_as(found)
+
+
+def server_of(config: DistillConfig) -> ServerConfig:
+    """Return how a served teacher is asked; what a cache says of the model's name need not be asked for again."""
+    server = config.server.model_copy(update={"url": config.teacher})
+    if config.teacher is None or not is_served(config.teacher) or config.teacher_cache is None or server.model:
+        return server
+    name, _, url = str(read_key(Path(config.teacher_cache))["key"].get("teacher")).rpartition(" at ")
+    return server.model_copy(update={"model": name or None}) if url == address_of(server).url else server
 
 
 def refuse_coarse(view: str, loss: DistillLoss, label: str) -> None:
@@ -37,12 +56,42 @@ def refuse_coarse(view: str, loss: DistillLoss, label: str) -> None:
     Raises:
         UsageError: names it and says why.
     """
-    needs = loss.needs()
-    if view.startswith("top ") and needs.teacher and needs.whole:
+    if not view.startswith("top "):
+        return
+    known = int(view.split()[1])
+    why = _why_not(loss, known)
+    if why is not None:
         raise UsageError(
-            "CACHE-06", f"{label} is not defined on a compact cache: {needs.whole}", where="--teacher-cache",
-            fix="build an exact cache, or use the teacher itself",
+            "CACHE-06", f"{label} is not defined on a compact cache: {why}", where="--teacher-cache",
+            fix=f"build an exact cache, use the teacher itself, or an objective that would work: {_working(known)}",
         )  # fmt: skip
+
+
+def refuse_measuring(metrics: Sequence[str], *, measured: bool) -> None:
+    """Refuse scores that compare with a teacher of whom a server shows a part.
+
+    Raises:
+        UsageError: SERVE-10, names them and those that can be had.
+    """
+    bad = [name for name in metrics if describe(name).needs_teacher]
+    if measured and bad:
+        rest = ",".join(name for name in metrics if name not in bad) or "perplexity"
+        what = f"{', '.join(bad)} needs the whole teacher, and a server shows a part of it"
+        raise UsageError("SERVE-10", what, where="--metric", fix=f"give --metric {rest}")
+
+
+def _why_not(loss: DistillLoss, known: int) -> str | None:
+    """Say why an objective is not defined where so many tokens of a teacher are known; None where it is."""
+    needs = loss.needs()
+    if not needs.teacher:
+        return None
+    few = f"it needs {needs.known} known tokens or more, since the student's own mass leads it; there is {known}"
+    return needs.whole or (few if known < needs.known else None)
+
+
+def _working(known: int) -> str:
+    """Return the registered objectives that a compact cache of so many tokens serves."""
+    return ", ".join(name for name in LOSSES.names() if _why_not(build_objective(name), known) is None)
 
 
 def teacher_for(
@@ -61,7 +110,7 @@ def teacher_for(
         IntegrityError: a file of it is damaged.
     """
     if cache is None:
-        teacher = workshop.load_teacher(facts.path, device.device)
+        teacher = workshop.load_teacher(facts.path, device.device, facts.quantization)
         teacher.check_length(max(dataset.lengths))
         return LiveTeacher(teacher)
     found = _opened(Path(cache), cache_key(facts, data, hardware, device), device, workshop)
@@ -126,14 +175,30 @@ def _rows(config: CacheConfig, workshop: Workshop) -> tuple[ModelFacts, Sequence
         raise UsageError("CLI-20", "no teacher", where="--teacher", fix="give a folder or a hub id")
     path = check_data_path(config.data.train, "--data")
     device = prepare(config.hardware)
-    facts = workshop.look(config.teacher)
-    reader = facts if config.student is None else workshop.pair(config.student, config.teacher).reader
+    if is_served(config.teacher):
+        _check_served(config)
+    if config.student is None:
+        facts = reader = workshop.look_teacher(config.teacher, config.teacher_quantization)
+    else:
+        pair = workshop.pair(config.student, config.teacher, config.teacher_quantization, config.server)
+        reader, found = pair.reader, pair.teacher
+        assert found is not None, "one is named"
+        facts = found
     datasets = [workshop.data(path, reader, config.data, role="train")]
     if config.data.eval is not None:
         datasets.append(
             workshop.data(check_data_path(config.data.eval, "--eval-data"), reader, config.data, role="eval")
         )
     return facts, datasets, device
+
+
+def _check_served(config: CacheConfig) -> None:
+    if config.kind != "compact":
+        what = "a server shows the likeliest tokens, no hidden states"
+        raise UsageError("SERVE-10", what, where=f"--kind {config.kind}", fix="give --kind compact")
+    if config.student is None:
+        what = "a server shows no tokenizer"
+        raise UsageError("SERVE-10", what, where="--student", fix="give the student, whose tokenizer it must share")
 
 
 def _key(config: CacheConfig, facts: ModelFacts, device: Device) -> dict[str, Any]:

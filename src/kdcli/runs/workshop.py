@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from kdcli import durable
-from kdcli.config import DataConfig, LoraConfig
+from kdcli.config import DataConfig, LoraConfig, ServerConfig
 from kdcli.data.dataset import TokenDataset, load_dataset
 from kdcli.data.files import find
 from kdcli.engine.teacher import Teacher
@@ -16,11 +16,14 @@ from kdcli.errors import UsageError
 from kdcli.models.adapter import attach
 from kdcli.models.folder import ModelFolder, open_folder
 from kdcli.models.load import LanguageModel, load_model, load_tokenizer
+from kdcli.models.quantise import NONE, check_quantization
 from kdcli.models.random import is_random, random_student
 from kdcli.models.tokenizer import end_ids
 from kdcli.models.vocabulary import padding_note, refuse_same_model, shared_vocabulary
 from kdcli.models.weights import read_generation_config
 from kdcli.runs.folder import model_of
+from kdcli.runs.serving.address import address_of, is_served
+from kdcli.runs.serving.client import Client
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
@@ -38,6 +41,8 @@ class ModelFacts:
         tokenizer_digest: sha256 over the tokenizer's files.
         parameters: how many numbers its weight files hold.
         width: numbers in a hidden state.
+        quantization: what its linear layers below the head are rounded to; part of the digest too.
+        server: where it is served, its model's name included; None for a model that is read here.
     """
 
     path: str
@@ -48,6 +53,8 @@ class ModelFacts:
     tokenizer_digest: str
     parameters: int
     width: int = 0
+    quantization: str = NONE
+    server: ServerConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,8 @@ class Workshop:
 
     _facts: dict[str, ModelFacts] = field(default_factory=dict)
     _data: dict[tuple[str, ...], TokenDataset] = field(default_factory=dict)
-    _teachers: dict[tuple[str, torch.device], LanguageModel] = field(default_factory=dict)
+    _teachers: dict[tuple[str, torch.device, str], LanguageModel] = field(default_factory=dict)
+    _names: dict[str, str] = field(default_factory=dict)
     caches: dict[Path, Teacher] = field(default_factory=dict)
     """Teacher caches opened and checked before."""
 
@@ -97,7 +105,36 @@ class Workshop:
             self._facts[path] = _facts(path, checked, tokenizer)
         return self._facts[path]
 
-    def pair(self, student: str | None, teacher: str | None) -> Pair:
+    def look_teacher(self, path: str, quantization: str = NONE) -> ModelFacts:
+        """Return what identifies a teacher, rounded or not.
+
+        Raises:
+            MachineError: the library that rounds is not installed.
+        """
+        check_quantization(quantization)
+        facts = self.look(path)
+        if quantization == NONE:
+            return facts
+        return replace(facts, digest=f"{facts.digest}+{quantization}", quantization=quantization)
+
+    def look_served(self, server: ServerConfig, reader: ModelFacts) -> ModelFacts:
+        """Return what identifies a teacher behind a server: its name there, and the student's tokenizer.
+
+        Raises:
+            KDError: the server cannot be asked for its model's name, where none is set.
+        """
+        named = server.model_copy(update={"model": server.model or self._name(server)})
+        place = f"{named.model} at {address_of(named).url}"
+        return replace(reader, path=str(server.url), digest=place, parameters=0, width=0, server=named)
+
+    def _name(self, server: ServerConfig) -> str:
+        if str(server.url) not in self._names:
+            self._names[str(server.url)] = Client(server).model()
+        return self._names[str(server.url)]
+
+    def pair(
+        self, student: str | None, teacher: str | None, quantization: str = NONE, server: ServerConfig | None = None
+    ) -> Pair:
         """Look at both models and check that they speak the same tokens.
 
         Raises:
@@ -107,6 +144,15 @@ class Workshop:
         if student is None:
             raise UsageError("CLI-20", "no student", where="--student", fix="give a folder, a hub id or random:...")
         random = is_random(student)
+        if teacher is not None and is_served(teacher):
+            if random:
+                raise UsageError(
+                    "SERVE-10", "a random student takes its form from a teacher, and a server shows none",
+                    where=f"--student {student}", fix="give a student folder",
+                )  # fmt: skip
+            here = self.look(student)
+            there = self.look_served((server or ServerConfig()).model_copy(update={"url": teacher}), here)
+            return Pair(student, here, there, shared_vocabulary(here.tokenizer, here.tokenizer, here.rows, here.rows))
         if random and teacher is None:
             raise UsageError(
                 "CLI-20", "a random student takes its family and tokenizer from a teacher",
@@ -114,7 +160,7 @@ class Workshop:
             )  # fmt: skip
         if teacher is not None and not random:
             refuse_same_model(model_of(teacher), model_of(student))
-        there = self.look(teacher) if teacher is not None else None
+        there = self.look_teacher(teacher, quantization) if teacher is not None else None
         here = there if random else self.look(student)
         assert here is not None, "a random student has a teacher"
         other = there or here
@@ -134,11 +180,11 @@ class Workshop:
             )  # fmt: skip
         return self._data[key]
 
-    def load_teacher(self, path: str, device: torch.device) -> LanguageModel:
+    def load_teacher(self, path: str, device: torch.device, quantization: str = NONE) -> LanguageModel:
         """Return the teacher, loaded once per device."""
-        key = (path, device)
+        key = (path, device, quantization)
         if key not in self._teachers:
-            self._teachers[key] = load_model(model_of(path), device=device, role="teacher")
+            self._teachers[key] = load_model(model_of(path), device=device, role="teacher", quantization=quantization)
         return self._teachers[key]
 
     def load_student(

@@ -103,6 +103,7 @@ def _student_config(run: Path, config: DistillConfig) -> EvalConfig:
         model=str(run),
         teacher=config.teacher,
         teacher_cache=config.teacher_cache,
+        teacher_quantization=config.teacher_quantization,
         data=config.data,
         hardware=config.hardware,
         evaluation=config.evaluation,
@@ -117,7 +118,7 @@ def _ask(config: EvalConfig, model: str, workshop: Workshop) -> _Asked:
     device = prepare(config.hardware)
     teacher = config.teacher if chosen.needs_teacher else None
     facts = Workshop().look(model)  # not the shared one: a run's student may have changed since
-    other = workshop.look(teacher) if teacher else None
+    other = workshop.look_teacher(teacher, config.teacher_quantization) if teacher else None
     data = splits.measured_rows(config.data, config.evaluation.split, facts, workshop)
     protocol = _protocol(config, chosen, data, device, other)
     development = splits.measured_rows(config.data, "dev", facts, workshop) if chosen.needs_development else None

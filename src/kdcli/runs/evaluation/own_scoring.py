@@ -71,7 +71,7 @@ def live_teacher(
         return None
     if config.teacher_cache is not None:
         report(Event("note", f"sampled answers are in no cache: the teacher itself is run for {', '.join(reading)}"))
-    return replace(workshop.load_teacher(facts.path, device.device), vocab=vocab)
+    return replace(workshop.load_teacher(facts.path, device.device, facts.quantization), vocab=vocab)
 
 
 def _sampling_notes(metric: OwnMetric, config: GenerationConfig) -> tuple[str, ...]:

@@ -52,6 +52,15 @@ class Address:
         return one_line(text.replace(self.key, _HIDDEN) if self.key else text, width)
 
 
+def is_served(teacher: str) -> bool:
+    """Tell whether a teacher is a server's address rather than a folder or hub id.
+
+    >>> is_served("http://localhost:8000/v1"), is_served("org/model")
+    (True, False)
+    """
+    return teacher.startswith(("http://", "https://"))
+
+
 def address_of(config: ServerConfig) -> Address:
     """Return the server's address and the key that its environment variable holds.
 

@@ -1,0 +1,150 @@
+"""A teacher behind a server: asked what it thinks of given tokens."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from kdcli.config import ServerConfig
+from kdcli.data.collate import IGNORED, Batch
+from kdcli.engine.pack import Packing
+from kdcli.errors import InputError, KDError
+from kdcli.losses.coarse import Coarse
+from kdcli.runs.serving.client import Client, Request
+from kdcli.runs.serving.logprobs import Known, Reader, bodies, spelled
+from kdcli.text import one_line
+
+_LEAST = 1e-8
+"""Mass that the rest keeps where rounding on the server leaves none."""
+
+
+class ServedTeacher:
+    """Gives a teacher's k likeliest tokens and the mass of the rest, as ``/completions`` tells them.
+
+    Args:
+        server: address, model's name and patience.
+        tokenizer: the student's; the server's must be the same.
+        vocab: real ids of it.
+        top_k: tokens asked for at each place.
+
+    Raises:
+        KDError: an address no server can have.
+    """
+
+    def __init__(self, server: ServerConfig, tokenizer: PreTrainedTokenizerBase, vocab: int, top_k: int) -> None:
+        self._client, self.top_k = Client(server), top_k
+        self._model, self._vocab = self._client.model(), vocab
+        self._tokenizer, self._id_of = tokenizer, id_of(tokenizer)
+        self._form: str | None = None
+
+    def side(self, batch: Batch, packing: Packing) -> Coarse:
+        """Ask about a micro-batch's sequences and return what is said of its valid tokens.
+
+        Raises:
+            KDError: SERVE-02 to SERVE-09.
+        """
+        if not packing.count:
+            return Coarse(torch.zeros((0, self.top_k), dtype=torch.int64), torch.zeros((0, self.top_k + 1)))
+        valid = packing.mask(batch.input_ids.shape)
+        sequences = [_whole(batch, row) for row in range(len(batch.input_ids))]
+        found: list[Known] = []
+        for row, known in enumerate(self.ask(sequences)):
+            found += [known[at] for at in valid[row].nonzero().flatten().tolist()]
+        return coarse_of(found).to(batch.input_ids.device)
+
+    def ask(self, sequences: Sequence[Sequence[int]]) -> list[list[Known]]:
+        """Return what the teacher knows of each token after the first, sequence by sequence."""
+        if self._form is None:
+            self._form = self._choose(sequences[0])
+        answers: dict[int, list[Known]] = dict(self._asked(sequences, self._form))
+        return [answers[place] for place in range(len(sequences))]
+
+    def _asked(self, sequences: Sequence[Sequence[int]], form: str) -> list[tuple[int, list[Known]]]:
+        requests = [Request("completions", bodies(self._model, ids, self.top_k)[form]) for ids in sequences]
+        answers = [*self._client.ask(requests, _whole_json)]
+        return [(place, self._read(sequences[place], raw)) for place, raw in answers]
+
+    def _read(self, ids: Sequence[int], raw: bytes) -> list[Known]:
+        try:
+            known = Reader(ids, self.top_k, self._vocab, self._id_of)(raw)
+            if self._form is None and (other := decoded_differently(self._tokenizer, spelled(raw))) is not None:
+                raise ValueError(f"{other}: another tokenizer")
+            return known
+        except ValueError as error:
+            what = f"cannot teach: {self._client.connection.address.hide(str(error).splitlines()[0], 160)}"
+            fix = "serve a teacher of the student's tokenizer, lower --top-k, or start vLLM with --max-logprobs"
+            raise InputError("SERVE-09", what, where=self._client.connection.address.url, fix=fix) from error
+
+    def _choose(self, ids: Sequence[int]) -> str:
+        """Return the form of question that the server understands."""
+        first: KDError | None = None
+        for form in ("prompt_logprobs", "echo"):
+            try:
+                self._asked([ids], form)
+            except InputError as error:
+                first = first or error
+                continue
+            return form
+        assert first is not None, "two forms were tried"
+        raise first
+
+
+def coarse_of(places: Sequence[Known]) -> Coarse:
+    """Return k + 1 bins per place from the tokens known there.
+
+    >>> import math
+    >>> view = coarse_of([{4: math.log(0.5), 7: math.log(0.25)}])
+    >>> view.ids.tolist(), [round(value, 4) for value in view.log_probs.exp()[0].tolist()]
+    ([[4, 7]], [0.5, 0.25, 0.25])
+    """
+    ids = torch.tensor([[*known] for known in places], dtype=torch.int64)
+    values = torch.tensor([[*known.values()] for known in places], dtype=torch.float64)
+    rest = (1.0 - values.exp().sum(1, keepdim=True)).clamp_min(_LEAST).log()
+    return Coarse(ids, torch.log_softmax(torch.cat((values, rest), 1), dim=1).float())
+
+
+def id_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], int | None]:
+    """Return what finds the id of a token's text: ``token_id:5``, or a text that only one token has."""
+
+    @cache
+    def by_text() -> dict[str, int | None]:
+        table: dict[str, int | None] = {}
+        for number in range(len(tokenizer)):
+            for text in {tokenizer.decode([number]), str(tokenizer.convert_ids_to_tokens(number))}:
+                table[text] = number if table.get(text, number) == number else None
+        return table
+
+    def find(text: str) -> int | None:
+        head, mark, number = text.partition("token_id:")
+        return int(number) if mark and not head and number.isdecimal() else by_text().get(text)
+
+    return find
+
+
+def decoded_differently(tokenizer: PreTrainedTokenizerBase, shown: dict[int, str]) -> str | None:
+    """Return a token that the server writes otherwise than the tokenizer, None if there is none.
+
+    Args:
+        tokenizer: the student's.
+        shown: id -> text, as the server writes it; broken characters are passed over.
+    """
+    for number, text in shown.items():
+        own = tokenizer.decode([number])
+        if "\ufffd" not in text + own and text.strip() != own.strip():
+            return f'token {number} is "{one_line(text, 20)}" there and "{one_line(own, 20)}" here'
+    return None
+
+
+def _whole_json(raw: bytes) -> bytes:
+    """Return a reply that is JSON; one cut off on its way is asked for again."""
+    json.loads(raw)
+    return raw
+
+
+def _whole(batch: Batch, row: int) -> list[int]:
+    """Return a sequence with the token that its last position predicts."""
+    length = int(batch.attention_mask[row].sum())
+    last = int(batch.labels[row, length - 1])
+    return [*batch.input_ids[row, :length].tolist(), *([last] if last != IGNORED else [])]

@@ -1,0 +1,73 @@
+"""A diagnosis names what will do and what will not, and leaves with the first failure's code."""
+
+import pytest
+import torch
+
+import tiny
+from kdcli.config import DataConfig, DoctorConfig, LoraConfig
+from kdcli.data.collate import collate
+from kdcli.engine.events import silent
+from kdcli.engine.pack import find_valid
+from kdcli.runs.doctor.compare import between_models
+from kdcli.runs.doctor.doctor import diagnose
+from running import dataset, model
+
+
+@pytest.fixture
+def setting(tmp_path):
+    teacher = tiny.folder(tmp_path / "teacher", seed=2, hidden_size=64, intermediate_size=128)
+    student, rows = tiny.folder(tmp_path / "student", seed=1), tiny.rows(tmp_path / "rows.jsonl", 12)
+    return {
+        "teacher": str(teacher), "student": str(student), "data": DataConfig(train=str(rows), template="plain"),
+        "output": str(tmp_path),
+    }  # fmt: skip
+
+
+def states(diagnosis):
+    return {check.name: check.state for check in diagnosis.checks}
+
+
+def test_a_sound_setting_is_ok_throughout(setting):
+    found = diagnose(DoctorConfig(**setting), silent)
+    assert found.exit_code == 0
+    names = states(found)
+    assert {"versions", "device", "dtype", "memory", "disk", "pair", "data", "student", "teacher"} <= set(names)
+    assert "fail" not in names.values()
+
+
+@pytest.mark.parametrize(
+    "change, name, code",
+    [
+        ({"teacher": "./nowhere/at/all"}, "pair", 3),
+        ({"data": DataConfig(train="./nothing.jsonl")}, "data", 3),
+        ({"student": "random:layers=1,width=8,heads=2", "lora": LoraConfig(rank=2)}, "lora", 2),
+        ({"data": DataConfig(train="rows", max_length=4)}, "data", 3),
+    ],
+    ids=["teacher", "rows", "adapter", "length"],
+)
+def test_what_will_not_do_is_named_with_a_fix_and_its_code(setting, change, name, code):
+    found = diagnose(DoctorConfig(**(setting | change)), silent)
+    failed = [check for check in found.checks if check.state == "fail"]
+    assert (failed[0].name, found.exit_code) == (name, code)
+    assert failed[0].fix
+
+
+def test_a_rounded_teacher_is_compared_with_the_whole_one(setting):
+    found = diagnose(DoctorConfig(**setting, teacher_quantization="int8"), silent)
+    line = next(check for check in found.checks if check.name == "teacher in int8")
+    assert line.state == "ok"
+    assert "top-1 agreement" in line.what
+
+
+def test_differences_are_those_of_the_whole_distributions():
+    first, second = model("teacher", seed=2), model("teacher", seed=3)
+    batch = collate(dataset(1).examples, [0], 0)
+    found = between_models(first, second, [batch])
+    valid = find_valid(batch.labels)
+    with torch.no_grad():
+        logs = [torch.log_softmax(one.model(batch.input_ids).logits.double(), -1) for one in (first, second)]
+    one, two = (valid.pack(log) for log in logs)
+    assert found.kl == pytest.approx((one.exp() * (one - two)).sum(1).mean().item(), rel=1e-4)
+    assert found.top == pytest.approx((one.argmax(1) == two.argmax(1)).double().mean().item())
+    assert found.tokens == valid.count
+    assert between_models(first, first, [batch]).kl == 0.0
