@@ -122,7 +122,10 @@ def fused_loss(
 
 
 def _built(objective: Objective) -> DistillLoss:
-    return build_objective(objective) if isinstance(objective, str) else objective
+    loss = build_objective(objective) if isinstance(objective, str) else objective
+    if loss.needs().features:
+        raise ValueError(f"{loss.name} compares layers inside the models; there are only logits here: use kd distill")
+    return loss
 
 
 def _head(head: HeadLike) -> Head:

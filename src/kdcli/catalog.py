@@ -12,6 +12,8 @@ LOSSES = {
     "tvd": "kdcli.losses.tvd:TotalVariation",
     "ab": "kdcli.losses.alpha_beta:AlphaBeta",
     "mse_logits": "kdcli.losses.mse_logits:LogitsMSE",
+    "hidden": "kdcli.losses.hidden:HiddenStates",
+    "attention": "kdcli.losses.attention:AttentionMaps",
     "akl": "kdcli.losses.akl:AdaptiveKL",
     "tkd": "kdcli.losses.decoupled:TargetKD",
     "dkd_div": "kdcli.losses.decoupled:DiversityKD",

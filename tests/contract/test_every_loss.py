@@ -24,6 +24,12 @@ SETTINGS = {
         *(f"ab:alpha={a},beta={b}" for a, b in [(0.2, 0.7), (1, 0), (0, 1), (0, 0.5), (0.5, 0), (1, 1), (0, 0)]),
     ],
     "mse_logits": ["mse_logits:centred=false"],
+    "hidden": [
+        *(f"hidden:kind={kind}" for kind in ("cosine", "pkd", "squarehead")),
+        "hidden:map=last:2",
+        "hidden:map=0-0/2-1",
+    ],
+    "attention": ["attention:kind=mse", "attention:kind=scores", "attention:map=1-2"],
     "akl": ["akl:mu=0.8,head_rule=official", "akl:mu=1", "akl:mu=0", "akl:flip=true,temperature=2"],
     "tkd": ["tkd:reverse=true", "tkd:temperature=2"],
     "dkd_div": ["dkd_div:reverse=true,keep_unc=true", "dkd_div:keep_unc=true,temperature=3"],
@@ -93,9 +99,13 @@ SUMS = [
     "0.2*atkd+0.8*atkd:base=rkl",
     "0*ce+2*tvd",
     "0.5*ramp:loss=ce+0.5*annealed:loss=rkl",
+    "ce+hidden",
+    "ramp:loss=hidden+0.5*ramp:loss=(ce+attention)",
+    "0.5*hidden+2*attention+atkd",
 ]
 EVERY = [*catalog.LOSSES, *(spec for specs in SETTINGS.values() for spec in specs), *SUMS]
 NO_SURVEY = [spec for spec in EVERY if build_objective(spec).needs().survey == "none"]
+LOGITS_ONLY = [spec for spec in NO_SURVEY if not build_objective(spec).needs().features]
 
 
 @cache
@@ -132,7 +142,7 @@ def test_entries_at_minus_infinity_are_as_if_not_there(spec):
     torch.testing.assert_close(slope[:, :-3], grad, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("spec", [spec for spec in NO_SURVEY if "ce" not in spec.split(":")[0].split("+")[0]])
+@pytest.mark.parametrize("spec", [spec for spec in LOGITS_ONLY if "ce" not in spec.split(":")[0].split("+")[0]])
 def test_the_gradient_sums_to_zero_and_shifts_change_nothing(spec):
     if spec == "mse_logits:centred=false":
         return

@@ -17,26 +17,30 @@ def block_gradient(loss: DistillLoss, tok: Tokens, head: Head, wanted: bool) -> 
     The objective's closed form is taken where it offers one, autograd on these tokens otherwise.
     """
     if not wanted:
-        return _per_token(loss, loss.parts(tok), tok), None
+        return per_token(loss, loss.parts(tok), tok), None
     capped = tok.student.clone() if head.softcap is not None else tok.student
     closed = loss.parts_and_grad(tok)
     if closed is None:
         closed = _by_autograd(loss, tok)
     values, grad = closed
-    return _per_token(loss, values, tok), head.grad_through_(grad, capped)
+    return per_token(loss, values, tok), head.grad_through_(grad, capped)
 
 
 def _by_autograd(loss: DistillLoss, tok: Tokens) -> tuple[dict[str, Tensor], Tensor]:
     with torch.enable_grad():
         student = tok.student.detach().requires_grad_()
-        parts = _per_token(loss, loss.parts(replace(tok, student=student)), tok)
+        parts = per_token(loss, loss.parts(replace(tok, student=student)), tok)
         total = torch.stack([part.sum() for part in parts.values()]).sum()
         (grad,) = torch.autograd.grad(total, student)
     return {name: part.detach() for name, part in parts.items()}, grad
 
 
-def _per_token(loss: DistillLoss, parts: Mapping[str, Tensor], tok: Tokens) -> dict[str, Tensor]:
-    """Hold a guest to its contract: one floating-point number per token."""
+def per_token(loss: DistillLoss, parts: Mapping[str, Tensor], tok: Tokens) -> dict[str, Tensor]:
+    """Hold a guest to its contract: one floating-point number per token.
+
+    Raises:
+        InputError: PLUG-04, with the shape it gave.
+    """
     for value in parts.values():
         got = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
         if not isinstance(value, Tensor) or value.shape != tok.labels.shape or not value.is_floating_point():

@@ -18,7 +18,7 @@ from kdcli.sources.base import Windows
 
 _NAME = re.compile(r"checkpoint-(\d{8})$")
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
-_SOURCE = "source.safetensors"
+_SOURCE, _LEARNED = "source.safetensors", "learned.safetensors"
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,14 @@ class Kept:
 
     Args:
         model: the student.
-        optimizer: its optimizer, whose moments are kept.
+        learned: the objective's learned parts; empty for most.
+        optimizer: their optimizer, whose moments are kept.
         windows: the source's windows, whose state is kept.
         identity: what must be equal for a run to be continued.
     """
 
     model: nn.Module
+    learned: nn.Module
     optimizer: torch.optim.Optimizer
     windows: Windows
     identity: dict[str, Any]
@@ -70,7 +72,9 @@ def save(folder: Path, kept: Kept, state: State, keep: int) -> Path:
 
     def fill(target: Path) -> None:
         save_file(_weights(kept.model), target / _WEIGHTS)
-        save_file(_flat_optimizer(kept.model, kept.optimizer), target / _OPTIMIZER)
+        save_file(_flat_optimizer(kept), target / _OPTIMIZER)
+        if learned := _weights(kept.learned):
+            save_file(learned, target / _LEARNED)
         if drawn:
             save_file(drawn, target / _SOURCE)
         text = json.dumps({"state": asdict(state), "identity": kept.identity})
@@ -100,7 +104,7 @@ def restore(folder: Path, kept: Kept, report: Report) -> State:
             continue
         saved = json.loads((path / _STATE).read_text(encoding="utf-8"))
         check_identity(saved["identity"], kept.identity, folder)
-        _load(path, kept.model, kept.optimizer)
+        _load(path, kept)
         kept.windows.restore(load_file(path / _SOURCE) if (path / _SOURCE).is_file() else {})
         report(Event("note", f"resuming from {path.name}"))
         return State(**saved["state"])
@@ -149,18 +153,25 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return unique
 
 
-def _flat_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _named(kept: Kept) -> dict[str, nn.Parameter]:
+    learned = {f"learned/{name}": parameter for name, parameter in kept.learned.named_parameters()}
+    return {**dict(kept.model.named_parameters()), **learned}
+
+
+def _flat_optimizer(kept: Kept) -> dict[str, Tensor]:
     return {
         f"{name}/{key}": value.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        for name, parameter in _named(kept).items()
+        for key, value in kept.optimizer.state.get(parameter, {}).items()
     }
 
 
-def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    model.load_state_dict(load_file(path / _WEIGHTS), strict=False)
+def _load(path: Path, kept: Kept) -> None:
+    kept.model.load_state_dict(load_file(path / _WEIGHTS), strict=False)
+    if (path / _LEARNED).is_file():
+        kept.learned.load_state_dict(load_file(path / _LEARNED))
     flat = load_file(path / _OPTIMIZER)
-    parameters = dict(model.named_parameters())
+    parameters, optimizer = _named(kept), kept.optimizer
     for name, value in flat.items():
         owner, _, key = name.rpartition("/")
         parameter = parameters[owner]

@@ -39,6 +39,7 @@ class Work:
         facts: per-token facts the source supplies, each ``[n]``.
         progress: share of the run that is done, 0 at its first step and 1 at its last.
         watched: filled by the pass: what the objective wants followed, each ``[n]``.
+        planned: filled by the pass: all facts of the micro-batch, those of survey and plan included, each ``[n]``.
     """
 
     loss: DistillLoss
@@ -52,6 +53,7 @@ class Work:
     facts: Facts = field(default_factory=dict)
     progress: float = 0.0
     watched: dict[str, Tensor] = field(default_factory=dict)
+    planned: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,10 @@ def fused_sum(student: Projection, work: Work) -> tuple[Tensor, dict[str, Tensor
         the scalar sum, and detached parts ``[n]`` by name.
     """
     head = student.head
-    if not work.labels.numel():
+    if not work.labels.numel() or not work.loss.needs().logits:
+        if work.labels.numel():
+            with torch.no_grad(), torch.autocast(student.hidden.device.type, enabled=False):
+                work.planned.update(_Sweep(Projection(student.hidden.detach(), head), work).facts())
         zero = student.hidden.sum() * 0.0 + head.weight.sum() * 0.0
         return (zero if head.bias is None else zero + head.bias.sum() * 0.0), {}
     total, parts = _FusedSum.apply(student.hidden, head.weight, head.bias, head, work)
@@ -120,6 +125,7 @@ def _scaled(grad: Tensor, factor: Tensor | float) -> Tensor:
 def _fold(hidden: Tensor, head: Head, work: Work, wanted: tuple[bool, ...]) -> Folded:
     sweep = _Sweep(Projection(hidden, head), work)
     facts = sweep.facts()
+    work.planned.update(facts)
     any_grad = any(wanted)
     grad_hidden = torch.empty_like(hidden) if wanted[0] else None
     grad_weight = (

@@ -118,16 +118,17 @@ class _Loop:
             reduce=config.reduce,
             autocast=training.device.autocast,
             chunk_tokens=config.chunk_tokens,
+            seed=config.seed,
         )
-        self.model = training.student.model
+        self.model, self.trained = training.student.model, step
         self.step: nn.Module = self.accelerator.prepare_model(step)
-        self.optimizer = make_optimizer(self.model, config)
+        self.optimizer = make_optimizer(step, config)
         self.total = training.windows.total_steps
         self.world = self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         self.monitor = training.monitor if self.main else None
         identity = training.identity | {"world_size": self.world}
-        self.kept = Kept(self.model, self.optimizer, training.windows, identity)
+        self.kept = Kept(self.model, step.learned, self.optimizer, training.windows, identity)
 
     def run(self) -> Outcome:
         """Run every remaining step."""
@@ -192,7 +193,7 @@ class _Loop:
                 (loss * self.world).backward()
             for name, value in {"loss": loss.detach(), **sums}.items():
                 parts[name] = parts[name] + value if name in parts else value
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.train.clip)
+        norm = nn.utils.clip_grad_norm_(self.trained.parameters(), self.training.train.clip)
         names = list(parts)
         totals = self._sum_over_ranks(torch.stack([parts[name] for name in names]))
         values = dict(zip([*names, "gradient_norm"], [*totals.tolist(), norm.item()], strict=True))

@@ -8,11 +8,14 @@ from torch import Tensor, nn
 
 from kdcli.data.collate import Batch
 from kdcli.engine.chunked import Work, fused_sum
+from kdcli.engine.features import FeatureComparison, feature_terms, weighted
 from kdcli.engine.pack import Packing, find_valid
 from kdcli.engine.projection import Projection
-from kdcli.engine.teacher import Teacher
+from kdcli.engine.teacher import OpenTeacher, Teacher
 from kdcli.engine.workspace import Workspace
 from kdcli.losses.base import DistillLoss
+from kdcli.losses.coarse import Coarse
+from kdcli.losses.layers import Features
 from kdcli.models.load import LanguageModel
 
 
@@ -27,6 +30,11 @@ class DistillStep(nn.Module):
         reduce: mean over tokens, or over sequences' means.
         autocast: dtype of the forward passes; None computes in fp32.
         chunk_tokens: tokens whose logits exist at once; None chooses by device.
+        seed: of the objective's learned parts, if it has any.
+
+    Raises:
+        UsageError: the objective compares a layer that does not exist.
+        InputError: the objective compares layers of a model that cannot show them.
     """
 
     def __init__(
@@ -39,10 +47,16 @@ class DistillStep(nn.Module):
         reduce: Literal["token", "sequence"] = "token",
         autocast: torch.dtype | None = None,
         chunk_tokens: int | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
-        self.model = student.model
-        self._outside = (student, teacher if loss.needs().teacher else None)
+        self.model, self.learned = student.model, nn.ModuleDict()
+        self._outside = (student, teacher if loss.needs().anything_of_teacher else None)
+        self.comparison: FeatureComparison | None = None
+        if loss.needs().features:
+            assert isinstance(teacher, OpenTeacher), "refused before: only a teacher that runs shows its layers"
+            self.comparison = FeatureComparison(loss, student, teacher, seed)
+            self.learned = self.comparison.learned
         self.loss, self.vocab, self.reduce, self.autocast = loss, vocab, reduce, autocast
         self.workspace = Workspace(chunk_tokens)
 
@@ -54,21 +68,32 @@ class DistillStep(nn.Module):
             denominator: what the whole step divides by: valid tokens, or sequences.
             progress: share of the run that is done, 0 at its first step and 1 at its last.
         """
-        student, teacher = self._outside
         packing = find_valid(batch.labels)
         weights = self._weights(packing, denominator)
         device = batch.input_ids.device
         precision = torch.autocast(device.type, self.autocast) if self.autocast else nullcontext()
         with precision:
-            hidden = packing.pack(student.hidden(batch.input_ids, batch.attention_mask))
-            seen = None if teacher is None else teacher.side(batch, packing)
-        compute = self.autocast or hidden.dtype
+            own, seen, features = self._look(batch, packing)
         work = Work(
-            self.loss, packing.labels, weights, packing.sequence, seen, self.vocab, compute, self.workspace,
-            packing.facts(batch.facts), progress,
+            self.loss, packing.labels, weights, packing.sequence, seen, self.vocab, self.autocast or own.hidden.dtype,
+            self.workspace, packing.facts(batch.facts), progress,
         )  # fmt: skip
-        total, parts = fused_sum(Projection(hidden, student.head), work)
+        total, parts = fused_sum(own, work)
+        if features is not None:
+            with precision:
+                inner = feature_terms(work, features)
+            total = total + weighted(inner, weights, self.learned)
+            parts = parts | {name: part.detach() for name, part in inner.items()}
         return total, {name: (part * weights).sum() for name, part in {**work.watched, **parts}.items()}
+
+    def _look(self, batch: Batch, packing: Packing) -> tuple[Projection, Projection | Coarse | None, Features | None]:
+        """Run the trunks and return both sides at the valid tokens, and the layers compared, if any are."""
+        student, teacher = self._outside
+        if self.comparison is not None:
+            own, theirs, features = self.comparison.look(batch, packing)
+            return own, theirs if self.loss.needs().teacher else None, features
+        hidden = packing.pack(student.hidden(batch.input_ids, batch.attention_mask))
+        return Projection(hidden, student.head), None if teacher is None else teacher.side(batch, packing), None
 
     def _weights(self, packing: Packing, denominator: int) -> Tensor:
         if self.reduce == "token":

@@ -2,12 +2,12 @@
 
 from typing import Protocol, runtime_checkable
 
-import torch
-
 from kdcli.data.collate import Batch
+from kdcli.engine.inside import Look, look_at_teacher
 from kdcli.engine.pack import Packing
 from kdcli.engine.projection import Projection
 from kdcli.losses.coarse import Coarse
+from kdcli.losses.layers import Layers
 from kdcli.models.load import LanguageModel
 
 
@@ -20,6 +20,17 @@ class Teacher(Protocol):
 
         Hidden states and the head that reads them; or, of a compact cache, the likeliest tokens and the rest.
         """
+        ...
+
+
+@runtime_checkable
+class OpenTeacher(Teacher, Protocol):
+    """A teacher whose layers can be looked at while it runs."""
+
+    model: LanguageModel
+
+    def look(self, batch: Batch, packing: Packing, layers: Layers) -> Look:
+        """Return what :meth:`side` does, and the layers asked for."""
         ...
 
 
@@ -37,17 +48,10 @@ class LiveTeacher:
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
 
-    @torch.no_grad()
     def side(self, batch: Batch, packing: Packing) -> Projection:
         """Run the trunk and gather the valid tokens' hidden states."""
-        if batch.input_ids.device.type != "cpu" or not packing.count:
-            hidden = self.model.hidden(batch.input_ids, batch.attention_mask)
-            return Projection(packing.pack(hidden), self.model.head)
-        valid = packing.mask(batch.input_ids.shape)
-        pieces = []
-        for row, length in enumerate(batch.attention_mask.sum(dim=1).tolist()):
-            span = slice(row, row + 1), slice(0, length)
-            if valid[span].any():
-                out = self.model.hidden(batch.input_ids[span], batch.attention_mask[span])
-                pieces.append(out[valid[span]])
-        return Projection(torch.cat(pieces), self.model.head)
+        return self.look(batch, packing, Layers()).side
+
+    def look(self, batch: Batch, packing: Packing, layers: Layers) -> Look:
+        """Run the trunk once and gather the valid tokens' states in the layers asked for, too."""
+        return look_at_teacher(self.model, batch, packing, layers)

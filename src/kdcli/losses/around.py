@@ -3,12 +3,13 @@
 from typing import Annotated, ClassVar
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcli.losses.base import DistillLoss, Facts, Needs, Tokens, finite_logits
 from kdcli.losses.build import NestedLoss
-from kdcli.losses.children import hand_on, inside, merged_needs, plan_all, survey_all
+from kdcli.losses.children import hand_on, inside, merged_modules, merged_needs, plan_all, survey_all
 from kdcli.losses.kl import ForwardKL
+from kdcli.losses.layers import Dims, Matches
 from kdcli.shapes import Logits, TokenValues
 
 _LABEL = "loss"
@@ -57,9 +58,32 @@ class Around(DistillLoss):
         """Let the loss inside plan."""
         return plan_all({_LABEL: self.loss}, facts)
 
+    def matches(self, dims: Dims) -> Matches:
+        """Return the layers that the loss inside compares."""
+        return self.loss.matches(dims)
+
+    def modules(self, dims: Dims) -> nn.ModuleDict:
+        """Return the learned parts of the loss inside."""
+        return merged_modules({_LABEL: self.loss}, dims)
+
+    def feature_parts(self, tok: Tokens) -> dict[str, Tensor]:
+        """Return the terms on features of the loss inside, which sees the tokens as they are."""
+        if tok.features is None:
+            return {}
+        child = self.at(tok.progress)
+        view = inside(_LABEL, child, tok)
+        found = child.feature_parts(view)
+        hand_on(child.name, child, view, tok)
+        return found
+
+    def feature_name(self) -> str:
+        """Return what the terms on features together are called, apart from those on logits."""
+        return f"{self.name}.features" if self.needs().logits else self.name
+
     def token_loss(self, tok: Tokens) -> TokenValues:
         """Return the sum of the parts."""
-        first, *others = self.parts(tok).values()
+        on_logits = self.parts(tok) if self.needs().logits else {}
+        first, *others = (on_logits | self.feature_parts(tok)).values()
         return sum(others, start=first)
 
     def parts(self, tok: Tokens) -> dict[str, Tensor]:

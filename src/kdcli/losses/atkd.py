@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdcli.losses.base import DistillLoss, Facts, Needs, Tokens
 from kdcli.losses.build import NestedLoss
-from kdcli.losses.children import inside, merged_needs, plan_all, survey_all, take
+from kdcli.losses.children import inside, merged_needs, plan_all, refuse_features, survey_all, take
 from kdcli.losses.decoupled import DecoupledKD, DiversityKD, KeepUnc
 from kdcli.losses.target_split import Parts, Weighing, finite, log_uncertainty, parts
 from kdcli.losses.target_split_grad import parts_and_grad
@@ -71,6 +71,7 @@ class AdaptiveTeachingKD(DistillLoss):
             given = [name for name in presets if getattr(self, name) != type(self).model_fields[name].default]
             if given:
                 raise ValueError(f"{' and '.join(given)} would be ignored: easy and hard are given; set it on them")
+        refuse_features(self._children, self.name)
         return self
 
     @property

@@ -7,10 +7,11 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcli.losses.block import Block
 from kdcli.losses.coarse import Coarse, bins_of, value_and_grad
+from kdcli.losses.layers import Dims, Features, Matches
 from kdcli.options import Part
 from kdcli.shapes import Logits, TokenLabels, TokenValues
 
@@ -33,6 +34,8 @@ class Needs:
         origins: whose words the source must supply, names of ``supplied.ORIGINS``; empty where any will do.
         known: fewest tokens of the teacher that must be known where the rest is one bin.
         whole: why a teacher known on some tokens and one bin for the rest does not do; empty where it does.
+        logits: it has a value of the student's logits; False if all it compares are layers inside the models.
+        features: what of the models' inside is compared: "hidden", "attention".
     """
 
     teacher: bool = True
@@ -41,13 +44,21 @@ class Needs:
     origins: frozenset[str] = frozenset()
     whole: str = "it reads single logits of the teacher"
     known: int = 1
+    logits: bool = True
+    features: frozenset[str] = frozenset()
 
     def __or__(self, other: "Needs") -> "Needs":
         survey = self.survey if _WIDTH[self.survey] >= _WIDTH[other.survey] else other.survey
         whole = "; ".join(dict.fromkeys(one.whole for one in (self, other) if one.teacher and one.whole))
         facts, origins = self.facts | other.facts, self.origins | other.origins
-        known = max(self.known, other.known)
-        return Needs(self.teacher or other.teacher, survey, facts, origins, whole, known)
+        known, logits = max(self.known, other.known), self.logits or other.logits
+        features = self.features | other.features
+        return Needs(self.teacher or other.teacher, survey, facts, origins, whole, known, logits, features)
+
+    @property
+    def anything_of_teacher(self) -> bool:
+        """Whether a teacher is read at all, its logits or its inside."""
+        return self.teacher or bool(self.features)
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,7 @@ class Tokens:
         watched: what a loss wants followed over training, written by it while it computes:
             ``name.what`` -> ``[t]``, without gradient. Logged as means over tokens, never summed into the loss.
         progress: share of the run that is done, 0 at its first step and 1 at its last.
+        features: the inside of both models, while terms on features are taken; ``student`` then has no columns.
     """
 
     labels: TokenLabels
@@ -73,6 +85,7 @@ class Tokens:
     watched: dict[str, Tensor] = field(default_factory=dict)
     coarse: Coarse | None = None
     progress: float = 0.0
+    features: Features | None = None
 
     def log_probs(self, tau: float = 1.0) -> tuple[Logits, Logits]:
         """Return ``(student, teacher)`` log-probabilities at temperature ``tau``; no gradient reaches the teacher."""
@@ -129,6 +142,22 @@ class DistillLoss(Part, ABC):
 
     def plan(self, facts: Facts) -> Facts:
         """Turn the facts of a whole micro-batch, each of shape ``[n]``, into further facts."""
+        return {}
+
+    def matches(self, dims: Dims) -> Matches:
+        """Return which layers inside the two models are compared; none by default.
+
+        Raises:
+            UsageError: FEAT-01, a layer that a model of this size does not have.
+        """
+        return Matches()
+
+    def modules(self, dims: Dims) -> nn.ModuleDict:
+        """Return the learned parts, freshly made; they are trained with the student and not exported."""
+        return nn.ModuleDict()
+
+    def feature_parts(self, tok: Tokens) -> dict[str, Tensor]:
+        """Return the named terms, each ``[t]``, on ``tok.features``; the engine takes their gradient by autograd."""
         return {}
 
     @abstractmethod

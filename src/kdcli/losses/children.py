@@ -3,17 +3,42 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcli.losses.base import DistillLoss, Facts, Needs, Tokens
+from kdcli.losses.layers import Dims, Matches
 
 
 def merged_needs(children: Mapping[str, DistillLoss]) -> Needs:
     """Return what all children together ask for."""
-    needs = Needs(teacher=False)
+    needs = Needs(teacher=False, logits=False)
     for child in children.values():
         needs = needs | child.needs()
     return needs
+
+
+def merged_matches(children: Mapping[str, DistillLoss], dims: Dims) -> Matches:
+    """Return the layers that all children together compare."""
+    found = Matches()
+    for child in children.values():
+        found = found | child.matches(dims)
+    return found
+
+
+def merged_modules(children: Mapping[str, DistillLoss], dims: Dims) -> nn.ModuleDict:
+    """Return the learned parts of each child under its label; a child without any is left out."""
+    made = {label: child.modules(dims) for label, child in children.items()}
+    return nn.ModuleDict({label: modules for label, modules in made.items() if len(modules)})
+
+
+def refuse_features(children: Mapping[str, DistillLoss], name: str) -> None:
+    """Refuse children that compare layers inside the models.
+
+    Raises:
+        ValueError: one does.
+    """
+    if merged_needs(children).features:
+        raise ValueError(f"{name} works on logits; put hidden and attention beside it, as in {name}+hidden")
 
 
 def survey_all(children: Mapping[str, DistillLoss], tok: Tokens) -> dict[str, Tensor]:
@@ -41,7 +66,8 @@ def planned_for(label: str, name: str) -> str:
 def inside(label: str, child: DistillLoss, tok: Tokens) -> Tokens:
     """Return the tokens as the child would see them on its own."""
     teacher = tok.teacher if child.needs().teacher else None
-    return replace(tok, teacher=teacher, facts=child_facts(label, tok.facts), watched={})
+    features = None if tok.features is None else tok.features.within(label)
+    return replace(tok, teacher=teacher, facts=child_facts(label, tok.facts), watched={}, features=features)
 
 
 def hand_on(label: str, child: DistillLoss, seen: Tokens, tok: Tokens) -> None:
@@ -61,8 +87,16 @@ def take(tok: Tokens, rows: Tensor) -> Tokens:
     teacher = None if tok.teacher is None else tok.teacher[rows]
     coarse = None if tok.coarse is None else tok.coarse[rows]
     facts = {key: value[rows] for key, value in tok.facts.items()}
+    features = None if tok.features is None else tok.features[rows]
     return replace(
-        tok, labels=tok.labels[rows], student=tok.student[rows], teacher=teacher, facts=facts, watched={}, coarse=coarse
+        tok,
+        labels=tok.labels[rows],
+        student=tok.student[rows],
+        teacher=teacher,
+        facts=facts,
+        watched={},
+        coarse=coarse,
+        features=features,
     )
 
 

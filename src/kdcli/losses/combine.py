@@ -4,11 +4,20 @@ from dataclasses import replace
 from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcli.losses.base import DistillLoss, Facts, Needs, Tokens
 from kdcli.losses.build import NestedLoss
-from kdcli.losses.children import hand_on, inside, merged_needs, plan_all, survey_all
+from kdcli.losses.children import (
+    hand_on,
+    inside,
+    merged_matches,
+    merged_modules,
+    merged_needs,
+    plan_all,
+    survey_all,
+)
+from kdcli.losses.layers import Dims, Matches
 from kdcli.shapes import TokenValues
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -54,6 +63,10 @@ class Sum(DistillLoss):
         return {label: loss for label, (weight, loss) in zip(self.labels, self.terms, strict=True) if weight > 0}
 
     @property
+    def _on_logits(self) -> dict[str, DistillLoss]:
+        return {label: child for label, child in self._children.items() if child.needs().logits}
+
+    @property
     def _weights(self) -> dict[str, float]:
         return {label: weight for label, (weight, _) in zip(self.labels, self.terms, strict=True)}
 
@@ -78,26 +91,45 @@ class Sum(DistillLoss):
         """Let each term plan."""
         return plan_all(self._children, facts)
 
+    def matches(self, dims: Dims) -> Matches:
+        """Return the layers that the terms together compare."""
+        return merged_matches(self._children, dims)
+
+    def modules(self, dims: Dims) -> nn.ModuleDict:
+        """Return the learned parts of the terms, by label."""
+        return merged_modules(self._children, dims)
+
     def token_loss(self, tok: Tokens) -> TokenValues:
         """Return the weighted sum."""
-        first, *others = self.parts(tok).values()
+        first, *others = (self.parts(tok) | self.feature_parts(tok)).values()
         return sum(others, start=first)
 
     def parts(self, tok: Tokens) -> dict[str, Tensor]:
-        """Return the weighted terms by label; a term of several parts gives ``label.part`` each."""
+        """Return the weighted terms on logits by label; a term of several parts gives ``label.part`` each."""
         named: dict[str, Tensor] = {}
-        for label, child in self._children.items():
+        for label, child in self._on_logits.items():
             view = inside(label, child, tok)
             named |= self._weighted(label, child, child.parts(view))
             hand_on(label, child, view, tok)
+        return named
+
+    def feature_parts(self, tok: Tokens) -> dict[str, Tensor]:
+        """Return the weighted terms on features by label; none while there are no features to see."""
+        named: dict[str, Tensor] = {}
+        for label, child in self._children.items():
+            if child.needs().features and tok.features is not None:
+                view = inside(label, child, tok)
+                named |= self._weighted(label, child, child.feature_parts(view))
+                hand_on(label, child, view, tok)
         return named
 
     def parts_and_grad(self, tok: Tokens) -> tuple[dict[str, Tensor], Tensor] | None:
         """Add up the closed forms; None unless every term has one."""
         named: dict[str, Tensor] = {}
         total: Tensor | None = None
-        last = list(self._children)[-1]
-        for label, child in self._children.items():
+        children = self._on_logits
+        last = list(children)[-1] if children else ""
+        for label, child in children.items():
             view = inside(label, child, tok)
             closed = child.parts_and_grad(view if label == last else _copy(view))
             if closed is None:
@@ -107,8 +139,7 @@ class Sum(DistillLoss):
             named |= self._weighted(label, child, found)
             grad = grad.mul_(self._weights[label])
             total = grad if total is None else total.add_(grad)
-        assert total is not None, "at least one term has a weight above 0"
-        return named, total
+        return None if total is None else (named, total)
 
     def _weighted(self, label: str, child: DistillLoss, found: dict[str, Tensor]) -> dict[str, Tensor]:
         single = list(found) == [child.name]

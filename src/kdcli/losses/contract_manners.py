@@ -72,7 +72,10 @@ def surroundings_kept(loss: DistillLoss) -> None:
     with surroundings_restored() as before:
         with contextlib.redirect_stdout(printed), contextlib.suppress(Exception, SystemExit):
             answers(loss)
-            loss.parts(tokens_of(loss, with_facts(loss, sample(loss))))
+            tok = tokens_of(loss, with_facts(loss, sample(loss)))
+            if loss.needs().logits:
+                loss.parts(tok)
+            loss.feature_parts(tok)
         after = _surroundings()
     for name, value in before.items():
         require(value == after[name], f"it changed {name}")
@@ -106,8 +109,9 @@ def _surroundings() -> dict[str, Any]:
 def inputs_kept(loss: DistillLoss) -> None:
     """Logits, labels and facts stay as they were, and the teacher gets no gradient."""
     data = with_facts(loss, sample(loss))
-    for name, call in {"survey": loss.survey, "token_loss": loss.token_loss, "parts": loss.parts}.items():
-        if name == "survey" and loss.needs().survey == "none":
+    calls = {"survey": loss.survey, "token_loss": loss.token_loss, "parts": loss.parts}
+    for name, call in {**calls, "feature_parts": loss.feature_parts}.items():
+        if (name == "survey" and loss.needs().survey == "none") or (name == "parts" and not loss.needs().logits):
             continue
         tok, untouched = tokens_of(loss, data), tokens_of(loss, data)
         with torch.set_grad_enabled(name != "survey"):
@@ -122,4 +126,8 @@ def _compare(tok: Tokens, untouched: Tokens, where: str) -> None:
             require(torch.equal(one, other), f"{where} changed the {part.name} in place")
     for name, value in untouched.facts.items():
         require(name in tok.facts and torch.equal(tok.facts[name], value), f"{where} changed the fact {name} in place")
+    if tok.features is not None and untouched.features is not None:
+        for side in ("student", "teacher"):
+            pairs = zip(getattr(tok.features, side).tensors, getattr(untouched.features, side).tensors, strict=True)
+            require(all(torch.equal(*pair) for pair in pairs), f"{where} changed the {side}'s features in place")
     require(tok.teacher is None or not tok.teacher.requires_grad, f"{where} gave the teacher a gradient")

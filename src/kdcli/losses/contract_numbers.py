@@ -63,12 +63,7 @@ def independent(loss: DistillLoss) -> None:
     """A token's value and gradient do not depend on the other tokens, given the facts."""
     data, other = with_facts(loss, sample(loss)), sample(loss, seed=1)
     keep = torch.arange(len(data.labels)) % 2 == 0
-    changed = replace(
-        data,
-        student=torch.where(keep[:, None], data.student, other.student),
-        teacher=torch.where(keep[:, None], data.teacher, other.teacher),
-        labels=torch.where(keep, data.labels, other.labels),
-    )
+    changed = data.mixed(keep, other)
     one, two = values_and_grad(loss, data), values_and_grad(loss, changed)
     _require_close(one[0][keep], two[0][keep], "a token's value changes with other tokens")
     _require_close(one[1][keep], two[1][keep], "a token's gradient changes with other tokens")
@@ -120,7 +115,7 @@ def filtered_logits(loss: DistillLoss) -> None:
 def equal_models(loss: DistillLoss) -> None:
     """A student equal to its teacher gives finite values and gradients."""
     data = sample(loss)
-    _require_finite_run(loss, replace(data, teacher=data.student), "with a student equal to its teacher")
+    _require_finite_run(loss, data.equal(loss), "with a student equal to its teacher")
 
 
 def divergence(loss: DistillLoss) -> str | None:
@@ -155,7 +150,8 @@ def temperatures(loss: DistillLoss) -> str | None:
 def parts(loss: DistillLoss) -> None:
     """The named parts hold one number per token each and add up to the loss."""
     data = with_facts(loss, sample(loss).to(torch.float64))
-    found = loss.parts(tokens_of(loss, data))
+    on_logits = loss.parts(tokens_of(loss, data)) if loss.needs().logits else {}
+    found = on_logits | loss.feature_parts(tokens_of(loss, data))
     for name, part in found.items():
         require(tuple(part.shape) == tuple(data.labels.shape), f"the part {name} has shape {tuple(part.shape)}")
     total = torch.stack(list(found.values())).sum(0)
@@ -176,7 +172,7 @@ def closed_form(loss: DistillLoss) -> str | None:
 
 
 def _compare_closed(loss: DistillLoss, data: Sample, dtype: torch.dtype) -> None:
-    data = with_facts(loss, data)
+    data = replace(with_facts(loss, data), features=None)  # closed forms are of the terms on logits
     closed = loss.parts_and_grad(tokens_of(loss, data))
     if closed is None:
         return

@@ -66,6 +66,17 @@ class Ramp(Around):
         first, *others = closed[0].values()
         return {self.name: weight * sum(others, start=first)}, closed[1].mul_(weight)
 
+    def feature_parts(self, tok: Tokens) -> dict[str, Tensor]:
+        """Return the terms on features of the loss inside, at the weight."""
+        if tok.features is None or not self.loss.needs().features:
+            return {}
+        weight, like = self.weight(tok.progress), torch.zeros(len(tok.labels), device=tok.labels.device)
+        tok.watched[f"{self.name}.weight"] = torch.full_like(like, weight)
+        if weight == 0.0:
+            return {self.feature_name(): like}
+        first, *others = super().feature_parts(tok).values()
+        return {self.feature_name(): weight * sum(others, start=first)}
+
     def _watched_weight(self, tok: Tokens) -> float:
         weight = self.weight(tok.progress)
         tok.watched[f"{self.name}.weight"] = torch.full_like(widen(tok.student[:, 0]).detach(), weight)

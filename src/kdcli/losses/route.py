@@ -3,12 +3,12 @@
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdcli.losses.base import DistillLoss, Facts, Needs, Tokens, widen
 from kdcli.losses.build import NestedLoss, build_objective
-from kdcli.losses.children import child_facts, inside, merged_needs, planned_for, survey_all, take
+from kdcli.losses.children import child_facts, inside, merged_needs, planned_for, refuse_features, survey_all, take
 from kdcli.losses.supplied import ORIGIN, ORIGIN_SHARE, ORIGINS, code_of
 from kdcli.shapes import TokenValues
 
@@ -50,6 +50,11 @@ class Route(DistillLoss):
     teacher: Annotated[NestedLoss | None, Field(description="objective of the teacher's words")] = None
     rollout: Annotated[NestedLoss | None, Field(description="objective of words drawn from both")] = None
     corpus: Annotated[NestedLoss | None, Field(description="objective of the second corpus")] = None
+
+    @model_validator(mode="after")
+    def _on_logits(self) -> "Route":
+        refuse_features(self.routes, self.name)
+        return self
 
     @property
     def routes(self) -> dict[str, DistillLoss]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdcli.losses.around import Around
 from kdcli.losses.base import Needs, Tokens, finite_logits
+from kdcli.losses.children import refuse_features
 from kdcli.shapes import Logits
 
 
@@ -27,7 +28,8 @@ class TeacherView(Around):
     @model_validator(mode="after")
     def _there_is_a_teacher(self) -> "TeacherView":
         if not self.loss.needs().teacher:
-            raise ValueError(f"{self.loss.name} looks at no teacher, so nothing would change")
+            raise ValueError(f"{self.loss.name} looks at no teacher's logits, so nothing would change")
+        refuse_features({"loss": self.loss}, self.name)
         return self
 
     @abstractmethod

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from kdcli.losses.base import DistillLoss, Tokens
+from kdcli.losses.layers import Features
 from kdcli.losses.supplied import drawn
+from kdcli.losses.trial_features import draw_features, equal_features, mixed_features, of_dtype
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Sample:
         labels: target ids, ``[n]``.
         facts: per-token facts of the source, ``[n]`` each, with ``seq``.
         progress: share of the run that is done, from 0 to 1.
+        features: the inside of both models, for an objective that compares it.
     """
 
     student: Tensor
@@ -27,17 +30,42 @@ class Sample:
     labels: Tensor
     facts: dict[str, Tensor]
     progress: float = 0.5
+    features: Features | None = None
 
     def rows(self, rows: Tensor) -> "Sample":
         """Return some of the tokens, in the order given, as copies."""
         facts = {name: value[rows] for name, value in self.facts.items()}
+        features = None if self.features is None else self.features[rows]
         return replace(
-            self, student=self.student[rows], teacher=self.teacher[rows], labels=self.labels[rows], facts=facts
+            self,
+            student=self.student[rows],
+            teacher=self.teacher[rows],
+            labels=self.labels[rows],
+            facts=facts,
+            features=features,
         )
 
     def to(self, dtype: torch.dtype) -> "Sample":
-        """Return it with the logits in another dtype."""
-        return replace(self, student=self.student.to(dtype), teacher=self.teacher.to(dtype))
+        """Return it with logits and features in another dtype."""
+        features = None if self.features is None else of_dtype(self.features, dtype)
+        return replace(self, student=self.student.to(dtype), teacher=self.teacher.to(dtype), features=features)
+
+    def equal(self, loss: DistillLoss) -> "Sample":
+        """Return it with the student for a teacher."""
+        features = None if self.features is None else equal_features(loss, self.features)
+        return replace(self, teacher=self.student, features=features)
+
+    def mixed(self, keep: Tensor, other: "Sample") -> "Sample":
+        """Return it with the tokens that are not kept, ``[n]``, taken from another sample."""
+        student, teacher = (
+            torch.where(keep[:, None], one, two)
+            for one, two in ((self.student, other.student), (self.teacher, other.teacher))
+        )
+        features = None
+        if self.features is not None and other.features is not None:
+            features = mixed_features(keep, self.features, other.features)
+        labels = torch.where(keep, self.labels, other.labels)
+        return replace(self, student=student, teacher=teacher, labels=labels, features=features)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Sample":
         """Return it with both sides' logits changed."""
@@ -48,7 +76,7 @@ def sample(loss: DistillLoss, *, tokens: int = 9, entries: int = 13, scale: floa
     """Draw tokens from a seed, in float32; no global generator is touched.
 
     Args:
-        loss: whose ``needs().facts`` are drawn too.
+        loss: whose ``needs().facts`` and features are drawn too.
         tokens: how many, in three sequences or fewer.
         entries: vocabulary size; the last three are never targets.
         scale: standard deviation of the logits.
@@ -59,7 +87,8 @@ def sample(loss: DistillLoss, *, tokens: int = 9, entries: int = 13, scale: floa
     student, teacher = scale * torch.randn(2, tokens, entries, generator=generator)
     sequence = torch.arange(tokens) * 3 // tokens
     facts = {"seq": sequence, **drawn(loss.needs().facts, loss.needs().origins, sequence, generator)}
-    return Sample(student, teacher, labels, facts)
+    features = draw_features(loss, tokens, generator) if loss.needs().features else None
+    return Sample(student, teacher, labels, facts, features=features)
 
 
 def with_facts(loss: DistillLoss, data: Sample, chunk: int | None = None) -> Sample:
@@ -78,7 +107,11 @@ def tokens_of(loss: DistillLoss, data: Sample, *, gradient: bool = False) -> Tok
     student = data.student.clone().requires_grad_(gradient)
     teacher = data.teacher.clone() if loss.needs().teacher else None
     facts = {name: value.clone() for name, value in data.facts.items()}
-    return Tokens(data.labels.clone(), student, teacher, facts, progress=data.progress)
+    features = data.features
+    if features is not None:
+        own = features.student.map(lambda value: value.clone().requires_grad_(gradient))
+        features = replace(features, student=own, teacher=features.teacher.map(Tensor.clone))
+    return Tokens(data.labels.clone(), student, teacher, facts, progress=data.progress, features=features)
 
 
 def values(loss: DistillLoss, data: Sample, chunk: int | None = None) -> Tensor:
@@ -88,7 +121,10 @@ def values(loss: DistillLoss, data: Sample, chunk: int | None = None) -> Tensor:
 
 
 def values_and_grad(loss: DistillLoss, data: Sample, chunk: int | None = None) -> tuple[Tensor, Tensor]:
-    """Return each token's loss, ``[n]``, and the gradient of their sum by autograd, ``[n, v]``."""
+    """Return each token's loss, ``[n]``, and the gradient of their sum by autograd, ``[n, v]``.
+
+    Gradients over the student's features, if there are any, stand before those over the logits.
+    """
     found = [_by_autograd(loss, data.rows(rows)) for rows in _chunks(data, chunk)]
     return torch.cat([value for value, _ in found]), torch.cat([grad for _, grad in found])
 
@@ -96,8 +132,10 @@ def values_and_grad(loss: DistillLoss, data: Sample, chunk: int | None = None) -
 def _by_autograd(loss: DistillLoss, data: Sample) -> tuple[Tensor, Tensor]:
     tok = tokens_of(loss, data, gradient=True)
     value = loss.token_loss(tok)
-    (grad,) = torch.autograd.grad(value.sum(), tok.student)
-    return value.detach(), grad
+    inputs = [*([] if tok.features is None else tok.features.student.tensors), tok.student]
+    inside = tok.features is not None
+    grads = torch.autograd.grad(value.sum(), inputs, allow_unused=inside, materialize_grads=inside)
+    return value.detach(), torch.cat([grad.flatten(1) for grad in grads], 1)
 
 
 def _chunks(data: Sample, chunk: int | None) -> Sequence[Tensor]:

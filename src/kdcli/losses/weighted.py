@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdcli.losses.around import Around, live_zeros
 from kdcli.losses.base import DistillLoss, Facts, Needs, Tokens, widen
-from kdcli.losses.children import hand_on, take
+from kdcli.losses.children import hand_on, refuse_features, take
 from kdcli.losses.measures import MEASURES, Measured, measure, places
 from kdcli.shapes import TokenMask, TokenValues
 
@@ -57,6 +57,7 @@ class Weighted(Around):
     def _bounded(self) -> "Weighted":
         if self.power and self.favour == "low":
             raise ValueError("power favours high measures; their inverse has no bound: use sharpness with favour=low")
+        refuse_features({"loss": self.loss}, self.name)
         return self
 
     def needs(self) -> Needs:

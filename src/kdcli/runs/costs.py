@@ -153,7 +153,7 @@ def read_machine(path: Path, labels: Sequence[str]) -> dict[tuple[str, int], tup
 def _needs_teacher(run: RunRecord) -> bool:
     """Whether the objective looks at a teacher; of a guest's that is gone, whether there was one."""
     try:
-        return objective_of(run.loss)[0].needs().teacher
+        return objective_of(run.loss)[0].needs().anything_of_teacher
     except KDError:
         return run.identity.get("teacher") is not None
 

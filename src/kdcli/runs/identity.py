@@ -99,7 +99,7 @@ def source_identity(source: Source, corpus: TokenDataset | None, config: Distill
 def needs_teacher(loss: DistillLoss, pair: Pair, source: Source | None = None) -> bool:
     """Whether the teacher's weights can change the student: by the loss, by the source, or by its random start."""
     writes = source is not None and source.needs().teacher
-    return loss.needs().teacher or writes or pair.reader is pair.teacher
+    return loss.needs().anything_of_teacher or writes or pair.reader is pair.teacher
 
 
 def guest_code(part: Part) -> str | None:

@@ -21,10 +21,10 @@ def refuse_pair(config: DistillConfig, loss: DistillLoss, source: Source, label:
     """
     needs = source.needs()
     _refuse_facts(loss, source, label)
-    if config.teacher is None and (loss.needs().teacher or needs.teacher):
-        what = "learns from a teacher" if loss.needs().teacher else "trains on what a teacher writes"
+    if config.teacher is None and (loss.needs().anything_of_teacher or needs.teacher):
+        what = "learns from a teacher" if loss.needs().anything_of_teacher else "trains on what a teacher writes"
         raise UsageError("CLI-20", f"{label} {what}", where="--teacher", fix="give a folder or a hub id")
-    if config.teacher_cache is not None and loss.needs().teacher and not needs.fixed:
+    if config.teacher_cache is not None and loss.needs().anything_of_teacher and not needs.fixed:
         raise UsageError(
             "PAIR-02",
             f"a teacher's cache knows the rows of the data set, and @{source.name} trains on others",

@@ -12,6 +12,7 @@ from kdcli.metrics.describe import describe
 from kdcli.models.adapter import check_adapter
 from kdcli.runs import splits
 from kdcli.runs.identity import identity_of, source_identity
+from kdcli.runs.inside import refuse_features
 from kdcli.runs.monitor import Watched, watched_by
 from kdcli.runs.pairs import refuse_pair
 from kdcli.runs.teachers import refuse_coarse, refuse_measuring, server_of, view_of
@@ -56,7 +57,7 @@ class Prepared:
     @property
     def needs_teacher(self) -> bool:
         """Whether training reads the teacher's weights."""
-        return self.loss.needs().teacher
+        return self.loss.needs().anything_of_teacher
 
     def windows(self, pad_id: int = 0, rank: int = 0, world: int = 1, **models: Any) -> Windows:
         """Return the training windows.
@@ -111,7 +112,8 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
     corpus = splits.corpus_rows(config.data, pair.reader, workshop) if source.needs().corpus else None
     steps = source.open(Ground(dataset, config.train, pad_id=0, corpus=corpus)).total_steps
     seen = None
-    if loss.needs().teacher and pair.teacher is not None:
+    if loss.needs().anything_of_teacher and pair.teacher is not None:
+        refuse_features(loss, label, pair, config.teacher_cache)
         seen = view_of(config.teacher_cache, pair.teacher, config.data, config.hardware, device)
         refuse_coarse(seen, loss, label)
         if pair.teacher.server is not None:

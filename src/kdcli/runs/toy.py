@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kdcli import durable
 from kdcli.engine.events import Event, Report
+from kdcli.errors import UsageError
 from kdcli.losses.build import build_objective
 from kdcli.runs.fits import coverage, free_fit, gaussian_fit, target
 from kdcli.runs.style import COLOURS, DASHES, GREY, log_heights, look, panels, save
@@ -89,6 +90,10 @@ def toy(objectives: Sequence[str], folder: Path, report: Report) -> ToyReport:
         MachineError: the folder may not be written.
     """
     losses = {spec: build_objective(spec) for spec in objectives}
+    for spec, loss in losses.items():
+        if loss.needs().features:
+            what = f"{spec} compares layers inside models; a toy has only logits"
+            raise UsageError("FEAT-02", what, where="kd toy", fix="leave hidden and attention out")
     found = []
     for number, (spec, loss) in enumerate(losses.items()):
         report(Event("stage", f"fitting with {spec}", done=number, total=len(losses)))

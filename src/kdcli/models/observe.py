@@ -1,0 +1,187 @@
+"""Looks at the layers inside a model while its trunk runs."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from kdcli.errors import InputError
+from kdcli.losses.layers import Layers, ModelShape
+from kdcli.models.split import trunk_of, trunk_output
+
+_SUM_OF_A_ROW = 1e-3
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What one forward pass of a trunk showed.
+
+    Args:
+        last: what the head reads, ``[b s d]``.
+        hidden: by layer, ``[b s d]``.
+        attention: by layer, ``[b h s s]``.
+    """
+
+    last: Float[Tensor, "b s d"]
+    hidden: Mapping[int, Tensor]
+    attention: Mapping[int, Tensor]
+
+
+def shape_of(config: PreTrainedConfig) -> ModelShape:
+    """Return layers, width and heads that a config asks for."""
+    text = config.get_text_config(decoder=True)
+    return ModelShape(text.num_hidden_layers, text.hidden_size, text.num_attention_heads)
+
+
+def observe(
+    model: PreTrainedModel, input_ids: Int[Tensor, "b s"], attention_mask: Int[Tensor, "b s"], layers: Layers
+) -> Observed:
+    """Run a trunk once and keep the layers asked for.
+
+    Args:
+        model: a causal LM; for attention maps one that computes eager attention.
+        input_ids: token ids ``[b s]``, padded on the right.
+        attention_mask: 1 for tokens, 0 for padding.
+        layers: which to keep; layer 0 of the hidden states is what the first block reads, layer l what block l
+            gives, before any norm that follows the last one.
+    """
+    trunk = trunk_of(model)
+    with _kept(model, layers.hidden) as hidden:
+        if not layers.attention:
+            return Observed(trunk_output(trunk, input_ids, attention_mask), hidden, {})
+        out: Any = trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_attentions=True)
+    return Observed(out.last_hidden_state, hidden, {layer: out.attentions[layer - 1] for layer in layers.attention})
+
+
+def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the blocks of a trunk, in order.
+
+    Raises:
+        InputError: MOD-24, there is no such list.
+    """
+    count = shape_of(model.config).layers
+    for module in trunk_of(model).modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise _refuse(model, f"no list of {count} blocks was found in it")
+
+
+@contextmanager
+def _kept(model: PreTrainedModel, wanted: frozenset[int]) -> Iterator[dict[int, Tensor]]:
+    found: dict[int, Tensor] = {}
+    blocks = blocks_of(model) if wanted else nn.ModuleList()
+
+    def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found[0] = args[0] if args else kwargs["hidden_states"]
+
+    def give(layer: int) -> Any:
+        def keep(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            found[layer] = out[0] if isinstance(out, tuple) else out
+
+        return keep
+
+    hooks = [blocks[layer - 1].register_forward_hook(give(layer)) for layer in sorted(wanted) if layer]
+    if 0 in wanted:
+        hooks.append(blocks[0].register_forward_pre_hook(read, with_kwargs=True))
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def eager_attention(model: PreTrainedModel, *, wanted: bool) -> Iterator[None]:
+    """Let a model compute the attention that gives its maps if it is wanted, and put it back afterwards.
+
+    Raises:
+        InputError: MOD-24, the family cannot be told to.
+    """
+    if not wanted:
+        yield
+        return
+    before = model.config._attn_implementation or "eager"
+    use_eager(model)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def use_eager(model: PreTrainedModel) -> None:
+    """Let a model compute the attention that gives its maps from now on.
+
+    Raises:
+        InputError: MOD-24, the family cannot be told to.
+    """
+    model.set_attn_implementation("eager")
+    if model.config._attn_implementation != "eager":
+        raise _refuse(model, f"its attention ({model.config._attn_implementation}) gives no maps")
+
+
+def drop_no_attention(model: PreTrainedModel) -> None:
+    """Switch attention dropout off: it would thin the maps that a loss sees."""
+    for module in model.modules():
+        for name in ("attention_dropout", "attn_dropout"):
+            value = getattr(module, name, None)
+            if isinstance(value, float):
+                setattr(module, name, 0.0)
+            elif isinstance(value, nn.Dropout):
+                value.p = 0.0
+
+
+@torch.no_grad()
+def prove_layers(model: PreTrainedModel, layers: Layers, *, learns: bool) -> None:
+    """Check on a small batch that what is collected are the model's own layers, and its own maps.
+
+    Args:
+        model: one that computes eager attention if maps are asked for.
+        layers: those asked for.
+        learns: whether it will be trained: then its maps are looked at in training mode.
+
+    Raises:
+        InputError: MOD-24, the family's layers cannot be collected.
+    """
+    ids = torch.arange(6, device=model.device).reshape(1, 6) % model.config.get_text_config(decoder=True).vocab_size
+    training = model.training
+    try:
+        found = observe(model.eval(), ids, torch.ones_like(ids), Layers(hidden=layers.hidden))
+        out: Any = trunk_of(model)(input_ids=ids, use_cache=False, output_hidden_states=True)
+        _check_hidden(model, found.hidden, out.hidden_states)
+        if layers.attention:
+            with torch.random.fork_rng():
+                _check_attention(model.train(learns), ids)
+    finally:
+        model.train(training)
+
+
+def _check_hidden(model: PreTrainedModel, found: Mapping[int, Tensor], told: tuple[Tensor, ...] | None) -> None:
+    if told is None or len(told) != shape_of(model.config).layers + 1:
+        raise _refuse(model, "it does not tell its hidden states")
+    for layer, value in found.items():
+        # What transformers tells of the last layer has been through the final norm in most families.
+        if layer < len(told) - 1 and not torch.allclose(value, told[layer], rtol=1e-4, atol=1e-5):
+            raise _refuse(model, f"block {layer} does not give what the model tells of layer {layer}")
+
+
+def _check_attention(model: PreTrainedModel, ids: Tensor) -> None:
+    count = shape_of(model.config).layers
+    out: Any = trunk_of(model)(input_ids=ids, use_cache=False, output_attentions=True)
+    maps = out.attentions or ()
+    if len(maps) != count or any(one is None or one.shape[-2:] != (ids.shape[1],) * 2 for one in maps):
+        raise _refuse(model, f"it gives {len(maps)} attention maps for {count} layers")
+    worst = max((one.float().sum(-1) - 1.0).abs().max().item() for one in maps)
+    if worst > _SUM_OF_A_ROW:
+        raise _refuse(model, f"rows of its attention maps miss a sum of 1 by {worst:.2g}: attention dropout or sinks")
+
+
+def _refuse(model: PreTrainedModel, why: str) -> InputError:
+    family = f"{type(model).__name__} ({model.config.model_type})"
+    return InputError(
+        "MOD-24", f"layers of {family} cannot be compared: {why}", fix="leave hidden and attention out of --loss"
+    )
