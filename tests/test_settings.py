@@ -6,7 +6,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdcli.config import CacheConfig, CompareConfig, DistillConfig, EvalConfig, JudgeConfig
+from kdcli.config import CacheConfig, CompareConfig, DistillConfig, DoctorConfig, EvalConfig, JudgeConfig
 from kdcli.config_file import read_config, to_yaml
 from kdcli.errors import InputError, KDError, UsageError
 from kdcli.fields import describe, leaves
@@ -14,7 +14,7 @@ from kdcli.settings import resolve
 from kdcli.settings import to_yaml as config_yaml
 from kdcli.spelling import ALIASES, FLAGS, flag_path, nearest, setting_names
 
-KINDS = (DistillConfig, EvalConfig, CompareConfig, CacheConfig, JudgeConfig)
+KINDS = (DistillConfig, EvalConfig, CompareConfig, CacheConfig, JudgeConfig, DoctorConfig)
 
 
 @pytest.fixture
@@ -200,7 +200,11 @@ def test_a_value_given_twice_is_refused(flags):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "teacher" in kind.model_fields])
 def test_a_written_config_can_be_fed_back(write, kind):
-    more = {} if kind is CacheConfig else {"evaluation": {"generation": {"temperature": 1e-5, "seeds": [3]}}}
+    more = (
+        {}
+        if "evaluation" not in kind.model_fields
+        else {"evaluation": {"generation": {"temperature": 1e-5, "seeds": [3]}}}
+    )
     filled = kind(
         teacher="~x y",
         output="1e-4",
