@@ -3,7 +3,9 @@
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -18,8 +20,9 @@ from kdcli.losses.build import build_objective
 from kdcli.models.activations import fuse_activations
 from kdcli.models.load import LanguageModel
 from kdcli.models.split import split_head
-from kdcli.sources.base import Ground
-from kdcli.sources.dataset import DatasetWindows
+from kdcli.sources.base import Ground, Source
+from kdcli.sources.build import build_source
+from kdcli.sources.dataset import DatasetSource, DatasetWindows
 
 
 def train_marks(
@@ -36,6 +39,16 @@ def train_marks(
     return run_training(folder, teacher, examples, options, steps, batch_size), sizes
 
 
+def on_policy_marks(
+    folder: Path, prompts: list[list[int]], options: argparse.Namespace, steps: int, batch_size: int
+) -> list[float]:
+    """Return the clock at the end of each step in which the student answers prompts, always at full length."""
+    examples = tuple(Example((*ids, 0), len(ids), "", (), "") for ids in prompts)
+    source = build_source(f"student:max_new_tokens={options.new_tokens}")
+    teacher = LiveTeacher(language_model(folder / "teacher"))
+    return run_training(folder, teacher, examples, options, steps, batch_size, source)
+
+
 def run_training(
     folder: Path,
     teacher: Teacher,
@@ -43,6 +56,7 @@ def run_training(
     options: argparse.Namespace,
     steps: int,
     batch_size: int,
+    source: Source | None = None,
 ) -> list[float]:
     """Train a fresh student with the real loop, and return the clock at the end of each step."""
     marks: list[float] = []
@@ -53,13 +67,18 @@ def run_training(
 
     config = _config(steps, batch_size)
     device = prepare(HardwareConfig(device="cpu", dtype=options.dtype, matmul_precision=options.matmul_precision))
+    student = language_model(folder / "student")
+    ground = Ground(
+        TokenDataset(examples), config, pad_id=0, student=replace(student, end_ids=(options.vocab,)),
+        vocab=options.vocab, autocast=device.autocast,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as run:
         train(
             Training(
-                student=language_model(folder / "student"),
+                student=student,
                 teacher=teacher,
                 loss=build_objective(options.objective),
-                windows=DatasetWindows(Ground(TokenDataset(examples), config, pad_id=0)),
+                windows=(source or DatasetSource()).open(ground),
                 vocab=options.vocab,
                 train=config,
                 device=device,
@@ -79,7 +98,8 @@ def examples_of(rows: list[tuple[list[int], int]]) -> tuple[Example, ...]:
 def language_model(path: Path) -> LanguageModel:
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     fuse_activations(model)  # as load_model does
-    return LanguageModel(model, None, split_head(model), str(path), "", (0,), 0, model.config.vocab_size)
+    no_tokenizer: Any = None  # rows are ids already
+    return LanguageModel(model, no_tokenizer, split_head(model), str(path), "", (0,), 0, model.config.vocab_size)
 
 
 def _config(steps: int, batch_size: int) -> TrainConfig:

@@ -58,7 +58,10 @@ LOSS_ALIASES = {
 
 SOURCES = {
     "dataset": "kdcli.sources.dataset:DatasetSource",
+    "teacher": "kdcli.sources.teacher:TeacherSource",
     "student": "kdcli.sources.student:StudentSource",
+    "mixture": "kdcli.sources.mixture:MixtureSource",
+    "replay": "kdcli.sources.replay:ReplaySource",
 }
 
 METRICS = {

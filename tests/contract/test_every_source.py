@@ -17,7 +17,18 @@ from kdcli.sources.build import build_source, spec_of
 
 SETTINGS = {
     "dataset": [],
+    "teacher": [
+        "teacher:answers=3,max_new_tokens=9,temperature=0.8",
+        "teacher:decode=greedy,max_new_tokens=9",
+        "teacher:decode=beam,beams=3,answers=2,max_new_tokens=6",
+        "teacher:prompts=bos,max_new_tokens=9",
+    ],
     "student": ["student:rate=0.5,per=sequence,max_new_tokens=7", "student:rate=0.5,temperature=0,top_p=0.9"],
+    "mixture": [
+        "mixture:per=sequence,second=(student:max_new_tokens=7)",
+        "mixture:first=(teacher:max_new_tokens=7),second=(replay:phi=0.7,max_new_tokens=7),decay=0.2",
+    ],
+    "replay": ["replay:phi=0.7,capacity=6,max_new_tokens=7", "replay:phi=0.9,growth=0,fresh=true,max_new_tokens=7"],
 }
 EVERY = [*catalog.SOURCES, *(spec for specs in SETTINGS.values() for spec in specs)]
 STEPS = 6
@@ -117,7 +128,7 @@ def test_labels_follow_the_ids_and_the_end_is_one_of_them(spec, ground):
             assert len(ids) + 1 <= ground.longest
             assert dict(facts).keys() == build_source(spec).needs().facts
             checked += end in valid
-    assert checked
+    assert checked or "decode" in spec  # the likeliest words of a random model do not end
 
 
 @pytest.mark.parametrize("spec", EVERY)

@@ -175,6 +175,7 @@ def _cost_table(rows: Sequence[ComparisonRow]) -> Table:
         "steps": [f"{row.steps:,}" for row in rows],
         "response tokens": [f"{row.tokens:,}" for row in rows],
         "passes": ["" if row.teacher_passes is None else f"{row.teacher_passes:.2f}" for row in rows],
+        "generated": [f"{row.generated_tokens:,}" if row.generated_tokens else "" for row in rows],
         "FLOPs": ["" if row.flops is None else f"{row.flops:.2g}" for row in rows],
         "time": [duration(row.seconds) for row in rows],
         "memory": [size(row.peak_bytes) for row in rows],

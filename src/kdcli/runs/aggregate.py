@@ -204,6 +204,7 @@ def _row(
         parameters=_largest(runs, "parameters"),
         teacher_parameters=_largest(runs, "teacher_parameters"),
         flops=_largest(runs, "flops"),
+        generated_tokens=max((run.get("generated_tokens") or 0 for run in runs), default=0),
     )
 
 

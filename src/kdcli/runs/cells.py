@@ -9,7 +9,7 @@ from typing import Any
 from kdcli.config import CompareConfig, DistillConfig
 from kdcli.errors import KDError, UsageError
 from kdcli.runs import splits
-from kdcli.runs.folder import RunFolder
+from kdcli.runs.folder import MADE, RunFolder
 from kdcli.runs.identity import short_hash
 from kdcli.runs.plan import folder_state
 from kdcli.runs.prepare import Prepared, objective_of, prepare_run
@@ -169,6 +169,8 @@ def _run_config(config: CompareConfig, line: Contender, tried: Choice, seed: int
         share = 0.0 if data.dev else data.dev_share or SHARE
         data = data.model_copy(update={"dev_share": share})
         evaluation = evaluation.model_copy(update={"split": "dev", "metrics": (tuned_by(config).metric,)})
+    if config.output is not None and data.made is None:
+        data = data.model_copy(update={"made": str(Path(config.output) / MADE)})
     train = applied(config.train, line.varied, tried)
     return DistillConfig(
         teacher=config.teacher,

@@ -47,6 +47,7 @@ class Cost:
         parameters: of the student; None if its folder is gone.
         teacher_parameters: of the teacher; None without one or where it is gone.
         flops: floating-point operations of training; None if something above is missing.
+        generated_tokens: tokens that were generated to train on.
     """
 
     steps: int
@@ -56,17 +57,19 @@ class Cost:
     parameters: int | None
     teacher_parameters: int | None
     flops: float | None
+    generated_tokens: int = 0
 
 
 def cost_of(run: RunRecord) -> Cost:
     """Return what a finished run asks for."""
-    seen = RunFolder(run.folder).status().get("student_tokens")
+    status = RunFolder(run.folder).status()
+    seen = status.get("student_tokens")
     asked = seen if _needs_teacher(run) else 0
     student, teacher = _sizes(run, asked)
     return Cost(
         run.steps, run.tokens, seen, asked,
         student.parameters if student else None, teacher.parameters if teacher else None,
-        flops(student, teacher, run.tokens, seen, asked),
+        flops(student, teacher, run.tokens, seen, asked), status.get("generated_tokens", 0),
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from kdcli.runs.records import Comparison
-from kdcli.runs.sheet import ARROWS, COSTS, Entry, Line, Sheet
+from kdcli.runs.sheet import ARROWS, Entry, Line, Sheet
 from kdcli.text import html_cell
 
 
@@ -22,7 +22,7 @@ def html_fragment(comparison: Comparison, sheet: Sheet, caption: str = "") -> st
         text = f"Difference to {sheet.baseline}, paired, with its 95 % interval; * is p < 0.05 after Holm's rule"
         parts += _table(text, heads, [_line(line) for line in sheet.differences])
     costs = [[html_cell(label), *map(html_cell, cells)] for label, cells in sheet.costs]
-    parts += _table("Cost of one run", ["objective", *COSTS], costs)
+    parts += _table("Cost of one run", ["objective", *sheet.cost_names], costs)
     said = [*comparison.notes, *(f"failed: {one.loss} seed {one.seed}: {one.message}" for one in comparison.failed)]
     parts += ["<ul>", *(f"<li>{html_cell(note, 1000)}</li>" for note in said), "</ul>"]
     return "\n".join(parts) + "\n"

@@ -3,8 +3,10 @@
 from kdcli.config import DistillConfig
 from kdcli.errors import UsageError
 from kdcli.losses.base import DistillLoss
+from kdcli.metrics.describe import describe
 from kdcli.sources.base import Source
 from kdcli.sources.describe import supplying, writing
+from kdcli.text import one_line
 
 
 def refuse_pair(config: DistillConfig, loss: DistillLoss, source: Source, label: str) -> None:
@@ -40,6 +42,18 @@ def refuse_pair(config: DistillConfig, loss: DistillLoss, source: Source, label:
             "PAIR-04", f"@{source.name} follows an evaluation made while training, and there is none", where=label,
             fix="give --eval-every N, with --eval-data or data.dev_share=0.1",
         )  # fmt: skip
+    if needs.monitor:
+        _refuse_score(config, needs.monitor, label)
+
+
+def _refuse_score(config: DistillConfig, score: str, label: str) -> None:
+    known = {name: better for metric in config.monitor.metrics for name, better in describe(metric).scores.items()}
+    if known.get(score) == "lower":
+        return
+    lower = [name for name, better in known.items() if better == "lower"]
+    fix = f"choose score={lower[0]}" if lower else "add perplexity to monitor.metrics"
+    what = f"the evaluation while training has no lower-is-better score {one_line(score)}"
+    raise UsageError("PAIR-06", what, where=label, fix=fix)
 
 
 def _refuse_facts(loss: DistillLoss, source: Source, label: str) -> None:

@@ -120,7 +120,7 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
             refuse_measuring(config.evaluation.metrics, measured=measured)
     watched = watched_by(config, pair.reader, workshop)
     ending = None
-    if watched is not None and (watched.config.patience is not None or source.needs().monitor):
+    if watched is not None and (watched.config.patience is not None or source.needs().monitor != ""):
         ending = watched.identity
     identity = identity_of(config, label, loss, pair, dataset, device, steps, seen, ending, source)
     identity |= source_identity(source, corpus, config)

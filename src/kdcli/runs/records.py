@@ -176,7 +176,9 @@ class ComparisonRow:
             not recorded.
         parameters: of the student.
         teacher_parameters: of the teacher; None without one or where it is gone.
-        flops: floating-point operations of one run that has no cache, from parameters and tokens; None if not known.
+        flops: floating-point operations of one run that has no cache, from parameters and tokens, generation left
+            out; None if not known.
+        generated_tokens: tokens that one run generated to train on; None if not recorded.
     """
 
     label: str
@@ -195,6 +197,7 @@ class ComparisonRow:
     parameters: int | None = None
     teacher_parameters: int | None = None
     flops: float | None = None
+    generated_tokens: int | None = None
 
     @property
     def teacher_passes(self) -> float | None:

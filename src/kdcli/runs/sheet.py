@@ -11,6 +11,7 @@ ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 ABSENT = "–"
 SURE = "*"
 COSTS = ("seeds", "steps", "response tokens", "teacher passes", "parameters", "FLOPs")
+GENERATED = "generated tokens"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Sheet:
         scores: the columns.
         means: mean ± half the 95 % interval.
         differences: paired difference to the baseline with its 95 % interval, without the baseline's line.
-        costs: label and one string per name in ``COSTS``.
+        costs: label and one string per name in ``cost_names``.
         baseline: as it came.
     """
 
@@ -67,6 +68,7 @@ class Sheet:
     differences: tuple[Line, ...]
     costs: tuple[tuple[str, tuple[str, ...]], ...]
     baseline: str
+    cost_names: tuple[str, ...] = COSTS
 
 
 def make_sheet(comparison: Comparison, digits: int | None = None) -> Sheet:
@@ -77,6 +79,7 @@ def make_sheet(comparison: Comparison, digits: int | None = None) -> Sheet:
         digits: decimals of every number; by default those that show two digits of the median interval.
     """
     rows = comparison.rows
+    generates = any(row.generated_tokens for row in rows)
     places = {info.name: digits if digits is not None else _places(rows, info.name) for info in comparison.scores}
     return Sheet(
         scores=comparison.scores,
@@ -86,8 +89,9 @@ def make_sheet(comparison: Comparison, digits: int | None = None) -> Sheet:
             for row in rows
             if row.label != comparison.baseline
         ),
-        costs=tuple((row.label, _costs(row)) for row in rows),
+        costs=tuple((row.label, _costs(row) + _generated(row) * generates) for row in rows),
         baseline=comparison.baseline,
+        cost_names=COSTS + (GENERATED,) * generates,
     )
 
 
@@ -135,3 +139,7 @@ def _costs(row: ComparisonRow) -> tuple[str, ...]:
     passes = ABSENT if row.teacher_passes is None else f"{row.teacher_passes:.2f}"
     seeds = ",".join(map(str, row.seeds))
     return seeds, f"{row.steps:,}", f"{row.tokens:,}", passes, count(row.parameters), count(row.flops)
+
+
+def _generated(row: ComparisonRow) -> tuple[str, ...]:
+    return (count(row.generated_tokens),)

@@ -32,7 +32,11 @@ def with_cache(
     """
     if config.teacher_cache != "auto":
         return cells
-    open_cells = [cell for cell in cells if cell.state() != "done" and cell.prepared.needs_teacher]
+    needing = [cell for cell in cells if cell.state() != "done" and cell.prepared.needs_teacher]
+    open_cells = [cell for cell in needing if cell.prepared.source.needs().fixed]
+    if len(open_cells) < len(needing):
+        live = len(needing) - len(open_cells)
+        report(Event("note", f"{live} cells train on sequences that no cache knows: they run the teacher themselves"))
     if not open_cells:
         return cells
     datasets = _rows(open_cells)
@@ -48,7 +52,7 @@ def with_cache(
         return cells
     build_cache(folder, key, datasets, teacher, workshop, first.device, report, command=command)
     report(Event("note", f"the teacher ran once; {len(open_cells)} cells would have run it {passes:.1f} times"))
-    return [_reading(cell, folder) for cell in cells]
+    return [_reading(cell, folder) if cell.prepared.source.needs().fixed else cell for cell in cells]
 
 
 def teacher_passes(config: CompareConfig, cells: Sequence[Cell]) -> float:

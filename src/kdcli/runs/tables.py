@@ -17,7 +17,7 @@ from kdcli.digits import decimals, with_half
 from kdcli.runs.html_table import html_fragment
 from kdcli.runs.latex_table import latex
 from kdcli.runs.records import Comparison, ComparisonRow, ScoreInfo
-from kdcli.runs.sheet import ABSENT, ARROWS, COSTS, Entry, Line, Sheet, make_sheet
+from kdcli.runs.sheet import ABSENT, ARROWS, Entry, Line, Sheet, make_sheet
 from kdcli.statistics import Estimate
 from kdcli.text import csv_cell, markdown_cell, one_line
 
@@ -65,7 +65,7 @@ def markdown(comparison: Comparison, sheet: Sheet) -> str:
         head = f"## Difference to {markdown_cell(sheet.baseline)}, paired"
         parts += [head, "", *_grid(heads, [_line(line) for line in sheet.differences]), ""]
     costs = [[markdown_cell(label), *cells] for label, cells in sheet.costs]
-    parts += ["## Cost of one run", "", *_grid(["objective", *COSTS], costs), ""]
+    parts += ["## Cost of one run", "", *_grid(["objective", *sheet.cost_names], costs), ""]
     parts += [_LEGEND, ""]
     parts += [f"- {markdown_cell(note, 1000)}" for note in comparison.notes]
     parts += [
@@ -86,7 +86,7 @@ def comma_separated(comparison: Comparison, sheet: Sheet) -> str:
     changes = ["difference", "difference_low", "difference_high", "p"]
     models = ["models_low", "models_high", "models_p"]
     shown = ["shown", "shown_difference"]
-    costs = ["steps", "tokens", "teacher_passes", "parameters", "flops"]
+    costs = ["steps", "tokens", "teacher_passes", "parameters", "flops", "generated_tokens"]
     heads = ["objective", "seeds", "score", "better", *_ESTIMATE, *changes, *models, "best", "tied", *shown, *costs]
     writer.writerow(heads)
     changed = {line.label: line for line in sheet.differences}

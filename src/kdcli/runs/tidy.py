@@ -40,6 +40,7 @@ _COLUMNS = pa.schema(
         ("parameters", pa.int64()),
         ("teacher_parameters", pa.int64()),
         ("flops", pa.float64()),
+        ("generated_tokens", pa.int64()),
     ]
 )
 _SHARED = ("example", "where", "prompt", "references", "predictions", "ended")

@@ -25,7 +25,7 @@ class SourceNeeds:
         teacher: the teacher writes sequences, so a cache of its hidden states does not do.
         corpus: rows of a second corpus are read.
         fixed: every sequence is a row of the data set, so that a teacher's cache knows it.
-        monitor: it follows an evaluation that is made while training.
+        monitor: lower-is-better score that it follows in evaluations while training; empty for none.
         facts: names of the per-token facts it supplies.
         origins: whose words it supplies, names of ``losses.supplied.ORIGINS``.
     """
@@ -34,7 +34,7 @@ class SourceNeeds:
     teacher: bool = False
     corpus: bool = False
     fixed: bool = True
-    monitor: bool = False
+    monitor: str = ""
     facts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset({"data"})
 
@@ -151,9 +151,11 @@ class Source(Part, ABC):
         name: the registered name.
         summary: one sentence.
         reference: paper and section.
+        mixable: whether it opens ``RowWindows``, in which each row of a step becomes one sequence.
     """
 
     part: ClassVar[str] = "source"
+    mixable: ClassVar[bool] = False
     summary: ClassVar[str]
     reference: ClassVar[str]
 

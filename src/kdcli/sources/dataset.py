@@ -18,6 +18,7 @@ class DatasetSource(Source):
     True
     """
 
+    mixable: ClassVar[bool] = True
     name: ClassVar[str] = "dataset"
     summary: ClassVar[str] = "the training rows as they are"
     reference: ClassVar[str] = "Hinton et al. 2015 (arXiv 1503.02531): a fixed transfer set"

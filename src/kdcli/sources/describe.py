@@ -68,14 +68,14 @@ def cards() -> list[SourceCard]:
 def in_words(needs: SourceNeeds) -> tuple[str, ...]:
     """Say what a source asks for.
 
-    >>> in_words(SourceNeeds(student=True, monitor=True))
+    >>> in_words(SourceNeeds(student=True, monitor="nll"))
     ('student', 'evaluation while training')
     """
     asked = {
         "student": needs.student,
         "teacher": needs.teacher,
         "second corpus": needs.corpus,
-        "evaluation while training": needs.monitor,
+        "evaluation while training": bool(needs.monitor),
     }
     return tuple(word for word, is_asked in asked.items() if is_asked)
 

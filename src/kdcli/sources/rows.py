@@ -75,9 +75,13 @@ class RowWindows(Windows):
         Raises:
             ValueError: no such step.
         """
-        self._written = 0
+        self.begin()
         self._given = self.write(step, self.members(step))
         return batches(self._given, self.ground)
+
+    def begin(self) -> None:
+        """Start to count the tokens of a step."""
+        self._written = 0
 
     @abstractmethod
     def write(self, step: int, rows: Sequence[int]) -> list[Written]:

@@ -25,6 +25,7 @@ class StudentSource(Source):
     False
     """
 
+    mixable: ClassVar[bool] = True
     name: ClassVar[str] = "student"
     summary: ClassVar[str] = "the student's own answers, written at each step (on-policy)"
     reference: ClassVar[str] = "Agarwal et al. 2024 (arXiv 2306.13649), algorithm 1"

@@ -1,0 +1,135 @@
+"""The source in which the teacher answers the prompts once, before training: sequence-level distillation."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from kdcli.config import GenerationConfig
+from kdcli.errors import InputError
+from kdcli.sources.base import Ground, Source, SourceNeeds
+from kdcli.sources.made_text import MadeText, Sentence, made_text
+from kdcli.sources.rows import RowWindows
+from kdcli.sources.writing import KNOWN, Written, coins
+
+
+class TeacherSource(Source):
+    """The teacher's answers to the prompts of the training rows, made once before training and kept.
+
+    With ``ce`` this is SeqKD: train on what the teacher says. ``decode=beam`` is the original form, sampling the
+    usual one with large models. ``prompts=bos`` is data-free distillation: the teacher makes whole texts from the
+    token that begins one. What is made depends on teacher, prompts and options, ``seed`` among them, and not on the
+    run: all runs with the same ``data.made`` folder and all cells of a comparison share it. The filters choose
+    among what was made. A step has as many sequences as with the rows themselves: each row's prompt with one of its
+    answers, another one in each epoch; where all answers to a prompt were filtered out, another prompt's.
+
+    >>> TeacherSource(decode="beam", answers=2).needs().teacher
+    True
+    """
+
+    mixable: ClassVar[bool] = True
+    name: ClassVar[str] = "teacher"
+    summary: ClassVar[str] = "the teacher's answers, made once and kept (SeqKD, data-free)"
+    reference: ClassVar[str] = "Kim and Rush 2016 (arXiv 1606.07947), section 3.2"
+
+    decode: Annotated[Literal["sample", "greedy", "beam"], Field(description="how the teacher chooses its words")] = (
+        "sample"
+    )
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False, description="of sampling")] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1, description="nucleus mass of sampling")] = 1.0
+    max_new_tokens: Annotated[int, Field(ge=1, description="tokens per answer at most, end token included")] = 128
+    answers: Annotated[int, Field(ge=1, le=1000, description="answers per prompt; of beam search the best ones")] = 1
+    beams: Annotated[int, Field(ge=2, le=64, description="width of beam search")] = 4
+    prompts: Annotated[Literal["rows", "bos"], Field(description="of the rows, or the first token alone")] = "rows"
+    min_tokens: Annotated[int, Field(ge=1, description="drop shorter answers, end token counted")] = 1
+    max_nll: Annotated[
+        float | None, Field(gt=0, description="drop answers the teacher finds less likely, mean nats per token")
+    ] = None
+    ended: Annotated[bool, Field(description="drop answers that were cut at max_new_tokens")] = False
+    seed: Annotated[int, Field(ge=0, description="of sampling; not the run's seed, so that runs share answers")] = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TeacherSource":
+        if self.decode == "greedy" and self.answers > 1:
+            raise ValueError("greedy decoding has one answer; set decode=sample or decode=beam")
+        if self.decode == "greedy" and self.prompts == "bos":
+            raise ValueError("greedy decoding from BOS makes one and the same text; set decode=sample")
+        if self.decode == "beam" and self.answers > self.beams:
+            raise ValueError(f"beam search of width {self.beams} has at most {self.beams} answers; raise beams")
+        if self.decode == "beam" and self.prompts == "bos":
+            raise ValueError("beam search from BOS makes one and the same text; set decode=sample")
+        return self
+
+    def needs(self) -> SourceNeeds:
+        """Ask for the teacher, to write; its sequences are not rows of the data set."""
+        return SourceNeeds(teacher=True, fixed=False, facts=KNOWN, origins=frozenset({"teacher"}))
+
+    def open(self, ground: Ground) -> "TeacherWindows":
+        """Return the windows of a run; what is not made yet is made now, if the teacher is there."""
+        return TeacherWindows(ground, self)
+
+    @property
+    def sampling(self) -> GenerationConfig:
+        """How answers are sampled; at temperature 0 where they are not."""
+        temperature = self.temperature if self.decode == "sample" else 0.0
+        return GenerationConfig(
+            max_new_tokens=self.max_new_tokens, temperature=temperature, top_p=self.top_p, seeds=(0,)
+        )
+
+    def kept(self, text: MadeText) -> list[Sentence]:
+        """Return the sentences that pass the filters, each once.
+
+        Raises:
+            InputError: none does.
+        """
+        found: dict[tuple[int, ...], Sentence] = {}
+        for one in text.sentences:
+            long = one.targets >= self.min_tokens
+            likely = self.max_nll is None or one.nll <= self.max_nll
+            if long and likely and (one.ended or not self.ended):
+                found.setdefault(one.example.ids, one)
+        if not found:
+            what = f"none of the teacher's {len(text.sentences):,} answers passes the filters"
+            raise InputError(
+                "SRC-01", what, where=str(text.folder or "@teacher"), fix="widen min_tokens, max_nll or ended"
+            )
+        return list(found.values())
+
+
+class TeacherWindows(RowWindows):
+    """Windows in which each row's prompt is followed by an answer of the teacher.
+
+    Args:
+        ground: what the source stands on.
+        source: its options.
+    """
+
+    def __init__(self, ground: Ground, source: TeacherSource) -> None:
+        super().__init__(ground)
+        self.source = source
+        if ground.teacher is not None:
+            assert self.pool, "answers are there before the first step"
+
+    @cached_property
+    def pool(self) -> list[Sentence]:
+        """Every answer that may be trained on."""
+        return self.source.kept(made_text(self.source, self.ground))
+
+    @cached_property
+    def by_row(self) -> dict[int, list[Sentence]]:
+        """The answers to each row's prompt."""
+        found: dict[int, list[Sentence]] = {}
+        for one in self.pool:
+            found.setdefault(one.row, []).append(one)
+        return found
+
+    def write(self, step: int, rows: Sequence[int]) -> list[Written]:
+        """Return, for each row, one of the teacher's answers."""
+        drawn = coins(self.ground.train.seed, step, rows)
+        epoch = step // self.steps_per_epoch
+        found = []
+        for row, coin in zip(rows, drawn, strict=True):
+            own = self.by_row.get(row) or [self.pool[int(coin * len(self.pool))]]
+            found.append(Written(own[epoch % len(own)].example, row, "teacher"))
+        return found

@@ -1,0 +1,74 @@
+"""``kill -9`` while sequences are written or replayed: the student is that of a run nobody touched."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+import study
+from kdcli.config import MonitorConfig
+from kdcli.durable import digest_file
+from kdcli.engine.events import silent
+from kdcli.runs.distill import distill
+
+SPECS = {
+    "student": "jsd@student:rate=0.7,max_new_tokens=8",
+    "replay": "srkl@replay:phi=0.6,growth=0.2,eps=0,capacity=9,max_new_tokens=8",
+    "teacher": "ce@teacher:answers=2,max_new_tokens=12",
+}
+
+
+def config(parts, name, spec):
+    settings = parts.run(name, spec, max_steps=12, save_every=2)
+    monitor = MonitorConfig(every=3, rows=4)
+    return settings.model_copy(
+        update={"monitor": monitor, "data": settings.data.model_copy(update={"eval": str(parts.test)})}
+    )
+
+
+def progress(folder):
+    """Lines written so far, of text and of steps."""
+    files = [*folder.glob("metrics.jsonl"), *folder.glob("made/.teacher-*.jsonl"), *folder.glob("made/*/text.jsonl")]
+    return sum(path.read_bytes().count(b"\n") for path in files if path.is_file())
+
+
+def attempt(settings):
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        distill(settings, silent)
+    except BaseException as error:
+        sys.stderr.write(repr(error))
+        os._exit(1)
+    os._exit(0)
+
+
+def killed_after(pid, folder, lines):
+    start = progress(folder)
+    while not os.waitpid(pid, os.WNOHANG)[0]:
+        if progress(folder) >= start + lines:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return True
+        time.sleep(0.001)
+    return False
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_killed_run_ends_as_if_nobody_had_touched_it(tmp_path, name):
+    parts = study.Parts(tmp_path)
+    whole = distill(config(parts, "whole", SPECS[name]), silent)
+    settings, kills = config(parts, "killed", SPECS[name]), 0
+    for lines in (1, 3, 2):
+        kills += killed_after(attempt(settings), tmp_path / "killed", lines)
+    assert kills >= 1
+    again = distill(settings, silent)
+    for file in ("model.safetensors",):
+        assert digest_file(again.model / file) == digest_file(whole.model / file)
+    assert (again.folder / "metrics.jsonl").read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()
+    texts = [sorted(path.read_bytes() for path in run.folder.glob("made/*/text.jsonl")) for run in (again, whole)]
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == (name == "teacher")
