@@ -62,6 +62,7 @@ SOURCES = {
     "student": "kdcli.sources.student:StudentSource",
     "mixture": "kdcli.sources.mixture:MixtureSource",
     "replay": "kdcli.sources.replay:ReplaySource",
+    "curriculum": "kdcli.sources.curriculum:CurriculumSource",
 }
 
 METRICS = {

@@ -29,6 +29,12 @@ SETTINGS = {
         "mixture:first=(teacher:max_new_tokens=7),second=(replay:phi=0.7,max_new_tokens=7),decay=0.2",
     ],
     "replay": ["replay:phi=0.7,capacity=6,max_new_tokens=7", "replay:phi=0.9,growth=0,fresh=true,max_new_tokens=7"],
+    "curriculum": [
+        "curriculum:by=teacher_nll,start=0.5,until=1",
+        "curriculum:by=student_nll,pacing=root,first=hard",
+        "curriculum:by=teacher_uncertainty,start=0.1",
+        "curriculum:start=1",
+    ],
 }
 EVERY = [*catalog.SOURCES, *(spec for specs in SETTINGS.values() for spec in specs)]
 STEPS = 6

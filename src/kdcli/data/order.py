@@ -27,7 +27,7 @@ def epoch_steps(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: in
     """
     count = len(lengths)
     whole = count - count % batch_size
-    bits = _random_bits(seed, epoch, count + whole // batch_size)
+    bits = random_bits(seed, epoch, count + whole // batch_size)
     permutation, step_keys = np.argsort(bits[:count], kind="stable").tolist(), bits[count:]
     steps: list[list[int]] = []
     for start in range(0, whole, window * batch_size):
@@ -42,7 +42,8 @@ def epoch_steps(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: in
     return steps
 
 
-def _random_bits(seed: int, epoch: int, count: int) -> np.ndarray:
+def random_bits(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Return 64 random bits for each of so many places, the same in every numpy version."""
     # Raw output of a bit generator is the same in every numpy version; Generator's methods may not be.
     key = np.random.SeedSequence([seed, epoch, _PURPOSE])
     return np.random.Philox(key).random_raw(count)

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kdcli.engine.block import block_gradient
+from kdcli.engine.mixture import Mixture, applied
 from kdcli.engine.projection import AppliedHead, Projection, wide
 from kdcli.engine.workspace import Workspace
 from kdcli.losses.base import DistillLoss, Facts, Tokens
@@ -46,7 +47,7 @@ class Work:
     labels: Int[Tensor, " n"]
     weights: Float[Tensor, " n"]
     sequence: Int[Tensor, " n"]
-    teacher: Projection | Coarse | None
+    teacher: Projection | Mixture | Coarse | None
     vocab: int
     compute: torch.dtype
     workspace: Workspace = field(default_factory=Workspace)
@@ -166,8 +167,8 @@ class _Sweep:
         self.student = AppliedHead("student", student, work.vocab, work.compute, work.workspace)
         self.teacher = None
         self.coarse = work.teacher if isinstance(work.teacher, Coarse) else None
-        if isinstance(work.teacher, Projection):
-            self.teacher = AppliedHead("teacher", work.teacher, work.vocab, work.compute, work.workspace)
+        if isinstance(work.teacher, Projection | Mixture):
+            self.teacher = applied("teacher", work.teacher, work.vocab, work.compute, work.workspace)
         self.chunk = work.workspace.chunk(work.vocab, device)
         self.block = work.workspace.block(work.vocab, device, self.chunk)
         self.held: slice | None = None

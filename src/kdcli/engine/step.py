@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from kdcli.data.collate import Batch
 from kdcli.engine.chunked import Work, fused_sum
 from kdcli.engine.features import FeatureComparison, feature_terms, weighted
+from kdcli.engine.mixture import Mixture
 from kdcli.engine.pack import Packing, find_valid
 from kdcli.engine.projection import Projection
 from kdcli.engine.teacher import OpenTeacher, Teacher
@@ -86,7 +87,9 @@ class DistillStep(nn.Module):
             parts = parts | {name: part.detach() for name, part in inner.items()}
         return total, {name: (part * weights).sum() for name, part in {**work.watched, **parts}.items()}
 
-    def _look(self, batch: Batch, packing: Packing) -> tuple[Projection, Projection | Coarse | None, Features | None]:
+    def _look(
+        self, batch: Batch, packing: Packing
+    ) -> tuple[Projection, Projection | Mixture | Coarse | None, Features | None]:
         """Run the trunks and return both sides at the valid tokens, and the layers compared, if any are."""
         student, teacher = self._outside
         if self.comparison is not None:

@@ -4,6 +4,7 @@ from typing import Protocol, runtime_checkable
 
 from kdcli.data.collate import Batch
 from kdcli.engine.inside import Look, look_at_teacher
+from kdcli.engine.mixture import Mixture
 from kdcli.engine.pack import Packing
 from kdcli.engine.projection import Projection
 from kdcli.losses.coarse import Coarse
@@ -15,10 +16,11 @@ from kdcli.models.load import LanguageModel
 class Teacher(Protocol):
     """A teacher as the engine sees it, running or remembered."""
 
-    def side(self, batch: Batch, packing: Packing) -> Projection | Coarse:
+    def side(self, batch: Batch, packing: Packing) -> Projection | Mixture | Coarse:
         """Return what it says of a micro-batch's valid tokens, without gradient.
 
-        Hidden states and the head that reads them; or, of a compact cache, the likeliest tokens and the rest.
+        Hidden states and the head that reads them, or those of several models and how to mix them; or, of a
+        compact cache, the likeliest tokens and the rest.
         """
         ...
 

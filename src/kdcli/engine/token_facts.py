@@ -13,8 +13,9 @@ from kdcli.engine.devices import Device
 from kdcli.engine.distances import jensen_shannon, total_variation
 from kdcli.engine.events import Event, Report
 from kdcli.engine.expected import brier_by_teacher, nll_by_teacher, top1_by_teacher
+from kdcli.engine.mixture import Mixture, applied
 from kdcli.engine.pack import Packing, find_valid
-from kdcli.engine.projection import AppliedHead, Projection, wide
+from kdcli.engine.projection import Projection, wide
 from kdcli.engine.teacher import LiveTeacher, Teacher
 from kdcli.engine.workspace import Workspace
 from kdcli.losses.base import log_softmax
@@ -73,18 +74,18 @@ def token_facts(
 
 def sides_of(
     student: LanguageModel, teacher: Teacher | None, batch: Batch, packing: Packing, device: Device
-) -> list[Projection]:
+) -> list[Projection | Mixture]:
     """Return hidden states and head of the student and, if there is one, the teacher."""
     moved, there = batch.to(device.device), packing.to(device.device)
     with torch.autocast(device.device.type, device.autocast, enabled=device.autocast is not None):
         sides = [side.side(moved, there) for side in (LiveTeacher(student), teacher) if side is not None]
-    whole = [side for side in sides if isinstance(side, Projection)]
+    whole = [side for side in sides if isinstance(side, Projection | Mixture)]
     assert len(whole) == len(sides), "evaluation asks for the whole teacher"
     return whole
 
 
 def _chunks(
-    sides: list[Projection],
+    sides: list[Projection | Mixture],
     packing: Packing,
     vocab: int,
     device: Device,
@@ -93,7 +94,7 @@ def _chunks(
     temperature: float | None,
 ) -> Iterator[Mapping[str, np.ndarray]]:
     heads = [
-        AppliedHead(name, side, vocab, device.compute, workspace)
+        applied(name, side, vocab, device.compute, workspace)
         for name, side in zip(("student", "teacher"), sides, strict=False)
     ]
     size = workspace.chunk(vocab, device.device)

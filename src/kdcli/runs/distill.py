@@ -13,9 +13,9 @@ from accelerate.utils import gather_object
 
 from kdcli import durable, settings
 from kdcli.config import DistillConfig
+from kdcli.engine.ensemble import living
 from kdcli.engine.events import Event, Report
 from kdcli.engine.loop import Outcome, Training, train
-from kdcli.engine.teacher import LiveTeacher
 from kdcli.errors import InterruptedRunError, KDError, UsageError
 from kdcli.models.adapter import save_adapter
 from kdcli.models.load import LanguageModel
@@ -147,7 +147,7 @@ def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Re
         )
     student.check_length(max(prepared.dataset.lengths))
     writer = _writer(prepared, workshop)
-    live = [teacher.model] if isinstance(teacher, LiveTeacher) else [] if writer is None else [writer]
+    live = living(teacher) or ([] if writer is None else [writer])
     for note in [note for model in (student, *live) for note in model.notes]:
         report(Event("note", note))
     started = time.process_time()
@@ -173,7 +173,7 @@ def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Re
                 folder.path / ADAPTER, lambda target: save_adapter(student.adapter, target), {"kind": "adapter"}
             )
         spent = folder.status().get("cpu_seconds", 0.0) + time.process_time() - started
-        taught = outcome.student_tokens if isinstance(teacher, LiveTeacher) else 0
+        taught = outcome.student_tokens * len(living(teacher))
         folder.set_status("done", **vars(outcome), teacher_tokens=taught, cpu_seconds=round(spent, 2))
     return outcome
 

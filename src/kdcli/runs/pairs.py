@@ -4,6 +4,7 @@ from kdcli.config import DistillConfig
 from kdcli.errors import UsageError
 from kdcli.losses.base import DistillLoss
 from kdcli.metrics.describe import describe
+from kdcli.runs.ensemble import refuse_blend
 from kdcli.sources.base import Source
 from kdcli.sources.describe import supplying, writing
 from kdcli.text import one_line
@@ -26,6 +27,8 @@ def refuse_pair(config: DistillConfig, loss: DistillLoss, source: Source, label:
     if config.teacher is None and (loss.needs().anything_of_teacher or needs.teacher):
         what = "learns from a teacher" if loss.needs().anything_of_teacher else "trains on what a teacher writes"
         raise UsageError("CLI-20", f"{label} {what}", where="--teacher", fix="give a folder or a hub id")
+    if needs.teacher:
+        refuse_blend(config.teacher, f"@{source.name} asks one teacher", label, "give one of them, or another source")
     if config.teacher_cache is not None and loss.needs().anything_of_teacher and not needs.fixed:
         raise UsageError(
             "PAIR-02",

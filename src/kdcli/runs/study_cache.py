@@ -43,6 +43,8 @@ def with_cache(
     first = open_cells[0].prepared
     teacher = first.pair.teacher
     assert teacher is not None, "a cell needs it"
+    if teacher.blend is not None:  # several teachers: there is no one head to keep
+        return cells
     passes = sum(_tokens_read(cell) for cell in open_cells) / sum(sum(rows.lengths) for rows in datasets)
     key = cache_key(teacher, config.data, config.hardware, first.device)
     size = estimated_bytes(key, teacher.width, teacher.rows, sum(rows.targets for rows in datasets))

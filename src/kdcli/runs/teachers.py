@@ -7,6 +7,7 @@ from typing import Any
 from kdcli.config import CacheConfig, DataConfig, DistillConfig, HardwareConfig, ServerConfig
 from kdcli.data.dataset import TokenDataset
 from kdcli.engine.devices import Device, prepare
+from kdcli.engine.ensemble import EnsembleTeacher
 from kdcli.engine.events import Report
 from kdcli.engine.teacher import LiveTeacher, Teacher
 from kdcli.errors import InputError, UsageError
@@ -16,6 +17,7 @@ from kdcli.metrics.describe import describe
 from kdcli.registry import LOSSES
 from kdcli.runs.cache_build import build_cache
 from kdcli.runs.cache_key import WHOLE, cache_key, check_key, read_key, seen_as
+from kdcli.runs.ensemble import refuse_blend
 from kdcli.runs.serving.address import address_of, is_served
 from kdcli.runs.teacher_cache import CacheRecord, Remembered, estimated_bytes, missing_rows, open_cache
 from kdcli.runs.workshop import ModelFacts, Workshop, check_data_path
@@ -36,6 +38,7 @@ def view_of(cache: str | None, teacher: ModelFacts, data: DataConfig, hardware: 
         )  # fmt: skip
     if cache is None:
         return WHOLE
+    refuse_blend(teacher.path, "a cache remembers one teacher", "--teacher-cache", "leave --teacher-cache out")
     found = read_key(Path(cache))["key"]
     check_key(found, cache_key(teacher, data, hardware, device), Path(cache))
     return seen_as(found)
@@ -109,6 +112,11 @@ def teacher_for(
         InputError: the cache lacks rows.
         IntegrityError: a file of it is damaged.
     """
+    if cache is None and facts.blend is not None:
+        models = tuple(workshop.load_teacher(one.path, device.device, facts.quantization) for one in facts.members)
+        for model in models:
+            model.check_length(max(dataset.lengths))
+        return EnsembleTeacher(models, facts.blend.weights, facts.blend.space)
     if cache is None:
         teacher = workshop.load_teacher(facts.path, device.device, facts.quantization)
         teacher.check_length(max(dataset.lengths))
@@ -173,6 +181,7 @@ def plan_cache(config: CacheConfig) -> dict[str, Any]:
 def _rows(config: CacheConfig, workshop: Workshop) -> tuple[ModelFacts, Sequence[TokenDataset], Device]:
     if config.teacher is None:
         raise UsageError("CLI-20", "no teacher", where="--teacher", fix="give a folder or a hub id")
+    refuse_blend(config.teacher, "a cache remembers one teacher", "--teacher", "train from the teachers themselves")
     path = check_data_path(config.data.train, "--data")
     device = prepare(config.hardware)
     if is_served(config.teacher):

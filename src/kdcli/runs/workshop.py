@@ -12,7 +12,7 @@ from kdcli.config import DataConfig, LoraConfig, ServerConfig
 from kdcli.data.dataset import TokenDataset, load_dataset
 from kdcli.data.files import find
 from kdcli.engine.teacher import Teacher
-from kdcli.errors import UsageError
+from kdcli.errors import InputError, UsageError
 from kdcli.models.adapter import attach
 from kdcli.models.folder import ModelFolder, open_folder
 from kdcli.models.load import LanguageModel, load_model, load_tokenizer
@@ -21,6 +21,7 @@ from kdcli.models.random import is_random, random_student
 from kdcli.models.tokenizer import end_ids
 from kdcli.models.vocabulary import padding_note, refuse_same_model, shared_vocabulary
 from kdcli.models.weights import read_generation_config
+from kdcli.runs.ensemble import Blend, read_blend, refuse_blend
 from kdcli.runs.folder import model_of
 from kdcli.runs.serving.address import address_of, is_served
 from kdcli.runs.serving.client import Client
@@ -43,6 +44,8 @@ class ModelFacts:
         width: numbers in a hidden state.
         quantization: what its linear layers below the head are rounded to; part of the digest too.
         server: where it is served, its model's name included; None for a model that is read here.
+        blend: how several teachers are mixed, if it is several.
+        members: each of them.
     """
 
     path: str
@@ -55,6 +58,8 @@ class ModelFacts:
     width: int = 0
     quantization: str = NONE
     server: ServerConfig | None = None
+    blend: Blend | None = None
+    members: tuple["ModelFacts", ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,9 @@ class Workshop:
 
     def look(self, path: str) -> ModelFacts:
         """Return what identifies a model; its tokenizer is loaded, its weights are not."""
+        blend = read_blend(path)
+        if path not in self._facts and blend is not None:
+            self._facts[path] = _blended(path, blend, tuple(self.look(one) for one in blend.members))
         if path not in self._facts:
             checked = open_folder(model_of(path))
             tokenizer = load_tokenizer(model_of(path))
@@ -159,9 +167,12 @@ class Workshop:
                 where=f"--student {student}", fix="give --teacher",
             )  # fmt: skip
         if teacher is not None and not random:
-            refuse_same_model(model_of(teacher), model_of(student))
+            blend = read_blend(teacher)
+            for one in blend.members if blend is not None else (teacher,):
+                refuse_same_model(model_of(one), model_of(student))
         there = self.look_teacher(teacher, quantization) if teacher is not None else None
-        here = there if random else self.look(student)
+        first = there.members[0] if there is not None and there.members else there
+        here = first if random else self.look(student)
         assert here is not None, "a random student has a teacher"
         other = there or here
         vocab = shared_vocabulary(here.tokenizer, other.tokenizer, here.rows, other.rows)
@@ -181,7 +192,12 @@ class Workshop:
         return self._data[key]
 
     def load_teacher(self, path: str, device: torch.device, quantization: str = NONE) -> LanguageModel:
-        """Return the teacher, loaded once per device."""
+        """Return one teacher, loaded once per device.
+
+        Raises:
+            UsageError: it is several.
+        """
+        refuse_blend(path, "one teacher is asked for", "--teacher", "give one of them")
         key = (path, device, quantization)
         if key not in self._teachers:
             self._teachers[key] = load_model(model_of(path), device=device, role="teacher", quantization=quantization)
@@ -237,6 +253,34 @@ def _facts(path: str, checked: ModelFolder, tokenizer: PreTrainedTokenizerBase) 
         tokenizer_digest=durable.digest_files(files or _all_files(checked.folder)),
         parameters=sum(info.numel for info in checked.tensors.values()),
         width=int(table.get("hidden_size") or table.get("n_embd") or table.get("d_model") or 0),
+    )
+
+
+def _blended(path: str, blend: Blend, members: tuple[ModelFacts, ...]) -> ModelFacts:
+    """Return what identifies several teachers together.
+
+    Raises:
+        InputError: they do not speak the same tokens.
+    """
+    first = members[0]
+    for other in members[1:]:
+        try:
+            shared_vocabulary(first.tokenizer, other.tokenizer, first.rows, other.rows)
+        except InputError as error:
+            what = f"the teachers {first.path} and {other.path} do not share a tokenizer"
+            fix = "mix teachers of one tokenizer"
+            raise InputError(error.code, what, where=f"--teacher {path}", fix=fix) from error
+    return ModelFacts(
+        path=path,
+        tokenizer=first.tokenizer,
+        rows=min(member.rows for member in members),
+        end_id=first.end_id,
+        digest=blend.digest([member.digest for member in members]),
+        tokenizer_digest=first.tokenizer_digest,
+        parameters=sum(member.parameters for member in members),
+        width=sum(member.width for member in members),
+        blend=blend,
+        members=members,
     )
 
 

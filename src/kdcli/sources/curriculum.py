@@ -1,0 +1,134 @@
+"""The source that opens the easy rows first and the hard ones later."""
+
+import heapq
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from kdcli.data.order import random_bits
+from kdcli.sources.base import Ground, Source, SourceNeeds
+from kdcli.sources.dataset import DatasetSource, DatasetWindows
+from kdcli.sources.difficulty import Difficulty, difficulties
+
+
+class CurriculumSource(Source):
+    """The rows of the training data, easy ones first: at each step a share c of the rows, by difficulty, is open.
+
+    With x the share of the way done, from the first step to ``until``, the open share is::
+
+        linear   c = start + (1 - start) x
+        root     c = sqrt(start^2 + (1 - start^2) x)
+
+    and 1 afterwards; at least one batch is open. Among the open rows those used least often come first, in an order
+    that follows from the seed; so a run of an epoch or more uses every row, and all about equally often: what
+    changes is when. ``start=1`` is plain shuffling, bit for bit the data set's. Difficulty is measured before the
+    first step and kept in the run's folder: mean -log p of the labels under the teacher or under the student as it
+    starts, mean 1 - p of the labels under the teacher, or the number of response tokens.
+
+    >>> source = CurriculumSource(start=0.25, until=0.5)
+    >>> [source.open_share(progress) for progress in (0.0, 0.25, 0.5, 1.0)]
+    [0.25, 0.625, 1.0, 1.0]
+    """
+
+    name: ClassVar[str] = "curriculum"
+    summary: ClassVar[str] = "the training rows, easy ones first"
+    reference: ClassVar[str] = "Platanios et al. 2019, arXiv:1903.09848 (pacing by competence); Bengio et al. 2009"
+
+    by: Annotated[Difficulty, Field(description="what makes a row hard")] = "length"
+    first: Annotated[Literal["easy", "hard"], Field(description="which rows are open from the start")] = "easy"
+    start: Annotated[float, Field(gt=0, le=1, description="share of the rows open at the first step")] = 0.2
+    until: Annotated[float, Field(gt=0, le=1, description="share of the run at which all rows are open")] = 0.5
+    pacing: Annotated[Literal["linear", "root"], Field(description="way from start to all")] = "linear"
+
+    def needs(self) -> SourceNeeds:
+        """Ask for the model that measures; every sequence is a row of the data set."""
+        measured = {"student": self.by == "student_nll", "teacher": self.by.startswith("teacher")}
+        return replace(DatasetSource().needs(), **measured)
+
+    def open(self, ground: Ground) -> "CurriculumWindows":
+        """Return the windows of a run; rows are measured now, while the student is as it starts."""
+        return CurriculumWindows(ground, self)
+
+    def open_share(self, progress: float) -> float:
+        """Return the share of rows open at a share of the run, from 0 to 1."""
+        way = progress / self.until
+        if way >= 1.0:
+            return 1.0
+        if self.pacing == "linear":
+            return self.start + (1.0 - self.start) * way
+        return math.sqrt(self.start**2 + (1.0 - self.start**2) * way)
+
+
+class CurriculumWindows(DatasetWindows):
+    """Windows of a data set whose rows are opened one after the other.
+
+    Args:
+        ground: what the source stands on; without the model that measures, only steps are counted.
+        source: its options.
+    """
+
+    def __init__(self, ground: Ground, source: CurriculumSource) -> None:
+        super().__init__(ground)
+        self.source = source
+        self._plan: list[list[int]] = []
+        self._step = 0
+        needs = source.needs()
+        absent = (needs.student and ground.student is None) or (needs.teacher and ground.teacher is None)
+        if source.start < 1.0 and not absent:
+            self._plan = list(self._drawn(self._ranked(difficulties(source.by, ground))))
+
+    def steps(self, epoch: int) -> list[list[int]]:
+        """Return the examples of each step of an epoch, over all processes."""
+        if self.source.start == 1.0:
+            return super().steps(epoch)
+        assert self._plan, "the model that measures was not there when the source was opened"
+        size = self.steps_per_epoch
+        return self._plan[epoch * size : (epoch + 1) * size]
+
+    def window(self, step: int) -> list:
+        """Return this process' micro-batches of a step, longest first."""
+        self._step = step
+        return super().window(step)
+
+    def values(self) -> dict[str, float]:
+        """Return the share of rows that was open."""
+        return {**super().values(), "curriculum.open": self.source.open_share(self._progress(self._step))}
+
+    def _progress(self, step: int) -> float:
+        return step / max(self.total_steps - 1, 1)
+
+    def _ranked(self, hard: Sequence[float]) -> list[int]:
+        """Return the rows in the order in which they are opened; equally hard ones in file order."""
+        sign = 1.0 if self.source.first == "easy" else -1.0
+        return sorted(range(len(hard)), key=lambda row: (sign * hard[row], row))
+
+    def _drawn(self, ranked: Sequence[int]) -> Iterator[list[int]]:
+        """Yield the rows of each step: of the open ones those used least often, ties by lot."""
+        train, count = self.ground.train, len(ranked)
+        lots: list[np.ndarray] = []
+        pool: list[tuple[int, int, int]] = []
+
+        def put(row: int, uses: int) -> None:
+            if uses == len(lots):
+                lots.append(random_bits(train.seed, uses, count))
+            heapq.heappush(pool, (uses, int(lots[uses][row]), row))
+
+        opened = 0
+        for step in range(self.total_steps):
+            share = self.source.open_share(self._progress(step))
+            wanted = max(math.ceil(share * count - _ROUNDING), min(train.batch_size, count))
+            for row in ranked[opened:wanted]:
+                put(row, 0)
+            opened = max(opened, wanted)
+            taken = [heapq.heappop(pool) for _ in range(min(train.batch_size, opened))]
+            for uses, _, row in taken:
+                put(row, uses + 1)
+            yield [row for _, _, row in taken]
+
+
+_ROUNDING = 1e-9
+"""Keeps ``share * rows`` from rising above a whole number by rounding."""
