@@ -26,6 +26,7 @@ from kdcli.options import Option
 from kdcli.sources.describe import cards as source_cards
 from kdcli.spelling import ALIASES, FLAGS, flag_path
 from kdcli.text import markdown_cell
+from kdcli.training_presets import cards as preset_cards
 
 HERE = Path(__file__).resolve().parent
 KINDS = {
@@ -188,6 +189,15 @@ def source_details() -> str:
     )  # fmt: skip
 
 
+def presets() -> str:
+    """Return the table of all training presets."""
+    rows = [
+        [f"[`{card.name}`](../src/kdcli/recipes/{card.name}.yaml)", code(card.objective), markdown_cell(card.summary)]
+        for card in preset_cards()
+    ]
+    return table(["preset", "objective", "what"], rows)
+
+
 def metrics() -> str:
     """Return the table of all metrics."""
     arrows = {"higher": " ↑", "lower": " ↓"}
@@ -225,6 +235,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "objectives": objectives,
     "objective details": objective_details,
     "metrics": metrics,
+    "presets": presets,
     "sources": sources,
     "source details": source_details,
 }

@@ -63,6 +63,7 @@ SOURCES = {
     "mixture": "kdcli.sources.mixture:MixtureSource",
     "replay": "kdcli.sources.replay:ReplaySource",
     "curriculum": "kdcli.sources.curriculum:CurriculumSource",
+    "rollout": "kdcli.sources.rollout:RolloutSource",
 }
 
 METRICS = {

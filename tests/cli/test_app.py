@@ -231,3 +231,16 @@ def test_losses_as_json():
     assert card["name"] == "akl"
     assert "mu" in {option["name"] for option in card["options"]}
     assert "akl" in kd("losses", "show", "akl").out
+
+
+def test_presets_are_listed_shown_and_taken_by_config():
+    names = [card["name"] for card in json.loads(kd("presets", "list", "--json").out)]
+    assert {"gkd", "minillm"} <= set(names)
+    assert kd("presets").out == kd("presets", "list").out
+    shown = kd("presets", "show", "gkd").out
+    assert "arXiv 2306.13649" in shown
+    assert "loss: jsd:beta=0.5@student:rate=0.5" in shown.splitlines()
+    assert "did you mean gkd" in kd("presets", "show", "gdk").err
+    assert "CLI-24" in kd("distill", "--config", "gdk").err
+    assert "CLI-24" not in kd("distill", "--config", "gkd").err
+    assert "CFG-01" in kd("compare", "fkl", "--config", "gkd").err

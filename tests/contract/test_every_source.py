@@ -11,6 +11,7 @@ import running
 from kdcli import catalog
 from kdcli.config import TrainConfig
 from kdcli.data.collate import IGNORED
+from kdcli.losses.supplied import code_of
 from kdcli.registry import SOURCES
 from kdcli.sources.base import Ground, Source
 from kdcli.sources.build import build_source, spec_of
@@ -34,6 +35,11 @@ SETTINGS = {
         "curriculum:by=student_nll,pacing=root,first=hard",
         "curriculum:by=teacher_uncertainty,start=0.1",
         "curriculum:start=1",
+    ],
+    "rollout": [
+        "rollout:rollouts=8,epochs=1,max_new_tokens=9",
+        "rollout:alpha=0,rollouts=6,epochs=2,max_new_tokens=9,corpus=3",
+        "rollout:alpha=1,rollouts=7,epochs=2,max_new_tokens=9,corpus=11",
     ],
 }
 EVERY = [*catalog.SOURCES, *(spec for specs in SETTINGS.values() for spec in specs)]
@@ -143,7 +149,7 @@ def test_no_padding_row_is_written_and_nothing_else_is_touched(spec, ground):
     before, modes = torch.get_rng_state(), ground.student.model.train().training
     for found in run_to(build_source(spec).open(ground), STEPS):
         for _, ids, _, facts in found:
-            if set(dict(facts)["origin"]) - {0}:
+            if set(dict(facts)["origin"]) - {0, code_of("corpus")}:
                 assert max(ids[dict(facts)["origin"].index(max(dict(facts)["origin"])) + 1 :], default=0) < ground.vocab
     assert torch.equal(torch.get_rng_state(), before)
     assert ground.student.model.training is modes

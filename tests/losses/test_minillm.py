@@ -279,7 +279,7 @@ def test_needs_follow_from_what_is_taken():
     assert build_objective("minillm").needs().facts == {"behaviour_logp", "student_logp"}
     assert build_objective("minillm").needs().survey == "both"
     single = build_objective("minillm:variant=single").needs()
-    assert (single.facts, single.survey) == ({"origin"}, "none")
+    assert (single.facts, single.survey, single.drawn) == (set(), "none", True)
     assert build_objective("minillm:variant=single,single_weight=step").needs().survey == "both"
 
 

@@ -26,6 +26,7 @@ from kdcli.cli import (
     losses,
     metrics,
     plan,
+    presets,
     reproduce,
     sources,
     toy,
@@ -108,6 +109,7 @@ demo.register(app)
 losses.register(app, Commands)
 metrics.register(app, Commands)
 sources.register(app, Commands)
+presets.register(app, Commands)
 
 
 IMPLIED: dict[tuple[str, ...], tuple[str, ...]] = {
@@ -115,6 +117,7 @@ IMPLIED: dict[tuple[str, ...], tuple[str, ...]] = {
     ("losses",): ("losses", "list"),
     ("metrics",): ("metrics", "list"),
     ("sources",): ("sources", "list"),
+    ("presets",): ("presets", "list"),
 }
 """What is meant by a command line that stops short."""
 

@@ -59,9 +59,9 @@ def distill(
     gpus: flags.Gpus = None,
     matmul_precision: flags.MatmulPrecision = None,
 ) -> None:
-    """Train a student on a teacher, evaluate it on held-out rows if given, write a run folder.
+    """Train a student on a teacher, evaluate it, write a run folder.
 
-    The same line again goes on where it was stopped.
+    The same line again goes on where it was stopped. -c also takes a name of kd presets list.
     """
     typed = locals()
     from kdcli.cli import launch, settle

@@ -79,7 +79,7 @@ Contenders = Annotated[Text, _flag("--seeds", "N,N,..", "Training seeds of each 
 Reference = Annotated[Text, _flag("--baseline", "OBJECTIVE", "Differences are taken to it.", GRID, "the first")]
 Scores = Annotated[Texts, _flag("--metric", "NAME,..", "Names of kd metrics list.", GRID)]
 Vary = Annotated[Texts, _flag("--vary", "lr=X,Y", "Every value a contender; repeatable.", GRID)]
-Tune = Annotated[Texts, _flag("--tune", "lr=X,Y", "Choose one per objective on dev rows; --tune-by.", GRID)]
+Tune = Annotated[Texts, _flag("--tune", "lr=X,Y", "Choose per objective on dev rows; --tune-by.", GRID)]
 TuneBy = Annotated[Text, _flag("--tune-by", "SCORE", "What chooses; default the first.", GRID, hidden=True)]
 DevData = Annotated[Text, _flag("--dev-data", "FILE", "Dev rows.", GRID, "a tenth of the training rows")]
 FitData = Annotated[Text, _flag("--dev-data", "FILE", "Rows to fit temperatures on.", DATA)]

@@ -1,4 +1,4 @@
-"""Draws what objectives and metrics are, from their cards."""
+"""Draws what objectives, metrics and presets are, from their cards."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -74,6 +74,27 @@ def _option_table(options: Sequence[Any]) -> list[Table]:
     for option in options:
         table.add_row(*map(_cell, (option.name, option.default, option.type, option.bounds, option.text)))
     return [table]
+
+
+def preset_list(cards: Sequence[Any]) -> Group:
+    """Return the table of all training presets.
+
+    Args:
+        cards: training_presets.PresetCard of each.
+    """
+    table = _table("name", "objective", "")
+    for card in cards:
+        table.add_row(*map(_cell, (card.name, card.objective, card.summary)))
+    return Group(table, Text("Use: kd distill --config NAME. Header and settings: kd presets show NAME", style="dim"))
+
+
+def preset_card(card: Any) -> Text:
+    """Return a preset as it stands in its file.
+
+    Args:
+        card: its training_presets.PresetCard.
+    """
+    return Text(card.text.rstrip("\n"), no_wrap=True, overflow="ignore")
 
 
 def findings(found: Sequence[Any]) -> Group:

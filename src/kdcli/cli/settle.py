@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.cli.boundary import ARGUMENTS, RUN_FOLDER
-from kdcli.config import CompareConfig
+from kdcli.config import CompareConfig, DistillConfig
 from kdcli.errors import MachineError, UsageError
 from kdcli.registry import LOSSES, METRICS, SOURCES
 from kdcli.settings import Config, altered, resolve
 from kdcli.spec import ObjectiveSpec, Term, parse_objective
 from kdcli.spelling import FLAGS
 from kdcli.text import one_line
+from kdcli.training_presets import config_path
 
 TEACHERLESS = {"ce"}
 
@@ -37,7 +38,8 @@ def settle(
     flags = {name: value for name, value in typed.items() if name in FLAGS and value not in (None, [], ())}
     if "metric" in flags:
         flags["metric"] = ",".join(flags["metric"])
-    file = Path(config[0]) if config else None
+    named = config_path if kind is DistillConfig else Path
+    file = named(config[0]) if config else None
     return _checked(resolve(kind, file=file, sets=sets or (), flags=flags, environ=os.environ))
 
 

@@ -1,9 +1,7 @@
 """Answers to prompts: every prompt is read once, rows join and leave the batch, and none depends on its company."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -11,6 +9,7 @@ from kdcli.config import GenerationConfig
 from kdcli.generate.batch import Batch, Row
 from kdcli.generate.speaker import Speaker
 from kdcli.models.load import LanguageModel
+from kdcli.models.mode import evaluating
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,13 @@ def answers(
         InputError: an empty prompt, one that fills the model's context, or a recurrent model.
         NumericsError: the model's logits are not finite.
     """
-    speaker = Speaker(model, rows or model.vocab)
+    yield from spoken(Speaker(model, rows or model.vocab), asked, config, report)
+
+
+def spoken(
+    speaker: Speaker, asked: Sequence[Asked], config: GenerationConfig, report: Callable[[int], None]
+) -> Iterator[tuple[int, int, Answer]]:
+    """Let a speaker answer every prompt once for each of its seeds; as :func:`answers` does."""
     speaker.check([one.prompt for one in asked])
     order = sorted(range(len(asked)), key=lambda place: (-len(asked[place].prompt), place))
     waiting = (
@@ -112,19 +117,8 @@ def answers(
     )
     finished = Batch(speaker, config, report).run(waiting)
     while True:
-        with torch.no_grad(), _evaluating(model.model):
+        with torch.no_grad(), evaluating(speaker.model.model):
             row = next(finished, None)
         if row is None:
             return
         yield row.place, row.seed, Answer(tuple(row.said), row.ended)
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Switch dropout off, and put it back."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

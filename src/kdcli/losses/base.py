@@ -32,6 +32,7 @@ class Needs:
         survey: whose logits the survey pass reads, or "none" for no survey pass.
         facts: per-token facts the source must supply.
         origins: whose words the source must supply, names of ``supplied.ORIGINS``; empty where any will do.
+        drawn: sequences must be drawn from a model; rows of a data set will not do.
         known: fewest tokens of the teacher that must be known where the rest is one bin.
         whole: why a teacher known on some tokens and one bin for the rest does not do; empty where it does.
         logits: it has a value of the student's logits; False if all it compares are layers inside the models.
@@ -46,14 +47,15 @@ class Needs:
     known: int = 1
     logits: bool = True
     features: frozenset[str] = frozenset()
+    drawn: bool = False
 
     def __or__(self, other: "Needs") -> "Needs":
         survey = self.survey if _WIDTH[self.survey] >= _WIDTH[other.survey] else other.survey
         whole = "; ".join(dict.fromkeys(one.whole for one in (self, other) if one.teacher and one.whole))
         facts, origins = self.facts | other.facts, self.origins | other.origins
         known, logits = max(self.known, other.known), self.logits or other.logits
-        features = self.features | other.features
-        return Needs(self.teacher or other.teacher, survey, facts, origins, whole, known, logits, features)
+        features, drawn = self.features | other.features, self.drawn or other.drawn
+        return Needs(self.teacher or other.teacher, survey, facts, origins, whole, known, logits, features, drawn)
 
     @property
     def anything_of_teacher(self) -> bool:

@@ -13,7 +13,7 @@ from kdcli.losses.kl import ReverseKL
 from kdcli.losses.minillm_variants import VARIANTS, Knobs, LongWeight, SingleWeight, Student, Variant, Whiten
 from kdcli.losses.ops import kl
 from kdcli.losses.returns import Sequences, reward_to_go, shifted, weights_before, whitened
-from kdcli.losses.supplied import BEHAVIOUR_LOGP, ORIGIN, STUDENT_LOGP
+from kdcli.losses.supplied import BEHAVIOUR_LOGP, STUDENT_LOGP
 from kdcli.shapes import TokenValues
 
 _OF_LONG = (
@@ -107,8 +107,8 @@ class MiniLLM(DistillLoss):
     def needs(self) -> Needs:
         """Ask for sequences that were drawn, and for a survey of both sides where anything is weighed or rewarded."""
         if not self._weighs:
-            return Needs(facts=frozenset({ORIGIN}))
-        return Needs(survey="both", facts=frozenset({BEHAVIOUR_LOGP, STUDENT_LOGP}))
+            return Needs(drawn=True)
+        return Needs(survey="both", facts=frozenset({BEHAVIOUR_LOGP, STUDENT_LOGP}), drawn=True)
 
     def survey(self, tok: Tokens) -> Facts:
         """Return both sides' log-probabilities of the labels."""

@@ -6,7 +6,7 @@ from kdcli.losses.base import DistillLoss
 from kdcli.metrics.describe import describe
 from kdcli.runs.ensemble import refuse_blend
 from kdcli.sources.base import Source
-from kdcli.sources.describe import supplying, writing
+from kdcli.sources.describe import cards, supplying, writing
 from kdcli.text import one_line
 
 
@@ -66,6 +66,12 @@ def _refuse_facts(loss: DistillLoss, source: Source, label: str) -> None:
         raise UsageError(
             "PAIR-05", f"{loss.name} has an objective for {absent[0]} sequences, and @{source.name} has none",
             where=label, fix=f"pair it with {' or '.join(able)}" if able else f"leave {absent[0]}= out",
+        )  # fmt: skip
+    if loss.needs().drawn and source.needs().fixed:
+        able = [f"@{card.name}" for card in cards() if not card.fixed and loss.needs().facts <= set(card.facts)]
+        raise UsageError(
+            "PAIR-06", f"{loss.name} needs sequences that a model draws, and @{source.name} has rows of the data set",
+            where=label, fix=f"pair it with {' or '.join(able)}",
         )  # fmt: skip
     missing = sorted(loss.needs().facts - source.needs().facts)
     if not missing:

@@ -19,6 +19,7 @@ class SourceCard:
         needs: what it asks for at its defaults, in words.
         facts: names of the facts it supplies, at its defaults.
         origins: whose words it supplies, at its defaults.
+        fixed: whether every sequence is a row of the data set.
         options: in the order of the class.
         doc: the class's docstring.
     """
@@ -29,6 +30,7 @@ class SourceCard:
     needs: tuple[str, ...]
     facts: tuple[str, ...]
     origins: tuple[str, ...]
+    fixed: bool
     options: tuple[Option, ...]
     doc: str
 
@@ -55,6 +57,7 @@ def describe(name: str) -> SourceCard:
         needs=in_words(needs),
         facts=tuple(sorted(needs.facts)),
         origins=tuple(sorted(needs.origins)),
+        fixed=needs.fixed,
         options=options(found),
         doc=inspect.getdoc(found) or "",
     )
