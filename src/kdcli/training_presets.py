@@ -33,7 +33,7 @@ def preset_names() -> list[str]:
     """Return the presets that come with the package.
 
     >>> preset_names()
-    ['akl', 'atkd', 'gkd', 'minillm']
+    ['akl', 'atkd', 'distillm', 'f-distill', 'gkd', 'imitkd', 'minillm', 'seqkd']
     """
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
