@@ -83,7 +83,13 @@ class HardwareConfig(Settings):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="device")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="fp32, or autocast to bf16")
     threads: Positive | None = Field(default=None, description="CPU threads; part of a run's identity")
-    gpus: Positive = Field(default=1, description="processes that train one run together, one GPU each")
+    gpus: Positive = Field(default=1, description="processes that train one run together: one GPU each, or a CPU's")
+    shard: Literal["ddp", "fsdp2", "zero3"] = Field(
+        default="ddp", description="ddp: every process holds all weights; fsdp2: weights, gradients, moments in shards"
+    )
+    wait: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        default=1800.0, description="seconds one process waits for the others before it gives the run up"
+    )
     matmul_precision: Literal["highest", "high", "medium"] = Field(
         default="highest", description="fp32 matrix products; medium is faster where bf16 units exist"
     )

@@ -52,6 +52,7 @@ FLAGS = {
     "tune_by": "tune_by",
     "dev_data": "data.dev",
     "gpus": "hardware.gpus",
+    "shard": "hardware.shard",
     "jobs": "execution.jobs",
     "executor": "execution.executor",
     "slurm": "execution.slurm",

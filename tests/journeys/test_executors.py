@@ -64,4 +64,4 @@ def test_a_run_of_two_processes_starts_through_the_launcher(parts):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "two/model"
     state = next((parts.root / "gpus" / "two").glob("checkpoint-*/state.json")).read_text()
-    assert '"world_size": 2' in state
+    assert '"processes": 2' in state

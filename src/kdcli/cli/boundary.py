@@ -12,6 +12,8 @@ from pathlib import Path
 
 import typer
 
+from kdcli import processes
+from kdcli.cli import ranks
 from kdcli.cli.flags import canonical
 from kdcli.errors import InterruptedRunError, KDError, MachineError, UsageError
 from kdcli.spelling import ALIASES, nearest
@@ -46,8 +48,7 @@ def guarded(work: Callable[[], int], *, debug: bool) -> int:
     except BrokenPipeError:
         return PIPE_CLOSED
     except KeyboardInterrupt:
-        _say("kd: stopped at once; what was saved before stays usable")
-        return 130
+        return _end(ranks.STOPPED, "stopped at once; what was saved before stays usable", 130)
     except BaseException as error:
         if debug:
             traceback.print_exc(file=sys.stderr)
@@ -57,17 +58,24 @@ def guarded(work: Callable[[], int], *, debug: bool) -> int:
 def _report(error: BaseException) -> int:
     known = explain(error)
     if isinstance(known, InterruptedRunError):
-        _say(f"kd: {known.what}; {known.fix}")
-        return known.exit_code
+        return _end(ranks.STOPPED, f"{known.what}; {known.fix}", known.exit_code)
     if known is not None:
-        _say(f"kd: {known}")
-        return known.exit_code
+        return _end(known.code, str(known), known.exit_code)
     log = _write_log(error)
     kind = type(error).__name__
-    _say(
-        f"kd: error[BUG-00]: {kind}: {one_line(str(error), 300)}. Fix: this is a bug in kd; please report it with {log}"
-    )
-    return 1
+    text = f"error[BUG-00]: {kind}: {one_line(str(error), 300)}. Fix: this is a bug in kd; please report it with {log}"
+    return _end("BUG-00", text, 1)
+
+
+def _end(code: str, text: str, exit_code: int) -> int:
+    """Say how this process ended; of several, the one that started them speaks, or each says which one it is."""
+    if ranks.is_started_by_kd():
+        ranks.record(code, one_line(text, _WIDTH), exit_code)
+    elif processes.rank() == 0:
+        _say(f"kd: {text}")
+    elif code != ranks.STOPPED:
+        _say(f"kd: process {processes.rank()}: {text}")
+    return exit_code
 
 
 def explain(error: BaseException) -> KDError | None:

@@ -1,5 +1,6 @@
 """``kd distill``: train a student on a teacher."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -57,6 +58,7 @@ def distill(
     dtype: flags.Dtype = None,
     threads: flags.Threads = None,
     gpus: flags.Gpus = None,
+    shard: flags.Shard = None,
     matmul_precision: flags.MatmulPrecision = None,
 ) -> None:
     """Train a student on a teacher, evaluate it, write a run folder.
@@ -69,6 +71,7 @@ def distill(
     from kdcli.cli.terminal import Terminal
     from kdcli.config import DistillConfig
 
+    launch.join()
     terminal, again = Terminal(json, quiet or not launch.is_first()), settle.resuming(resume)
     settings = settle.settle(DistillConfig, config, sets, typed)
     settle.require(student=settings.student, data=settings.data.train)
@@ -82,11 +85,15 @@ def distill(
     if dry_run:
         _plan(settings, terminal)
         return
-    launch.ensure_processes(settings.hardware.gpus, ARGUMENTS.get())
-    with terminal.work() as report:
+    if not launch.are_started(settings.hardware.gpus):
+        launch.run_processes(settings.hardware.gpus, ARGUMENTS.get(), Path(str(settings.output)), settle.command_line())
+        return
+    with terminal.work() as show:
         from kdcli.cli import render
+        from kdcli.engine.events import silent
         from kdcli.runs import distill as runs
 
+        report = show if launch.is_first() else silent
         record = runs.distill(settings, report, resume=again, command=settle.command_line())
         if push_to_hub is not None and launch.is_first():
             from kdcli.runs.push import push

@@ -33,7 +33,7 @@ Text = str | None
 Texts = list[str] | None
 
 Teacher = Annotated[Text, _flag("--teacher", "MODEL", "Model folder or hub id.", MODELS)]
-Student = Annotated[Text, _flag("--student", "MODEL", "Folder, hub id, random:layers=3,width=64,heads=4.", MODELS)]
+Student = Annotated[Text, _flag("--student", "MODEL", "Folder, hub id, or random:layers=3,..", MODELS)]
 LocalTeacher = Annotated[Text, _flag("--local-teacher", "MODEL", "Of the server, to compare numbers.", MODELS)]
 ServedTopK = Annotated[Text, _flag("--top-k", "N", "Tokens to ask of a server.", MODELS, hidden=True)]
 MoreLora = Annotated[Text, _flag("--lora", "RANK", "As for kd distill.", MODELS, hidden=True)]
@@ -87,7 +87,8 @@ Jobs = Annotated[Text, _flag("--jobs", "N", "Cells at once, as processes.", GRID
 Executor = Annotated[Text, _flag("--executor", "NAME", "auto, inline, local, slurm, ray.", GRID, "auto")]
 Slurm = Annotated[Text, _flag("--slurm", "NAME=X,..", "partition, time, gpus, cpus, mem_gb, ..", GRID)]
 RayAddress = Annotated[Text, _flag("--ray-address", "ADDRESS", "A running cluster.", GRID, hidden=True)]
-Gpus = Annotated[Text, _flag("--gpus", "N", "Processes of one run, a GPU each.", HARDWARE, "1")]
+Gpus = Annotated[Text, _flag("--gpus", "N", "Processes, a GPU each.", HARDWARE, "1")]
+Shard = Annotated[Text, _flag("--shard", "NAME", "ddp, or fsdp2: in shards.", HARDWARE, "ddp")]
 CellGpus = Annotated[Text, _flag("--gpus", "N", "GPUs of one cell.", GRID, "1")]
 
 Status = Annotated[bool, _switch("--status", "How far a study's cells are; loads no model.", OUTPUT)]

@@ -10,15 +10,18 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from kdcli import durable
 from kdcli.engine.events import Event, Report
+from kdcli.engine.placement import like, together
 from kdcli.errors import ExperimentChangedError, IntegrityError
 from kdcli.sources.base import Windows
 
 _NAME = re.compile(r"checkpoint-(\d{8})$")
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 _SOURCE, _LEARNED = "source.safetensors", "learned.safetensors"
+_ONCE_IN_IDENTITIES = {"gpus", "world_size"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Kept:
         optimizer: their optimizer, whose moments are kept.
         windows: the source's windows, whose state is kept.
         identity: what must be equal for a run to be continued.
+        processes: how many train together; another number may go on.
     """
 
     model: nn.Module
@@ -63,21 +67,47 @@ class Kept:
     optimizer: torch.optim.Optimizer
     windows: Windows
     identity: dict[str, Any]
+    processes: int = 1
 
 
-def save(folder: Path, kept: Kept, state: State, keep: int) -> Path:
+@dataclass(frozen=True)
+class Collected:
+    """What a checkpoint's files hold, whole and on the CPU, however it lay among the processes.
+
+    Args:
+        weights: the student's, by name.
+        learned: those of the objective's learned parts.
+        optimizer: the moments, by parameter and name.
+    """
+
+    weights: dict[str, Tensor]
+    learned: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+def collect(kept: Kept, *, here: bool = True) -> Collected:
+    """Bring weights and moments together; where they lie in shards, all processes must call this.
+
+    Args:
+        kept: what is to be saved.
+        here: whether this process keeps the result.
+    """
+    return Collected(_weights(kept.model, here), _weights(kept.learned, here), _flat_optimizer(kept, here))
+
+
+def save(folder: Path, kept: Kept, state: State, keep: int, collected: Collected) -> Path:
     """Write a checkpoint durably, then remove the oldest ones beyond ``keep``."""
     drawn = {name: value.cpu().contiguous() for name, value in kept.windows.state().items()}
     final = folder / f"checkpoint-{state.step:08d}"
 
     def fill(target: Path) -> None:
-        save_file(_weights(kept.model), target / _WEIGHTS)
-        save_file(_flat_optimizer(kept), target / _OPTIMIZER)
-        if learned := _weights(kept.learned):
-            save_file(learned, target / _LEARNED)
+        save_file(collected.weights, target / _WEIGHTS)
+        save_file(collected.optimizer, target / _OPTIMIZER)
+        if collected.learned:
+            save_file(collected.learned, target / _LEARNED)
         if drawn:
             save_file(drawn, target / _SOURCE)
-        text = json.dumps({"state": asdict(state), "identity": kept.identity})
+        text = json.dumps({"state": asdict(state), "identity": kept.identity, "processes": kept.processes})
         (target / _STATE).write_text(text, encoding="utf-8")
 
     durable.commit_folder(final, fill, {"kind": "checkpoint", "step": state.step})
@@ -107,6 +137,9 @@ def restore(folder: Path, kept: Kept, report: Report) -> State:
         _load(path, kept)
         kept.windows.restore(load_file(path / _SOURCE) if (path / _SOURCE).is_file() else {})
         report(Event("note", f"resuming from {path.name}"))
+        before = saved.get("processes", saved["identity"].get("world_size", kept.processes))
+        if before != kept.processes:
+            report(Event("note", _regrouped(before, kept.processes)))
         return State(**saved["state"])
     if damaged is not None:
         raise damaged
@@ -114,12 +147,12 @@ def restore(folder: Path, kept: Kept, report: Report) -> State:
 
 
 def check_identity(saved: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """Refuse to continue a run as another experiment.
+    """Refuse to continue a run as another experiment; the number of processes is no part of it.
 
     Raises:
         ExperimentChangedError: names the first key that differs, its old and its new value.
     """
-    for key in sorted({*saved, *now}):
+    for key in sorted({*saved, *now} - _ONCE_IN_IDENTITIES):
         if saved.get(key) != now.get(key):
             raise ExperimentChangedError(
                 "RUN-08",
@@ -127,6 +160,11 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], folder: Path) -> 
                 where=str(folder),
                 fix="repeat the settings of config.yaml there, or choose another -o",
             )
+
+
+def newest_step(folder: Path) -> int | None:
+    """Return the step of the newest checkpoint of a run folder, None without any; its digests are not checked."""
+    return next((int(path.name.rpartition("-")[2]) for path in _checkpoints(folder)), None)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -140,16 +178,25 @@ def _remove(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _weights(model: nn.Module) -> dict[str, Tensor]:
+def _regrouped(before: int, now: int) -> str:
+    many = f"{before} process{'es' if before > 1 else ''}"
+    return (
+        f"the run was saved by {many} and goes on with {now}: the steps hold the same sequences; "
+        "sums round and dropout draws differently, so its bits differ from those of a run without the change"
+    )
+
+
+def _weights(model: nn.Module, here: bool) -> dict[str, Tensor]:
     """What training can change, each storage once: tied weights are saved under their first name."""
     frozen = {name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
     seen: set[tuple[int, torch.Size]] = set()
     unique = {}
-    for name, tensor in model.state_dict().items():
-        key = (tensor.data_ptr(), tensor.shape)
-        if name not in frozen and (key not in seen or not tensor.numel()):
-            seen.add(key)
-            unique[name] = tensor.detach().cpu().contiguous()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        key = (id(tensor) if isinstance(tensor, DTensor) else tensor.data_ptr(), tensor.shape)
+        if name in frozen or (key in seen and tensor.numel()):
+            continue
+        seen.add(key)
+        _take(unique, name, tensor, here)
     return unique
 
 
@@ -158,16 +205,27 @@ def _named(kept: Kept) -> dict[str, nn.Parameter]:
     return {**dict(kept.model.named_parameters()), **learned}
 
 
-def _flat_optimizer(kept: Kept) -> dict[str, Tensor]:
-    return {
-        f"{name}/{key}": value.detach().cpu().contiguous()
-        for name, parameter in _named(kept).items()
-        for key, value in kept.optimizer.state.get(parameter, {}).items()
-    }
+def _flat_optimizer(kept: Kept, here: bool) -> dict[str, Tensor]:
+    flat: dict[str, Tensor] = {}
+    for name, parameter in _named(kept).items():
+        for key, value in kept.optimizer.state.get(parameter, {}).items():
+            _take(flat, f"{name}/{key}", value, here)
+    return flat
 
 
+def _take(found: dict[str, Tensor], name: str, tensor: Tensor, here: bool) -> None:
+    """Gather one tensor at a time, so that no device ever holds the whole of them."""
+    if here or isinstance(tensor, DTensor):
+        whole = together(tensor.detach())
+        if here:
+            found[name] = whole.cpu().contiguous()
+
+
+@torch.no_grad()
 def _load(path: Path, kept: Kept) -> None:
-    kept.model.load_state_dict(load_file(path / _WEIGHTS), strict=False)
+    own = kept.model.state_dict(keep_vars=True)
+    for name, value in load_file(path / _WEIGHTS).items():
+        own[name].copy_(like(value, own[name]))
     if (path / _LEARNED).is_file():
         kept.learned.load_state_dict(load_file(path / _LEARNED))
     flat = load_file(path / _OPTIMIZER)
@@ -176,4 +234,4 @@ def _load(path: Path, kept: Kept) -> None:
         owner, _, key = name.rpartition("/")
         parameter = parameters[owner]
         device = parameter.device if value.ndim or optimizer.defaults.get("fused") else "cpu"
-        optimizer.state[parameter][key] = value.to(device)
+        optimizer.state[parameter][key] = like(value.to(device), parameter) if value.ndim else value.to(device)

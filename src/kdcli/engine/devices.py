@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from kdcli import processes
 from kdcli.config import HardwareConfig
 from kdcli.errors import MachineError, UsageError
 
@@ -34,9 +35,10 @@ def prepare(hardware: HardwareConfig) -> Device:
     """Resolve ``auto``, set threads and matmul precision.
 
     Raises:
-        MachineError: the device is missing.
-        UsageError: the dtype is not supported on it.
+        MachineError: the device is missing, or there are fewer than processes on this machine.
+        UsageError: the dtype is not supported on it, or the way of sharding is not kd's.
     """
+    processes.check_shard(hardware.shard)
     kind = _kind(hardware.device)
     if hardware.dtype == "fp16":
         raise UsageError(
@@ -51,8 +53,25 @@ def prepare(hardware: HardwareConfig) -> Device:
     torch.set_float32_matmul_precision(hardware.matmul_precision)
     why = "" if hardware.dtype != "auto" else " (auto)"
     name = torch.cuda.get_device_name() if kind == "cuda" else f"{torch.get_num_threads()} threads"
-    description = f"{kind} · {'bf16 autocast' if half else 'fp32'}{why} · {name} · matmul {hardware.matmul_precision}"
-    return Device(torch.device(kind), torch.bfloat16 if half else None, description)
+    several = f" · {processes.world()} processes" if processes.world() > 1 else ""
+    description = (
+        f"{kind}{several} · {'bf16 autocast' if half else 'fp32'}{why} · {name} · matmul {hardware.matmul_precision}"
+    )
+    return Device(_place(kind), torch.bfloat16 if half else None, description)
+
+
+def _place(kind: str) -> torch.device:
+    """Return this process' device: of several processes on a machine each has a GPU of its own."""
+    several = processes.world()
+    if several == 1 or kind == "cpu":
+        return torch.device(kind)
+    number, there = processes.local_rank(), torch.cuda.device_count() if kind == "cuda" else 1
+    if number >= there:
+        what = f"process {number} of this machine has no {kind.upper()} device: there are {there}"
+        raise MachineError("CLI-15", what, where="--gpus", fix=f"use --gpus {there}, or --device cpu")
+    if kind == "cuda":
+        torch.cuda.set_device(number)
+    return torch.device(kind, number)
 
 
 def _kind(wanted: str) -> str:

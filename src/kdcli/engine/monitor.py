@@ -21,6 +21,10 @@ class Monitor(Protocol):
         """Take in the lines of the steps done so far."""
         ...
 
+    def due(self, step: int) -> bool:
+        """Whether the student is to be measured after a step."""
+        ...
+
     def look(self, step: int) -> dict[str, Any] | None:
         """Return what to log about a step under ``evaluation``, None where it is not due."""
         ...

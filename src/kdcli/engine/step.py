@@ -96,7 +96,11 @@ class DistillStep(nn.Module):
             own, theirs, features = self.comparison.look(batch, packing)
             return own, theirs if self.loss.needs().teacher else None, features
         hidden = packing.pack(student.hidden(batch.input_ids, batch.attention_mask))
-        return Projection(hidden, student.head), None if teacher is None else teacher.side(batch, packing), None
+        return (
+            Projection(hidden, student.present_head()),
+            None if teacher is None else teacher.side(batch, packing),
+            None,
+        )
 
     def _weights(self, packing: Packing, denominator: int) -> Tensor:
         if self.reduce == "token":

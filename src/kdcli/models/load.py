@@ -61,6 +61,10 @@ class LanguageModel:
         """Longest sequence the model can take; None where its config states no bound."""
         return positions_of(self.model)
 
+    def present_head(self) -> Head:
+        """Return the head around the parameters that the model holds now; sharding exchanges them."""
+        return split_head(self.model)
+
     def hidden(self, input_ids: Int[Tensor, "b s"], attention_mask: Int[Tensor, "b s"]) -> Float[Tensor, "b s d"]:
         """Return the trunk's output, which the head reads.
 

@@ -1,6 +1,5 @@
 """One training run: settings -> checked parts -> training -> saved student -> evaluation."""
 
-import os
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -9,13 +8,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 
-from kdcli import durable, settings
+from kdcli import durable, processes, settings
 from kdcli.config import DistillConfig
+from kdcli.engine.devices import Device
 from kdcli.engine.ensemble import living
 from kdcli.engine.events import Event, Report
 from kdcli.engine.loop import Outcome, Training, train
+from kdcli.engine.placement import Side
 from kdcli.errors import InterruptedRunError, KDError, UsageError
 from kdcli.models.adapter import save_adapter
 from kdcli.models.load import LanguageModel
@@ -70,7 +72,7 @@ def distill(
     if config.output is None:
         raise UsageError("CLI-20", "no run folder", where="-o", fix="give one, such as -o runs/akl")
     folder = RunFolder(Path(config.output))
-    known = folder.check(prepared.identity, resume=resume)
+    known = folder.check(prepared.identity, resume=resume or processes.rank() > 0)
     if known and folder.is_done:
         return _finished(folder, prepared, workshop, report)
     if not told:
@@ -118,7 +120,7 @@ def _finished(folder: RunFolder, prepared: Prepared, workshop: Workshop, report:
 
 def _with_evaluation(record: RunRecord, prepared: Prepared, workshop: Workshop, report: Report) -> RunRecord:
     found: EvalRecord | None = None
-    if prepared.test is not None and _rank() == 0:
+    if prepared.test is not None and processes.rank() == 0:
         found = evaluate_student(record.folder, prepared.config, workshop, report)
         if prepared.config.evaluation.split == "test":
             renew_card(record.model, model_card(prepared, found))
@@ -127,7 +129,7 @@ def _with_evaluation(record: RunRecord, prepared: Prepared, workshop: Workshop, 
 
 def _begin(folder: RunFolder, prepared: Prepared, report: Report) -> None:
     """Write what the run is; asks again what the folder holds, now that nobody else may change it."""
-    if _rank() != 0:
+    if processes.rank() != 0:
         return
     now = environment()
     if folder.check(prepared.identity, resume=True):
@@ -139,11 +141,12 @@ def _begin(folder: RunFolder, prepared: Prepared, report: Report) -> None:
 
 def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Report, command: str) -> Outcome:
     device, pair, config = prepared.device, prepared.pair, prepared.config
-    student = workshop.load_student(pair, seed=config.train.seed, device=device.device, lora=config.lora)
+    start = _start(prepared)
+    student = workshop.load_student(pair, seed=config.train.seed, device=start.device, lora=config.lora)
     teacher = None
     if prepared.needs_teacher and pair.teacher is not None:
         teacher = teacher_for(
-            config.teacher_cache, pair.teacher, prepared.dataset, config.data, config.hardware, device, workshop
+            config.teacher_cache, pair.teacher, prepared.dataset, config.data, config.hardware, start, workshop
         )
     student.check_length(max(prepared.dataset.lengths))
     writer = _writer(prepared, workshop)
@@ -164,9 +167,12 @@ def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Re
         report=report,
         resume_command=command,
         monitor=_monitor(folder, prepared, workshop, student, report),
+        hardware=config.hardware,
+        **_whole_outside(prepared),
     )
     outcome = train(training)
-    if _rank() == 0:
+    workshop.forget_emptied()
+    if processes.rank() == 0:
         save_model(student, folder.model, {"loss": prepared.label, "seed": config.train.seed}, model_card(prepared))
         if config.lora.keep:
             durable.commit_folder(
@@ -178,12 +184,31 @@ def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Re
     return outcome
 
 
+def _start(prepared: Prepared) -> Device:
+    """Return where models are loaded: what will lie in shards need never fit on one device, but for a cache's head."""
+    config = prepared.config
+    if config.hardware.shard == "ddp" or processes.world() == 1 or config.teacher_cache is not None:
+        return prepared.device
+    return replace(prepared.device, device=torch.device("cpu"))
+
+
+def _whole_outside(prepared: Prepared) -> dict[str, frozenset[Side]]:
+    """Say which models are used outside a training step, where shards of them do not do."""
+    wanted, watched = prepared.source.needs(), prepared.watched
+    writers: dict[Side, bool] = {"student": wanted.student, "teacher": wanted.teacher}
+    compared = watched is not None and watched.needs_teacher
+    return {
+        "drawn_with": frozenset(side for side, writes in writers.items() if writes),
+        "measured_with": frozenset({"student", "teacher"} if compared else {"student"}),
+    }
+
+
 def _writer(prepared: Prepared, workshop: Workshop) -> LanguageModel | None:
     """Return the teacher whose weights the source reads or writes with, if it does."""
-    facts = prepared.pair.teacher
+    facts, there = prepared.pair.teacher, _start(prepared) if prepared.needs_teacher else prepared.device
     if facts is None or not prepared.source.needs().teacher:
         return None
-    return workshop.load_teacher(facts.path, prepared.device.device)
+    return workshop.load_teacher(facts.path, there.device)
 
 
 def _windows(
@@ -206,13 +231,13 @@ def _windows(
     """
     data = prepared.config.data
     limits = [data.max_length, *(model.positions for model in (student, *live))]
-    shared = {"gather": gather_object} if _world() > 1 else {}
+    shared = {"gather": gather_object} if processes.world() > 1 else {}
 
     def progress(what: str, done: int, total: int, rate: float) -> None:
         report(Event("progress", what, done=done, total=total, values={"tokens/s": rate}))
 
     return prepared.windows(
-        student.pad_id, _rank(), _world(),
+        student.pad_id, processes.rank(), processes.world(),
         student=student, teacher=writer, folder=Path(data.made) if data.made else folder.path / MADE,
         longest=min(limit for limit in limits if limit is not None), progress=progress, **shared,
     )  # fmt: skip
@@ -228,7 +253,7 @@ def _monitor(
     teacher = None
     if watched.needs_teacher and pair.teacher is not None:
         teacher = mentor_for(
-            config.teacher_cache, pair.teacher, watched.rows, config.data, config.hardware, prepared.device, workshop
+            config.teacher_cache, pair.teacher, watched.rows, config.data, config.hardware, _start(prepared), workshop
         )
 
     def keep(about: dict[str, Any]) -> None:
@@ -268,7 +293,7 @@ def _record(folder: RunFolder, identity: dict[str, Any], outcome: Outcome, *, al
 def _held(folder: RunFolder) -> Iterator[None]:
     """Make the folder and hold its lock, on the first rank only."""
     with ExitStack() as stack:
-        if _rank() == 0:
+        if processes.rank() == 0:
             try:
                 folder.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -294,7 +319,7 @@ def _logged(folder: RunFolder, prepared: Prepared) -> Iterator[None]:
 
 def _note_end(folder: RunFolder, state: str, error: Exception | None) -> None:
     """Write status and error.log; a disk that refuses these too must not hide the first error."""
-    if _rank() != 0:
+    if processes.rank() != 0:
         return
     try:
         if error is not None:
@@ -312,11 +337,3 @@ def _progress(folder: RunFolder) -> dict[str, int]:
 
 def _again(folder: RunFolder) -> str:
     return f"kd distill -c {folder.path / 'config.yaml'} -o {folder.path}"
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def _world() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -65,7 +65,6 @@ def identity_of(
         "precision": str(device.compute).removeprefix("torch."),
         "matmul_precision": config.hardware.matmul_precision,
         "threads": config.hardware.threads,
-        **({"gpus": config.hardware.gpus} if config.hardware.gpus > 1 else {}),
         **({"monitor": ending} if ending else {}),
         **_adapter(config.lora),
         **train,

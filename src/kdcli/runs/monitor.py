@@ -146,9 +146,13 @@ class StudentMonitor:
             if found is not None and found["of"] == self.watched.hash:
                 self._take(line["step"], found["scores"].get(self.watched.score))
 
+    def due(self, step: int) -> bool:
+        """Whether a step is one to be measured after."""
+        return step % (self.watched.config.every or 1) == 0
+
     def look(self, step: int) -> dict[str, Any] | None:
         """Measure the student if the step is due; keep it if it is the best so far."""
-        if step % (self.watched.config.every or 1):
+        if not self.due(step):
             return None
         values = self._measure()
         name, value = self.watched.score, values.get(self.watched.score)

@@ -4,7 +4,7 @@ from kdcli.config import DistillConfig
 from kdcli.errors import UsageError
 from kdcli.losses.base import DistillLoss
 from kdcli.metrics.describe import describe
-from kdcli.runs.ensemble import refuse_blend
+from kdcli.runs.ensemble import read_blend, refuse_blend
 from kdcli.sources.base import Source
 from kdcli.sources.describe import cards, supplying, writing
 from kdcli.text import one_line
@@ -24,6 +24,7 @@ def refuse_pair(config: DistillConfig, loss: DistillLoss, source: Source, label:
     """
     needs = source.needs()
     _refuse_facts(loss, source, label)
+    _refuse_shards(config, loss, label)
     if config.teacher is None and (loss.needs().anything_of_teacher or needs.teacher):
         what = "learns from a teacher" if loss.needs().anything_of_teacher else "trains on what a teacher writes"
         raise UsageError("CLI-20", f"{label} {what}", where="--teacher", fix="give a folder or a hub id")
@@ -57,6 +58,21 @@ def _refuse_score(config: DistillConfig, score: str, label: str) -> None:
     fix = f"choose score={lower[0]}" if lower else "add perplexity to monitor.metrics"
     what = f"the evaluation while training has no lower-is-better score {one_line(score)}"
     raise UsageError("PAIR-06", what, where=label, fix=fix)
+
+
+def _refuse_shards(config: DistillConfig, loss: DistillLoss, label: str) -> None:
+    """Refuse what cannot be cut into shards."""
+    if config.hardware.shard == "ddp":
+        return
+    kept_whole = {
+        f"{label} compares layers inside the models": bool(loss.needs().features),
+        "several teachers speak as one": config.teacher is not None and read_blend(config.teacher) is not None,
+        "the teacher is quantised": config.teacher_quantization != "none",
+    }
+    what = next((reason for reason, holds in kept_whole.items() if holds), None)
+    if what is not None:
+        fix = "use --shard ddp, which keeps every model whole"
+        raise UsageError("CLI-22", f"{what}, which does not go with shards", where="--shard", fix=fix)
 
 
 def _refuse_facts(loss: DistillLoss, source: Source, label: str) -> None:

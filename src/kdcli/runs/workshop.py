@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from kdcli import durable
@@ -202,6 +203,12 @@ class Workshop:
         if key not in self._teachers:
             self._teachers[key] = load_model(model_of(path), device=device, role="teacher", quantization=quantization)
         return self._teachers[key]
+
+    def forget_emptied(self) -> None:
+        """Drop the teachers whose weights went into shards, so that they are loaded anew where they are asked for."""
+        for key, teacher in list(self._teachers.items()):
+            if not all(map(Tensor.numel, teacher.model.parameters())):
+                del self._teachers[key]
 
     def load_student(
         self, pair: Pair, *, seed: int, device: torch.device, lora: LoraConfig | None = None

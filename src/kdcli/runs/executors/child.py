@@ -5,15 +5,14 @@ that no cell outlives a killed comparison for long, and drops ``KD_*`` variables
 otherwise override the cell's settings a second time.
 """
 
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-_PARENT_DEATH = 1  # PR_SET_PDEATHSIG
+from kdcli import processes
+
 _GRACE = 60.0
 
 
@@ -58,10 +57,7 @@ def _wait(child: "subprocess.Popen[bytes]") -> None:
 
 def _become_kd(parent: int, words: list[str]) -> None:
     """Replace this process by ``kd``."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PARENT_DEATH, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:  # it ended before the request was made
-            sys.exit(143)
+    processes.end_with(parent)
     environ = {name: value for name, value in os.environ.items() if not name.startswith("KD_")}
     os.execve(sys.executable, [sys.executable, "-m", "kdcli", *words], environ)
 
