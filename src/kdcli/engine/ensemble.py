@@ -21,7 +21,8 @@ class EnsembleTeacher:
     def __init__(
         self, models: tuple[LanguageModel, ...], weights: tuple[float, ...], space: Literal["probability", "log"]
     ) -> None:
-        self.models, self.weights, self.space = models, weights, space
+        self.models, self.weights = models, weights
+        self.space: Literal["probability", "log"] = space
 
     def side(self, batch: Batch, packing: Packing) -> Mixture:
         """Run every trunk and gather the valid tokens' hidden states."""

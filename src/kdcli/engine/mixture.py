@@ -68,5 +68,6 @@ def applied(
     name: str, side: Projection | Mixture, vocab: int, compute: torch.dtype, workspace: Workspace
 ) -> AppliedHead | AppliedMixture:
     """Return what gives the logits of one model, or of several that are mixed."""
-    kind = AppliedMixture if isinstance(side, Mixture) else AppliedHead
-    return kind(name, side, vocab, compute, workspace)
+    if isinstance(side, Mixture):
+        return AppliedMixture(name, side, vocab, compute, workspace)
+    return AppliedHead(name, side, vocab, compute, workspace)

@@ -8,8 +8,9 @@ from kdcli.data.examples import TokenDataset
 from kdcli.data.order import micro_batches
 from kdcli.engine.devices import Device
 from kdcli.engine.events import Event, Report
+from kdcli.engine.mixture import applied
 from kdcli.engine.pack import find_valid
-from kdcli.engine.projection import AppliedHead, wide
+from kdcli.engine.projection import wide
 from kdcli.engine.token_facts import sides_of
 from kdcli.engine.workspace import Workspace
 from kdcli.metrics.temperature import fit_temperature
@@ -56,7 +57,7 @@ def _pass(
         batch = collate(dataset.examples, indexes, model.pad_id)
         packing = find_valid(batch.labels)
         (side,) = sides_of(model, None, batch, packing, device)
-        head = AppliedHead("student", side, model.vocab, device.compute, workspace)
+        head = applied("student", side, model.vocab, device.compute, workspace)
         size = workspace.chunk(model.vocab, device.device)
         for start in range(0, packing.count, size):
             span = slice(start, min(start + size, packing.count))

@@ -86,7 +86,7 @@ def _int8(layer: nn.Linear) -> nn.Module:
 
 
 def _nf4(layer: nn.Linear) -> nn.Module:
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     dtype = layer.weight.dtype
     out = Linear4bit(

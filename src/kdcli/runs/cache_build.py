@@ -18,6 +18,7 @@ from kdcli.data.tables import size_text
 from kdcli.engine.cached_teacher import HIDDEN, IDS, LOG_PROBS, save_head
 from kdcli.engine.devices import Device
 from kdcli.engine.events import Event, Report
+from kdcli.engine.mixture import Mixture
 from kdcli.engine.pack import find_valid
 from kdcli.engine.stop import StopRequest
 from kdcli.engine.teacher import LiveTeacher, Teacher
@@ -182,6 +183,8 @@ class _Build:
             side = self.teacher.side(moved, packing)
         if isinstance(side, Coarse):
             tensors = {IDS: side.ids.int(), LOG_PROBS: side.log_probs}
+        elif isinstance(side, Mixture):
+            raise ValueError("expected one teacher; a mixture of several has no hidden states of its own")
         elif self.summary is not None:
             tensors = self.summary.of(side)
         else:

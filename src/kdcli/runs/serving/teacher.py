@@ -112,7 +112,7 @@ def id_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], int | None]:
     def by_text() -> dict[str, int | None]:
         table: dict[str, int | None] = {}
         for number in range(len(tokenizer)):
-            for text in {tokenizer.decode([number]), str(tokenizer.convert_ids_to_tokens(number))}:
+            for text in {str(tokenizer.decode([number])), str(tokenizer.convert_ids_to_tokens(number))}:
                 table[text] = number if table.get(text, number) == number else None
         return table
 
@@ -131,7 +131,7 @@ def decoded_differently(tokenizer: PreTrainedTokenizerBase, shown: dict[int, str
         shown: id -> text, as the server writes it; broken characters are passed over.
     """
     for number, text in shown.items():
-        own = tokenizer.decode([number])
+        own = str(tokenizer.decode([number]))
         if "\ufffd" not in text + own and text.strip() != own.strip():
             return f'token {number} is "{one_line(text, 20)}" there and "{one_line(own, 20)}" here'
     return None
