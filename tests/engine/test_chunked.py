@@ -7,12 +7,14 @@ from kdcli.engine.projection import Projection
 from kdcli.engine.workspace import Workspace
 from kdcli.losses.base import Tokens
 from kdcli.losses.build import build_objective
+from kdcli.losses.supplied import drawn
 from kdcli.models.split import Head
 from kdcli.registry import LOSSES
 
 TOKENS, VOCAB, WIDTH, TEACHER_WIDTH = 11, 17, 5, 7
 GUEST = "guests.py:Overlap"
 ON_LOGITS = [name for name in LOSSES.table if build_objective(name).needs().logits]
+SEQUENCE = torch.arange(TOKENS) // 4
 SPECS = [*ON_LOGITS, "0.5*ce+0.5*akl:mu=0.6", "atkd:hard=jsd,easy=rkl", "fkl:temperature=2", "2*atkd+0.1*ce"]
 
 
@@ -34,13 +36,19 @@ def sides(
     return student, teacher, labels, weights
 
 
+def supplied(loss):
+    """Facts of a made-up source, where the loss asks for any."""
+    needs = loss.needs()
+    found = drawn(needs.facts, needs.origins, SEQUENCE, torch.Generator().manual_seed(5))
+    return {name: fact.double() if fact.is_floating_point() else fact for name, fact in found.items()}
+
+
 def reference(spec, student, teacher, labels, weights, vocab=VOCAB):
     """The same sum with full logits and plain autograd."""
     loss = build_objective(spec)
     z = student.head.logits(student.hidden, vocab)
     t = teacher.head.logits(teacher.hidden, vocab)
-    sequence = torch.arange(TOKENS) // 4
-    facts = {"seq": sequence}
+    facts = {**supplied(loss), "seq": SEQUENCE}
     with torch.no_grad():
         facts |= loss.survey(Tokens(labels, z, t, facts))
         facts |= loss.plan(facts)
@@ -50,8 +58,7 @@ def reference(spec, student, teacher, labels, weights, vocab=VOCAB):
 def fused(spec, student, teacher, labels, weights, chunk=4, vocab=VOCAB):
     loss = build_objective(spec)
     seen = teacher if loss.needs().teacher else None
-    sequence = torch.arange(TOKENS) // 4
-    work = Work(loss, labels, weights, sequence, seen, vocab, student.hidden.dtype, Workspace(chunk))
+    work = Work(loss, labels, weights, SEQUENCE, seen, vocab, student.hidden.dtype, Workspace(chunk), supplied(loss))
     return fused_sum(student, work)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import study
 from kdcli.engine.events import silent
+from kdcli.errors import UsageError
 from kdcli.runs.distill import distill
 from kdcli.runs.inspect_batch import inspect_batch
 from kdcli.runs.inspect_files import write_batch
@@ -81,3 +82,8 @@ def test_mistakes_are_one_line(parts, losses):
     answer = kd("inspect", "batch", *arguments, *losses)
     assert answer.code == 2
     assert len(answer.error_lines) == 1
+
+
+def test_sources_that_write_are_refused(parts):
+    with pytest.raises(UsageError, match="makes its own sequences"):
+        inspect_batch(parts.run("written"), ["fkl", "fkl@student"], silent)

@@ -16,6 +16,7 @@ from kdcli.engine.events import Event, Report
 from kdcli.engine.pack import count_valid
 from kdcli.engine.step import DistillStep
 from kdcli.engine.teacher import Teacher
+from kdcli.errors import UsageError
 from kdcli.models.load import LanguageModel
 from kdcli.runs.prepare import Prepared, prepare_run
 from kdcli.runs.teachers import teacher_for
@@ -81,6 +82,7 @@ def inspect_batch(config: DistillConfig, losses: Sequence[str], report: Report) 
     """
     workshop = Workshop()
     every = [prepare_run(config.model_copy(update={"loss": loss}), workshop) for loss in losses]
+    _refuse_written(every)
     first = every[0]
     report(Event("note", first.device.description))
     student = workshop.load_student(first.pair, seed=config.train.seed, device=first.device.device, lora=config.lora)
@@ -104,6 +106,15 @@ def inspect_batch(config: DistillConfig, losses: Sequence[str], report: Report) 
         objectives=tuple(found),
         cosines=_cosines(gradients),
     )
+
+
+def _refuse_written(every: Sequence[Prepared]) -> None:
+    """Refuse sources that write or measure before a step: the batch is to be the same for every objective."""
+    for prepared in every:
+        needs = prepared.source.needs()
+        if needs.student or needs.teacher or not needs.fixed:
+            what = f"@{prepared.source.name} makes its own sequences; one batch is inspected under every objective"
+            raise UsageError("CLI-22", what, where=prepared.label, fix="leave the source out")
 
 
 def _teacher(every: Sequence[Prepared], workshop: Workshop) -> Teacher | None:
