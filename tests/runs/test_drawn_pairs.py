@@ -1,18 +1,48 @@
-"""What needs drawn sequences is refused on rows before any weight is read, with the pairs that would work."""
+"""Pairs of objective and source that cannot work are refused before any weight is read, with those that would."""
 
 import pytest
 
-from kdcli.config import DistillConfig
+from kdcli.config import DistillConfig, HardwareConfig, MonitorConfig
 from kdcli.errors import UsageError
 from kdcli.runs.pairs import refuse_pair
 from kdcli.runs.prepare import objective_of
 
 
-def refused(text, teacher="teacher"):
+def refused(text, teacher="teacher", **settings):
     loss, label, source = objective_of(text)
     with pytest.raises(UsageError) as caught:
-        refuse_pair(DistillConfig(teacher=teacher), loss, source, label)
+        refuse_pair(DistillConfig(teacher=teacher, **settings), loss, source, label)
     return str(caught.value)
+
+
+def test_a_cache_does_not_know_what_a_student_will_write():
+    assert "@student trains on others" in refused("fkl@student", teacher_cache="cache")
+    assert "@student trains on others" not in refused("minillm@student", teacher_cache="cache")  # the nearer reason
+
+
+@pytest.mark.parametrize("spec", ["fkl", "ce@teacher", "hidden", "ramp:loss=rkl"])
+def test_what_learns_from_a_teacher_asks_for_one(spec):
+    assert "--teacher" in refused(spec, teacher=None)
+
+
+def test_a_replay_buffer_needs_an_evaluation_to_follow():
+    assert "--eval-every" in refused("skl@replay")
+    told = refused("skl@replay:score=rougeL", monitor=MonitorConfig(every=5))
+    assert "choose score=perplexity" in told or "choose score=nll" in told
+
+
+@pytest.mark.parametrize(
+    "spec, settings, why",
+    [
+        ("0.5*fkl+0.5*hidden", {}, "inside the models"),
+        ("fkl", {"teacher": "one+other"}, "several teachers"),
+        ("fkl", {"teacher_quantization": "int8"}, "quantised"),
+    ],
+)
+def test_what_cannot_be_cut_into_shards_is_named(spec, settings, why):
+    told = refused(spec, hardware=HardwareConfig(gpus=2, shard="fsdp2"), **settings)
+    assert why in told
+    assert "--shard ddp" in told
 
 
 @pytest.mark.parametrize("spec", ["minillm", "minillm:variant=lmops", "minillm:variant=single", "0.5*ce+0.5*minillm"])

@@ -86,7 +86,7 @@ def _refuse_facts(loss: DistillLoss, source: Source, label: str) -> None:
     if loss.needs().drawn and source.needs().fixed:
         able = [f"@{card.name}" for card in cards() if not card.fixed and loss.needs().facts <= set(card.facts)]
         raise UsageError(
-            "PAIR-06", f"{loss.name} needs sequences that a model draws, and @{source.name} has rows of the data set",
+            "PAIR-07", f"{loss.name} needs sequences that a model draws, and @{source.name} has rows of the data set",
             where=label, fix=f"pair it with {' or '.join(able)}",
         )  # fmt: skip
     missing = sorted(loss.needs().facts - source.needs().facts)
