@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file
 
 import running
 from kdcli.config import HardwareConfig, LoraConfig
 from kdcli.engine.loop import train
 from kdcli.models.adapter import attach
+from kdcli.sources.base import Ground
+from kdcli.sources.build import build_source
 from ranks import on_ranks
 
 SPEC = "0.5*ce+0.5*akl"
@@ -212,3 +215,28 @@ def test_an_adapter_with_recomputed_activations_in_shards(tmp_path):
     assert all("lora" in name for name in saved(tmp_path / "one", 2))
     assert apart(saved(tmp_path / "one", 2), saved(tmp_path / "two", 2)) < 1e-9
     assert apart(final(tmp_path / "one"), final(tmp_path / "two")) < 1e-9
+
+
+def writing(world: int):
+    """What lets a run train on what its student writes at each step."""
+
+    def before(rank: int, training):
+        ground = Ground(
+            running.dataset(), training.train, pad_id=0, rank=rank, world=world, student=training.student,
+            vocab=running.VOCAB, longest=24, **({"gather": gather_object} if world > 1 else {}),
+        )  # fmt: skip
+        windows = build_source("student:max_new_tokens=7").open(ground)
+        return replace(training, windows=windows, drawn_with=frozenset({"student"}))
+
+    return before
+
+
+@pytest.mark.parametrize("shard", WAYS)
+def test_a_student_writes_the_same_in_several_processes(tmp_path, shard):
+    for name, ranks in (("one", 1), ("two", 2)):
+        run(tmp_path / name, ranks, shard, before=writing(ranks), max_steps=3)
+    assert apart(final(tmp_path / "one"), final(tmp_path / "two")) < 1e-9
+    logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
+    written = [[json.loads(line)["generated_tokens"] for line in lines] for lines in logs]
+    assert written[0] == written[1]
+    assert min(written[0]) > 0
