@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from accelerate.state import AcceleratorState, GradientState
 
 PATIENCE = 120.0
 
@@ -31,6 +32,8 @@ def on_ranks(count: int, work: Callable[[int, int], None], meeting: Path) -> lis
 def _one(rank: int, world: int, work: Callable[[int, int], None], meeting: Path) -> None:
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "OMP_NUM_THREADS": 1}
     torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)  # a fork knows the single process it was forked from
+    GradientState._reset_state()
     if world > 1:
         os.environ.update({name: str(number) for name, number in numbers.items()} | {"GLOO_SOCKET_IFNAME": "lo"})
         dist.init_process_group(
