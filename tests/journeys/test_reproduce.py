@@ -259,7 +259,7 @@ def test_the_model_card_is_in_the_model_and_has_the_scores(made):
 
     run = cell(made[0])
     card = ModelCard.load(run / "model" / "README.md")
-    assert card.data.library_name == "transformers"
+    assert card.data.to_dict()["library_name"] == "transformers"
     names = {result.metric_name for result in card.data.eval_results}
     assert {"rougeL", "perplexity", "ece"} <= names
     assert "lam mean_easy(DKD)" in card.text
