@@ -20,6 +20,7 @@ DIVERGENCES = (
     "srkl",
     "skl:alpha=0.6",
     "tvd",
+    "uld",
     "ab",
     "ab:alpha=0.5,beta=0.5",
     "ab:alpha=1,beta=1",

@@ -5,7 +5,8 @@
 ``s``  positions in a padded sequence
 ``n``  valid (response) tokens of a micro-batch, flattened
 ``t``  the ``t <= n`` tokens of the chunk in hand
-``v``  vocabulary entries
+``v``  vocabulary entries of the student
+``w``  vocabulary entries of the teacher: the same, unless its tokenizer is another one
 ``d``  width of the hidden states
 =====  ==========================================================
 """
@@ -19,3 +20,4 @@ TokenValues: TypeAlias = Float[Tensor, " t"]
 TokenLabels: TypeAlias = Int[Tensor, " t"]
 TokenMask: TypeAlias = Bool[Tensor, " t"]
 Logits: TypeAlias = Float[Tensor, "t v"]
+TeacherLogits: TypeAlias = Float[Tensor, "t w"]

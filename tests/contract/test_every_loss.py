@@ -20,6 +20,7 @@ SETTINGS = {
     "skl": ["skl:alpha=0.5", "skl:alpha=0.9,temperature=2"],
     "srkl": ["srkl:alpha=0.5", "srkl:alpha=0.9,temperature=2"],
     "tvd": ["tvd:temperature=2"],
+    "uld": ["uld:temperature=2", "uld:temperature=0.5,scale_tau2=false"],
     "ab": [
         *(f"ab:alpha={a},beta={b}" for a, b in [(0.2, 0.7), (1, 0), (0, 1), (0, 0.5), (0.5, 0), (1, 1), (0, 0)]),
     ],
@@ -81,7 +82,12 @@ SETTINGS = {
         "ramp:start=2,end=0.5,course=exponential",
     ],
     "revised": ["revised:loss=akl,eta=0.5", "revised:loss=atkd", "revised:loss=(0.5*ce+0.5*rkl),eta=0.99"],
-    "tempered": ["tempered:loss=rkl,temperature=0.5", "tempered:loss=atkd", "tempered:loss=mse_logits"],
+    "tempered": [
+        "tempered:loss=rkl,temperature=0.5",
+        "tempered:loss=uld",
+        "tempered:loss=atkd",
+        "tempered:loss=mse_logits",
+    ],
     "truncated": [
         "truncated:top_k=3",
         "truncated:loss=rkl,top_k=0,top_p=0.9",
@@ -91,6 +97,7 @@ SETTINGS = {
         "truncated:loss=atkd,top_k=3",
         "truncated:loss=(revised:loss=rkl),top_k=3,tail=student",
         "truncated:loss=ab,top_k=2",
+        "truncated:loss=uld,top_k=4,tail=uniform",
     ],
 }
 SUMS = [
@@ -98,6 +105,7 @@ SUMS = [
     "fkl+rkl+fkl:temperature=2",
     "0.2*atkd+0.8*atkd:base=rkl",
     "0*ce+2*tvd",
+    "ce+1.5*uld",
     "0.5*ramp:loss=ce+0.5*annealed:loss=rkl",
     "ce+hidden",
     "ramp:loss=hidden+0.5*ramp:loss=(ce+attention)",

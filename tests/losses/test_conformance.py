@@ -12,7 +12,7 @@ from kdcli.losses.conformance import STUDENT, TEACHER, conformance
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden.json").read_text())
 P, Q = (published.softmax(np.array(row)) for row in (TEACHER, STUDENT))
-ALONE = {"ce", "srkl", "tvd", "minillm", "route", "hidden", "attention"}
+ALONE = {"ce", "srkl", "tvd", "minillm", "route", "uld", "hidden", "attention"}
 AROUND = {"weighted", "annealed", "ramp", "revised", "tempered", "truncated"}
 
 

@@ -11,7 +11,7 @@ from kdcli.losses.build import build_objective
 from logit_pairs import DIVERGENCES, TEMPERATURES, TWO_SIDED, by_autograd, in_closed_form, loss_of, pairs, tokens
 
 few = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-SMOOTH = tuple(name for name in DIVERGENCES if name != "tvd")
+SMOOTH = tuple(name for name in DIVERGENCES if name not in ("tvd", "uld"))
 
 
 def both_ways(loss, student, teacher):
@@ -155,7 +155,7 @@ def test_no_tokens_and_no_gradient_to_the_teacher(spec):
     assert student.grad is not None
 
 
-@pytest.mark.parametrize("spec", [name for name in DIVERGENCES if not name.startswith(("ab", "akl"))])
+@pytest.mark.parametrize("spec", [name for name in DIVERGENCES if not name.startswith(("ab", "akl", "uld"))])
 def test_splitting_a_token_in_equal_halves_changes_nothing(spec):
     torch.manual_seed(1)
     log_q, log_p = torch.randn(2, 5, 8, dtype=torch.float64).log_softmax(-1)
@@ -178,7 +178,7 @@ def test_single_precision_keeps_its_digits(spec, scale, gap, vocab):
     student = teacher + torch.randn(4, vocab) * gap
     expected, slope = by_autograd(loss_of(spec), student.double(), teacher.double())
     for value, gradient in both_ways(loss_of(spec), student, teacher):
-        allowed = 6e-6 + 3e-5 * expected if spec == "tvd" else 1e-4 * expected + 1e-11
+        allowed = 6e-6 + 3e-5 * expected if spec in ("tvd", "uld") else 1e-4 * expected + 1e-11
         assert ((value - expected).abs() <= allowed).all(), (value - expected).abs() / expected
         error = (gradient - slope).norm() / slope.norm()
         assert error < (5e-3 if gap >= 1 else 2e-2), error

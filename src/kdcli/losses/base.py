@@ -13,7 +13,7 @@ from kdcli.losses.block import Block
 from kdcli.losses.coarse import Coarse, bins_of, value_and_grad
 from kdcli.losses.layers import Dims, Features, Matches
 from kdcli.options import Part
-from kdcli.shapes import Logits, TokenLabels, TokenValues
+from kdcli.shapes import Logits, TeacherLogits, TokenLabels, TokenValues
 
 Facts: TypeAlias = Mapping[str, Tensor]
 
@@ -33,6 +33,7 @@ class Needs:
         facts: per-token facts the source must supply.
         origins: whose words the source must supply, names of ``supplied.ORIGINS``; empty where any will do.
         drawn: sequences must be drawn from a model; rows of a data set will not do.
+        same_tokens: the teacher, if one is read, must have the student's tokenizer.
         known: fewest tokens of the teacher that must be known where the rest is one bin.
         whole: why a teacher known on some tokens and one bin for the rest does not do; empty where it does.
         logits: it has a value of the student's logits; False if all it compares are layers inside the models.
@@ -48,6 +49,7 @@ class Needs:
     logits: bool = True
     features: frozenset[str] = frozenset()
     drawn: bool = False
+    same_tokens: bool = True
 
     def __or__(self, other: "Needs") -> "Needs":
         survey = self.survey if _WIDTH[self.survey] >= _WIDTH[other.survey] else other.survey
@@ -55,7 +57,8 @@ class Needs:
         facts, origins = self.facts | other.facts, self.origins | other.origins
         known, logits = max(self.known, other.known), self.logits or other.logits
         features, drawn = self.features | other.features, self.drawn or other.drawn
-        return Needs(self.teacher or other.teacher, survey, facts, origins, whole, known, logits, features, drawn)
+        same = any(one.same_tokens for one in (self, other) if one.anything_of_teacher)
+        return Needs(self.teacher or other.teacher, survey, facts, origins, whole, known, logits, features, drawn, same)
 
     @property
     def anything_of_teacher(self) -> bool:
@@ -70,7 +73,8 @@ class Tokens:
     Args:
         labels: target ids, shape ``[t]``.
         student: student logits, shape ``[t, v]``.
-        teacher: teacher logits, shape ``[t, v]``; None when the objective needs no teacher, or only bins are known.
+        teacher: teacher logits, shape ``[t, w]``, with w = v unless its tokenizer is another one; None when the
+            objective needs no teacher, or only bins are known.
         coarse: what is known of a teacher whose logits are not; None otherwise.
         facts: per-token numbers of shape ``[t]`` from survey, plan and source; always holds
             ``seq``, the index of the token's sequence in the micro-batch.
@@ -82,14 +86,14 @@ class Tokens:
 
     labels: TokenLabels
     student: Logits
-    teacher: Logits | None = None
+    teacher: TeacherLogits | None = None
     facts: Facts = field(default_factory=dict)
     watched: dict[str, Tensor] = field(default_factory=dict)
     coarse: Coarse | None = None
     progress: float = 0.0
     features: Features | None = None
 
-    def log_probs(self, tau: float = 1.0) -> tuple[Logits, Logits]:
+    def log_probs(self, tau: float = 1.0) -> tuple[Logits, TeacherLogits]:
         """Return ``(student, teacher)`` log-probabilities at temperature ``tau``; no gradient reaches the teacher."""
         assert self.teacher is not None, "the objective declared needs().teacher = False"
         return log_softmax(self.student, tau), log_softmax(self.teacher.detach(), tau)
@@ -191,7 +195,7 @@ class Divergence(DistillLoss):
     scale_tau2: Annotated[bool, Field(description="multiply by tau^2, so that gradients keep their size")] = True
 
     @abstractmethod
-    def divergence(self, log_q: Logits, log_p: Logits) -> TokenValues:
+    def divergence(self, log_q: Logits, log_p: TeacherLogits) -> TokenValues:
         """Return the divergence of each token from student ``log_q`` and teacher ``log_p``."""
 
     def needs(self) -> Needs:
@@ -203,7 +207,7 @@ class Divergence(DistillLoss):
         """Return the divergence of each token between bins, of which the last stands for many tokens."""
         return self.divergence(log_q, log_p)
 
-    def from_logits(self, student: Logits, teacher: Logits) -> TokenValues:
+    def from_logits(self, student: Logits, teacher: TeacherLogits) -> TokenValues:
         """Return the divergence of each token at the temperature, from finite logits."""
         return self.divergence(log_softmax(student, self.temperature), log_softmax(teacher, self.temperature))
 
@@ -282,11 +286,11 @@ class StableDivergence(Divergence):
     def faint_values(self, block: Block) -> Tensor:
         """Return the divergence, ``[t]``, where it is small, to some digits; NaN where that fails."""
 
-    def divergence(self, log_q: Logits, log_p: Logits) -> TokenValues:
+    def divergence(self, log_q: Logits, log_p: TeacherLogits) -> TokenValues:
         """Return the divergence of each token from student ``log_q`` and teacher ``log_p``."""
         return self.between(log_q, log_p, 1.0)
 
-    def from_logits(self, student: Logits, teacher: Logits) -> TokenValues:
+    def from_logits(self, student: Logits, teacher: TeacherLogits) -> TokenValues:
         """Return the divergence of each token at the temperature, from finite logits."""
         return self.between(student, teacher, self.temperature)
 

@@ -17,6 +17,9 @@ BEHAVIOUR_LOGP = "behaviour_logp"
 STUDENT_LOGP = "student_logp"
 """Log-probability of the token under the student as it was when the token was drawn."""
 
+ALIGNED = "aligned"
+"""1 where a teacher of another tokenizer has read the same text up to the token, else 0; there with such a teacher."""
+
 ORIGINS = ("data", "student", "teacher", "rollout", "corpus")
 """The training rows, the student's own words, the teacher's, those of a mixture of both, and a second corpus."""
 

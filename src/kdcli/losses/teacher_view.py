@@ -24,6 +24,8 @@ class TeacherView(Around):
     whole: ClassVar[str] = "a transform of the teacher reads all of its logits"
     reads_student: ClassVar[bool] = False
     """Whether the changed teacher depends on the student, which a survey must then see as well."""
+    reads_ids: ClassVar[bool] = True
+    """Whether an id must mean the same token to teacher and student."""
 
     @model_validator(mode="after")
     def _there_is_a_teacher(self) -> "TeacherView":
@@ -45,7 +47,7 @@ class TeacherView(Around):
         """Ask for the whole teacher, and for what the loss inside asks."""
         inner = super().needs()
         survey = "both" if self.reads_student and inner.survey != "none" else inner.survey
-        return inner | Needs(survey=survey, whole=self.whole)
+        return inner | Needs(survey=survey, whole=self.whole, same_tokens=self.reads_ids)
 
     def shown(self, tok: Tokens) -> Tokens:
         """Return the tokens with the changed teacher."""

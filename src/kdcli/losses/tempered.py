@@ -27,6 +27,7 @@ class Tempered(TeacherView):
     reference: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531, section 2, on one side only"
     cost: ClassVar[str] = "that of the loss inside, and a division"
 
+    reads_ids: ClassVar[bool] = False
     whole: ClassVar[str] = "at a temperature other than 1 the rest has no known mass"
 
     temperature: Annotated[

@@ -68,6 +68,11 @@ class Truncated(TeacherView):
         """Whether the tail is the student's."""
         return self.tail == "student"
 
+    @property
+    def reads_ids(self) -> bool:
+        """Whether an id must mean the same to both: if the tail is the student's."""
+        return self.tail == "student"
+
     def changed(self, tok: Tokens, teacher: Logits) -> Tensor:
         """Return the logits of the cut teacher, the kept ones as they are; minus infinity where it allows nothing."""
         kept = likeliest(teacher, self.top_k, self.top_p)

@@ -1,0 +1,44 @@
+"""Puts probabilities in falling order, on a CPU by the sort that is quickest there."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcli.shapes import Logits
+
+
+def falling(values: Logits) -> Tensor:
+    """Return each row from its largest entry to its smallest, ``[t, v]``; takes no gradient.
+
+    Args:
+        values: shape ``[t, v]``, none of them NaN.
+
+    >>> falling(torch.tensor([[0.2, 0.5, 0.3]]))[0].tolist() == torch.tensor([0.5, 0.3, 0.2]).tolist()
+    True
+    """
+    if values.is_cpu and values.dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(np.sort(values.detach().numpy(), axis=-1)).flip(-1)
+    return torch.sort(values.detach(), dim=-1, descending=True).values
+
+
+def falling_order(values: Logits) -> Tensor:
+    """Return the places of each row's entries from the largest to the smallest, equal ones by rising place, ``[t, v]``.
+
+    On a CPU, the bits of a number that is not negative and its place make one whole number to sort: that is some ten
+    times as quick as a stable sort with places.
+
+    Args:
+        values: shape ``[t, v]``, at least 0, none of them NaN.
+
+    >>> falling_order(torch.tensor([[0.2, 0.4, 0.0, 0.4]])).tolist()
+    [[1, 3, 0, 2]]
+    """
+    values = values.detach()
+    if not (values.is_cpu and values.dtype == torch.float32):
+        return torch.sort(values, dim=-1, descending=True, stable=True).indices
+    size = values.shape[-1]
+    keys = values.contiguous().numpy().view(np.uint32).astype(np.uint64) << np.uint64(32)
+    keys |= np.arange(size - 1, -1, -1, dtype=np.uint64)
+    keys.sort(axis=-1)
+    backwards = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    return torch.from_numpy(size - 1 - backwards).flip(-1)
