@@ -14,8 +14,9 @@ from kdcli.config import HardwareConfig, TrainConfig
 from kdcli.data.examples import Example, TokenDataset
 from kdcli.engine.devices import prepare
 from kdcli.engine.events import Event
-from kdcli.engine.loop import Training, train
+from kdcli.engine.loop import train
 from kdcli.engine.teacher import LiveTeacher, Teacher
+from kdcli.engine.training import Training
 from kdcli.losses.build import build_objective
 from kdcli.models.activations import fuse_activations
 from kdcli.models.load import LanguageModel

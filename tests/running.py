@@ -9,8 +9,8 @@ from kdcli.config import HardwareConfig, TrainConfig
 from kdcli.data.examples import Example, TokenDataset
 from kdcli.engine.devices import prepare
 from kdcli.engine.events import silent
-from kdcli.engine.loop import Training
 from kdcli.engine.teacher import LiveTeacher
+from kdcli.engine.training import Training
 from kdcli.losses.build import build_objective
 from kdcli.models.load import assemble
 from kdcli.sources.base import Ground

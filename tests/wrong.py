@@ -340,7 +340,8 @@ def linked_checkpoints(home: Path) -> None:
 
 GUESTS = """
 import torch
-from kdcli.losses.base import Divergence, DistillLoss
+from kdcli.losses.base import DistillLoss
+from kdcli.losses.divergence import Divergence
 
 class NotALoss:
     pass

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from kdcli.losses.base import Divergence
+from kdcli.losses.divergence import Divergence
 
 
 class Overlap(Divergence):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from kdcli.engine.distances import jensen_shannon, total_variation
-from kdcli.losses.base import log_softmax
+from kdcli.losses.logits import log_softmax
 
 LOGITS = arrays.arrays(np.float64, (2, 3, 8), elements=st.floats(-30, 30))
 

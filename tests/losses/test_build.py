@@ -20,7 +20,8 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field, field_validator
 
-from kdcli.losses.base import DistillLoss, Divergence
+from kdcli.losses.base import DistillLoss
+from kdcli.losses.divergence import Divergence
 
 
 class Free(Divergence):

@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 
-from kdcli.losses.base import Divergence, Tokens
+from kdcli.losses.base import Tokens
 from kdcli.losses.build import build_objective
 from kdcli.losses.coarse import Coarse, bins_of, coarse_view
+from kdcli.losses.divergence import Divergence
 from kdcli.registry import LOSSES
 
 ON_BINS = sorted(

@@ -6,8 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from kdcli.losses.base import Divergence
 from kdcli.losses.build import build_objective
+from kdcli.losses.divergence import Divergence
 from logit_pairs import DIVERGENCES, TEMPERATURES, TWO_SIDED, by_autograd, in_closed_form, loss_of, pairs, tokens
 
 few = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

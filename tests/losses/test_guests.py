@@ -25,7 +25,10 @@ import numpy
 import torch
 from pydantic import Field
 
-from kdcli.losses.base import DistillLoss, Divergence, Needs, log_softmax
+from kdcli.losses.base import DistillLoss
+from kdcli.losses.divergence import Divergence
+from kdcli.losses.logits import log_softmax
+from kdcli.losses.needs import Needs
 
 
 class Guest(DistillLoss):

@@ -10,7 +10,7 @@ from mpmath import mp, mpf
 from scipy.special import rel_entr
 from torch.testing import assert_close
 
-from kdcli.losses.base import FILTERED
+from kdcli.losses.logits import FILTERED
 from kdcli.losses.ops import compare, curvature, kl, kl_to_mixture
 from logit_pairs import TEMPERATURES, pairs
 

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdcli.errors import UsageError
-from kdcli.losses.base import Tokens, finite_logits
+from kdcli.losses.base import Tokens
 from kdcli.losses.build import build_objective
 from kdcli.losses.coarse import coarse_view
+from kdcli.losses.logits import finite_logits
 from kdcli.losses.revised import Revised
 from kdcli.losses.trial import sample, tokens_of, values, values_and_grad, with_facts
 from kdcli.losses.truncated import Truncated, likeliest

@@ -7,8 +7,8 @@ from kdcli.engine.chunked import Work, fused_sum
 from kdcli.engine.projection import Projection
 from kdcli.engine.workspace import Workspace
 from kdcli.losses.akl import AdaptiveKL
-from kdcli.losses.base import Divergence
 from kdcli.losses.build import build_objective
+from kdcli.losses.divergence import Divergence
 from kdcli.models.split import Head
 
 TOKENS, WIDTH, VOCAB = 11, 6, 23

@@ -7,7 +7,7 @@ from kdcli.runs.prepare import objective_of
 
 GUEST = '''
 from typing import ClassVar
-from kdcli.losses.base import Divergence
+from kdcli.losses.divergence import Divergence
 from kdcli.losses.ops import kl
 class Mine(Divergence):
     """Mine."""

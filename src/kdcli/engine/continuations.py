@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from kdcli.engine.devices import Device
-from kdcli.losses.base import log_softmax
+from kdcli.losses.logits import log_softmax
 from kdcli.models.cache import prompt_cache, rows_can_leave
 from kdcli.models.load import LanguageModel
 from kdcli.models.split import trunk_of

@@ -14,7 +14,7 @@ def total_variation(log_p: Logits, log_q: Logits) -> TokenValues:
     a token drafted from q is accepted by p in speculative sampling.
 
     Args:
-        log_p: log-probabilities or logits, ``[t, v]``, finite (see ``losses.base.FILTERED``).
+        log_p: log-probabilities or logits, ``[t, v]``, finite (see ``losses.logits.FILTERED``).
         log_q: of the other distribution, ``[t, v]``.
 
     Reference: Leviathan et al. 2023, arXiv:2211.17192, lemma 3.3.
@@ -33,7 +33,7 @@ def jensen_shannon(log_p: Logits, log_q: Logits) -> TokenValues:
     """Return the Jensen-Shannon divergence of each token, ``1/2 KL(p || m) + 1/2 KL(q || m)``, from 0 to log 2.
 
     Args:
-        log_p: log-probabilities or logits, ``[t, v]``, finite (see ``losses.base.FILTERED``).
+        log_p: log-probabilities or logits, ``[t, v]``, finite (see ``losses.logits.FILTERED``).
         log_q: of the other distribution, ``[t, v]``; m is the mean of the two.
 
     Reference: Lin 1991, Divergence measures based on the Shannon entropy, equation 3.1.

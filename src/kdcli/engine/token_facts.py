@@ -18,7 +18,7 @@ from kdcli.engine.pack import Packing, find_valid
 from kdcli.engine.projection import Projection, wide
 from kdcli.engine.teacher import LiveTeacher, Teacher
 from kdcli.engine.workspace import Workspace
-from kdcli.losses.base import log_softmax
+from kdcli.losses.logits import log_softmax
 from kdcli.losses.ops import kl
 from kdcli.models.load import LanguageModel
 

@@ -6,9 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcli.losses.base import StableDivergence, Tokens, finite_logits
+from kdcli.losses.base import Tokens
 from kdcli.losses.block import Block, column, dot, near_kl
+from kdcli.losses.divergence import StableDivergence
 from kdcli.losses.head import HeadRule, head_gap
+from kdcli.losses.logits import finite_logits
 from kdcli.losses.ops import kl, softmax
 from kdcli.shapes import Logits, TokenValues
 

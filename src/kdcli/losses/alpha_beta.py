@@ -7,8 +7,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdcli.losses.base import StableDivergence
 from kdcli.losses.block import Block, column, dot
+from kdcli.losses.divergence import StableDivergence
 from kdcli.losses.ops import INFINITE, compare, curvature
 from kdcli.shapes import Logits, TokenValues
 

@@ -7,8 +7,10 @@ import torch
 from pydantic import Field, ValidationError, model_validator
 
 from kdcli.losses.around import Around
-from kdcli.losses.base import DistillLoss, Needs, Tokens, widen
+from kdcli.losses.base import DistillLoss, Tokens
 from kdcli.losses.courses import Kind, Since, Until, check_way, on_course, share_of_way
+from kdcli.losses.logits import widen
+from kdcli.losses.needs import Needs
 
 
 class Annealed(Around):

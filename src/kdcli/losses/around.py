@@ -5,11 +5,13 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdcli.losses.base import DistillLoss, Facts, Needs, Tokens, finite_logits
+from kdcli.losses.base import DistillLoss, Facts, Tokens
 from kdcli.losses.build import NestedLoss
 from kdcli.losses.children import hand_on, inside, merged_modules, merged_needs, plan_all, survey_all
 from kdcli.losses.kl import ForwardKL
 from kdcli.losses.layers import Dims, Matches
+from kdcli.losses.logits import finite_logits
+from kdcli.losses.needs import Needs
 from kdcli.shapes import Logits, TokenValues
 
 _LABEL = "loss"

@@ -5,8 +5,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kdcli.losses.base import DistillLoss, Divergence, Needs, Tokens, log_softmax, widen
+from kdcli.losses.base import DistillLoss, Tokens
 from kdcli.losses.block import Block, dot
+from kdcli.losses.divergence import Divergence
+from kdcli.losses.logits import log_softmax, widen
+from kdcli.losses.needs import Needs
 from kdcli.losses.ops import INFINITE
 from kdcli.shapes import Logits, TokenValues
 

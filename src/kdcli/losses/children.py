@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from kdcli.losses.base import DistillLoss, Facts, Needs, Tokens
+from kdcli.losses.base import DistillLoss, Facts, Tokens
 from kdcli.losses.layers import Dims, Matches
+from kdcli.losses.needs import Needs
 
 
 def merged_needs(children: Mapping[str, DistillLoss]) -> Needs:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from kdcli.losses.base import DistillLoss, Facts, Needs, Tokens
+from kdcli.losses.base import DistillLoss, Facts, Tokens
 from kdcli.losses.build import NestedLoss
 from kdcli.losses.children import (
     hand_on,
@@ -18,6 +18,7 @@ from kdcli.losses.children import (
     survey_all,
 )
 from kdcli.losses.layers import Dims, Matches
+from kdcli.losses.needs import Needs
 from kdcli.shapes import TokenValues
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -7,9 +7,10 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from kdcli.losses.base import DistillLoss, Needs, Tokens
+from kdcli.losses.base import DistillLoss, Tokens
 from kdcli.losses.layer_map import check_map, layer_pairs
 from kdcli.losses.layers import Dims, Features, Matches, Pair
+from kdcli.losses.needs import Needs
 from kdcli.shapes import TokenValues
 
 LayerMap = Annotated[

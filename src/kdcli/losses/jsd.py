@@ -6,8 +6,8 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from kdcli.losses.base import StableDivergence
 from kdcli.losses.block import Block, column, dot, log_near_one, mix, near_kl
+from kdcli.losses.divergence import StableDivergence
 from kdcli.losses.ops import kl_to_mixture
 from kdcli.shapes import Logits, TokenValues
 

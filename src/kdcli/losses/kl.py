@@ -5,8 +5,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from kdcli.losses.base import StableDivergence
 from kdcli.losses.block import Block, column, dot, near_kl
+from kdcli.losses.divergence import StableDivergence
 from kdcli.losses.ops import kl
 from kdcli.shapes import Logits, TokenValues
 

@@ -6,7 +6,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from kdcli.losses.base import Tokens, log_softmax
+from kdcli.losses.base import Tokens
+from kdcli.losses.logits import log_softmax
 
 Measured: TypeAlias = Literal[
     "teacher_entropy",

@@ -8,9 +8,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kdcli.losses.base import DistillLoss, Facts, Needs, Tokens, finite_logits, log_softmax
+from kdcli.losses.base import DistillLoss, Facts, Tokens
 from kdcli.losses.kl import ReverseKL
+from kdcli.losses.logits import finite_logits, log_softmax
 from kdcli.losses.minillm_variants import VARIANTS, Knobs, LongWeight, SingleWeight, Student, Variant, Whiten
+from kdcli.losses.needs import Needs
 from kdcli.losses.ops import kl
 from kdcli.losses.returns import Sequences, reward_to_go, shifted, weights_before, whitened
 from kdcli.losses.supplied import BEHAVIOUR_LOGP, STUDENT_LOGP

@@ -6,8 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcli.losses.base import DistillLoss, Tokens, widen
+from kdcli.losses.base import DistillLoss, Tokens
 from kdcli.losses.block import dot
+from kdcli.losses.logits import widen
 from kdcli.shapes import TokenValues
 
 

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from kdcli.shapes import Logits, TokenValues
 
 INFINITE = 1e8
-"""A divergence above this is infinite: mass where the other side has none, see base.FILTERED."""
+"""A divergence above this is infinite: mass where the other side has none, see logits.FILTERED."""
 
 
 def kl(log_p: Logits, log_q: Logits, tau: float = 1.0) -> TokenValues:
@@ -25,7 +25,7 @@ def kl(log_p: Logits, log_q: Logits, tau: float = 1.0) -> TokenValues:
     logits keep digits that ``log_softmax`` rounds away. Differentiable in both.
 
     Args:
-        log_p: logits of the leading distribution, ``[t, v]``, finite (see ``base.FILTERED``).
+        log_p: logits of the leading distribution, ``[t, v]``, finite (see ``logits.FILTERED``).
         log_q: logits of the other one, ``[t, v]``.
         tau: temperature by which both are divided.
 
@@ -40,7 +40,7 @@ def kl_to_mixture(log_p: Logits, log_q: Logits, share: float, tau: float = 1.0) 
     """Return KL(p || m) of each token, with m = share p + (1 - share) q, as :func:`kl` does.
 
     Args:
-        log_p: logits of the leading distribution, ``[t, v]``, finite (see ``base.FILTERED``).
+        log_p: logits of the leading distribution, ``[t, v]``, finite (see ``logits.FILTERED``).
         log_q: logits of the other one, ``[t, v]``.
         share: p's share in the mixture, in [0, 1).
         tau: temperature by which both logits are divided.

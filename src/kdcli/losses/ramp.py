@@ -7,8 +7,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdcli.losses.around import Around, live_zeros
-from kdcli.losses.base import Tokens, widen
+from kdcli.losses.base import Tokens
 from kdcli.losses.courses import Kind, Since, Until, check_way, on_course, share_of_way
+from kdcli.losses.logits import widen
 
 
 class Ramp(Around):

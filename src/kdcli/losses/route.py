@@ -6,9 +6,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kdcli.losses.base import DistillLoss, Facts, Needs, Tokens, widen
+from kdcli.losses.base import DistillLoss, Facts, Tokens
 from kdcli.losses.build import NestedLoss, build_objective
 from kdcli.losses.children import child_facts, inside, merged_needs, planned_for, refuse_features, survey_all, take
+from kdcli.losses.logits import widen
+from kdcli.losses.needs import Needs
 from kdcli.losses.supplied import ORIGIN, ORIGIN_SHARE, ORIGINS, code_of
 from kdcli.shapes import TokenValues
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kdcli.losses.base import FILTERED, finite_logits
+from kdcli.losses.logits import FILTERED, finite_logits
 from kdcli.losses.ops import kl
 from kdcli.shapes import Logits, TokenLabels, TokenValues
 

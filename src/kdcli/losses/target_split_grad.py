@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kdcli.losses.base import widen
+from kdcli.losses.logits import widen
 from kdcli.losses.ops import kl
 from kdcli.losses.target_split import Parts, Split, Weighing, finite, parts
 

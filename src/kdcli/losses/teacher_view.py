@@ -8,8 +8,10 @@ from pydantic import model_validator
 from torch import Tensor
 
 from kdcli.losses.around import Around
-from kdcli.losses.base import Needs, Tokens, finite_logits
+from kdcli.losses.base import Tokens
 from kdcli.losses.children import refuse_features
+from kdcli.losses.logits import finite_logits
+from kdcli.losses.needs import Needs
 from kdcli.shapes import Logits
 
 

@@ -6,7 +6,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kdcli.losses.base import FILTERED, Tokens, finite_logits
+from kdcli.losses.base import Tokens
+from kdcli.losses.logits import FILTERED, finite_logits
 from kdcli.losses.teacher_view import TeacherView
 from kdcli.losses.trial import sample, values, with_facts
 from kdcli.shapes import Logits, TokenValues

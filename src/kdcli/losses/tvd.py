@@ -5,8 +5,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kdcli.losses.base import Divergence
 from kdcli.losses.block import Block, column, dot
+from kdcli.losses.divergence import Divergence
 from kdcli.shapes import Logits, TokenValues
 
 

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kdcli.losses.base import Divergence, Needs, Tokens
+from kdcli.losses.base import Tokens
 from kdcli.losses.block import Block, column, dot
+from kdcli.losses.divergence import Divergence
 from kdcli.losses.falling import falling, falling_order
+from kdcli.losses.needs import Needs
 from kdcli.losses.supplied import ALIGNED
 from kdcli.shapes import Logits, TeacherLogits, TokenValues
 

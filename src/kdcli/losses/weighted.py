@@ -8,9 +8,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdcli.losses.around import Around, live_zeros
-from kdcli.losses.base import DistillLoss, Facts, Needs, Tokens, widen
+from kdcli.losses.base import DistillLoss, Facts, Tokens
 from kdcli.losses.children import hand_on, refuse_features, take
+from kdcli.losses.logits import widen
 from kdcli.losses.measures import MEASURES, Measured, measure, places
+from kdcli.losses.needs import Needs
 from kdcli.shapes import TokenMask, TokenValues
 
 _MEASURE, _WEIGHT = "weighing/measure", "weighing/weight"

@@ -2,10 +2,11 @@
 
 from kdcli.losses.around import Around
 from kdcli.losses.atkd import AdaptiveTeachingKD
-from kdcli.losses.base import DistillLoss, Divergence
+from kdcli.losses.base import DistillLoss
 from kdcli.losses.ce import SoftCrossEntropy
 from kdcli.losses.combine import Sum
 from kdcli.losses.decoupled import DecoupledLoss
+from kdcli.losses.divergence import Divergence
 from kdcli.losses.mse_logits import LogitsMSE
 
 

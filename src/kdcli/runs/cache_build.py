@@ -29,9 +29,10 @@ from kdcli.models.load import LanguageModel
 from kdcli.runs import lock
 from kdcli.runs.cache_key import KEY, check_key, read_key
 from kdcli.runs.cache_summary import ERRORS, Summary
+from kdcli.runs.model_facts import ModelFacts
 from kdcli.runs.serving.teacher import ServedTeacher
 from kdcli.runs.teacher_cache import HEAD, CacheRecord, estimated_bytes, missing_from
-from kdcli.runs.workshop import ModelFacts, Workshop
+from kdcli.runs.workshop import Workshop
 
 _SHARD_BYTES, _SHARD_SECONDS = 64 * 2**20, 60.0
 _MICRO_TOKENS = 4096

@@ -7,7 +7,7 @@ from typing import Any
 from kdcli.config import DataConfig, HardwareConfig
 from kdcli.engine.devices import Device
 from kdcli.errors import ExperimentChangedError, InputError, IntegrityError
-from kdcli.runs.workshop import ModelFacts
+from kdcli.runs.model_facts import ModelFacts
 from kdcli.text import one_line
 
 SCHEMA = 1

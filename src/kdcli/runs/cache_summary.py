@@ -10,9 +10,10 @@ from kdcli.engine.cached_teacher import IDS, LOG_PROBS
 from kdcli.engine.devices import Device
 from kdcli.engine.projection import AppliedHead, Projection, wide
 from kdcli.engine.workspace import Workspace
-from kdcli.losses.base import Divergence, Tokens
+from kdcli.losses.base import Tokens
 from kdcli.losses.build import build_objective
 from kdcli.losses.coarse import coarse_view
+from kdcli.losses.divergence import Divergence
 from kdcli.models.load import LanguageModel
 from kdcli.registry import LOSSES
 

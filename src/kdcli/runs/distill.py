@@ -1,43 +1,30 @@
 """One training run: settings -> checked parts -> training -> saved student -> evaluation."""
 
 import time
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate.utils import gather_object
-
-from kdcli import durable, processes, settings
+from kdcli import processes, settings
 from kdcli.config import DistillConfig
-from kdcli.engine.devices import Device
 from kdcli.engine.ensemble import living
 from kdcli.engine.events import Event, Report
-from kdcli.engine.loop import Outcome, Training, train
-from kdcli.engine.placement import Side
-from kdcli.errors import InterruptedRunError, KDError, UsageError
-from kdcli.models.adapter import save_adapter
-from kdcli.models.load import LanguageModel
-from kdcli.models.save import save_student
-from kdcli.runs import lock
-from kdcli.runs.card import CARD, model_card, renew_card
+from kdcli.engine.loop import train
+from kdcli.engine.training import Outcome
+from kdcli.errors import UsageError
+from kdcli.runs.assemble import assemble_training, load_models
+from kdcli.runs.card import model_card, renew_card
+from kdcli.runs.custody import held, logged
 from kdcli.runs.environment import changes, environment
 from kdcli.runs.evaluation.evaluate import evaluate_student
-from kdcli.runs.folder import MADE, RunFolder
-from kdcli.runs.monitor import StudentMonitor
+from kdcli.runs.folder import RunFolder
+from kdcli.runs.keep_model import save_adapter_alone, save_model
 from kdcli.runs.plan import plan_distill
 from kdcli.runs.prepare import Prepared, prepare_run
 from kdcli.runs.records import EvalRecord, RunRecord
-from kdcli.runs.teachers import mentor_for, teacher_for
 from kdcli.runs.workshop import Workshop
-from kdcli.sources.base import Windows
 
 __all__ = ["distill", "plan_distill", "read_run"]
-
-ADAPTER = "adapter"
 
 
 def distill(
@@ -78,7 +65,7 @@ def distill(
     if not told:
         tell(prepared, report)
     report(Event("note", f"{prepared.device.description} · {prepared.label} · {prepared.steps:,} steps"))
-    with _held(folder), _logged(folder, prepared):
+    with held(folder), logged(folder):
         _begin(folder, prepared, report)
         outcome = _train(folder, prepared, workshop, report, command or _again(folder))
         record = _record(folder, prepared.identity, outcome, already_done=False)
@@ -140,139 +127,19 @@ def _begin(folder: RunFolder, prepared: Prepared, report: Report) -> None:
 
 
 def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Report, command: str) -> Outcome:
-    device, pair, config = prepared.device, prepared.pair, prepared.config
-    start = _start(prepared)
-    student = workshop.load_student(pair, seed=config.train.seed, device=start.device, lora=config.lora)
-    teacher = None
-    if prepared.needs_teacher and pair.teacher is not None:
-        teacher = teacher_for(
-            config.teacher_cache, pair.teacher, prepared.dataset, config.data, config.hardware, start, workshop
-        )
-    student.check_length(max(prepared.dataset.lengths))
-    writer = _writer(prepared, workshop)
-    live = living(teacher) or ([] if writer is None else [writer])
-    for note in [note for model in (student, *live) for note in model.notes]:
-        report(Event("note", note))
+    models = load_models(prepared, workshop, report)
     started = time.process_time()
-    training = Training(
-        student=student,
-        teacher=teacher,
-        loss=prepared.loss,
-        windows=_windows(folder, prepared, student, writer, live, report),
-        vocab=pair.vocab,
-        train=config.train,
-        device=device,
-        folder=folder.path,
-        identity=prepared.identity,
-        report=report,
-        resume_command=command,
-        monitor=_monitor(folder, prepared, workshop, student, report),
-        hardware=config.hardware,
-        **_whole_outside(prepared),
-    )
-    outcome = train(training)
+    outcome = train(assemble_training(folder, prepared, models, workshop, report, command))
     workshop.forget_emptied()
     if processes.rank() == 0:
-        save_model(student, folder.model, {"loss": prepared.label, "seed": config.train.seed}, model_card(prepared))
-        if config.lora.keep:
-            durable.commit_folder(
-                folder.path / ADAPTER, lambda target: save_adapter(student.adapter, target), {"kind": "adapter"}
-            )
+        about = {"loss": prepared.label, "seed": prepared.config.train.seed}
+        save_model(models.student, folder.model, about, model_card(prepared))
+        if prepared.config.lora.keep:
+            save_adapter_alone(models.student, folder.path)
         spent = folder.status().get("cpu_seconds", 0.0) + time.process_time() - started
-        taught = outcome.student_tokens * len(living(teacher))
+        taught = outcome.student_tokens * len(living(models.teacher))
         folder.set_status("done", **vars(outcome), teacher_tokens=taught, cpu_seconds=round(spent, 2))
     return outcome
-
-
-def _start(prepared: Prepared) -> Device:
-    """Return where models are loaded: what will lie in shards need never fit on one device, but for a cache's head."""
-    config = prepared.config
-    if config.hardware.shard == "ddp" or processes.world() == 1 or config.teacher_cache is not None:
-        return prepared.device
-    return replace(prepared.device, device=torch.device("cpu"))
-
-
-def _whole_outside(prepared: Prepared) -> dict[str, frozenset[Side]]:
-    """Say which models are used outside a training step, where shards of them do not do."""
-    wanted, watched = prepared.source.needs(), prepared.watched
-    writers: dict[Side, bool] = {"student": wanted.student, "teacher": wanted.teacher}
-    compared = watched is not None and watched.needs_teacher
-    return {
-        "drawn_with": frozenset(side for side, writes in writers.items() if writes),
-        "measured_with": frozenset({"student", "teacher"} if compared else {"student"}),
-    }
-
-
-def _writer(prepared: Prepared, workshop: Workshop) -> LanguageModel | None:
-    """Return the teacher whose weights the source reads or writes with, if it does."""
-    facts, there = prepared.pair.teacher, _start(prepared) if prepared.needs_teacher else prepared.device
-    if facts is None or not prepared.source.needs().teacher:
-        return None
-    return workshop.load_teacher(facts.path, there.device)
-
-
-def _windows(
-    folder: RunFolder,
-    prepared: Prepared,
-    student: LanguageModel,
-    writer: LanguageModel | None,
-    live: Sequence[LanguageModel],
-    report: Report,
-) -> Windows:
-    """Return the training windows, with everything they may write with.
-
-    Args:
-        folder: the run's folder.
-        prepared: the run.
-        student: the model in training.
-        writer: the teacher, where the source asks for it.
-        live: the models besides that must be able to read what is written.
-        report: told how far writing is.
-    """
-    data = prepared.config.data
-    limits = [data.max_length, *(model.positions for model in (student, *live))]
-    shared = {"gather": gather_object} if processes.world() > 1 else {}
-
-    def progress(what: str, done: int, total: int, rate: float) -> None:
-        report(Event("progress", what, done=done, total=total, values={"tokens/s": rate}))
-
-    return prepared.windows(
-        student.pad_id, processes.rank(), processes.world(),
-        student=student, teacher=writer, folder=Path(data.made) if data.made else folder.path / MADE,
-        longest=min(limit for limit in limits if limit is not None), progress=progress, **shared,
-    )  # fmt: skip
-
-
-def _monitor(
-    folder: RunFolder, prepared: Prepared, workshop: Workshop, student: LanguageModel, report: Report
-) -> StudentMonitor | None:
-    """Return what looks at the student while it is trained."""
-    watched, pair, config = prepared.watched, prepared.pair, prepared.config
-    if watched is None:
-        return None
-    teacher = None
-    if watched.needs_teacher and pair.teacher is not None:
-        teacher = mentor_for(
-            config.teacher_cache, pair.teacher, watched.rows, config.data, config.hardware, _start(prepared), workshop
-        )
-
-    def keep(about: dict[str, Any]) -> None:
-        kept = {"loss": prepared.label, "seed": config.train.seed, **about}
-        save_model(student, folder.best, kept, model_card(prepared))
-
-    shown = replace(student, vocab=pair.vocab)
-    shown.check_length(max(watched.rows.lengths))
-    return StudentMonitor(watched, shown, teacher, prepared.device, keep, report)
-
-
-def save_model(model: LanguageModel, final: Path, extra: dict[str, Any], card: str) -> None:
-    """Write a student and its card as a transformers folder that appears whole or not at all."""
-
-    def fill(target: Path) -> None:
-        save_student(model, target)
-        (target / CARD).write_text(card, encoding="utf-8")
-
-    durable.commit_folder(final, fill, {"kind": "model", **extra})
 
 
 def _record(folder: RunFolder, identity: dict[str, Any], outcome: Outcome, *, already_done: bool) -> RunRecord:
@@ -287,52 +154,6 @@ def _record(folder: RunFolder, identity: dict[str, Any], outcome: Outcome, *, al
         identity=identity,
         already_done=already_done,
     )
-
-
-@contextmanager
-def _held(folder: RunFolder) -> Iterator[None]:
-    """Make the folder and hold its lock, on the first rank only."""
-    with ExitStack() as stack:
-        if processes.rank() == 0:
-            try:
-                folder.path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise durable.refused(error, folder.path) from error
-            stack.enter_context(lock.hold(folder.path))
-        yield
-
-
-@contextmanager
-def _logged(folder: RunFolder, prepared: Prepared) -> Iterator[None]:
-    """Record in the folder how a run ended that did not end well."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise
-    except InterruptedRunError:
-        _note_end(folder, "interrupted", None)
-        raise
-    except Exception as error:
-        _note_end(folder, "failed", error)
-        raise
-
-
-def _note_end(folder: RunFolder, state: str, error: Exception | None) -> None:
-    """Write status and error.log; a disk that refuses these too must not hide the first error."""
-    if processes.rank() != 0:
-        return
-    try:
-        if error is not None:
-            durable.write_file(folder.path / "error.log", "".join(traceback.format_exception(error)))
-        if folder.is_run and not folder.is_done:
-            folder.set_status(state, **_progress(folder))
-    except KDError:
-        return
-
-
-def _progress(folder: RunFolder) -> dict[str, int]:
-    steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in folder.path.glob("checkpoint-????????"))
-    return {"steps": steps[-1]} if steps else {}
 
 
 def _again(folder: RunFolder) -> str:

@@ -14,7 +14,7 @@ from kdcli.engine.devices import Device
 from kdcli.losses.base import DistillLoss
 from kdcli.models.adapter import alpha_of
 from kdcli.options import Part
-from kdcli.runs.workshop import Pair
+from kdcli.runs.model_facts import Pair
 from kdcli.sources.base import Source
 
 MAY_DIFFER = frozenset({"save_every", "keep", "log_every", "report_to", "epochs", "max_steps"})

@@ -10,7 +10,7 @@ from kdcli.models.observe import shape_of
 from kdcli.models.random import random_config
 from kdcli.models.weights import build_config
 from kdcli.runs.folder import model_of
-from kdcli.runs.workshop import Pair
+from kdcli.runs.model_facts import Pair
 
 
 def refuse_features(loss: DistillLoss, label: str, pair: Pair, cache: str | None) -> None:

@@ -23,7 +23,8 @@ from kdcli.runs.evaluation import scoring
 from kdcli.runs.evaluation.asking import answer
 from kdcli.runs.evaluation.local import LocalModel
 from kdcli.runs.folder import BEST
-from kdcli.runs.workshop import ModelFacts, Workshop, evaluation_digest
+from kdcli.runs.model_facts import ModelFacts
+from kdcli.runs.workshop import Workshop, evaluation_digest
 
 _EATEN = ("texts", "tokens")
 

@@ -7,9 +7,10 @@ from kdcli.config import DistillConfig
 from kdcli.data.preview import Preview, preview
 from kdcli.runs.estimate import Estimate, estimate
 from kdcli.runs.folder import RunFolder
+from kdcli.runs.model_facts import Pair
 from kdcli.runs.prepare import Prepared, prepare_run
 from kdcli.runs.records import Plan, Shown
-from kdcli.runs.workshop import Pair, Workshop
+from kdcli.runs.workshop import Workshop
 
 _EXAMPLES = 3
 

@@ -13,10 +13,11 @@ from kdcli.models.adapter import check_adapter
 from kdcli.runs import splits
 from kdcli.runs.identity import identity_of, source_identity
 from kdcli.runs.inside import refuse_features
+from kdcli.runs.model_facts import Pair
 from kdcli.runs.monitor import Watched, watched_by
 from kdcli.runs.pairs import refuse_pair
 from kdcli.runs.teachers import refuse_coarse, refuse_measuring, server_of, view_of
-from kdcli.runs.workshop import Pair, Workshop, check_data_path
+from kdcli.runs.workshop import Workshop, check_data_path
 from kdcli.sources.base import Ground, Source, Windows
 from kdcli.sources.build import build_source, tail_of
 from kdcli.spec import parse_objective

@@ -7,7 +7,8 @@ from kdcli.data.dataset import TokenDataset
 from kdcli.data.development import split_development
 from kdcli.errors import UsageError
 from kdcli.runs.folder import EVAL
-from kdcli.runs.workshop import ModelFacts, Workshop, check_data_path
+from kdcli.runs.model_facts import ModelFacts
+from kdcli.runs.workshop import Workshop, check_data_path
 
 DEV = "dev"
 

@@ -18,9 +18,10 @@ from kdcli.registry import LOSSES
 from kdcli.runs.cache_build import build_cache
 from kdcli.runs.cache_key import WHOLE, cache_key, check_key, read_key, seen_as
 from kdcli.runs.ensemble import refuse_blend
+from kdcli.runs.model_facts import ModelFacts
 from kdcli.runs.serving.address import address_of, is_served
 from kdcli.runs.teacher_cache import CacheRecord, Remembered, estimated_bytes, missing_rows, open_cache
-from kdcli.runs.workshop import ModelFacts, Workshop, check_data_path
+from kdcli.runs.workshop import Workshop, check_data_path
 
 
 def view_of(cache: str | None, teacher: ModelFacts, data: DataConfig, hardware: HardwareConfig, device: Device) -> str:

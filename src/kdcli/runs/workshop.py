@@ -6,90 +6,23 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from kdcli import durable
 from kdcli.config import DataConfig, LoraConfig, ServerConfig
 from kdcli.data.dataset import TokenDataset, load_dataset
 from kdcli.data.files import find
 from kdcli.engine.teacher import Teacher
-from kdcli.errors import InputError, UsageError
+from kdcli.errors import UsageError
 from kdcli.models.adapter import attach
-from kdcli.models.folder import ModelFolder, open_folder
+from kdcli.models.folder import open_folder
 from kdcli.models.load import LanguageModel, load_model, load_tokenizer
 from kdcli.models.quantise import NONE, check_quantization
 from kdcli.models.random import is_random, random_student
-from kdcli.models.tokenizer import end_ids
 from kdcli.models.vocabulary import padding_note, refuse_same_model, shared_vocabulary
-from kdcli.models.weights import read_generation_config
-from kdcli.runs.ensemble import Blend, read_blend, refuse_blend
+from kdcli.runs.ensemble import read_blend, refuse_blend
 from kdcli.runs.folder import model_of
+from kdcli.runs.model_facts import ModelFacts, Pair, facts_of, facts_of_several
 from kdcli.runs.serving.address import address_of, is_served
 from kdcli.runs.serving.client import Client
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What is known of a model before its weights are loaded.
-
-    Args:
-        path: folder or hub id.
-        tokenizer: its tokenizer.
-        rows: rows of its head.
-        end_id: the token that ends a response.
-        digest: sha256 over weight files and config.json.
-        tokenizer_digest: sha256 over the tokenizer's files.
-        parameters: how many numbers its weight files hold.
-        width: numbers in a hidden state.
-        quantization: what its linear layers below the head are rounded to; part of the digest too.
-        server: where it is served, its model's name included; None for a model that is read here.
-        blend: how several teachers are mixed, if it is several.
-        members: each of them.
-    """
-
-    path: str
-    tokenizer: PreTrainedTokenizerBase
-    rows: int
-    end_id: int
-    digest: str
-    tokenizer_digest: str
-    parameters: int
-    width: int = 0
-    quantization: str = NONE
-    server: ServerConfig | None = None
-    blend: Blend | None = None
-    members: tuple["ModelFacts", ...] = ()
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Student and teacher of a run, before their weights are loaded.
-
-    Args:
-        student: spec of a random student, or the student's folder.
-        reader: the model whose tokenizer reads the data: the student, or the teacher of a random one.
-        teacher: the teacher, if one was named.
-        vocab: real ids that both share.
-        notes: what to know about their vocabularies.
-    """
-
-    student: str
-    reader: ModelFacts
-    teacher: ModelFacts | None
-    vocab: int
-    notes: tuple[str, ...] = ()
-
-    @property
-    def student_is_random(self) -> bool:
-        """Whether the student is made on the spot."""
-        return is_random(self.student)
-
-    @property
-    def student_identity(self) -> str:
-        """What identifies the student at the start."""
-        return self.student if is_random(self.student) else self.reader.digest
 
 
 @dataclass
@@ -107,11 +40,11 @@ class Workshop:
         """Return what identifies a model; its tokenizer is loaded, its weights are not."""
         blend = read_blend(path)
         if path not in self._facts and blend is not None:
-            self._facts[path] = _blended(path, blend, tuple(self.look(one) for one in blend.members))
+            self._facts[path] = facts_of_several(path, blend, tuple(self.look(one) for one in blend.members))
         if path not in self._facts:
             checked = open_folder(model_of(path))
             tokenizer = load_tokenizer(model_of(path))
-            self._facts[path] = _facts(path, checked, tokenizer)
+            self._facts[path] = facts_of(path, checked, tokenizer)
         return self._facts[path]
 
     def look_teacher(self, path: str, quantization: str = NONE) -> ModelFacts:
@@ -243,53 +176,3 @@ def evaluation_digest(dataset: TokenDataset) -> str:
         if example.choices is not None:
             state.update(repr((example.choices, example.answer)).encode())
     return state.hexdigest()
-
-
-def _facts(path: str, checked: ModelFolder, tokenizer: PreTrainedTokenizerBase) -> ModelFacts:
-    table = checked.settings.get("text_config") or checked.settings
-    rows = table.get("vocab_size") or checked.settings.get("vocab_size") or len(tokenizer)
-    generation = read_generation_config(checked.folder)
-    named = generation.eos_token_id if generation is not None else table.get("eos_token_id")
-    files = [checked.folder / name for name in _TOKENIZER_FILES if (checked.folder / name).is_file()]
-    return ModelFacts(
-        path=path,
-        tokenizer=tokenizer,
-        rows=rows,
-        end_id=end_ids(named, tokenizer, rows, path)[0],
-        digest=durable.digest_files([*checked.files, checked.folder / "config.json"]),
-        tokenizer_digest=durable.digest_files(files or _all_files(checked.folder)),
-        parameters=sum(info.numel for info in checked.tensors.values()),
-        width=int(table.get("hidden_size") or table.get("n_embd") or table.get("d_model") or 0),
-    )
-
-
-def _blended(path: str, blend: Blend, members: tuple[ModelFacts, ...]) -> ModelFacts:
-    """Return what identifies several teachers together.
-
-    Raises:
-        InputError: they do not speak the same tokens.
-    """
-    first = members[0]
-    for other in members[1:]:
-        try:
-            shared_vocabulary(first.tokenizer, other.tokenizer, first.rows, other.rows)
-        except InputError as error:
-            what = f"the teachers {first.path} and {other.path} do not share a tokenizer"
-            fix = "mix teachers of one tokenizer"
-            raise InputError(error.code, what, where=f"--teacher {path}", fix=fix) from error
-    return ModelFacts(
-        path=path,
-        tokenizer=first.tokenizer,
-        rows=min(member.rows for member in members),
-        end_id=first.end_id,
-        digest=blend.digest([member.digest for member in members]),
-        tokenizer_digest=first.tokenizer_digest,
-        parameters=sum(member.parameters for member in members),
-        width=sum(member.width for member in members),
-        blend=blend,
-        members=members,
-    )
-
-
-def _all_files(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_file() and "token" in path.name]

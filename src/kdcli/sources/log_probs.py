@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kdcli.data.examples import Example
-from kdcli.losses.base import log_softmax
+from kdcli.losses.logits import log_softmax
 from kdcli.models.load import LanguageModel
 
 _ROWS = 256

@@ -9,8 +9,9 @@ from kdcli.runs.doctor.check import Diagnosis, Examination
 from kdcli.runs.doctor.compare import Difference, between_models, first_batches, with_itself, with_server
 from kdcli.runs.doctor.machine import examine_machine
 from kdcli.runs.doctor.models import examine_model, examine_pair, examine_rows, load_both
+from kdcli.runs.model_facts import ModelFacts
 from kdcli.runs.serving.teacher import ServedTeacher
-from kdcli.runs.workshop import ModelFacts, Workshop
+from kdcli.runs.workshop import Workshop
 
 _AGREES, _ONE = 0.98, 0.5
 """Shares of equal likeliest tokens: below the first a warning, below the second it is another model."""

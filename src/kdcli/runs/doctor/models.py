@@ -6,7 +6,8 @@ from kdcli.engine.devices import Device
 from kdcli.models.adapter import check_adapter
 from kdcli.models.load import LanguageModel
 from kdcli.runs.doctor.check import Examination
-from kdcli.runs.workshop import ModelFacts, Pair, Workshop, check_data_path
+from kdcli.runs.model_facts import ModelFacts, Pair
+from kdcli.runs.workshop import Workshop, check_data_path
 
 
 def examine_pair(config: DoctorConfig, workshop: Workshop, found: Examination) -> Pair | None:

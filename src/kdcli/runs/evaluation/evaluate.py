@@ -28,10 +28,11 @@ from kdcli.runs.evaluation.results import RESULTS, Rows, read_results
 from kdcli.runs.evaluation.scoring import Chosen, Scored, Texts
 from kdcli.runs.evaluation.served import score_served, with_model_name
 from kdcli.runs.folder import RunFolder, model_of
+from kdcli.runs.model_facts import ModelFacts
 from kdcli.runs.records import EvalRecord
 from kdcli.runs.serving.answers import ServedAnswers, served_by
 from kdcli.runs.teachers import mentor_for
-from kdcli.runs.workshop import ModelFacts, Workshop, evaluation_digest
+from kdcli.runs.workshop import Workshop, evaluation_digest
 
 
 def evaluate_run(

@@ -12,7 +12,8 @@ from kdcli.metrics.own import OwnFacts, OwnMetric, Sampler
 from kdcli.models.load import LanguageModel
 from kdcli.runs.evaluation.own_samples import Speakers, facts_of_answers, facts_of_drafting, sample_answers
 from kdcli.runs.evaluation.scoring import Scored, info_of
-from kdcli.runs.workshop import ModelFacts, Workshop
+from kdcli.runs.model_facts import ModelFacts
+from kdcli.runs.workshop import Workshop
 
 
 def score_own(

@@ -1,0 +1,95 @@
+"""What the processes of one run tell each other between two steps."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+
+from kdcli.data.collate import Batch
+from kdcli.engine.pack import count_valid
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What one optimizer step holds, over all processes.
+
+    Args:
+        tokens: response tokens.
+        sequences: sequences with at least one of them.
+        read: tokens that go through the student's trunk.
+        generated: tokens that were generated for it.
+        signal: number of a signal that one of them received; 0 for none.
+        most: most micro-batches that any of them has.
+    """
+
+    tokens: int
+    sequences: int
+    read: int
+    generated: int
+    signal: int
+    most: int
+
+
+class Ranks:
+    """The processes as the loop sees them: it alone, or one of several.
+
+    Args:
+        accelerator: accelerate's view of them.
+        device: where this one computes.
+
+    Attributes:
+        size: how many there are.
+        index: which one this is.
+        main: whether it is the first, which writes and speaks.
+    """
+
+    def __init__(self, accelerator: Accelerator, device: torch.device) -> None:
+        self._accelerator, self._device = accelerator, device
+        self.size, self.index = accelerator.num_processes, accelerator.process_index
+        self.main = accelerator.is_main_process
+
+    def count(self, window: list[Batch], generated: int, signal: int) -> Counted:
+        """Add up what all processes hold of a step.
+
+        Args:
+            window: this process's micro-batches.
+            generated: tokens it generated for them.
+            signal: number of a signal it received; 0 for none.
+        """
+        read = sum(batch.tokens for batch in window)
+        own = [*count_valid(window), read, generated, signal, len(window)]
+        table = self._accelerator.gather(torch.tensor([own], device=self._device))
+        assert isinstance(table, Tensor)
+        tokens, sequences, read, generated, _, _ = table.sum(0).tolist()
+        *_, signal, most = table.amax(0).tolist()
+        return Counted(tokens, sequences, read, generated, signal, most)
+
+    def totals(self, parts: dict[str, Tensor]) -> dict[str, float]:
+        """Sum each part over the processes; one without a token of its own knows no parts but the loss."""
+        own = dict(zip(parts, torch.stack(list(parts.values())).tolist(), strict=True))
+        if self.size == 1:
+            return own
+        table = gather_object([own])
+        names = max(table, key=len)
+        return {name: sum(line.get(name, 0.0) for line in table) for name in names}
+
+    def any(self, one: bool) -> bool:
+        """Whether it holds for one of them; all agree."""
+        summed = self._accelerator.reduce(torch.tensor(int(one), device=self._device), "sum")
+        assert isinstance(summed, Tensor)
+        return bool(summed)
+
+    def rows(self, window: list[Batch]) -> list[int]:
+        """Return the rows of all processes' micro-batches."""
+        return gather_object([index for batch in window for index in batch.example.tolist() if index >= 0])
+
+    def from_first(self, value: Any) -> Any:
+        """Return what the first process holds."""
+        return broadcast_object_list([value])[0] if self.size > 1 else value
+
+    def wait(self) -> None:
+        """Wait until all are here."""
+        self._accelerator.wait_for_everyone()

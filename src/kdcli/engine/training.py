@@ -1,0 +1,77 @@
+"""What one run trains with, and what it cost."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdcli.config import HardwareConfig, TrainConfig
+from kdcli.engine.devices import Device
+from kdcli.engine.events import Report
+from kdcli.engine.monitor import Monitor
+from kdcli.engine.placement import Side
+from kdcli.engine.teacher import Teacher
+from kdcli.losses.base import DistillLoss
+from kdcli.models.load import LanguageModel
+from kdcli.sources.base import Windows
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything one run trains with.
+
+    Args:
+        student: the model that learns; changed in place.
+        teacher: what it learns from; None when the objective needs none.
+        loss: the objective.
+        windows: yields the micro-batches of each optimizer step.
+        vocab: real ids shared by both models.
+        train: settings of the loop.
+        device: where it computes.
+        folder: the run folder; it exists.
+        identity: what must be equal for a run to be continued.
+        report: told what happens.
+        resume_command: the command that goes on, printed when stopped.
+        monitor: measures the student between steps; asked on the first rank only.
+        hardware: how the models lie among several processes, and how long one waits for the others.
+        drawn_with: models that write sequences of a window.
+        measured_with: models that the monitor reads.
+    """
+
+    student: LanguageModel
+    teacher: Teacher | None
+    loss: DistillLoss
+    windows: Windows
+    vocab: int
+    train: TrainConfig
+    device: Device
+    folder: Path
+    identity: dict[str, Any]
+    report: Report
+    resume_command: str
+    monitor: Monitor | None = None
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    drawn_with: frozenset[Side] = frozenset()
+    measured_with: frozenset[Side] = frozenset({"student"})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished training cost.
+
+    Args:
+        steps: optimizer steps.
+        tokens: response tokens trained on.
+        student_tokens: tokens that went through the student's trunk, prompts included.
+        seconds: time in steps.
+        peak_bytes: peak memory of the device, or of the process on a CPU.
+        generated_tokens: tokens that were generated to train on.
+        generation_seconds: the part of ``seconds`` that this took.
+    """
+
+    steps: int
+    tokens: int
+    student_tokens: int
+    seconds: float
+    peak_bytes: int
+    generated_tokens: int = 0
+    generation_seconds: float = 0.0

@@ -1,0 +1,142 @@
+"""Objectives that are one function of a token's two log-probability vectors."""
+
+from abc import abstractmethod
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdcli.losses.base import DistillLoss, Tokens
+from kdcli.losses.block import Block
+from kdcli.losses.coarse import bins_of, value_and_grad
+from kdcli.losses.logits import finite_logits, log_softmax, widen
+from kdcli.losses.needs import Needs
+from kdcli.shapes import Logits, TeacherLogits, TokenValues
+
+_TINY = 1e-6
+"""Values below this are taken again in the form in which nothing cancels."""
+
+
+class Divergence(DistillLoss):
+    """A loss that is a function of the two log-probability vectors of a token."""
+
+    temperature: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="softmax temperature tau of both sides")
+    ] = 1.0
+    fewest: ClassVar[int] = 2
+    """Fewest known tokens: with one, nothing says where among the rest the student's mass may lie."""
+
+    scale_tau2: Annotated[bool, Field(description="multiply by tau^2, so that gradients keep their size")] = True
+
+    @abstractmethod
+    def divergence(self, log_q: Logits, log_p: TeacherLogits) -> TokenValues:
+        """Return the divergence of each token from student ``log_q`` and teacher ``log_p``."""
+
+    def needs(self) -> Needs:
+        """Ask for the teacher; its likeliest tokens and the mass of the rest will do at temperature 1."""
+        whole = "" if self.temperature == 1.0 else "at a temperature other than 1 the rest has no known mass"
+        return Needs(whole=whole, known=self.fewest)
+
+    def on_bins(self, log_q: Logits, log_p: Logits) -> TokenValues:
+        """Return the divergence of each token between bins, of which the last stands for many tokens."""
+        return self.divergence(log_q, log_p)
+
+    def from_logits(self, student: Logits, teacher: TeacherLogits) -> TokenValues:
+        """Return the divergence of each token at the temperature, from finite logits."""
+        return self.divergence(log_softmax(student, self.temperature), log_softmax(teacher, self.temperature))
+
+    def divergence_and_grad(self, block: Block) -> tuple[Tensor, Tensor] | None:
+        """Return the divergence ``[t]`` and its gradient over student logits at tau = 1, ``[t, v]``.
+
+        None (the default) means: no closed form. May use up the block's buffers. Exact unless a
+        value is not finite: that token is taken again by autograd through :meth:`from_logits`.
+        """
+        return None
+
+    def mended(self, value: Tensor, grad: Tensor, block: Block) -> None:
+        """Improve the values of a closed form in place, if there is need; nothing by default."""
+
+    def token_loss(self, tok: Tokens) -> TokenValues:
+        """Return the divergence at the temperature, times tau^2 if asked."""
+        if tok.coarse is not None:
+            student = finite_logits(tok.student)
+            return self.on_bins(bins_of(student, tok.coarse.ids), tok.coarse.log_probs.to(student.dtype))
+        assert tok.teacher is not None, "a divergence declares needs().teacher"
+        value = self.from_logits(finite_logits(tok.student), finite_logits(tok.teacher.detach()))
+        return value if self._scale == 1.0 else value * self._scale
+
+    @torch.no_grad()
+    def parts_and_grad(self, tok: Tokens) -> tuple[dict[str, Tensor], Tensor] | None:
+        """Take value and gradient in closed form where the divergence offers one; on the CPU.
+
+        Elsewhere autograd it is: mending single tokens would make the host wait for the device.
+        """
+        if tok.coarse is not None:
+            value, grad = value_and_grad(self.on_bins, finite_logits(tok.student), tok.coarse)
+            return {self.name: value}, grad
+        assert tok.teacher is not None, "a divergence declares needs().teacher"
+        if not tok.student.is_cpu:
+            return None
+        block = Block(widen(tok.student), widen(tok.teacher), self.temperature)
+        closed = self.divergence_and_grad(block)
+        if closed is None:
+            return None
+        tok.watched.update(block.watched)
+        value, grad = closed
+        self.mended(value, grad, block)
+        self._redo(value, grad, block)
+        if self._scale != 1.0:
+            value *= self._scale
+        if self._scale != self.temperature:
+            grad *= self._scale / self.temperature
+        return {self.name: value}, grad
+
+    def _redo(self, value: Tensor, grad: Tensor, block: Block) -> None:
+        """Take tokens whose value is not finite again, by autograd."""
+        broken = torch.nonzero(~torch.isfinite(value)).squeeze(1)
+        if len(broken):
+            student, teacher = (finite_logits(side) for side in block.logits(broken))
+            with torch.enable_grad():
+                again = self.from_logits(student.requires_grad_(), teacher)
+                (slope,) = torch.autograd.grad(again.sum(), student)
+            value[broken], grad[broken] = again.detach(), slope * self.temperature
+
+    @property
+    def _scale(self) -> float:
+        return self.temperature**2 if self.scale_tau2 else 1.0
+
+
+class StableDivergence(Divergence):
+    """A divergence that takes logits as they are, because their difference keeps its digits."""
+
+    faint: ClassVar[float] = 1e-2
+    """Values of the closed form below this have lost digits."""
+
+    @abstractmethod
+    def between(self, log_q: Logits, log_p: Logits, tau: float) -> TokenValues:
+        """Return the divergence of each token between the softmaxes of ``log_q / tau`` and ``log_p / tau``."""
+
+    @abstractmethod
+    def faint_values(self, block: Block) -> Tensor:
+        """Return the divergence, ``[t]``, where it is small, to some digits; NaN where that fails."""
+
+    def divergence(self, log_q: Logits, log_p: TeacherLogits) -> TokenValues:
+        """Return the divergence of each token from student ``log_q`` and teacher ``log_p``."""
+        return self.between(log_q, log_p, 1.0)
+
+    def from_logits(self, student: Logits, teacher: TeacherLogits) -> TokenValues:
+        """Return the divergence of each token at the temperature, from finite logits."""
+        return self.between(student, teacher, self.temperature)
+
+    def mended(self, value: Tensor, grad: Tensor, block: Block) -> None:
+        """Take small values again in a form in which less cancels, and tiny ones in the one where nothing does."""
+        rows = torch.nonzero(value < self.faint).squeeze(1)
+        if not len(rows):
+            return
+        value[rows] = self.faint_values(block.rows(rows))
+        rows = rows[~(value[rows] >= _TINY)]
+        if len(rows):
+            student, teacher = block.logits(rows)
+            value[rows] = self.from_logits(finite_logits(student), finite_logits(teacher))
+            grad[rows[value[rows] == 0]] = 0.0

@@ -1,0 +1,168 @@
+"""Loads what a checked run trains with: models, windows, monitor."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+from kdcli import processes
+from kdcli.engine.devices import Device
+from kdcli.engine.ensemble import living
+from kdcli.engine.events import Event, Report
+from kdcli.engine.placement import Side
+from kdcli.engine.teacher import Teacher
+from kdcli.engine.training import Training
+from kdcli.models.load import LanguageModel
+from kdcli.runs.card import model_card
+from kdcli.runs.folder import MADE, RunFolder
+from kdcli.runs.keep_model import save_model
+from kdcli.runs.monitor import StudentMonitor
+from kdcli.runs.prepare import Prepared
+from kdcli.runs.teachers import mentor_for, teacher_for
+from kdcli.runs.workshop import Workshop
+from kdcli.sources.base import Windows
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a run, loaded.
+
+    Args:
+        student: the model that learns.
+        teacher: what it learns from, if the objective asks for it.
+        writer: the teacher, where the source asks for it.
+    """
+
+    student: LanguageModel
+    teacher: Teacher | None
+    writer: LanguageModel | None
+
+    @property
+    def live(self) -> Sequence[LanguageModel]:
+        """The models besides the student that read what the student reads."""
+        return living(self.teacher) or ([] if self.writer is None else [self.writer])
+
+
+def load_models(prepared: Prepared, workshop: Workshop, report: Report) -> Models:
+    """Load a run's models, and tell what is found in them.
+
+    Raises:
+        KDError: of the kind that fits, for a model that cannot be loaded or rows longer than it reads.
+    """
+    pair, config = prepared.pair, prepared.config
+    student = workshop.load_student(pair, seed=config.train.seed, device=_start(prepared).device, lora=config.lora)
+    teacher = _teacher(prepared, workshop)
+    student.check_length(max(prepared.dataset.lengths))
+    models = Models(student, teacher, _writer(prepared, workshop))
+    for note in [note for model in (student, *models.live) for note in model.notes]:
+        report(Event("note", note))
+    return models
+
+
+def assemble_training(
+    folder: RunFolder, prepared: Prepared, models: Models, workshop: Workshop, report: Report, command: str
+) -> Training:
+    """Make everything one run trains with.
+
+    Args:
+        folder: the run's folder.
+        prepared: the run as checked.
+        models: its models.
+        workshop: parts shared with other runs.
+        report: told what happens.
+        command: what to type to go on after an interruption.
+    """
+    return Training(
+        student=models.student,
+        teacher=models.teacher,
+        loss=prepared.loss,
+        windows=_windows(folder, prepared, models, report),
+        vocab=prepared.pair.vocab,
+        train=prepared.config.train,
+        device=prepared.device,
+        folder=folder.path,
+        identity=prepared.identity,
+        report=report,
+        resume_command=command,
+        monitor=_monitor(folder, prepared, workshop, models.student, report),
+        hardware=prepared.config.hardware,
+        **_whole_outside(prepared),
+    )
+
+
+def _teacher(prepared: Prepared, workshop: Workshop) -> Teacher | None:
+    """Return what the student learns from, if the objective asks for it."""
+    facts, config = prepared.pair.teacher, prepared.config
+    if not prepared.needs_teacher or facts is None:
+        return None
+    rows, start = prepared.dataset, _start(prepared)
+    return teacher_for(config.teacher_cache, facts, rows, config.data, config.hardware, start, workshop)
+
+
+def _start(prepared: Prepared) -> Device:
+    """Return where models are loaded: what will lie in shards need never fit on one device, but for a cache's head."""
+    config = prepared.config
+    if config.hardware.shard == "ddp" or processes.world() == 1 or config.teacher_cache is not None:
+        return prepared.device
+    return replace(prepared.device, device=torch.device("cpu"))
+
+
+def _whole_outside(prepared: Prepared) -> dict[str, frozenset[Side]]:
+    """Say which models are used outside a training step, where shards of them do not do."""
+    wanted, watched = prepared.source.needs(), prepared.watched
+    writers: dict[Side, bool] = {"student": wanted.student, "teacher": wanted.teacher}
+    compared = watched is not None and watched.needs_teacher
+    return {
+        "drawn_with": frozenset(side for side, writes in writers.items() if writes),
+        "measured_with": frozenset({"student", "teacher"} if compared else {"student"}),
+    }
+
+
+def _writer(prepared: Prepared, workshop: Workshop) -> LanguageModel | None:
+    """Return the teacher whose weights the source reads or writes with, if it does."""
+    facts, there = prepared.pair.teacher, _start(prepared) if prepared.needs_teacher else prepared.device
+    if facts is None or not prepared.source.needs().teacher:
+        return None
+    return workshop.load_teacher(facts.path, there.device)
+
+
+def _windows(folder: RunFolder, prepared: Prepared, models: Models, report: Report) -> Windows:
+    """Return the training windows, with everything they may write with."""
+    student = models.student
+    data = prepared.config.data
+    limits = [data.max_length, *(model.positions for model in (student, *models.live))]
+    shared = {"gather": gather_object} if processes.world() > 1 else {}
+
+    def progress(what: str, done: int, total: int, rate: float) -> None:
+        report(Event("progress", what, done=done, total=total, values={"tokens/s": rate}))
+
+    return prepared.windows(
+        student.pad_id, processes.rank(), processes.world(),
+        student=student, teacher=models.writer, folder=Path(data.made) if data.made else folder.path / MADE,
+        longest=min(limit for limit in limits if limit is not None), progress=progress, **shared,
+    )  # fmt: skip
+
+
+def _monitor(
+    folder: RunFolder, prepared: Prepared, workshop: Workshop, student: LanguageModel, report: Report
+) -> StudentMonitor | None:
+    """Return what looks at the student while it is trained."""
+    watched, pair, config = prepared.watched, prepared.pair, prepared.config
+    if watched is None:
+        return None
+    teacher = None
+    if watched.needs_teacher and pair.teacher is not None:
+        teacher = mentor_for(
+            config.teacher_cache, pair.teacher, watched.rows, config.data, config.hardware, _start(prepared), workshop
+        )
+
+    def keep(about: dict[str, Any]) -> None:
+        kept = {"loss": prepared.label, "seed": config.train.seed, **about}
+        save_model(student, folder.best, kept, model_card(prepared))
+
+    shown = replace(student, vocab=pair.vocab)
+    shown.check_length(max(watched.rows.lengths))
+    return StudentMonitor(watched, shown, teacher, prepared.device, keep, report)

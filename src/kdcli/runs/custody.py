@@ -1,0 +1,56 @@
+"""Holds a run folder while it is written, and records in it how a run ended that did not end well."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from kdcli import durable, processes
+from kdcli.errors import InterruptedRunError, KDError
+from kdcli.runs import lock
+from kdcli.runs.folder import RunFolder
+
+
+@contextmanager
+def held(folder: RunFolder) -> Iterator[None]:
+    """Make the folder and hold its lock, on the first rank only."""
+    with ExitStack() as stack:
+        if processes.rank() == 0:
+            try:
+                folder.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise durable.refused(error, folder.path) from error
+            stack.enter_context(lock.hold(folder.path))
+        yield
+
+
+@contextmanager
+def logged(folder: RunFolder) -> Iterator[None]:
+    """Record in the folder how a run ended that did not end well."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except InterruptedRunError:
+        _note_end(folder, "interrupted", None)
+        raise
+    except Exception as error:
+        _note_end(folder, "failed", error)
+        raise
+
+
+def _note_end(folder: RunFolder, state: str, error: Exception | None) -> None:
+    """Write status and error.log; a disk that refuses these too must not hide the first error."""
+    if processes.rank() != 0:
+        return
+    try:
+        if error is not None:
+            durable.write_file(folder.path / "error.log", "".join(traceback.format_exception(error)))
+        if folder.is_run and not folder.is_done:
+            folder.set_status(state, **_progress(folder))
+    except KDError:
+        return
+
+
+def _progress(folder: RunFolder) -> dict[str, int]:
+    steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in folder.path.glob("checkpoint-????????"))
+    return {"steps": steps[-1]} if steps else {}
