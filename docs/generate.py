@@ -17,7 +17,15 @@ from pathlib import Path
 
 from kdcli.catalog import LOSSES
 from kdcli.cli.render_catalogue import prose
-from kdcli.config import CacheConfig, CompareConfig, DistillConfig, DoctorConfig, EvalConfig, JudgeConfig
+from kdcli.config import (
+    CacheConfig,
+    CompareConfig,
+    DistillConfig,
+    DoctorConfig,
+    EvalConfig,
+    GenerateConfig,
+    JudgeConfig,
+)
 from kdcli.fields import Setting, leaves
 from kdcli.fields import describe as describe_type
 from kdcli.losses.describe import LossCard, describe
@@ -34,6 +42,7 @@ KINDS = {
     "eval": EvalConfig,
     "compare": CompareConfig,
     "cache": CacheConfig,
+    "generate": GenerateConfig,
     "judge": JudgeConfig,
     "doctor": DoctorConfig,
 }

@@ -6,7 +6,15 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdcli.config import CacheConfig, CompareConfig, DistillConfig, DoctorConfig, EvalConfig, JudgeConfig
+from kdcli.config import (
+    CacheConfig,
+    CompareConfig,
+    DistillConfig,
+    DoctorConfig,
+    EvalConfig,
+    GenerateConfig,
+    JudgeConfig,
+)
 from kdcli.config_file import read_config, to_yaml
 from kdcli.errors import InputError, KDError, UsageError
 from kdcli.fields import describe, leaves
@@ -14,7 +22,7 @@ from kdcli.settings import resolve
 from kdcli.settings import to_yaml as config_yaml
 from kdcli.spelling import ALIASES, FLAGS, flag_path, nearest, setting_names
 
-KINDS = (DistillConfig, EvalConfig, CompareConfig, CacheConfig, JudgeConfig, DoctorConfig)
+KINDS = (DistillConfig, EvalConfig, CompareConfig, CacheConfig, JudgeConfig, DoctorConfig, GenerateConfig)
 
 
 @pytest.fixture

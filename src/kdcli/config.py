@@ -277,6 +277,19 @@ class CacheConfig(Settings):
     output: str | None = Field(default=None, description="cache folder")
 
 
+class GenerateConfig(Settings):
+    """A teacher's text, written by itself."""
+
+    teacher: str | None = Field(default=None, description="teacher: model folder, hub id, or a server's http address")
+    student: str | None = Field(default=None, description="student folder, if it reads shorter texts than the teacher")
+    source: str = Field(default="teacher", description="how it writes, as in teacher:decode=beam,answers=2")
+    count: Positive | None = Field(default=None, description="texts to write, where prompts=bos and no rows are given")
+    server: ServerConfig = ServerConfig()
+    data: DataConfig = DataConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    output: str | None = Field(default=None, description="folder of the rows and of the text they come from")
+
+
 class DoctorConfig(Settings):
     """What a run would be given, to be looked at."""
 

@@ -18,7 +18,15 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from kdcli import config_file
-from kdcli.config import CacheConfig, CompareConfig, DistillConfig, DoctorConfig, EvalConfig, JudgeConfig
+from kdcli.config import (
+    CacheConfig,
+    CompareConfig,
+    DistillConfig,
+    DoctorConfig,
+    EvalConfig,
+    GenerateConfig,
+    JudgeConfig,
+)
 from kdcli.config_file import Node
 from kdcli.errors import InputError, KDError, UsageError
 from kdcli.fields import Setting, leaves
@@ -26,7 +34,9 @@ from kdcli.presets import PROTOCOL, of_protocol, read_protocol
 from kdcli.spelling import FLAGS, flag_path, nearest, setting_names
 from kdcli.text import one_line
 
-Config = TypeVar("Config", DistillConfig, EvalConfig, CompareConfig, CacheConfig, JudgeConfig, DoctorConfig)
+Config = TypeVar(
+    "Config", DistillConfig, EvalConfig, CompareConfig, CacheConfig, GenerateConfig, JudgeConfig, DoctorConfig
+)
 Text = str | Sequence[str]
 
 PATHS = {
@@ -93,7 +103,7 @@ def altered(config: Config, changes: Mapping[str, Any]) -> Config:
     return _built(type(config), config.model_copy(update=dict(changes)).model_dump())
 
 
-def to_yaml(config: DistillConfig | EvalConfig | CompareConfig | CacheConfig | DoctorConfig) -> str:
+def to_yaml(config: DistillConfig | EvalConfig | CompareConfig | CacheConfig | GenerateConfig | DoctorConfig) -> str:
     """Write a config in the form that ``-c`` reads.
 
     >>> to_yaml(DistillConfig(loss="akl")).splitlines()[3]

@@ -12,6 +12,8 @@ FLAGS = {
     "student": "student",
     "lora": "lora.rank",
     "local_teacher": "local_teacher",
+    "source": "source",
+    "count": "count",
     "model": "model",
     "predictions": "predictions",
     "answers": "answers",
@@ -105,7 +107,7 @@ def flag_path(flag: str, known: Iterable[str]) -> str:
     >>> flag_path("data", ["data.train", "train.lr"]), flag_path("data", ["data.eval"])
     ('data.train', 'data.eval')
     """
-    evaluates_only = not {"train.lr", "store_dtype", "local_teacher"} & set(known)
+    evaluates_only = not {"train.lr", "store_dtype", "local_teacher", "count"} & set(known)
     return _WITHOUT_TRAINING.get(flag, FLAGS[flag]) if evaluates_only else FLAGS[flag]
 
 

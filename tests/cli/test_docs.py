@@ -5,7 +5,15 @@ import pytest
 
 from kdcli.catalog import LOSSES, METRICS
 from kdcli.cli.app import app
-from kdcli.config import CacheConfig, CompareConfig, DistillConfig, DoctorConfig, EvalConfig, JudgeConfig
+from kdcli.config import (
+    CacheConfig,
+    CompareConfig,
+    DistillConfig,
+    DoctorConfig,
+    EvalConfig,
+    GenerateConfig,
+    JudgeConfig,
+)
 from kdcli.fields import leaves
 from kdcli.spelling import FLAGS
 
@@ -33,7 +41,8 @@ def test_a_stale_part_is_noticed(generate):
 
 def test_everything_that_has_a_name_is_documented():
     cli, objectives = ((DOCS / name).read_text(encoding="utf-8") for name in ("cli.md", "objectives.md"))
-    for kind in (DistillConfig, EvalConfig, CompareConfig, CacheConfig, JudgeConfig, DoctorConfig):
+    kinds = (DistillConfig, EvalConfig, CompareConfig, CacheConfig, GenerateConfig, JudgeConfig, DoctorConfig)
+    for kind in kinds:
         for path in leaves(kind):
             assert f"| `{path}` |" in cli
     for metric in METRICS:
@@ -54,7 +63,13 @@ def test_defaults_in_help_are_the_defaults():
             if " Default " in (info.help or ""):
                 name = info.default.lstrip("-").replace("-", "_")
                 shown[name] = info.help.rpartition(" Default ")[2].rstrip(".")
-    settings = {**leaves(CacheConfig), **leaves(CompareConfig), **leaves(EvalConfig), **leaves(DistillConfig)}
+    settings = {
+        **leaves(CacheConfig),
+        **leaves(GenerateConfig),
+        **leaves(CompareConfig),
+        **leaves(EvalConfig),
+        **leaves(DistillConfig),
+    }
     assert {"lr", "batch_size", "epochs"} <= set(shown)
     for name, text in shown.items():
         if name == "resume":

@@ -339,3 +339,24 @@ def test_only_known_errors_come_out_of_damaged_files(tmp_path):
     assert not any("\n" in told for told in outcomes)
     assert {"4 rows", "3 rows", "2 rows"} <= outcomes
     assert len(outcomes) > 100
+
+
+@pytest.mark.parametrize(
+    "row, prompt",
+    [
+        ({"prompt": "say a:"}, "say a:"),
+        ({"prompt": "say a:", "completion": ""}, "say a:"),
+        ({"instruction": "say a", "input": "now"}, "say a"),
+        ({"messages": [{"role": "user", "content": "say a"}]}, "say a"),
+        ({"messages": [{"role": "user", "content": "say a"}, {"role": "assistant", "content": "b"}]}, "say a"),
+    ],
+    ids=["prompt", "empty", "instruction", "open", "answered"],
+)
+def test_prompts_need_no_answers(tmp_path, row, prompt):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    found = read_rows(str(path), DataConfig(), answered=False).rows[0]
+    assert (found.prompt, found.responses) == (prompt, ("",))
+    if len(str(row)) < 60:
+        with pytest.raises(InputError):
+            read_rows(str(path), DataConfig())

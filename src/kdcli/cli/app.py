@@ -21,6 +21,7 @@ from kdcli.cli import (
     estimate,
     evaluate,
     flags,
+    generate,
     inspect,
     judge,
     losses,
@@ -101,6 +102,7 @@ evaluate.register(app)
 judge.register(app)
 compare.register(app)
 cache.register(app)
+generate.register(app)
 reproduce.register(app)
 inspect.register(app, Commands)
 doctor.register(app)

@@ -49,6 +49,9 @@ StoreDtype = Annotated[
 ]
 TopK = Annotated[Text, _flag("--top-k", "N", "Tokens a compact cache keeps.", MODELS, "64")]
 
+Source = Annotated[Text, _flag("--source", "SOURCE", "How it writes; see kd sources show teacher.", MODELS, "teacher")]
+Count = Annotated[Text, _flag("--count", "N", "Texts without prompts, of prompts=bos.", DATA)]
+Prompts = Annotated[Text, _flag("--data", "FILE", "Rows with prompts; their answers are not read.", DATA)]
 Data = Annotated[Text, _flag("--data", "FILE", "Training rows: file, folder, hub id.", DATA)]
 TestData = Annotated[Text, _flag("--data", "FILE", "Rows to evaluate on, as for kd distill.", DATA)]
 EvalData = Annotated[Text, _flag("--eval-data", "FILE", "Held-out rows, measured after training.", DATA)]

@@ -22,7 +22,7 @@ class Row:
 
     Args:
         prompt: prompt, instruction, or the turns before the answer; empty for plain text.
-        responses: the answers; several are references of equal standing.
+        responses: the answers; several are references of equal standing; one empty text where none is asked for.
         where: file and line, for messages.
         form: how the row was laid out.
         context: what an instruction is about (Alpaca's input); empty if there is none.
@@ -60,9 +60,9 @@ def check_record(record: Record, layout: Layout) -> Row:
 
 def _row(reader: "_Reader", form: FormName) -> Row:
     if form == "messages":
-        return _conversation(reader)
+        return _conversation(reader) if reader.answered else _open_conversation(reader)
     if form == "text":
-        return Row("", (reader.text("text"),), reader.where, "text")
+        return Row("", (reader.text("text") if reader.answered else "",), reader.where, "text")
     if form == "prompt":
         return Row(reader.text("prompt"), reader.texts("response"), reader.where, "prompt")
     return Row(
@@ -78,6 +78,7 @@ class _Reader:
         self.fields = record.fields
         self.columns = layout.columns
         self.names = layout.form.fields
+        self.answered = layout.answered
 
     def error(self, code: str, what: str, fix: str = _DROP) -> InputError:
         return InputError(code, what, where=self.where, fix=fix)
@@ -105,6 +106,8 @@ class _Reader:
         return text if text.strip() else ""
 
     def texts(self, field: str) -> tuple[str, ...]:
+        if not self.answered:
+            return ("",)
         value, column = self.value(field), self.columns[field]
         choices = self.optional("choices")
         if type(value) is int and isinstance(choices, list) and 0 <= value < len(choices):
@@ -130,18 +133,34 @@ class _Reader:
 
 
 def _conversation(reader: _Reader) -> Row:
-    turns = reader.value("messages")
-    if not isinstance(turns, list):
-        raise reader.error("DATA-06", f'"messages" must be a list of role and content, got {kind_of(turns)}')
-    messages = [_turn(reader, turn, index) for index, turn in enumerate(turns)]
+    messages = _turns(reader)
     answers = [index for index, turn in enumerate(messages) if turn["role"] == "assistant"]
     if not answers:
         raise reader.error("DATA-07", "no assistant turn to learn from")
     last = answers[-1]
-    before, answer = messages[:last], messages[last]["content"]
+    answer = messages[last]["content"]
+    row = _said(reader, messages[:last], answer)
+    reader.clean(answer, f"messages[{last}].content")
+    return row
+
+
+def _open_conversation(reader: _Reader) -> Row:
+    """Return the turns that wait for an answer: all of them, but for one that the assistant ends them with."""
+    messages = _turns(reader)
+    ended = bool(messages) and messages[-1]["role"] == "assistant"
+    return _said(reader, messages[:-1] if ended else messages, "")
+
+
+def _turns(reader: _Reader) -> list[dict[str, str]]:
+    turns = reader.value("messages")
+    if not isinstance(turns, list):
+        raise reader.error("DATA-06", f'"messages" must be a list of role and content, got {kind_of(turns)}')
+    return [_turn(reader, turn, index) for index, turn in enumerate(turns)]
+
+
+def _said(reader: _Reader, before: list[dict[str, str]], answer: str) -> Row:
     if not before:
         raise reader.error("DATA-07", "nothing comes before the assistant turn")
-    reader.clean(answer, f"messages[{last}].content")
     prompt = "\n\n".join(turn["content"] for turn in before)
     return Row(prompt, (answer,), reader.where, "messages", messages=tuple(before))
 

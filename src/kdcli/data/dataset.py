@@ -17,8 +17,9 @@ from kdcli.errors import InputError
 
 __all__ = ["Example", "TokenDataset", "load_dataset", "overlap", "overlap_note"]
 
-_SPLITS = {"train": ("train",), "eval": ("test", "validation", "valid", "dev", "eval")}
+_SPLITS = {"train": ("train",), "prompts": ("train",), "eval": ("test", "validation", "valid", "dev", "eval")}
 _SHOWN = 3
+Role = Literal["train", "eval", "prompts"]
 
 
 def load_dataset(
@@ -28,7 +29,7 @@ def load_dataset(
     *,
     end_id: int,
     limit: int | None = None,
-    role: Literal["train", "eval"] = "train",
+    role: Role = "train",
 ) -> TokenDataset:
     """Read rows, put them into their template and tokenise prompt and response apart.
 
@@ -38,7 +39,7 @@ def load_dataset(
         config: columns, template and length limits.
         end_id: the token that ends a response.
         limit: use the first so many rows.
-        role: says which split a folder or hub data set is read from.
+        role: says which split a folder or hub data set is read from; of "prompts", answers are not read.
 
     Raises:
         InputError: nothing usable, a bad row, or a tokenizer or template that fails.
@@ -46,7 +47,7 @@ def load_dataset(
         MachineError: not permitted.
     """
     check_template(config.template)
-    report = read_rows(path, config, limit=limit, splits=_SPLITS[role])
+    report = read_rows(path, config, limit=limit, splits=_SPLITS[role], answered=role != "prompts")
     texts, refused = _render_all(report.rows, config, tokenizer)
     maker = _Maker(tokenizer, config, end_id)
     examples = maker.make(texts)

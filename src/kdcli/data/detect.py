@@ -60,10 +60,12 @@ class Layout:
     Args:
         form: the form recognised.
         columns: field -> column; an optional field that no column holds is left out.
+        answered: whether rows have answers; where they need none, those they have are not read.
     """
 
     form: Form
     columns: Mapping[str, str]
+    answered: bool = True
 
     @property
     def names(self) -> str:
@@ -74,13 +76,14 @@ class Layout:
         return f"{self.form.name} rows ({self.names})"
 
 
-def detect(columns: Sequence[str], mapping: Mapping[str, str], where: str) -> Layout:
+def detect(columns: Sequence[str], mapping: Mapping[str, str], where: str, *, answered: bool = True) -> Layout:
     """Return the first form whose fields the columns hold.
 
     Args:
         columns: the columns there are.
         mapping: field -> column, as the user said.
         where: the file, for messages.
+        answered: whether rows need answers; prompts alone do not.
 
     Raises:
         UsageError: the mapping names a field that does not exist.
@@ -91,9 +94,9 @@ def detect(columns: Sequence[str], mapping: Mapping[str, str], where: str) -> La
     """
     _check_mapping(columns, mapping, where)
     for form in FORMS:
-        found = _fit(form, columns, mapping)
+        found = _fit(form, columns, mapping, frozenset() if answered else frozenset({"response"}))
         if found is not None:
-            return Layout(form, found)
+            return Layout(form, found, answered)
     raise _nothing_fits(columns, mapping, where)
 
 
@@ -115,7 +118,9 @@ def _check_mapping(columns: Sequence[str], mapping: Mapping[str, str], where: st
             )
 
 
-def _fit(form: Form, columns: Sequence[str], mapping: Mapping[str, str]) -> dict[str, str] | None:
+def _fit(
+    form: Form, columns: Sequence[str], mapping: Mapping[str, str], needless: frozenset[str]
+) -> dict[str, str] | None:
     found: dict[str, str] = {}
     used: set[str] = set()
     for field, names in form.fields.items():
@@ -124,7 +129,7 @@ def _fit(form: Form, columns: Sequence[str], mapping: Mapping[str, str]) -> dict
         used.update(mapped)
         if there:
             found[field] = there[0]
-        elif field not in form.optional:
+        elif field not in form.optional | needless:
             return None
     return found if used == set(mapping) else None
 

@@ -87,7 +87,7 @@ def template_digest(names: Iterable[str], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def render(row: Row, template: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    r"""Return the prompt and the first answer as the model will read them.
+    r"""Return the prompt and the first answer as the model will read them; of a row without one, the prompt alone.
 
     Args:
         row: the row.
@@ -129,6 +129,8 @@ def _chat(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     answer = {"role": "assistant", "content": row.responses[0]}
     try:
         prompt = _apply(tokenizer, turns, add_generation_prompt=True)
+        if not row.responses[0]:
+            return prompt, ""
         whole = _apply(tokenizer, [*turns, answer], add_generation_prompt=False)
     except Exception as error:
         raise _template_error(row, error) from error

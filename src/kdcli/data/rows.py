@@ -43,7 +43,12 @@ class RowReport:
 
 
 def read_rows(
-    path: str, config: DataConfig, *, limit: int | None = None, splits: Sequence[str] = ("train",)
+    path: str,
+    config: DataConfig,
+    *,
+    limit: int | None = None,
+    splits: Sequence[str] = ("train",),
+    answered: bool = True,
 ) -> RowReport:
     """Read and check rows.
 
@@ -52,13 +57,14 @@ def read_rows(
         config: column map and whether bad rows are left out.
         limit: read no further than this many good rows.
         splits: split to take where there are several, in order of preference.
+        answered: whether rows need answers; where they need none, those they have are not read.
 
     Raises:
         InputError: the file, or with ``skip_bad`` off any row, cannot be used.
         MachineError: not permitted.
     """
     table = _open(path, config, splits)
-    layout, records = _recognise(table, config)
+    layout, records = _recognise(table, config, answered)
     gathered = _gather(records, layout, limit, config.skip_bad)
     if gathered.bad and not config.skip_bad:
         raise _several(gathered.bad)
@@ -86,7 +92,7 @@ def _open(path: str, config: DataConfig, splits: Sequence[str]) -> Table:
     return open_csv(found) if found.kind in ("csv", "tsv") else open_json(found)
 
 
-def _recognise(table: Table, config: DataConfig) -> tuple[Layout, Records]:
+def _recognise(table: Table, config: DataConfig, answered: bool) -> tuple[Layout, Records]:
     """Detect the form from a header, or from the first rows where there is none."""
     records = table.records
     columns = table.columns
@@ -97,7 +103,7 @@ def _recognise(table: Table, config: DataConfig) -> tuple[Layout, Records]:
             raise _several([item for item in first if isinstance(item, InputError)] or [_no_rows(table)])
         columns = tuple(dict.fromkeys(name for item in good for name in item.fields))
         records = itertools.chain(first, records)
-    return detect(columns, config.columns, table.name), records
+    return detect(columns, config.columns, table.name, answered=answered), records
 
 
 def _no_rows(table: Table) -> InputError:

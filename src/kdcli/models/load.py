@@ -6,12 +6,12 @@ from typing import Any, Literal, TypeAlias
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.durable import digest_files
 from kdcli.errors import InputError
 from kdcli.models.activations import fuse_activations
-from kdcli.models.folder import open_folder
+from kdcli.models.folder import open_folder, open_settings
 from kdcli.models.linear import quicken
 from kdcli.models.quantise import NONE, quantise
 from kdcli.models.split import Head, prove_split, split_head, trunk_of, trunk_output
@@ -97,8 +97,25 @@ class LanguageModel:
 
 def positions_of(model: PreTrainedModel) -> int | None:
     """Return the longest sequence a model's config allows, None where it states none."""
+    return _positions(model.config)
+
+
+def positions_stated(path: str) -> int | None:
+    """Return the longest sequence that a model folder's config allows, None where it states none; nothing is loaded.
+
+    Args:
+        path: folder or hub id as typed.
+
+    Raises:
+        InputError: the folder cannot be used.
+    """
+    settings, folder, _ = open_settings(path)
+    return _positions(build_config(settings, str(folder)))
+
+
+def _positions(config: PreTrainedConfig) -> int | None:
     try:
-        value = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        value = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     except NotImplementedError:
         return None
     return value if isinstance(value, int) and value > 0 else None

@@ -1,6 +1,7 @@
-"""Digests of what lies loose in a study's folder: settings, cells, tables, pictures, the report."""
+"""Digests of what lies loose in a folder: a study's settings, tables, pictures and report; a teacher's rows."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from kdcli import durable
@@ -26,9 +27,10 @@ _SEALED = (
 )
 
 
-def seal(folder: Path) -> None:
-    """Write the digests of the files that a comparison writes into its folder."""
-    _write(folder / NAME, {name: durable.digest_file(folder / name) for name in _SEALED if (folder / name).is_file()})
+def seal(folder: Path, names: Sequence[str] = _SEALED, kind: str = "comparison") -> None:
+    """Write the digests of the files that a command writes into its folder; by default, those of a comparison."""
+    digests = {name: durable.digest_file(folder / name) for name in names if (folder / name).is_file()}
+    _write(folder / NAME, digests, kind)
 
 
 def seal_again(path: Path) -> None:
@@ -38,8 +40,8 @@ def seal_again(path: Path) -> None:
         _write(digests, {**_read(digests), path.name: durable.digest_file(path)})
 
 
-def _write(path: Path, files: dict[str, str]) -> None:
-    text = json.dumps({"kind": "comparison", "files": files}, indent=1, sort_keys=True) + "\n"
+def _write(path: Path, files: dict[str, str], kind: str = "comparison") -> None:
+    text = json.dumps({"kind": kind, "files": files}, indent=1, sort_keys=True) + "\n"
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         durable.write_file(path, text)
 
@@ -49,6 +51,14 @@ def _read(path: Path) -> dict[str, str]:
         return {str(name): str(digest) for name, digest in json.loads(path.read_bytes())["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise broken(path, "is not a list of digests") from error
+
+
+def kind_of(folder: Path) -> str:
+    """Return what a folder's digests say it is; a comparison where they cannot be read."""
+    try:
+        return "text" if json.loads((folder / NAME).read_bytes())["kind"] == "text" else "comparison"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "comparison"
 
 
 def check_seal(folder: Path) -> int:

@@ -20,7 +20,7 @@ class Checked:
 
     Args:
         folder: relative to the one asked for.
-        what: run, checkpoint, model, evaluation, comparison or folder.
+        what: run, checkpoint, model, evaluation, comparison, text or folder.
         files: files whose digests were compared; 0 where something is wrong.
         problem: the one line that says what is wrong; empty if nothing is.
     """
@@ -59,7 +59,7 @@ Piece = tuple[Path, str, Callable[[Path], int]]
 def _pieces(folder: Path, deep: int) -> Iterator[Piece]:
     """Yield what is to be checked, in reading order."""
     if (folder / seal.NAME).is_file():
-        yield folder, "comparison", seal.check_seal
+        yield folder, seal.kind_of(folder), seal.check_seal
     if _looks_like_run(folder):
         yield from _run(folder)
         return

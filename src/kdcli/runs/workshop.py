@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdcli.config import DataConfig, LoraConfig, ServerConfig
-from kdcli.data.dataset import TokenDataset, load_dataset
+from kdcli.data.dataset import Role, TokenDataset, load_dataset
 from kdcli.data.files import find
 from kdcli.engine.teacher import Teacher
 from kdcli.errors import UsageError
@@ -113,15 +113,15 @@ class Workshop:
         note = padding_note(vocab, here.rows, other.rows)
         return Pair(student, here, there, vocab, (note,) if note else ())
 
-    def data(self, path: str, reader: ModelFacts, config: DataConfig, *, role: str) -> TokenDataset:
-        """Return tokenised rows; ``role`` is "train" or "eval" and chooses split and limit."""
-        limit = config.limit if role == "train" else config.eval_limit
+    def data(self, path: str, reader: ModelFacts, config: DataConfig, *, role: Role) -> TokenDataset:
+        """Return tokenised rows; ``role`` is "train", "prompts" or "eval" and chooses split and limit."""
+        limit = config.eval_limit if role == "eval" else config.limit
         shape = config.model_copy(update=dict.fromkeys(("train", "eval", "limit", "eval_limit", "corpus", "made")))
         key = (path, reader.tokenizer_digest, str(reader.end_id), role, str(limit), shape.model_dump_json())
         if key not in self._data:
             self._data[key] = load_dataset(
                 path, reader.tokenizer, config, end_id=reader.end_id, limit=limit,
-                role="train" if role == "train" else "eval",
+                role=role,
             )  # fmt: skip
         return self._data[key]
 

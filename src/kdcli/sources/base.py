@@ -14,6 +14,7 @@ from kdcli.data.collate import Batch
 from kdcli.data.dataset import TokenDataset
 from kdcli.models.load import LanguageModel
 from kdcli.options import Part
+from kdcli.sources.author import Author
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Ground:
         world: processes in all.
         student: the model that is trained; None where nothing is generated, as for a plan.
         teacher: the model it learns from; None where it is not asked to write.
+        author: who writes the teacher's text in its stead, such as a server; None for the teacher itself.
         vocab: real ids shared by both.
         corpus: rows of a second corpus.
         longest: tokens that a whole sequence may have, so that every model can read it; None for any number.
@@ -79,6 +81,7 @@ class Ground:
     world: int = 1
     student: LanguageModel | None = None
     teacher: LanguageModel | None = None
+    author: Author | None = None
     vocab: int | None = None
     corpus: TokenDataset | None = None
     longest: int | None = None

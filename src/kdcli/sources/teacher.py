@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 from kdcli.config import GenerationConfig
 from kdcli.errors import InputError
 from kdcli.sources.base import Ground, Source, SourceNeeds
-from kdcli.sources.made_text import MadeText, Sentence, made_text
+from kdcli.sources.made_text import MadeText, made_text
 from kdcli.sources.rows import RowWindows
+from kdcli.sources.sentences import Sentence
 from kdcli.sources.writing import KNOWN, Written, coins
 
 
@@ -81,13 +82,11 @@ class TeacherSource(Source):
         """Return the sentences that pass the filters, each once.
 
         Raises:
-            InputError: none does.
+            InputError: none does, or one without a likelihood is to be judged by it.
         """
         found: dict[tuple[int, ...], Sentence] = {}
         for one in text.sentences:
-            long = one.targets >= self.min_tokens
-            likely = self.max_nll is None or one.nll <= self.max_nll
-            if long and likely and (one.ended or not self.ended):
+            if self.fault(one) is None:
                 found.setdefault(one.example.ids, one)
         if not found:
             what = f"none of the teacher's {len(text.sentences):,} answers passes the filters"
@@ -95,6 +94,29 @@ class TeacherSource(Source):
                 "SRC-01", what, where=str(text.folder or "@teacher"), fix="widen min_tokens, max_nll or ended"
             )
         return list(found.values())
+
+    def fault(self, one: Sentence) -> str | None:
+        """Return the filter that an answer does not pass; None if it passes all.
+
+        Raises:
+            InputError: its likelihood is asked for and nobody knows it.
+        """
+        self.check_likelihood(one)
+        if one.targets < self.min_tokens:
+            return "too short"
+        if self.max_nll is not None and one.nll is not None and one.nll > self.max_nll:
+            return "too unlikely"
+        return "not ended" if self.ended and not one.ended else None
+
+    def check_likelihood(self, one: Sentence) -> None:
+        """Refuse to judge an answer by a likelihood that nobody knows.
+
+        Raises:
+            InputError: SRC-02.
+        """
+        if self.max_nll is not None and one.nll is None:
+            what = "max_nll needs log-probabilities, and the teacher's server gives none"
+            raise InputError("SRC-02", what, where="@teacher", fix="leave max_nll out, or use the teacher itself")
 
 
 class TeacherWindows(RowWindows):
@@ -108,7 +130,7 @@ class TeacherWindows(RowWindows):
     def __init__(self, ground: Ground, source: TeacherSource) -> None:
         super().__init__(ground)
         self.source = source
-        if ground.teacher is not None:
+        if ground.teacher is not None or ground.author is not None:
             assert self.pool, "answers are there before the first step"
 
     @cached_property

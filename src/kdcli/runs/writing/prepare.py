@@ -1,0 +1,104 @@
+"""From settings to a source and the ground it stands on, cheapest checks first."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcli.config import GenerateConfig, TrainConfig
+from kdcli.data.dataset import Example, TokenDataset
+from kdcli.engine.devices import Device, prepare
+from kdcli.errors import UsageError
+from kdcli.models.load import positions_stated
+from kdcli.models.random import is_random
+from kdcli.models.vocabulary import shared_vocabulary
+from kdcli.runs.ensemble import refuse_blend
+from kdcli.runs.folder import model_of
+from kdcli.runs.workshop import ModelFacts, Workshop, check_data_path
+from kdcli.sources.base import Ground
+from kdcli.sources.build import build_source
+from kdcli.sources.teacher import TeacherSource
+from kdcli.text import one_line
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be written, before weights are read.
+
+    Args:
+        source: how the teacher writes.
+        teacher: the teacher.
+        dataset: the prompts, or as many first tokens as texts are wanted.
+        vocab: real ids.
+        longest: tokens that prompt and answer may have, as far as settings say.
+        device: where it computes.
+        path: the prompts' file; None for none.
+    """
+
+    source: TeacherSource
+    teacher: ModelFacts
+    dataset: TokenDataset
+    vocab: int
+    longest: int
+    device: Device
+    path: str | None
+
+    @property
+    def answers(self) -> int:
+        """Answers to be written in all."""
+        return len(self.dataset) * self.source.answers
+
+    def ground(self, folder: Path) -> Ground:
+        """Return the ground without its teacher."""
+        return Ground(
+            self.dataset, TrainConfig(), 0, vocab=self.vocab, longest=self.longest, autocast=self.device.autocast,
+            folder=folder,
+        )  # fmt: skip
+
+
+def prepare_task(config: GenerateConfig, workshop: Workshop) -> Task:
+    """Check everything that can be checked before weights are read.
+
+    Raises:
+        UsageError: another source than the teacher's, no prompts, or prompts and a count.
+        InputError: rows, tokenizers or model folders that cannot be used.
+        MachineError: the device is missing.
+    """
+    source = _source(config)
+    if config.teacher is None:
+        raise UsageError("CLI-20", "no teacher", where="--teacher", fix="give a folder or a hub id")
+    refuse_blend(config.teacher, "one teacher writes a text", "--teacher", "give one of them")
+    path = None if config.data.train is None else check_data_path(config.data.train, "--data")
+    device = prepare(config.hardware)
+    student = None if config.student is None or is_random(config.student) else config.student
+    if student is None:
+        teacher = reader = workshop.look(config.teacher)
+        vocab = shared_vocabulary(teacher.tokenizer, teacher.tokenizer, teacher.rows, teacher.rows)
+    else:
+        pair = workshop.pair(student, config.teacher, server=config.server)
+        assert pair.teacher is not None, "one is named"
+        teacher, reader, vocab = pair.teacher, pair.reader, pair.vocab
+    if path is None:
+        dataset = TokenDataset((Example((teacher.end_id,), 1, "", (), "no prompt"),) * (config.count or 1))
+    else:
+        dataset = workshop.data(path, reader, config.data, role="prompts")
+    return Task(source, teacher, dataset, vocab, _longest(config, (config.teacher, student)), device, path)
+
+
+def _source(config: GenerateConfig) -> TeacherSource:
+    found = build_source(config.source)
+    if not isinstance(found, TeacherSource):
+        what = f"@{one_line(found.name)} needs a training; a text by itself is the teacher's"
+        raise UsageError("TEXT-01", what, where="--source", fix="give teacher with options, as teacher:decode=beam")
+    if config.data.train is None and found.prompts == "rows":
+        fix = "give --data, or --source teacher:prompts=bos with --count N"
+        raise UsageError("CLI-20", "there are no prompts", where="--data", fix=fix)
+    if (config.data.train is None) != (config.count is not None):
+        what = "prompts=bos without rows needs a number of texts" if config.count is None else "rows say how many texts"
+        fix = "give --count N" if config.count is None else "leave --count out, or use --limit"
+        raise UsageError("TEXT-02", what, where="--count", fix=fix)
+    return found
+
+
+def _longest(config: GenerateConfig, models: tuple[str | None, ...]) -> int:
+    """Return how long a text may be, so that every model named can read it."""
+    stated = [positions_stated(model_of(path)) for path in models if path is not None]
+    return min(limit for limit in (config.data.max_length, *stated) if limit is not None)

@@ -1,0 +1,104 @@
+"""What a teacher wrote as rows that any training reads, and how faithfully they say it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from kdcli import durable
+from kdcli.config import DataConfig
+from kdcli.data.dataset import load_dataset
+from kdcli.data.rows import Row, read_rows
+from kdcli.sources.sentences import Sentence, said
+
+ROWS = "rows.jsonl"
+
+
+@dataclass(frozen=True)
+class Written:
+    """The rows of a file.
+
+    Args:
+        rows: how many there are.
+        empty: answers without a letter, which no training takes.
+        open: rows whose answer was cut; a training that reads them sees an end token there.
+        same: rows that read back as the very tokens that were written.
+    """
+
+    rows: int
+    empty: int
+    open: int
+    same: int
+
+
+def original_rows(path: str | None, config: DataConfig) -> dict[str, Row]:
+    """Return file and line -> the row there, as it was before a template was put around it.
+
+    Args:
+        path: the prompts' file; None for none.
+        config: columns and limits.
+    """
+    if path is None:
+        return {}
+    return {row.where: row for row in read_rows(path, config, limit=config.limit, answered=False).rows}
+
+
+def write_rows(
+    path: Path,
+    sentences: Sequence[Sentence],
+    originals: Mapping[str, Row],
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+    end_id: int,
+) -> Written:
+    """Write each answer as a row in the form of the row its prompt came from, and read the file back.
+
+    Args:
+        path: JSONL to write.
+        sentences: the answers.
+        originals: the prompts' rows; an answer that has none is a plain text.
+        tokenizer: what wrote and reads them.
+        config: template and length, with which they are read back.
+        end_id: the token that ends an answer.
+    """
+    texts = [said(one, tokenizer) for one in sentences]
+    chosen = [(one, text) for one, text in zip(sentences, texts, strict=True) if text.strip()]
+    lines = [json.dumps(_row(one, text, originals), ensure_ascii=False) + "\n" for one, text in chosen]
+    durable.write_file(path, "".join(lines))
+    cut = sum(not one.ended for one, _ in chosen)
+    return Written(
+        len(lines), len(texts) - len(lines), cut, _same(path, [one for one, _ in chosen], tokenizer, config, end_id)
+    )
+
+
+def _row(one: Sentence, answer: str, originals: Mapping[str, Row]) -> dict[str, Any]:
+    row = originals.get(one.example.where)
+    made = {"row": one.row, "answer": one.answer, "tokens": one.targets, "ended": one.ended, "nll": one.nll}
+    return {**(_answered(row, answer) if row is not None else {"text": answer}), "made": made}
+
+
+def _answered(row: Row, answer: str) -> dict[str, Any]:
+    """Return a row's columns, its answer exchanged."""
+    if row.form == "messages":
+        return {"messages": [*map(dict, row.messages), {"role": "assistant", "content": answer}]}
+    if row.form == "instruction":
+        return {"instruction": row.prompt, "input": row.context, "output": answer}
+    return {"text": answer} if row.form == "text" else {"prompt": row.prompt, "completion": answer}
+
+
+def _same(
+    path: Path, sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerBase, config: DataConfig, end_id: int
+) -> int:
+    """Count the rows that read back as the tokens written; what is cut may be followed by an end token."""
+    if not sentences:
+        return 0
+    plain = config.model_copy(update={"columns": {}, "limit": None})
+    back = {one.where: one for one in load_dataset(str(path), tokenizer, plain, end_id=end_id).examples}
+    count = 0
+    for number, one in enumerate(sentences, start=1):
+        found = back.get(f"{path.name} line {number}")
+        count += found is not None and found.ids[: len(one.example.ids)] == one.example.ids
+    return count
