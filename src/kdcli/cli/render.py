@@ -56,17 +56,23 @@ def evaluation(record: EvalRecord) -> Group:
     for info in record.infos:
         estimate = record.estimates[info.name]
         places = decimals([estimate.mean], [estimate.half_width])
-        low, high = estimate.low, estimate.high
-        interval = "" if low is None or high is None else f"{low:,.{places}f} to {high:,.{places}f}"
-        table.add_row(_heading(info), with_half(estimate.mean, None, places), interval)
+        table.add_row(_heading(info), with_half(estimate.mean, None, places), _interval(estimate, places))
     signatures = dict.fromkeys(info.settings for info in record.infos)
     parts: list[RenderableType] = [Text(title, style="italic"), table] if record.infos else []
-    parts += [Text(one_line(line, 500), style="dim") for line in signatures]
+    parts += [Text(one_line(line, 2000), style="dim", no_wrap=True) for line in signatures]
     parts += edge_parts(record.edge) if record.edge is not None else []
     parts += [Text(f"· {one_line(note, 500)}") for note in record.notes]
     if record.folder is not None:
         parts.append(Text(f"written to {one_line(str(record.folder), 500)}", overflow="fold"))
     return Group(*parts)
+
+
+def _interval(estimate: Estimate, places: int) -> str:
+    """Return an interval; where every example has the same value, data says nothing of its width."""
+    low, high = estimate.low, estimate.high
+    if low is None or high is None:
+        return ""
+    return "all the same" if low == high else f"{low:,.{places}f} to {high:,.{places}f}"
 
 
 def run(record: RunRecord) -> Group:

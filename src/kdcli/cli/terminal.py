@@ -5,11 +5,12 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
 
 from kdcli.cli.progress import BarProgress, LineProgress, Progress, Stream
 from kdcli.text import one_line, visible
@@ -39,13 +40,16 @@ class Terminal:
         return console(self.stdout).width
 
     def show(self, *parts: RenderableType) -> None:
-        """Print a result for people; text in it is made visible and has no markup."""
+        """Print a result for people; text in it is made visible and has no markup.
+
+        A text that must not be wrapped stays one line, to be copied or searched whole.
+        """
         screen = console(self.stdout)
-        for part in parts:
+        for part in pieces(parts):
             if isinstance(part, str):
                 screen.print(visible(part), markup=False, highlight=False, emoji=False, soft_wrap=True)
             else:
-                screen.print(part)
+                screen.print(part, soft_wrap=isinstance(part, Text) and bool(part.no_wrap))
 
     def result(self, value: Any, draw: Callable[[Any], RenderableType]) -> None:
         """Print a command's result: as JSON if asked for, else drawn."""
@@ -71,6 +75,19 @@ class Terminal:
         progress = BarProgress(screen) if bar else LineProgress(self.stderr, quiet=self.quiet)
         with contextlib.redirect_stdout(self.stderr), progress:
             yield progress
+
+
+def pieces(parts: Iterable[RenderableType]) -> Iterator[RenderableType]:
+    """Yield what groups hold, in order.
+
+    >>> list(pieces(["a", Group("b", Group("c"))]))
+    ['a', 'b', 'c']
+    """
+    for part in parts:
+        if isinstance(part, Group):
+            yield from pieces(part.renderables)
+        else:
+            yield part
 
 
 def console(stream: Stream) -> Console:
