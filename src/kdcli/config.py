@@ -166,6 +166,9 @@ class ServerConfig(Settings):
 
     url: str | None = Field(default=None, description="address, as in http://localhost:8000/v1")
     model: str | None = Field(default=None, description="model's name on the server; default the only one it has")
+    send: Literal["text", "ids"] = Field(
+        default="text", description="prompts of a teacher's text as words, or as ids of the student's own tokenizer"
+    )
     key_variable: str = Field(default="OPENAI_API_KEY", description="environment variable that holds the key")
     concurrency: Positive = Field(default=8, description="requests under way at once")
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(

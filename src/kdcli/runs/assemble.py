@@ -21,8 +21,10 @@ from kdcli.runs.folder import MADE, RunFolder
 from kdcli.runs.keep_model import save_model
 from kdcli.runs.monitor import StudentMonitor
 from kdcli.runs.prepare import Prepared
+from kdcli.runs.serving.author import ServedAuthor
 from kdcli.runs.teachers import mentor_for, teacher_for
 from kdcli.runs.workshop import Workshop
+from kdcli.sources.author import Author
 from kdcli.sources.base import Windows
 
 
@@ -34,11 +36,13 @@ class Models:
         student: the model that learns.
         teacher: what it learns from, if the objective asks for it.
         writer: the teacher, where the source asks for it.
+        author: the server that writes in its stead.
     """
 
     student: LanguageModel
     teacher: Teacher | None
     writer: LanguageModel | None
+    author: Author | None = None
 
     @property
     def live(self) -> Sequence[LanguageModel]:
@@ -56,7 +60,7 @@ def load_models(prepared: Prepared, workshop: Workshop, report: Report) -> Model
     student = workshop.load_student(pair, seed=config.train.seed, device=_start(prepared).device, lora=config.lora)
     teacher = _teacher(prepared, workshop)
     student.check_length(max(prepared.dataset.lengths))
-    models = Models(student, teacher, _writer(prepared, workshop))
+    models = Models(student, teacher, _writer(prepared, workshop), _author(prepared))
     for note in [note for model in (student, *models.live) for note in model.notes]:
         report(Event("note", note))
     return models
@@ -112,8 +116,9 @@ def _start(prepared: Prepared) -> Device:
 
 def _whole_outside(prepared: Prepared) -> dict[str, frozenset[Side]]:
     """Say which models are used outside a training step, where shards of them do not do."""
-    wanted, watched = prepared.source.needs(), prepared.watched
-    writers: dict[Side, bool] = {"student": wanted.student, "teacher": wanted.teacher}
+    wanted, watched, facts = prepared.source.needs(), prepared.watched, prepared.pair.teacher
+    served = facts is not None and facts.server is not None
+    writers: dict[Side, bool] = {"student": wanted.student, "teacher": wanted.teacher and not served}
     compared = watched is not None and watched.needs_teacher
     return {
         "drawn_with": frozenset(side for side, writes in writers.items() if writes),
@@ -124,9 +129,17 @@ def _whole_outside(prepared: Prepared) -> dict[str, frozenset[Side]]:
 def _writer(prepared: Prepared, workshop: Workshop) -> LanguageModel | None:
     """Return the teacher whose weights the source reads or writes with, if it does."""
     facts, there = prepared.pair.teacher, _start(prepared) if prepared.needs_teacher else prepared.device
-    if facts is None or not prepared.source.needs().teacher:
+    if facts is None or facts.server is not None or not prepared.source.needs().teacher:
         return None
     return workshop.load_teacher(facts.path, there.device)
+
+
+def _author(prepared: Prepared) -> Author | None:
+    """Return the server that writes the teacher's text, if it does."""
+    facts = prepared.pair.teacher
+    if facts is None or facts.server is None or not prepared.source.needs().teacher:
+        return None
+    return ServedAuthor(facts.server, prepared.pair.reader)
 
 
 def _windows(folder: RunFolder, prepared: Prepared, models: Models, report: Report) -> Windows:
@@ -141,7 +154,8 @@ def _windows(folder: RunFolder, prepared: Prepared, models: Models, report: Repo
 
     return prepared.windows(
         student.pad_id, processes.rank(), processes.world(),
-        student=student, teacher=models.writer, folder=Path(data.made) if data.made else folder.path / MADE,
+        student=student, teacher=models.writer, author=models.author,
+        folder=Path(data.made) if data.made else folder.path / MADE,
         longest=min(limit for limit in limits if limit is not None), progress=progress, **shared,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from kdcli.losses.base import DistillLoss
 from kdcli.models.adapter import alpha_of
 from kdcli.options import Part
 from kdcli.runs.model_facts import Pair
+from kdcli.runs.serving.address import is_served
 from kdcli.sources.base import Source
 
 MAY_DIFFER = frozenset({"save_every", "keep", "log_every", "report_to", "epochs", "max_steps"})
@@ -92,6 +93,7 @@ def source_identity(source: Source, corpus: TokenDataset | None, config: Distill
         **({"source.code": code} if code else {}),
         **({"corpus": corpus.digest} if corpus is not None else {}),
         **({} if source.needs().fixed else {"data.max_length": config.data.max_length}),
+        **({"server.send": config.server.send} if source.needs().teacher and is_served(config.teacher or "") else {}),
     }
 
 

@@ -16,7 +16,8 @@ from kdcli.runs.inside import refuse_features
 from kdcli.runs.model_facts import Pair
 from kdcli.runs.monitor import Watched, watched_by
 from kdcli.runs.pairs import refuse_pair
-from kdcli.runs.teachers import refuse_coarse, refuse_measuring, server_of, view_of
+from kdcli.runs.served_run import refuse_served
+from kdcli.runs.teachers import refuse_coarse, server_of, view_of
 from kdcli.runs.workshop import Workshop, check_data_path
 from kdcli.sources.base import Ground, Source, Windows
 from kdcli.sources.build import build_source, tail_of
@@ -105,6 +106,7 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
     measured = splits.measures_after_training(config.data, split)
     if measured:
         splits.check_measured(config.data, split)
+    refuse_served(config, source, label, measured=measured)
     device = prepare(config.hardware)
     pair = workshop.pair(config.student, config.teacher, config.teacher_quantization, server_of(config))
     check_adapter(config.lora, student_is_random=pair.student_is_random)
@@ -117,8 +119,6 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
         refuse_features(loss, label, pair, config.teacher_cache)
         seen = view_of(config.teacher_cache, pair.teacher, config.data, config.hardware, device)
         refuse_coarse(seen, loss, label)
-        if pair.teacher.server is not None:
-            refuse_measuring(config.evaluation.metrics, measured=measured)
     watched = watched_by(config, pair.reader, workshop)
     ending = None
     if watched is not None and (watched.config.patience is not None or source.needs().monitor != ""):

@@ -29,6 +29,7 @@ class SourceNeeds:
         monitor: lower-is-better score that it follows in evaluations while training; empty for none.
         facts: names of the per-token facts it supplies.
         origins: whose words it supplies, names of ``losses.supplied.ORIGINS``.
+        words: of the teacher it wants words and nothing else, so that one behind a server does.
     """
 
     student: bool = False
@@ -38,6 +39,7 @@ class SourceNeeds:
     monitor: str = ""
     facts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset({"data"})
+    words: bool = False
 
     def __or__(self, other: "SourceNeeds") -> "SourceNeeds":
         return SourceNeeds(
@@ -48,6 +50,7 @@ class SourceNeeds:
             self.monitor or other.monitor,
             self.facts | other.facts,
             self.origins | other.origins,
+            all(one.words for one in (self, other) if one.teacher),
         )
 
 

@@ -20,6 +20,7 @@ class SourceCard:
         facts: names of the facts it supplies, at its defaults.
         origins: whose words it supplies, at its defaults.
         fixed: whether every sequence is a row of the data set.
+        words: whether a teacher is wanted, and nothing of it but words.
         options: in the order of the class.
         doc: the class's docstring.
     """
@@ -31,6 +32,7 @@ class SourceCard:
     facts: tuple[str, ...]
     origins: tuple[str, ...]
     fixed: bool
+    words: bool
     options: tuple[Option, ...]
     doc: str
 
@@ -58,6 +60,7 @@ def describe(name: str) -> SourceCard:
         facts=tuple(sorted(needs.facts)),
         origins=tuple(sorted(needs.origins)),
         fixed=needs.fixed,
+        words=needs.teacher and needs.words,
         options=options(found),
         doc=inspect.getdoc(found) or "",
     )

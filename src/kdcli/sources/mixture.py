@@ -1,6 +1,7 @@
 """The source that takes each step, or each sequence, from one of two sources."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -57,9 +58,7 @@ class MixtureSource(Source):
         """Ask for what both ask; facts are those that both supply."""
         one, other = self.first.needs(), self.second.needs()
         both = one | other
-        return SourceNeeds(
-            both.student, both.teacher, both.corpus, both.fixed, both.monitor, one.facts & other.facts, both.origins
-        )
+        return replace(both, facts=one.facts & other.facts)
 
     def open(self, ground: Ground) -> "MixtureWindows":
         """Return the windows of a run."""

@@ -63,8 +63,9 @@ class TeacherSource(Source):
         return self
 
     def needs(self) -> SourceNeeds:
-        """Ask for the teacher, to write; its sequences are not rows of the data set."""
-        return SourceNeeds(teacher=True, fixed=False, facts=KNOWN, origins=frozenset({"teacher"}))
+        """Ask for the teacher, to write; beams are followed by the model itself, other words may come from anywhere."""
+        words = self.decode != "beam"
+        return SourceNeeds(teacher=True, fixed=False, facts=KNOWN, origins=frozenset({"teacher"}), words=words)
 
     def open(self, ground: Ground) -> "TeacherWindows":
         """Return the windows of a run; what is not made yet is made now, if the teacher is there."""

@@ -12,6 +12,7 @@ from kdcli.engine.events import Event, Report
 from kdcli.engine.stop import StopRequest
 from kdcli.errors import InterruptedRunError, UsageError
 from kdcli.runs import lock
+from kdcli.runs.serving.author import ServedAuthor
 from kdcli.runs.workshop import Workshop
 from kdcli.runs.writing.prepare import Task, prepare_task
 from kdcli.runs.writing.record import TextRecord, check_same_text, keep_about
@@ -51,14 +52,20 @@ def generate(
         durable.sweep(folder)
         writing = _Writing(report, stop, command)
         ground = replace(
-            task.ground(folder), teacher=workshop.load_teacher(str(config.teacher), task.device.device),
-            report=writing.spoken, progress=writing.progress,
-        )  # fmt: skip
+            task.ground(folder), report=writing.spoken, progress=writing.progress, **_who_writes(task, workshop)
+        )
         name = folder_name(task.source, ground, prompts_of(task.source, ground))
         check_same_text(folder, name)
         report(Event("stage", "the teacher writes", total=task.answers))
         made = made_text(task.source, ground)
         return _laid_out(config, task, ground, made, folder, writing)
+
+
+def _who_writes(task: Task, workshop: Workshop) -> dict[str, Any]:
+    """Return the teacher, or the server that writes in its stead, as a field of the ground."""
+    if task.teacher.server is not None:
+        return {"author": ServedAuthor(task.teacher.server, task.reader)}
+    return {"teacher": workshop.load_teacher(task.teacher.path, task.device.device)}
 
 
 def plan_generate(config: GenerateConfig) -> dict[str, Any]:

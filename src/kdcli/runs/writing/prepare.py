@@ -12,9 +12,12 @@ from kdcli.models.random import is_random
 from kdcli.models.vocabulary import shared_vocabulary
 from kdcli.runs.ensemble import refuse_blend
 from kdcli.runs.folder import model_of
-from kdcli.runs.workshop import ModelFacts, Workshop, check_data_path
+from kdcli.runs.model_facts import ModelFacts
+from kdcli.runs.served_run import refuse_wordless
+from kdcli.runs.serving.address import is_served
+from kdcli.runs.workshop import Workshop, check_data_path
 from kdcli.sources.base import Ground
-from kdcli.sources.build import build_source
+from kdcli.sources.build import build_source, tail_of
 from kdcli.sources.teacher import TeacherSource
 from kdcli.text import one_line
 
@@ -26,6 +29,7 @@ class Task:
     Args:
         source: how the teacher writes.
         teacher: the teacher.
+        reader: whose tokenizer reads the prompts, and the words of a server.
         dataset: the prompts, or as many first tokens as texts are wanted.
         vocab: real ids.
         longest: tokens that prompt and answer may have, as far as settings say.
@@ -35,6 +39,7 @@ class Task:
 
     source: TeacherSource
     teacher: ModelFacts
+    reader: ModelFacts
     dataset: TokenDataset
     vocab: int
     longest: int
@@ -66,9 +71,11 @@ def prepare_task(config: GenerateConfig, workshop: Workshop) -> Task:
     if config.teacher is None:
         raise UsageError("CLI-20", "no teacher", where="--teacher", fix="give a folder or a hub id")
     refuse_blend(config.teacher, "one teacher writes a text", "--teacher", "give one of them")
+    student = None if config.student is None or is_random(config.student) else config.student
+    if is_served(config.teacher):
+        _check_served(source, student)
     path = None if config.data.train is None else check_data_path(config.data.train, "--data")
     device = prepare(config.hardware)
-    student = None if config.student is None or is_random(config.student) else config.student
     if student is None:
         teacher = reader = workshop.look(config.teacher)
         vocab = shared_vocabulary(teacher.tokenizer, teacher.tokenizer, teacher.rows, teacher.rows)
@@ -80,7 +87,7 @@ def prepare_task(config: GenerateConfig, workshop: Workshop) -> Task:
         dataset = TokenDataset((Example((teacher.end_id,), 1, "", (), "no prompt"),) * (config.count or 1))
     else:
         dataset = workshop.data(path, reader, config.data, role="prompts")
-    return Task(source, teacher, dataset, vocab, _longest(config, (config.teacher, student)), device, path)
+    return Task(source, teacher, reader, dataset, vocab, _longest(config, (config.teacher, student)), device, path)
 
 
 def _source(config: GenerateConfig) -> TeacherSource:
@@ -98,7 +105,14 @@ def _source(config: GenerateConfig) -> TeacherSource:
     return found
 
 
+def _check_served(source: TeacherSource, student: str | None) -> None:
+    refuse_wordless(source, f"--source {tail_of(source).removeprefix('@')}")
+    if student is None:
+        what = "a server shows no tokenizer to read its words"
+        raise UsageError("SERVE-10", what, where="--student", fix="give the folder of the student that will learn them")
+
+
 def _longest(config: GenerateConfig, models: tuple[str | None, ...]) -> int:
     """Return how long a text may be, so that every model named can read it."""
-    stated = [positions_stated(model_of(path)) for path in models if path is not None]
+    stated = [positions_stated(model_of(path)) for path in models if path is not None and not is_served(path)]
     return min(limit for limit in (config.data.max_length, *stated) if limit is not None)

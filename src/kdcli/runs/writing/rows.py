@@ -12,6 +12,7 @@ from kdcli import durable
 from kdcli.config import DataConfig
 from kdcli.data.dataset import load_dataset
 from kdcli.data.rows import Row, read_rows
+from kdcli.errors import InputError
 from kdcli.sources.sentences import Sentence, said
 
 ROWS = "rows.jsonl"
@@ -63,10 +64,16 @@ def write_rows(
         tokenizer: what wrote and reads them.
         config: template and length, with which they are read back.
         end_id: the token that ends an answer.
+
+    Raises:
+        InputError: no answer has a word.
     """
     texts = [said(one, tokenizer) for one in sentences]
     chosen = [(one, text) for one, text in zip(sentences, texts, strict=True) if text.strip()]
     lines = [json.dumps(_row(one, text, originals), ensure_ascii=False) + "\n" for one, text in chosen]
+    if not lines:
+        what = f"none of the {len(texts):,} answers has a word"
+        raise InputError("TEXT-04", what, where=str(path.parent), fix="look at text.jsonl below it, and at the teacher")
     durable.write_file(path, "".join(lines))
     cut = sum(not one.ended for one, _ in chosen)
     return Written(
@@ -93,8 +100,6 @@ def _same(
     path: Path, sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerBase, config: DataConfig, end_id: int
 ) -> int:
     """Count the rows that read back as the tokens written; what is cut may be followed by an end token."""
-    if not sentences:
-        return 0
     plain = config.model_copy(update={"columns": {}, "limit": None})
     back = {one.where: one for one in load_dataset(str(path), tokenizer, plain, end_id=end_id).examples}
     count = 0

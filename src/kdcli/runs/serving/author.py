@@ -1,0 +1,135 @@
+"""A server as the author of a teacher's text."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from kdcli.config import ServerConfig
+from kdcli.data.examples import Example
+from kdcli.data.tokens import encode
+from kdcli.errors import InputError, UsageError
+from kdcli.runs.model_facts import ModelFacts
+from kdcli.runs.serving.answers import request_seed
+from kdcli.runs.serving.client import Client, Request
+from kdcli.runs.serving.spoken import Spoken, read_spoken
+from kdcli.sources.author import Wanted
+from kdcli.sources.base import Ground
+from kdcli.sources.sentences import Sentence
+from kdcli.sources.teacher import TeacherSource
+from kdcli.sources.writing import room
+
+
+class ServedAuthor:
+    """Asks a server for answers at ``/completions``, each with a seed of its own.
+
+    The seed follows from (seed, row, answer), so that a server that keeps its promise writes the same text whatever
+    else it is busy with. The words are cut into the student's tokens, unless prompts are sent as token ids and the
+    server gives ids back: then the tokens are those that it wrote.
+
+    Args:
+        server: address, model's name and patience.
+        reader: the student, whose tokenizer reads the words.
+
+    Raises:
+        KDError: an address no server can have, or a model that cannot be told.
+    """
+
+    def __init__(self, server: ServerConfig, reader: ModelFacts) -> None:
+        self._client, self._send = Client(server), server.send
+        self._model = self._client.model()
+        self.tokenizer: PreTrainedTokenizerBase = reader.tokenizer
+        self.end_id = reader.end_id
+        url = self._client.connection.address.url
+        self.digest = f"{self._model} at {url}, asked with {self._send}, read by {reader.tokenizer_digest[:16]}"
+        self.precision = "the server's"
+
+    def write(
+        self, source: TeacherSource, ground: Ground, prompts: Mapping[int, Example], wanted: Wanted
+    ) -> Iterator[Sentence]:
+        """Yield the answers wanted, as they come.
+
+        Raises:
+            UsageError: SERVE-11, a prompt without words where words are sent.
+            KDError: SERVE-02 to SERVE-07; answers that came before are yielded.
+        """
+        asked = [(row, number) for row, numbers in wanted.items() for number in numbers]
+        if not asked:
+            return
+        if self._send == "text":
+            _check_words(prompts[row] for row in wanted)
+        likely, known = self._first(source, ground, prompts, asked[0])
+        yield known
+        body = partial(self._body, source, ground, likely=likely)
+        requests = [Request("completions", body(prompts[row], row, number)) for row, number in asked[1:]]
+        for place, spoken in self._client.ask(requests, read_spoken):
+            row, number = asked[1 + place]
+            yield self._sentence(prompts[row], row, number, spoken, ground)
+
+    def _first(
+        self, source: TeacherSource, ground: Ground, prompts: Mapping[int, Example], asked: tuple[int, int]
+    ) -> tuple[bool, Sentence]:
+        """Ask for the first answer, with log-probabilities; without, where the server refuses them."""
+        row, number = asked
+        refused: InputError | None = None
+        for likely in (True, False):
+            request = Request("completions", self._body(source, ground, prompts[row], row, number, likely=likely))
+            try:
+                ((_, spoken),) = self._client.ask([request], read_spoken)
+            except InputError as error:
+                if error.code != "SERVE-05":
+                    raise
+                refused = refused or error
+                continue
+            return likely, self._sentence(prompts[row], row, number, spoken, ground)
+        assert refused is not None, "two forms were tried"
+        raise refused
+
+    def _body(
+        self, source: TeacherSource, ground: Ground, prompt: Example, row: int, number: int, *, likely: bool
+    ) -> dict[str, Any]:
+        sampling, left = source.sampling, room(prompt, ground) or source.max_new_tokens
+        told = {"logprobs": 1, **({"return_tokens_as_token_ids": True} if self._send == "ids" else {})}
+        return {
+            "model": self._model,
+            "prompt": prompt.prompt if self._send == "text" else [*prompt.ids[: prompt.prompt_length]],
+            "max_tokens": min(source.max_new_tokens, left),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": request_seed(request_seed(source.seed, number), row),
+            "n": 1,
+            "stream": False,
+            **(told if likely else {}),
+        }
+
+    def _sentence(self, prompt: Example, row: int, number: int, spoken: Spoken, ground: Ground) -> Sentence:
+        said, ended = self._ids(prompt, spoken, ground)
+        ids = (*prompt.ids[: prompt.prompt_length], *said, *((self.end_id,) if ended else ()))
+        if ground.longest is not None and len(ids) > max(ground.longest, prompt.prompt_length + 1):
+            ids, ended = ids[: max(ground.longest, prompt.prompt_length + 1)], False
+        ground.report(len(ids) - prompt.prompt_length)
+        return Sentence(replace(prompt, ids=ids), row, number, ended, spoken.nll)
+
+    def _ids(self, prompt: Example, spoken: Spoken, ground: Ground) -> tuple[list[int], bool]:
+        """Return an answer's tokens up to the end token, and whether it ended."""
+        limit = ground.vocab or len(self.tokenizer)
+        told = spoken.ids if self._send == "ids" else None
+        if told is not None and all(0 <= number < limit for number in told):
+            said = [*told]
+        else:
+            (said,) = encode(self.tokenizer, [spoken.text], [prompt.where])
+        if self.end_id in said:
+            return said[: said.index(self.end_id)], True
+        return said, spoken.ended or not said
+
+
+def _check_words(prompts: Iterator[Example]) -> None:
+    """Refuse prompts without words where words are sent."""
+    empty = next((one for one in prompts if not one.prompt.strip()), None)
+    if empty is not None:
+        raise UsageError(
+            "SERVE-11", "the prompt has no words to send", where=f"--source teacher, {empty.where}",
+            fix="give --set server.send=ids, if the server's tokenizer is the student's",
+        )  # fmt: skip
