@@ -85,7 +85,9 @@ class HardwareConfig(Settings):
     threads: Positive | None = Field(default=None, description="CPU threads; part of a run's identity")
     gpus: Positive = Field(default=1, description="processes that train one run together: one GPU each, or a CPU's")
     shard: Literal["ddp", "fsdp2", "zero3"] = Field(
-        default="ddp", description="ddp: every process holds all weights; fsdp2: weights, gradients, moments in shards"
+        default="ddp",
+        description="ddp: every process holds all weights; fsdp2: weights, gradients, moments in shards; "
+        "zero3: fsdp2 that also drops embeddings and head between forward and backward",
     )
     wait: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         default=1800.0, description="seconds one process waits for the others before it gives the run up"

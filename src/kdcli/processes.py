@@ -7,8 +7,6 @@ import signal
 import sys
 from collections.abc import Mapping, MutableMapping
 
-from kdcli.errors import UsageError
-
 _PARENT_DEATH = 1  # PR_SET_PDEATHSIG
 _FIRST_PORT, _PORTS = 20_000, 20_000
 
@@ -71,18 +69,6 @@ def first_host(nodes: str) -> str:
     """
     found = re.match(r"([^,\[]*)(?:\[(\w+)[^\]]*\]([^,\[]*))?", nodes)
     return "".join(piece or "" for piece in found.groups()) if found else nodes
-
-
-def check_shard(shard: str) -> None:
-    """Refuse the way of sharing a model that kd leaves out.
-
-    Raises:
-        UsageError: zero3.
-    """
-    if shard == "zero3":
-        what = "zero3 is DeepSpeed's, with a training loop of its own that kd does not run in"
-        fix = "--shard fsdp2 shards weights, gradients and moments just as well"
-        raise UsageError("CLI-23", what, where="--shard zero3", fix=fix)
 
 
 def end_with(parent: int) -> None:

@@ -4,16 +4,20 @@ import json
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.utils import gather_object
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
 import running
 from kdcli.config import HardwareConfig, LoraConfig
 from kdcli.engine.loop import train
+from kdcli.engine.sharded import Sharded
+from kdcli.engine.step import DistillStep
 from kdcli.models.adapter import attach
 from kdcli.sources.base import Ground
 from kdcli.sources.build import build_source
@@ -65,7 +69,7 @@ def final(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "final.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("ranks, shard", [(2, "ddp"), (3, "ddp"), (2, "fsdp2"), (3, "fsdp2")])
+@pytest.mark.parametrize("ranks, shard", [(2, "ddp"), (3, "ddp"), (2, "fsdp2"), (3, "fsdp2"), (2, "zero3")])
 def test_several_processes_give_the_numbers_of_one(tmp_path, alone, ranks, shard):
     run(tmp_path / "run", ranks, shard)
     first = {name: value for name, value in saved(alone, 1).items() if name.endswith("exp_avg")}
@@ -82,8 +86,7 @@ def test_several_processes_give_the_numbers_of_one(tmp_path, alone, ranks, shard
         assert many["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-9)
 
 
-@pytest.mark.parametrize("shard", WAYS)
-@pytest.mark.parametrize("first, second", [(2, 1), (1, 2)])
+@pytest.mark.parametrize("shard, first, second", [(way, *order) for way in WAYS for order in ((2, 1), (1, 2))])
 def test_another_number_of_processes_goes_on(tmp_path, alone, shard, first, second):
     folder, told = tmp_path / "run", tmp_path / "told"
 
@@ -135,11 +138,57 @@ def test_a_killed_process_ends_the_run_and_it_goes_on(tmp_path, alone, shard, ke
 
 
 def test_a_process_without_a_sequence_does_not_hold_up_the_rest(tmp_path):
-    for shard in WAYS:
+    ways = [*WAYS, "zero3"]
+    for shard in ways:
         run(tmp_path / shard, 3, shard, batch_size=2, max_steps=2)
     run(tmp_path / "one", 1, "ddp", batch_size=2, max_steps=2)
-    for shard in WAYS:
+    for shard in ways:
         assert apart(final(tmp_path / "one"), final(tmp_path / shard)) < 1e-9
+
+
+def gathered(folder: Path, shard: str) -> dict[str, list[str]]:
+    """Which whole weights a process still holds of those its step read: after the forward, and after the backward."""
+    folder.mkdir(parents=True)
+
+    def work(rank: int, world: int) -> None:
+        student, teacher = running.exact_pair()
+        made = running.training(folder, SPEC, student=student, teacher=teacher, world=(rank, world))
+        read: dict[str, torch.Tensor] = {}
+
+        def step(student, teacher):
+            sides = {"student": student.model.transformer, "teacher": teacher.inner.transformer}
+            for side, trunk in sides.items():
+                for name in ("h.0.ln_1", "ln_f", "wte"):
+                    keep = partial(lambda key, module, *_: read.update({key: module.weight}), f"{side} {name}")
+                    trunk.get_submodule(name).register_forward_hook(keep)
+            return DistillStep(student, teacher, made.loss, vocab=made.vocab)
+
+        def whole() -> list[str]:
+            assert not any(isinstance(weight, DTensor) for weight in read.values())
+            return [key for key, weight in read.items() if weight.untyped_storage().nbytes()]
+
+        place = Sharded(torch.device("cpu"), world, step, made.student, made.teacher, keep=shard == "fsdp2")
+        with place.accumulating(True):
+            loss, _ = place.step(made.windows.window(0)[0], 20)
+            found = {"read": list(read), "forward": whole()}
+            loss.backward()
+        found["backward"] = whole()
+        assert all(isinstance(weight, DTensor) for weight in place.step.parameters())
+        (folder / f"{rank}.json").write_text(json.dumps(found))
+
+    assert on_ranks(2, work, folder / "meeting") == [0, 0]
+    first, second = (json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    return first
+
+
+def test_zero3_drops_every_weight_after_the_forward_and_fsdp2_keeps_embeddings_and_head(tmp_path):
+    names = [f"{side} {part}" for side in ("teacher", "student") for part in ("wte", "h.0.ln_1", "ln_f")]
+    kept, dropped = gathered(tmp_path / "fsdp2", "fsdp2"), gathered(tmp_path / "zero3", "zero3")
+    assert sorted(kept["read"]) == sorted(dropped["read"]) == sorted(names)
+    assert sorted(kept["forward"]) == ["student ln_f", "student wte", "teacher ln_f", "teacher wte"]
+    assert dropped["forward"] == []
+    assert kept["backward"] == dropped["backward"] == []
 
 
 class Looking:

@@ -91,7 +91,7 @@ Executor = Annotated[Text, _flag("--executor", "NAME", "auto, inline, local, slu
 Slurm = Annotated[Text, _flag("--slurm", "NAME=X,..", "partition, time, gpus, cpus, mem_gb, ..", GRID)]
 RayAddress = Annotated[Text, _flag("--ray-address", "ADDRESS", "A running cluster.", GRID, hidden=True)]
 Gpus = Annotated[Text, _flag("--gpus", "N", "Processes, a GPU each.", HARDWARE, "1")]
-Shard = Annotated[Text, _flag("--shard", "NAME", "ddp, or fsdp2: in shards.", HARDWARE, "ddp")]
+Shard = Annotated[Text, _flag("--shard", "NAME", "ddp, or fsdp2, zero3: in shards.", HARDWARE, "ddp")]
 CellGpus = Annotated[Text, _flag("--gpus", "N", "GPUs of one cell.", GRID, "1")]
 
 Status = Annotated[bool, _switch("--status", "How far a study's cells are; loads no model.", OUTPUT)]

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcli import processes
 from kdcli.cli.boundary import ARGUMENTS, RUN_FOLDER
 from kdcli.config import CompareConfig, DistillConfig
 from kdcli.errors import MachineError, UsageError
@@ -152,8 +151,6 @@ def _checked(config: Config) -> Config:
         changes["evaluation"] = evaluation.model_copy(update={"metrics": names})
     if hardware is not None and (hardware.device, hardware.dtype) == ("cpu", "fp16"):
         raise UsageError("CLI-16", "fp16 is not supported on a CPU", where="--dtype fp16", fix="use fp32 or bf16")
-    if hardware is not None:
-        processes.check_shard(hardware.shard)
     train = getattr(config, "train", None)
     if train is not None and train.max_steps is not None and train.warmup > max(train.max_steps, 1):
         what = f"warm-up of {train.warmup:g} steps is longer than the run of {train.max_steps}"

@@ -36,9 +36,8 @@ def prepare(hardware: HardwareConfig) -> Device:
 
     Raises:
         MachineError: the device is missing, or there are fewer than processes on this machine.
-        UsageError: the dtype is not supported on it, or the way of sharding is not kd's.
+        UsageError: the dtype is not supported on it.
     """
-    processes.check_shard(hardware.shard)
     kind = _kind(hardware.device)
     if hardware.dtype == "fp16":
         raise UsageError(

@@ -80,8 +80,10 @@ class _Loop:
                 seed=training.train.seed,
             )
 
-        if training.hardware.shard == "fsdp2" and self.ranks.size > 1:
-            return Sharded(training.device.device, self.ranks.size, step, training.student, training.teacher)
+        shard, size = training.hardware.shard, self.ranks.size
+        if shard != "ddp" and size > 1:
+            models = training.student, training.teacher
+            return Sharded(training.device.device, size, step, *models, keep=shard == "fsdp2")
         return Replicated(self.accelerator, step, training.student, training.teacher)
 
     def run(self) -> Outcome:

@@ -25,8 +25,9 @@ class Sharded(Placement):
     What runs in a step is a twin of each model, made of the same parameters before these are cut. A layer's
     weights are gathered when its turn comes and dropped after it; embeddings and head, which the chunked engine
     reads outside the model's own forward, belong to the step itself and stay gathered from a micro-batch's
-    forward to its backward. The models as they were given stay empty, and are filled for as long as somebody
-    uses them whole: to generate, to measure, to save.
+    forward to its backward; or, as in ZeRO's third stage (Rajbhandari et al. 2020, section 5.3), they are dropped
+    after the forward too and gathered again for the backward. The models as they were given stay empty, and are
+    filled for as long as somebody uses them whole: to generate, to measure, to save.
 
     Args:
         device: where this process computes.
@@ -34,6 +35,7 @@ class Sharded(Placement):
         make_step: makes the step of a student and a teacher.
         student: the model that learns.
         teacher: what it learns from; one that runs is sharded too.
+        keep: whether embeddings and head stay gathered between a micro-batch's forward and its backward.
     """
 
     alike = True
@@ -45,6 +47,8 @@ class Sharded(Placement):
         make_step: MakeStep,
         student: LanguageModel,
         teacher: Teacher | None,
+        *,
+        keep: bool = True,
     ) -> None:
         mesh = init_device_mesh(device.type, (processes,))
         twin = _twin(student, mesh)
@@ -57,7 +61,9 @@ class Sharded(Placement):
             fully_shard(teacher, mesh=mesh)
         self.model = twin.model
         self.step = self.trained = make_step(twin, teacher)
-        fully_shard(self.step, mesh=mesh)
+        fully_shard(self.step, mesh=mesh, reshard_after_forward=not keep)
+        if not keep:
+            self.step.register_forward_hook(lambda *_: self._drop_teacher())
         for pair in self._pairs.values():
             pair.empty()
 
@@ -65,6 +71,9 @@ class Sharded(Placement):
     def accumulating(self, last: bool) -> Iterator[None]:
         """Reduce gradients to shards after every micro-batch, and drop what the teacher gathered."""
         yield
+        self._drop_teacher()
+
+    def _drop_teacher(self) -> None:
         if isinstance(self._teacher, FSDPModule):
             self._teacher.reshard()
 
