@@ -13,6 +13,7 @@ from kdcli.config import EvalSettings, GenerationConfig
 from kdcli.engine.events import Event, silent
 from kdcli.errors import MachineError
 from kdcli.generate import Answer
+from kdcli.generate.settling import Settling
 from kdcli.runs.distill import distill
 from kdcli.runs.evaluation import local
 from kdcli.runs.evaluation.answering import Question, Said
@@ -81,6 +82,24 @@ def test_kills_lose_little_and_change_no_byte(parts, tmp_path):
         assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not beside(output).exists()
     assert all(check.passed for check in verify(tmp_path))
+
+
+def test_in_bf16_neither_kills_nor_batches_change_a_byte(parts, tmp_path, monkeypatch):
+    def half(output, **generation):
+        made = config(parts, output, **generation)
+        return made.model_copy(update={"hardware": made.hardware.model_copy(update={"dtype": "bf16"})})
+
+    reread = []
+    plain = Settling.settle
+    monkeypatch.setattr(Settling, "settle", lambda *given: (plain(*given), reread.append(1)))
+    evaluate_run(half(tmp_path / "whole"), silent)
+    output = tmp_path / "killed"
+    assert killed(lambda: evaluate_run(half(output, batch_tokens=300), dying_after(7)))
+    assert 7 <= len(beside(output).read_bytes().splitlines()) < 30
+    evaluate_run(half(output, batch_tokens=1), silent)
+    assert (output / "answers.jsonl").read_bytes() == (tmp_path / "whole" / "answers.jsonl").read_bytes()
+    assert (output / "samples.parquet").read_bytes() == (tmp_path / "whole" / "samples.parquet").read_bytes()
+    assert len(reread) > 30
 
 
 def test_an_answer_is_never_asked_for_twice(parts, tmp_path, monkeypatch):

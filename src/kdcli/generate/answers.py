@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from kdcli.config import GenerationConfig
-from kdcli.generate.batch import Batch, Row
+from kdcli.generate.batch import Batch
+from kdcli.generate.row import Row
 from kdcli.generate.speaker import Speaker
 from kdcli.models.load import LanguageModel
 from kdcli.models.mode import evaluating
@@ -107,7 +108,7 @@ def answers(
 def spoken(
     speaker: Speaker, asked: Sequence[Asked], config: GenerationConfig, report: Callable[[int], None]
 ) -> Iterator[tuple[int, int, Answer]]:
-    """Let a speaker answer every prompt once for each of its seeds; as :func:`answers` does."""
+    """Let a speaker answer every prompt once for each of its seeds; as :func:`answers` does, and under no autocast."""
     speaker.check([one.prompt for one in asked])
     order = sorted(range(len(asked)), key=lambda place: (-len(asked[place].prompt), place))
     waiting = (
@@ -115,9 +116,9 @@ def spoken(
         for place in order
         for seed in asked[place].seeds
     )
-    finished = Batch(speaker, config, report).run(waiting)
+    finished, kind = Batch(speaker, config, report).run(waiting), speaker.device.type
     while True:
-        with torch.no_grad(), evaluating(speaker.model.model):
+        with torch.no_grad(), torch.autocast(kind, enabled=False), evaluating(speaker.model.model):
             row = next(finished, None)
         if row is None:
             return

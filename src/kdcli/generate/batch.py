@@ -1,47 +1,19 @@
 """The rows that are answered together: a new one joins as soon as there is room, one that has ended leaves."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from kdcli.config import GenerationConfig
-from kdcli.generate.draws import stream, waits
-from kdcli.generate.sampling import Picks, greedy, sample
+from kdcli.generate.draws import waits
+from kdcli.generate.row import Row
+from kdcli.generate.sampling import choose
+from kdcli.generate.settling import Settling
 from kdcli.generate.speaker import Read, Speaker
 
 _SPARE_COLUMNS = 64
 """Columns beyond the longest answer, so that kept columns seldom have to be moved to the left."""
-
-
-@dataclass
-class Row:
-    """One answer on its way.
-
-    Args:
-        place: the prompt's position in what was asked.
-        prompt: its tokens.
-        seed: sampling seed.
-        stream: random bits of this answer.
-        most: tokens it may have, beside the bound that all answers share.
-        said: tokens so far, without the end token.
-        ended: whether the model ended it.
-    """
-
-    place: int
-    prompt: Sequence[int]
-    seed: int
-    stream: np.random.Philox
-    most: int | None = None
-    said: list[int] = field(default_factory=list)
-    ended: bool = False
-
-    @classmethod
-    def waiting(cls, place: int, prompt: Sequence[int], example: int, seed: int, most: int | None = None) -> "Row":
-        """Return an answer that has not begun."""
-        return cls(place, prompt, seed, stream(seed, example), most)
 
 
 class Batch:
@@ -57,6 +29,7 @@ class Batch:
         self.speaker, self.config, self.report = speaker, config, report
         self.rows: list[Row] = []
         self._slots = 0
+        self.settling = None if speaker.is_exact else Settling(speaker, config)
         self._last_read: tuple[int, Read] | None = None
 
     def run(self, waiting: Iterator[Row]) -> Iterator[Row]:
@@ -82,7 +55,10 @@ class Batch:
         if self._last_read is None or self._last_read[0] != row.place:
             self._last_read = row.place, self.speaker.read(row.prompt)
         read = self._last_read[1]
-        if self._say([row], read.logits):
+        self._say([row], read.logits)
+        row.settled = 1
+        self.report(1)
+        if self._is_done(row):
             return True
         if len(self.rows) == self._slots or not self.rows:
             self._reserve(row)
@@ -102,26 +78,33 @@ class Batch:
         """Let every row say one more token; yield those that have finished."""
         if not self.rows:
             return
-        logits = self.speaker.step([row.said[-1] for row in self.rows])
-        finished = self._say(self.rows, logits)
+        self._say(self.rows, self.speaker.step([row.said[-1] for row in self.rows]))
+        self.report(len(self.rows) if self.settling is None else self._settle(self.settling))
+        finished = [place for place, row in enumerate(self.rows) if self._is_done(row)]
         for place in reversed(finished):
             yield self.rows[place]
             self.speaker.cache.remove(place)
             self.rows[place] = self.rows[-1]
             self.rows.pop()
 
-    def _say(self, rows: list[Row], logits: Tensor) -> list[int]:
-        """Append each row's next token; return the places of rows that are finished by it."""
-        tokens = self._pick(rows, logits)
-        finished = []
-        for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            row.ended = token in self.speaker.model.end_ids
-            if not row.ended:
-                row.said.append(token)
-            if row.ended or not self.may_go_on(row):
-                finished.append(place)
-        self.report(len(rows))
-        return finished
+    def _settle(self, settling: Settling) -> int:
+        """Make rows final that have ended or filled a block; return how many tokens became so."""
+        final = 0
+        for place, row in enumerate(self.rows):
+            if self._is_done(row) or settling.is_due(row):
+                known = row.settled
+                settling.settle(row, place)
+                row.settled = len(row.tokens)
+                final += row.settled - known
+        return final
+
+    def _say(self, rows: list[Row], logits: Tensor) -> None:
+        """Append each row's next token."""
+        for row, token in zip(rows, self._pick(rows, logits), strict=True):
+            row.take(token, self.speaker.model.end_ids)
+
+    def _is_done(self, row: Row) -> bool:
+        return row.ended or not self.may_go_on(row)
 
     def may_go_on(self, row: Row) -> bool:
         """Whether an answer may get longer."""
@@ -137,18 +120,12 @@ class Batch:
         if self.config.temperature > 0.0:
             times = torch.from_numpy(waits([row.stream for row in rows], self.speaker.ids)).to(logits.device)
         tolerance = self.speaker.tolerance(logits)
-        picks = self._choose(logits, times, tolerance)
+        picks = choose(logits, times, self.config, tolerance)
         tokens = picks.tokens.tolist()
         if tolerance is not None:
             for place in (~picks.sure).nonzero().flatten().tolist():
                 row = rows[place]
                 alone = self.speaker.alone([*row.prompt, *row.said])
                 own = None if times is None else times[place : place + 1]
-                tokens[place] = int(self._choose(alone, own, None).tokens)
+                tokens[place] = int(choose(alone, own, self.config).tokens)
         return tokens
-
-    def _choose(self, logits: Tensor, times: Tensor | None, tolerance: Tensor | None) -> Picks:
-        if times is None:
-            return greedy(logits, torch.zeros(len(logits), device=logits.device) if tolerance is None else tolerance)
-        setting = self.config
-        return sample(logits, times, temperature=setting.temperature, top_p=setting.top_p, tolerance=tolerance)

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 BLOCK = 256
 """Neighbouring ids of the vocabulary that are drawn from together."""
 
+_AT_ONCE = 4
+"""Numbers that Philox makes from one count of its counter."""
+
 
 def uniforms(seed: int, examples: Sequence[int], steps: int) -> NDArray[np.float64]:
     """Return numbers in [0, 1) that depend on seed, example and step alone.
@@ -27,9 +30,21 @@ def uniforms(seed: int, examples: Sequence[int], steps: int) -> NDArray[np.float
     return np.asarray(bits >> np.uint64(11), dtype=np.float64) * 2.0**-53
 
 
-def stream(seed: int, example: int) -> np.random.Philox:
-    """Return the generator of one answer's bits."""
-    return np.random.Philox(key=np.array([seed, example], dtype=np.uint64))
+def stream(seed: int, example: int, drawn: int = 0) -> np.random.Philox:
+    """Return the generator of one answer's bits, as it is after so many numbers.
+
+    >>> whole = stream(10, 3).random_raw(9)
+    >>> bool((stream(10, 3, drawn=6).random_raw(3) == whole[6:]).all())
+    True
+    """
+    found = np.random.Philox(key=np.array([seed, example], dtype=np.uint64), counter=drawn // _AT_ONCE)
+    found.random_raw(drawn % _AT_ONCE)
+    return found
+
+
+def draws_per_token(ids: int) -> int:
+    """Return how many numbers one token takes, given the entries of the vocabulary."""
+    return BLOCK + blocks(ids)
 
 
 def waits(streams: Sequence[np.random.Philox], ids: int) -> NDArray[np.float64]:
@@ -45,7 +60,7 @@ def waits(streams: Sequence[np.random.Philox], ids: int) -> NDArray[np.float64]:
     >>> waits([stream(10, 3)], 1000).shape
     (1, 260)
     """
-    count = BLOCK + blocks(ids)
+    count = draws_per_token(ids)
     bits = np.array([one.random_raw(count) for one in streams], dtype=np.uint64)
     return -np.log((np.asarray(bits >> np.uint64(12), dtype=np.float64) + 0.5) * 2.0**-52)
 

@@ -59,6 +59,8 @@ class MixedSpeaker(Speaker):
         super().__init__(student, ids)
         self.sides = Speaker(student, ids), Speaker(teacher, ids)
         self.alpha = alpha
+        self.is_exact = all(side.is_exact for side in self.sides)
+        self.reads_blocks = all(side.reads_blocks for side in self.sides)
         self.cache = PairCache(*(side.cache for side in self.sides))
         limits = [side.limit for side in self.sides if side.limit is not None]
         self.limit = min(limits) if limits else None
@@ -82,6 +84,12 @@ class MixedSpeaker(Speaker):
     def alone(self, tokens: Sequence[int]) -> Tensor:
         """Return the mixture's log-probabilities after a sequence that is read anew, by itself, ``[1, ids]``."""
         return self._mixture(*(side.alone(tokens) for side in self.sides))
+
+    def reread(self, past: Kept, tokens: Sequence[int]) -> Read:
+        """Read some tokens of one row, by itself, with both models; as the speaker of one model does."""
+        parts = past[: self.cache.cut], past[self.cache.cut :]
+        own, other = (side.reread(part, tokens) for side, part in zip(self.sides, parts, strict=True))
+        return Read([*own.kept, *other.kept], self._mixture(own.logits, other.logits))
 
     def tolerance(self, logits: Tensor) -> Tensor | None:
         """Return by how much each row of the log-probabilities given last may be off.
@@ -131,6 +139,16 @@ class PairCache:
         first, second = self.both
         first.add(kept[: self.cut], length)
         second.add(kept[self.cut :], length)
+
+    def kept(self, row: int, length: int) -> Kept:
+        """Return what both keep of a row's first ``length`` tokens."""
+        return [pair for cache in self.both for pair in cache.kept(row, length)]
+
+    def replace(self, row: int, kept: Kept, length: int) -> None:
+        """Let a row of both hold the first ``length`` tokens of what is kept, and nothing else."""
+        first, second = self.both
+        first.replace(row, kept[: self.cut], length)
+        second.replace(row, kept[self.cut :], length)
 
     def remove(self, row: int) -> None:
         """Forget a row in both."""

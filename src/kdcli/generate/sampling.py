@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kdcli.config import GenerationConfig
 from kdcli.generate.draws import BLOCK
 
 _LIKELIEST = 1024
@@ -72,6 +73,13 @@ def sample(
     return Picks(block * BLOCK + token, sure & certain)
 
 
+def choose(logits: Tensor, waits: Tensor | None, setting: GenerationConfig, tolerance: Tensor | None = None) -> Picks:
+    """Pick tokens as a setting says, greedily where there are no waiting times."""
+    if waits is None:
+        return greedy(logits, torch.zeros(len(logits), device=logits.device) if tolerance is None else tolerance)
+    return sample(logits, waits, temperature=setting.temperature, top_p=setting.top_p, tolerance=tolerance)
+
+
 def _mass(logits: Tensor, temperature: float, blocks: int) -> Tensor:
     """Return ``exp((z - max z) / temperature)``, 0 beyond the vocabulary, ``[b, blocks, 256]``."""
     wide = logits.float()
@@ -114,21 +122,25 @@ def _nuclei(mass: Tensor, top_p: float, slack: Tensor | None) -> tuple[Tensor, T
     ranked = _ranked(flat, top_p, total)
     before = (ranked.cumsum(-1, dtype=torch.float64) - ranked) / total
 
-    def last(share: Tensor) -> Tensor:
-        return (before < share).sum(-1, keepdim=True).clamp(min=1) - 1
-
-    def kept(smallest: Tensor) -> Tensor:
-        return flat.where(flat >= smallest.to(flat.dtype), 0.0).view_as(mass)
-
     whole = torch.full_like(total, top_p)
     if slack is None:
-        inside = kept(ranked.gather(-1, last(whole)))
+        inside = _at_least(ranked.gather(-1, _last(before, whole)), flat).view_as(mass)
         return inside, inside
-    place = last(whole - slack)
+    place = _last(before, whole - slack)
     edge, beyond = ranked.gather(-1, place), ranked.gather(-1, (place + 1).clamp(max=ranked.shape[1] - 1))
     tied = beyond >= edge * (1.0 - 2.0 * slack)
-    may_be = kept(ranked.gather(-1, last(whole + slack)) * (1.0 - slack))
-    return kept(edge.double().where(~tied, edge * (1.0 + slack))), may_be
+    may_be = _at_least(ranked.gather(-1, _last(before, whole + slack)) * (1.0 - slack), flat)
+    surely = _at_least(edge.double().where(~tied, edge * (1.0 + slack)), flat)
+    return surely.view_as(mass), may_be.view_as(mass)
+
+
+def _last(before: Tensor, share: Tensor) -> Tensor:
+    """Return the place of the last token that a nucleus of a share takes, given the shares of those before each."""
+    return (before < share).sum(-1, keepdim=True).clamp(min=1) - 1
+
+
+def _at_least(smallest: Tensor, flat: Tensor) -> Tensor:
+    return flat.where(flat >= smallest.to(flat.dtype), 0.0)
 
 
 def _ranked(mass: Tensor, top_p: float, total: Tensor) -> Tensor:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from kdcli.errors import InputError, NumericsError
-from kdcli.models.cache import Kept, RowCache, kept_of, prompt_cache, rows_can_leave
+from kdcli.models.cache import Kept, RowCache, cache_of, kept_of, prompt_cache, rows_can_leave
 from kdcli.models.load import LanguageModel, positions_of
 from kdcli.models.products import product, worthwhile
+from kdcli.models.rounding import differs_little, has_experts
 from kdcli.models.split import trunk_of, trunk_output
 
 _ROUNDINGS = 64
-_EXACT = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class Speaker:
     Args:
         model: a loaded language model.
         ids: real ids; no other one is ever said.
+
+    Attributes:
+        is_exact: whether a batch gives a row's own logits, to a few roundings of fp32.
+        reads_blocks: whether a row's tokens can be read together without a later one moving a bit of an earlier one.
     """
 
     def __init__(self, model: LanguageModel, ids: int) -> None:
@@ -46,7 +50,8 @@ class Speaker:
         parameters = inspect.signature(self.trunk.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._takes_cache = "past_key_values" in parameters
-        self.is_exact = model.head.weight.dtype in _EXACT
+        self.is_exact = differs_little(model.model)
+        self.reads_blocks = not has_experts(model.model)
         self.cache = RowCache(model.model.config)
 
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
@@ -99,11 +104,32 @@ class Speaker:
         ids = torch.tensor([list(tokens)], device=self.device)
         return self._logits(trunk_output(self.trunk, ids, torch.ones_like(ids))[:, -1])
 
+    def reread(self, past: Kept, tokens: Sequence[int]) -> Read:
+        """Read some tokens of one row, by itself, after what it remembers.
+
+        Args:
+            past: keys and values of the tokens before.
+            tokens: what to read.
+
+        Returns:
+            keys and values of all its tokens, and the logits after each one read, ``[len(tokens), ids]``.
+        """
+        cache = cache_of(self.model.model.config, past)
+        seen = cache.get_seq_length()
+        positions = torch.arange(seen, seen + len(tokens), device=self.device)[None]
+        output = self.trunk(
+            input_ids=torch.tensor([list(tokens)], device=self.device),
+            attention_mask=torch.ones(1, seen + len(tokens), dtype=torch.int64, device=self.device),
+            past_key_values=cache,
+            use_cache=True,
+            **({"position_ids": positions} if self._takes_positions else {}),
+        )
+        return Read(kept_of(cache), self._logits(output.last_hidden_state[0]))
+
     def tolerance(self, logits: Tensor) -> Tensor | None:
         """Return by how much each row's logits may differ from those of the row alone, ``[b]``.
 
-        That is 64 roundings of the largest logit. None where products are rounded so coarsely, in bf16,
-        that nothing would be sure.
+        That is 64 roundings of the largest logit. None where nothing would be sure; then rows are read again, alone.
         """
         if not self.is_exact:
             return None

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
@@ -117,6 +118,23 @@ class RowCache:
         self.window.rows = last
         self.window.begin = self.window.end - max(self.lengths, default=0)
 
+    def kept(self, row: int, length: int) -> Kept:
+        """Return keys and values of a row's first ``length`` tokens."""
+        begin = self.window.end - self.lengths[row]
+        seen = row, slice(None), slice(begin, begin + length)
+        pairs = [(layer.all_keys, layer.all_values) for layer in self._layers]
+        return [(keys[seen], values[seen]) for keys, values in pairs if keys is not None and values is not None]
+
+    def replace(self, row: int, kept: Kept, length: int) -> None:
+        """Let a row hold the first ``length`` tokens of what is kept, no more than it held, and nothing else."""
+        span = row, slice(None), slice(self.window.end - length, self.window.end)
+        for layer, (keys, values) in zip(self._layers, kept, strict=True):
+            assert layer.all_keys is not None
+            assert layer.all_values is not None
+            layer.all_keys[span], layer.all_values[span] = keys[:, :length], values[:, :length]
+        self.lengths[row] = length
+        self.window.begin = self.window.end - max(self.lengths)
+
     def make_column(self) -> None:
         """See to it that one more column fits."""
         if self.window.end == self._columns:
@@ -143,6 +161,16 @@ def prompt_cache(config: PreTrainedConfig) -> DynamicCache:
     """Return a cache for one prompt; no layer forgets what lies before its window."""
     cache = DynamicCache(config=config)
     cache.layers = [DynamicLayer() if type(layer) in _PLAIN else layer for layer in cache.layers]
+    return cache
+
+
+def cache_of(config: PreTrainedConfig, kept: Kept) -> DynamicCache:
+    """Return a cache that holds a copy of what was kept of one row, laid out the same wherever that lay."""
+    cache = prompt_cache(config)
+    plain = [layer for layer in cache.layers if type(layer) is DynamicLayer]
+    for layer, (keys, values) in zip(plain, kept, strict=True):
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = (part[None].clone(memory_format=torch.contiguous_format) for part in (keys, values))
     return cache
 
 
