@@ -171,6 +171,9 @@ class ServerConfig(Settings):
     send: Literal["text", "ids"] = Field(
         default="text", description="prompts of a teacher's text as words, or as ids of the student's own tokenizer"
     )
+    top_k: Positive = Field(
+        default=20, description="tokens asked at each place of a teacher that a training waits for; vLLM gives 20"
+    )
     key_variable: str = Field(default="OPENAI_API_KEY", description="environment variable that holds the key")
     concurrency: Positive = Field(default=8, description="requests under way at once")
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(

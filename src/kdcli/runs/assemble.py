@@ -22,6 +22,8 @@ from kdcli.runs.keep_model import save_model
 from kdcli.runs.monitor import StudentMonitor
 from kdcli.runs.prepare import Prepared
 from kdcli.runs.serving.author import ServedAuthor
+from kdcli.runs.serving.places import ASKED
+from kdcli.runs.serving.teacher import ServedTeacher
 from kdcli.runs.teachers import mentor_for, teacher_for
 from kdcli.runs.workshop import Workshop
 from kdcli.sources.author import Author
@@ -102,6 +104,9 @@ def _teacher(prepared: Prepared, workshop: Workshop) -> Teacher | None:
     facts, config = prepared.pair.teacher, prepared.config
     if not prepared.needs_teacher or facts is None:
         return None
+    if facts.server is not None and config.teacher_cache is None:
+        kept = Path(str(config.output)) / ASKED / f"rank-{processes.rank()}.jsonl"
+        return ServedTeacher(facts.server, facts.tokenizer, prepared.pair.vocab, facts.server.top_k, kept)
     rows, start = prepared.dataset, _start(prepared)
     return teacher_for(config.teacher_cache, facts, rows, config.data, config.hardware, start, workshop)
 

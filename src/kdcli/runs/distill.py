@@ -1,5 +1,6 @@
 """One training run: settings -> checked parts -> training -> saved student -> evaluation."""
 
+import shutil
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from kdcli.runs.keep_model import save_adapter_alone, save_model
 from kdcli.runs.plan import plan_distill
 from kdcli.runs.prepare import Prepared, prepare_run
 from kdcli.runs.records import EvalRecord, RunRecord
+from kdcli.runs.serving.places import ASKED
 from kdcli.runs.workshop import Workshop
 
 __all__ = ["distill", "plan_distill", "read_run"]
@@ -139,6 +141,7 @@ def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Re
         spent = folder.status().get("cpu_seconds", 0.0) + time.process_time() - started
         taught = outcome.student_tokens * len(living(models.teacher))
         folder.set_status("done", **vars(outcome), teacher_tokens=taught, cpu_seconds=round(spent, 2))
+        shutil.rmtree(folder.path / ASKED, ignore_errors=True)
     return outcome
 
 

@@ -117,7 +117,8 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
     seen = None
     if loss.needs().anything_of_teacher and pair.teacher is not None:
         refuse_features(loss, label, pair, config.teacher_cache)
-        seen = view_of(config.teacher_cache, pair.teacher, config.data, config.hardware, device)
+        fixed = source.needs().fixed
+        seen = view_of(config.teacher_cache, pair.teacher, config.data, config.hardware, device, fixed=fixed)
         refuse_coarse(seen, loss, label)
     watched = watched_by(config, pair.reader, workshop)
     ending = None

@@ -23,17 +23,38 @@ from kdcli.runs.serving.address import address_of, is_served
 from kdcli.runs.teacher_cache import CacheRecord, Remembered, estimated_bytes, missing_rows, open_cache
 from kdcli.runs.workshop import Workshop, check_data_path
 
+ASKED_LIVE = "asked while training"
 
-def view_of(cache: str | None, teacher: ModelFacts, data: DataConfig, hardware: HardwareConfig, device: Device) -> str:
+
+def view_of(
+    cache: str | None,
+    teacher: ModelFacts,
+    data: DataConfig,
+    hardware: HardwareConfig,
+    device: Device,
+    *,
+    fixed: bool = True,
+) -> str:
     """Say what a student sees of the teacher; nothing is loaded.
 
+    Args:
+        cache: the teacher's cache; None for none.
+        teacher: the teacher.
+        data: template and length.
+        hardware: precision of matrix products.
+        device: where it computes.
+        fixed: whether every sequence is a row of the data set, so that a cache can be made before.
+
     Raises:
+        UsageError: SERVE-10, a server that a cache should stand for.
         InputError: there is no such cache.
         ExperimentChangedError: it was made of something else.
     """
+    if cache is None and teacher.server is not None and not fixed:
+        return f"top {teacher.server.top_k} and the rest in one bin, {ASKED_LIVE}"
     if cache is None and teacher.server is not None:
         raise UsageError(
-            "SERVE-10", "a teacher behind a server is read through a compact cache; training never waits for it",
+            "SERVE-10", "a teacher behind a server reads the data's rows once, for a compact cache",
             where=f"--teacher {teacher.path}",
             fix="kd cache --kind compact with this teacher, --student and --data; then add --teacher-cache",
         )  # fmt: skip
@@ -64,11 +85,17 @@ def refuse_coarse(view: str, loss: DistillLoss, label: str) -> None:
         return
     known = int(view.split()[1])
     why = _why_not(loss, known)
-    if why is not None:
+    if why is None:
+        return
+    if view.endswith(ASKED_LIVE):
         raise UsageError(
-            "CACHE-06", f"{label} is not defined on a compact cache: {why}", where="--teacher-cache",
-            fix=f"build an exact cache, use the teacher itself, or an objective that would work: {_working(known)}",
+            "SERVE-12", f"{label} is not defined on the {known} tokens that a server is asked for: {why}",
+            where="--teacher", fix=f"use the teacher itself, or an objective that would work: {_working(known)}",
         )  # fmt: skip
+    raise UsageError(
+        "CACHE-06", f"{label} is not defined on a compact cache: {why}", where="--teacher-cache",
+        fix=f"build an exact cache, use the teacher itself, or an objective that would work: {_working(known)}",
+    )  # fmt: skip
 
 
 def refuse_measuring(metrics: Sequence[str], *, measured: bool) -> None:

@@ -51,9 +51,9 @@ class Examination:
     def __init__(self) -> None:
         self.checks: list[Check] = []
 
-    def add(self, name: str, state: State, what: str, fix: str = "") -> None:
-        """Add a line."""
-        self.checks.append(Check(name, state, what, fix, 4 if state == "fail" else 0))
+    def add(self, name: str, state: State, what: str, fix: str = "", exit_code: int = 4) -> None:
+        """Add a line; a failure is the machine's unless an exit code says otherwise."""
+        self.checks.append(Check(name, state, what, fix, exit_code if state == "fail" else 0))
 
     def attempt(self, name: str, work: Callable[[], T]) -> T | None:
         """Return what the work gives; a user's error becomes a failed check and None."""

@@ -4,6 +4,7 @@ from kdcli.config import DoctorConfig
 from kdcli.data.dataset import TokenDataset
 from kdcli.engine.devices import Device
 from kdcli.engine.events import Event, Report
+from kdcli.errors import InputError
 from kdcli.models.quantise import NONE
 from kdcli.runs.doctor.check import Diagnosis, Examination
 from kdcli.runs.doctor.compare import Difference, between_models, first_batches, with_itself, with_server
@@ -84,4 +85,4 @@ def _judge(name: str, difference: Difference | None, found: Examination, fix: st
         return
     near = difference.top >= _AGREES and difference.kl <= _NEAR
     state = "ok" if near else "warn" if difference.top >= _ONE else "fail"
-    found.add(name, state, str(difference), "" if near else fix)
+    found.add(name, state, str(difference), "" if near else fix, InputError.exit_code)
