@@ -1,5 +1,7 @@
 """Protocols by name: what they set, what wins over them, and their hash."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +28,16 @@ OTHER: dict[str, Any] = {
 
 def settled(**flags: str) -> EvalConfig:
     return resolve(EvalConfig, flags=flags)
+
+
+@pytest.mark.parametrize(("name", "label"), [("minillm", "minillm-64b32ae5"), ("greedy", "greedy-d9704fb5")])
+def test_a_named_protocol_keeps_the_hash_that_published_tables_carry(name, label):
+    assert protocol_of(settled(protocol=name)).label == label
+
+
+def test_the_page_on_protocols_shows_the_hash_of_today():
+    page = (Path(__file__).parents[2] / "docs/evaluation/protocols.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"minillm-[0-9a-f]{8}", page)) == {protocol_of(settled(protocol="minillm")).label}
 
 
 def test_minillm_is_what_the_authors_scripts_do():

@@ -10,10 +10,7 @@ from kdcli.cli import flags
 if TYPE_CHECKING:
     from kdcli.cli.terminal import Terminal
 
-EPILOG = (
-    "Example: kd distill --teacher ./T --student random:layers=3,width=64,heads=4 --data train.jsonl "
-    "--eval-data test.jsonl --loss akl -o runs/akl"
-)
+EPILOG = "Example: kd distill --teacher ./T --student ./S --data train.jsonl --loss akl -o runs/a"
 
 
 def register(app: typer.Typer) -> None:
@@ -41,6 +38,7 @@ def distill(
     batch_size: flags.BatchSize = None,
     lr: flags.Lr = None,
     seed: flags.Seed = None,
+    gradient_checkpointing: flags.Checkpointing = False,
     eval_every: flags.EvalEvery = None,
     metric: flags.Metric = None,
     sampling_seeds: flags.MoreSeeds = None,
@@ -63,7 +61,7 @@ def distill(
 ) -> None:
     """Train a student on a teacher, evaluate it, write a run folder.
 
-    The same line again goes on where it was stopped. -c also takes a name of kd presets list.
+    The same line again goes on where it stopped; -c takes a preset, too.
     """
     typed = locals()
     from kdcli.cli import launch, settle

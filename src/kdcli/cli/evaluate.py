@@ -56,7 +56,7 @@ def evaluate(
     matmul_precision: flags.MatmulPrecision = None,
 ) -> None:
     """Measure a run, a model folder, or answers made elsewhere, on held-out rows."""
-    typed = {**locals(), "edge": "true" if edge else None}
+    typed = locals()
     from kdcli.cli import settle
     from kdcli.cli.terminal import Terminal
     from kdcli.config import EvalConfig

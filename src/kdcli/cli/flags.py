@@ -74,7 +74,7 @@ Epochs = Annotated[Text, _flag("--epochs", "X", "Passes over the rows.", TRAININ
 MaxSteps = Annotated[Text, _flag("--max-steps", "N", "Optimizer steps; overrides --epochs.", TRAINING)]
 BatchSize = Annotated[Text, _flag("--batch-size", "N", "Sequences per optimizer step.", TRAINING, "8")]
 Lr = Annotated[Text, _flag("--lr", "X", "Peak learning rate.", TRAINING, "0.0005")]
-Seed = Annotated[Text, _flag("--seed", "N", "Order, initialisation, dropout.", TRAINING, "0")]
+Seed = Annotated[Text, _flag("--seed", "N", "Order, first weights, dropout.", TRAINING, "0")]
 Seeds = Annotated[Text, _flag("--seeds", "N,N,..", "Training seeds, for each objective.", TRAINING, "0")]
 Resume = Annotated[Text, _flag("--resume", "auto|never", "auto goes on with what the folder holds.", OUTPUT)]
 
@@ -104,6 +104,7 @@ Metric = Annotated[
     Texts,
     _flag("--metric", "NAME,..", "Names of kd metrics list.", EVALUATION),
 ]
+Checkpointing = Annotated[bool, _switch("--gradient-checkpointing", "Less memory, more time.", TRAINING)]
 EvalEvery = Annotated[Text, _flag("--eval-every", "N", "Steps between evaluations; best/ is kept.", TRAINING)]
 SamplingSeeds = Annotated[Text, _flag("--sampling-seeds", "N,N,..", "One answer each.", EVALUATION, "10,20,30,40,50")]
 MaxNewTokens = Annotated[Text, _flag("--max-new-tokens", "N", "Tokens per answer at most.", EVALUATION, "128")]

@@ -35,7 +35,8 @@ def settle(
     """
     if config and len(config) > 1:
         raise UsageError("CLI-14", f"{len(config)} files are given", where="-c", fix="give one; use --set key=value")
-    flags = {name: value for name, value in typed.items() if name in FLAGS and value not in (None, [], ())}
+    given = {name: value for name, value in typed.items() if name in FLAGS and value not in (None, [], (), False)}
+    flags = {name: "true" if value is True else value for name, value in given.items()}
     if "metric" in flags:
         flags["metric"] = ",".join(flags["metric"])
     named = config_path if kind is DistillConfig else Path
