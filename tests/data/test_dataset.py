@@ -48,7 +48,7 @@ def one(tmp_path, row, tokenizer=None, **options) -> Example:
 
 def test_prompt_and_response_are_tokenised_apart_and_ended_once(tmp_path):
     example = one(tmp_path, {"prompt": "say a:", "completion": " a."})
-    assert example == Example((*ids("say a: a."), EOS), 6, "say a:", (" a.",), "r.jsonl line 1")
+    assert example == Example((*ids("say a: a."), EOS), 6, "say a:", (" a.",), "r.jsonl line 1", response=" a.")
 
 
 def test_bos_comes_first_and_an_automatic_eos_does_not_follow_the_prompt(tmp_path):
@@ -63,7 +63,7 @@ def test_plain_text_starts_from_bos_or_from_the_end_token(tmp_path, bos, first):
     tokenizer.bos_token = bos
     for made in (tokenizer, with_bos()) if bos else (tokenizer,):
         example = one(tmp_path, {"text": "once"}, made)
-        assert example == Example((first, *ids("once"), EOS), 1, "", ("once",), "r.jsonl line 1")
+        assert example == Example((first, *ids("once"), EOS), 1, "", ("once",), "r.jsonl line 1", response="once")
 
 
 def test_one_token_that_is_bos_and_end_at_once(tmp_path):

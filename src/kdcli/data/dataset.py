@@ -12,7 +12,7 @@ from kdcli.data.prompts import check_template, choose_template, render, template
 from kdcli.data.rows import Row, RowReport, read_rows
 from kdcli.data.tables import counted
 from kdcli.data.template_guard import try_template
-from kdcli.data.tokens import decode, encode, prompt_prefix
+from kdcli.data.tokens import decode, encode, first_context, prompt_prefix
 from kdcli.errors import InputError
 
 __all__ = ["Example", "TokenDataset", "load_dataset", "overlap", "overlap_note"]
@@ -112,18 +112,14 @@ class _Maker:
         examples = []
         for text, prompt, response in zip(texts, prompts, responses, strict=True):
             # A chat template writes its own special tokens.
-            context = ([] if text.chat else [*prefix]) + prompt or [self._first_context()]
+            context = ([] if text.chat else [*prefix]) + prompt or [first_context(self.tokenizer, self.end_id)]
             ids = self._fit(context, response, text.row.where)
             if ids is not None:
                 ids = tuple(shared.setdefault(number, number) for number in ids)
                 row = text.row
                 told = (text.prompt, row.responses, row.where, row.choices, row.answer)
-                examples.append(Example(ids, len(context), *told))
+                examples.append(Example(ids, len(context), *told, response=text.response))
         return tuple(examples)
-
-    def _first_context(self) -> int:
-        bos = self.tokenizer.bos_token_id
-        return bos if isinstance(bos, int) else self.end_id
 
     def _fit(self, context: list[int], response: list[int], where: str) -> list[int] | None:
         limit = self.config.max_prompt_length

@@ -20,6 +20,7 @@ class Example:
         where: file and line.
         choices: answers to choose from, as the data give them and unchecked; None if there are none.
         answer: the right one or its place, likewise; None if the first reference is meant.
+        response: the response as text, whole, template and all; empty where a model wrote it.
     """
 
     ids: tuple[int, ...]
@@ -29,6 +30,7 @@ class Example:
     where: str
     choices: Any = None
     answer: Any = None
+    response: str = ""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,33 @@ def prompt_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return ()
 
 
+def first_context(tokenizer: PreTrainedTokenizerBase, end_id: int) -> int:
+    """Return the token that stands for an empty prompt: the tokenizer's BOS, or the end token."""
+    bos = tokenizer.bos_token_id
+    return bos if isinstance(bos, int) else end_id
+
+
+def decode_words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Return the text of some ids, special tokens left out and spaces as they are."""
+    text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text if isinstance(text, str) else "".join(text)
+
+
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Return the text of some ids, special tokens included and spaces as they are."""
     text = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text if isinstance(text, str) else "".join(text)
+
+
+def encode_one(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]] | None]:
+    """Return the token ids of one text and, if the tokenizer knows, the characters ``(start, end)`` each stands for.
+
+    Args:
+        tokenizer: any tokenizer.
+        text: the text; nothing is put around it and nothing cut off.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        return tuple(_encode(tokenizer, [text])[0]), None
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False,
+                      return_token_type_ids=False, padding=False, truncation=False, verbose=False)  # fmt: skip
+    return tuple(found["input_ids"]), list(found["offset_mapping"])

@@ -34,11 +34,12 @@ class Work:
         weights: factor of each token's loss in the sum, shape ``[n]``.
         sequence: each token's sequence in the micro-batch, shape ``[n]``.
         teacher: the teacher's side, or what is known of its distributions; None when the objective needs none.
-        vocab: both heads are restricted to the first so many ids.
+        vocab: both heads are restricted to the first so many ids, unless the teacher has others.
         compute: dtype of the head products.
         workspace: chunk sizes and buffers.
         facts: per-token facts the source supplies, each ``[n]``.
         progress: share of the run that is done, 0 at its first step and 1 at its last.
+        teacher_vocab: the teacher's head is restricted to the first so many ids; None for ``vocab``.
         watched: filled by the pass: what the objective wants followed, each ``[n]``.
         planned: filled by the pass: all facts of the micro-batch, those of survey and plan included, each ``[n]``.
     """
@@ -53,6 +54,7 @@ class Work:
     workspace: Workspace = field(default_factory=Workspace)
     facts: Facts = field(default_factory=dict)
     progress: float = 0.0
+    teacher_vocab: int | None = None
     watched: dict[str, Tensor] = field(default_factory=dict)
     planned: dict[str, Tensor] = field(default_factory=dict)
 
@@ -168,9 +170,11 @@ class _Sweep:
         self.teacher = None
         self.coarse = work.teacher if isinstance(work.teacher, Coarse) else None
         if isinstance(work.teacher, Projection | Mixture):
-            self.teacher = applied("teacher", work.teacher, work.vocab, work.compute, work.workspace)
-        self.chunk = work.workspace.chunk(work.vocab, device)
-        self.block = work.workspace.block(work.vocab, device, self.chunk)
+            theirs = work.teacher_vocab or work.vocab
+            self.teacher = applied("teacher", work.teacher, theirs, work.compute, work.workspace)
+        widest = max(work.vocab, work.teacher_vocab or 0)
+        self.chunk = work.workspace.chunk(widest, device)
+        self.block = work.workspace.block(widest, device, self.chunk)
         self.held: slice | None = None
 
     def spans(self) -> Iterator[slice]:

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from kdcli.data.collate import Batch
+from kdcli.engine.aligned import AlignedTeacher
 from kdcli.engine.mixture import Mixture
 from kdcli.engine.pack import Packing
 from kdcli.engine.teacher import LiveTeacher, Teacher
@@ -32,6 +33,8 @@ class EnsembleTeacher:
 
 def living(teacher: Teacher | None) -> list[LanguageModel]:
     """Return the models that run whenever a teacher is asked: none for a cache."""
+    if isinstance(teacher, AlignedTeacher):
+        return living(teacher.inner)
     if isinstance(teacher, EnsembleTeacher):
         return list(teacher.models)
     return [teacher.model] if isinstance(teacher, LiveTeacher) else []

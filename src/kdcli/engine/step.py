@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.data.collate import Batch
+from kdcli.engine.aligned import Aligned, AlignedTeacher
 from kdcli.engine.chunked import Work, fused_sum
 from kdcli.engine.features import FeatureComparison, feature_terms, weighted
 from kdcli.engine.mixture import Mixture
@@ -17,6 +18,7 @@ from kdcli.engine.workspace import Workspace
 from kdcli.losses.base import DistillLoss
 from kdcli.losses.coarse import Coarse
 from kdcli.losses.layers import Features
+from kdcli.losses.supplied import ALIGNED
 from kdcli.models.load import LanguageModel
 
 
@@ -27,7 +29,7 @@ class DistillStep(nn.Module):
         student: the model that learns.
         teacher: the model it learns from; None when the objective needs none.
         loss: the objective.
-        vocab: real ids shared by both.
+        vocab: real ids, shared by both unless the teacher has others.
         reduce: mean over tokens, or over sequences' means.
         autocast: dtype of the forward passes; None computes in fp32.
         chunk_tokens: tokens whose logits exist at once; None chooses by device.
@@ -75,9 +77,12 @@ class DistillStep(nn.Module):
         precision = torch.autocast(device.type, self.autocast) if self.autocast else nullcontext()
         with precision:
             own, seen, features = self._look(batch, packing)
+        facts, teacher_vocab = packing.facts(batch.facts), None
+        if isinstance(seen, Aligned):
+            seen, teacher_vocab, facts = seen.side, seen.vocab, facts | {ALIGNED: seen.known}
         work = Work(
             self.loss, packing.labels, weights, packing.sequence, seen, self.vocab, self.autocast or own.hidden.dtype,
-            self.workspace, packing.facts(batch.facts), progress,
+            self.workspace, facts, progress, teacher_vocab=teacher_vocab,
         )  # fmt: skip
         total, parts = fused_sum(own, work)
         if features is not None:
@@ -89,18 +94,17 @@ class DistillStep(nn.Module):
 
     def _look(
         self, batch: Batch, packing: Packing
-    ) -> tuple[Projection, Projection | Mixture | Coarse | None, Features | None]:
+    ) -> tuple[Projection, Projection | Mixture | Coarse | Aligned | None, Features | None]:
         """Run the trunks and return both sides at the valid tokens, and the layers compared, if any are."""
         student, teacher = self._outside
         if self.comparison is not None:
             own, theirs, features = self.comparison.look(batch, packing)
             return own, theirs if self.loss.needs().teacher else None, features
         hidden = packing.pack(student.hidden(batch.input_ids, batch.attention_mask))
-        return (
-            Projection(hidden, student.present_head()),
-            None if teacher is None else teacher.side(batch, packing),
-            None,
-        )
+        own = Projection(hidden, student.present_head())
+        if isinstance(teacher, AlignedTeacher):
+            return own, teacher.aligned(batch, packing), None
+        return own, None if teacher is None else teacher.side(batch, packing), None
 
     def _weights(self, packing: Packing, denominator: int) -> Tensor:
         if self.reduce == "token":

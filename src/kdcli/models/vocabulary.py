@@ -11,7 +11,8 @@ _PROBES = (
     "The quick brown fox, 12 + 34 = 46.\nÄgypten, naïve café; 日本語 🙂\tdef f(x): return x",
     '  two  spaces, "quotes", it\'s 3.14159 and UPPER-lower_case\n\n\nend',
 )
-_FIX = "use a student and a teacher with the same tokenizer"
+ACROSS = "use ce+1.5*uld, or ce on the teacher's text (--config seqkd), or models with the same tokenizer"
+"""What to do where tokenizers differ."""
 
 
 def shared_vocabulary(
@@ -34,20 +35,40 @@ def shared_vocabulary(
     Raises:
         InputError: TOK-03 where the tables or the tokenisation differ, TOK-04 where rows are missing.
     """
-    student, teacher = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
-    if student != teacher:
-        raise _different(student, teacher)
+    differ = difference(student_tokenizer, teacher_tokenizer)
+    if differ is not None:
+        raise InputError("TOK-03", differ, fix=ACROSS)
+    real_ids(student_tokenizer, student_rows, "student")
+    return real_ids(student_tokenizer, teacher_rows, "teacher")
+
+
+def difference(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> str | None:
+    """Say how two tokenizers differ, in their tables or in how they cut some texts; None where they do not."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours != theirs:
+        return _different(ours, theirs)
     for text in _PROBES:
-        ours, theirs = (
-            tokenizer.encode(text, add_special_tokens=False) for tokenizer in (student_tokenizer, teacher_tokenizer)
-        )
-        if ours != theirs:
-            raise _cut_differently(ours, theirs, student_tokenizer)
-    real = max(student.values()) + 1
-    for role, rows in (("student", student_rows), ("teacher", teacher_rows)):
-        if real > rows:
-            what = f"the tokenizer's highest token id {real - 1} >= {rows} embedding rows of the {role}"
-            raise InputError("TOK-04", what, fix="use the tokenizer this model was trained with")
+        cut, other = (tokenizer.encode(text, add_special_tokens=False) for tokenizer in (student, teacher))
+        if cut != other:
+            return _cut_differently(cut, other, student)
+    return None
+
+
+def real_ids(tokenizer: PreTrainedTokenizerBase, rows: int, role: str) -> int:
+    """Return how many leading vocabulary rows of a model have a token.
+
+    Args:
+        tokenizer: what gives the ids.
+        rows: rows of the model's head.
+        role: "student" or "teacher", for the message.
+
+    Raises:
+        InputError: TOK-04, there are ids without a row.
+    """
+    real = max(tokenizer.get_vocab().values()) + 1
+    if real > rows:
+        what = f"the tokenizer's highest token id {real - 1} >= {rows} embedding rows of the {role}"
+        raise InputError("TOK-04", what, fix="use the tokenizer this model was trained with")
     return real
 
 
@@ -85,25 +106,24 @@ def refuse_same_model(teacher: str, student: str) -> None:
         )
 
 
-def _different(student: dict[str, int], teacher: dict[str, int]) -> InputError:
+def _different(student: dict[str, int], teacher: dict[str, int]) -> str:
     ours, theirs = ({index: token for token, index in table.items()} for table in (student, teacher))
     differing = sorted(index for index in ours.keys() | theirs.keys() if ours.get(index) != theirs.get(index))
     sizes = f"student {len(student):,} tokens, teacher {len(teacher):,}"
     if not differing:
-        return InputError("TOK-03", f"tokenizers differ ({sizes}): ids are given twice", fix=_FIX)
+        return f"tokenizers differ ({sizes}): ids are given twice"
     first = differing[0]
     shown = f"{first:,} is {_token(ours.get(first))} for the student and {_token(theirs.get(first))} for the teacher"
-    return InputError("TOK-03", f"tokenizers differ ({sizes}) in {len(differing):,} ids; first: id {shown}", fix=_FIX)
+    return f"tokenizers differ ({sizes}) in {len(differing):,} ids; first: id {shown}"
 
 
-def _cut_differently(ours: list[int], theirs: list[int], tokenizer: PreTrainedTokenizerBase) -> InputError:
+def _cut_differently(ours: list[int], theirs: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
     pairs = zip(ours, theirs, strict=False)
     place = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
     pieces = [_token(_name(ids, place, tokenizer)) for ids in (ours, theirs)]
-    what = (
+    return (
         f"tokenizers have one table but cut text differently: {pieces[0]} for the student, {pieces[1]} for the teacher"
     )
-    return InputError("TOK-03", what, fix=_FIX)
 
 
 def _name(ids: list[int], place: int, tokenizer: PreTrainedTokenizerBase) -> str | None:

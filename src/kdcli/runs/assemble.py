@@ -22,9 +22,8 @@ from kdcli.runs.keep_model import save_model
 from kdcli.runs.monitor import StudentMonitor
 from kdcli.runs.prepare import Prepared
 from kdcli.runs.serving.author import ServedAuthor
-from kdcli.runs.serving.places import ASKED
-from kdcli.runs.serving.teacher import ServedTeacher
-from kdcli.runs.teachers import mentor_for, teacher_for
+from kdcli.runs.teachers import mentor_for
+from kdcli.runs.teaching import teacher_of
 from kdcli.runs.workshop import Workshop
 from kdcli.sources.author import Author
 from kdcli.sources.base import Windows
@@ -60,7 +59,7 @@ def load_models(prepared: Prepared, workshop: Workshop, report: Report) -> Model
     """
     pair, config = prepared.pair, prepared.config
     student = workshop.load_student(pair, seed=config.train.seed, device=_start(prepared).device, lora=config.lora)
-    teacher = _teacher(prepared, workshop)
+    teacher = teacher_of(prepared, _start(prepared), workshop, report)
     student.check_length(max(prepared.dataset.lengths))
     models = Models(student, teacher, _writer(prepared, workshop), _author(prepared))
     for note in [note for model in (student, *models.live) for note in model.notes]:
@@ -97,18 +96,6 @@ def assemble_training(
         hardware=prepared.config.hardware,
         **_whole_outside(prepared),
     )
-
-
-def _teacher(prepared: Prepared, workshop: Workshop) -> Teacher | None:
-    """Return what the student learns from, if the objective asks for it."""
-    facts, config = prepared.pair.teacher, prepared.config
-    if not prepared.needs_teacher or facts is None:
-        return None
-    if facts.server is not None and config.teacher_cache is None:
-        kept = Path(str(config.output)) / ASKED / f"rank-{processes.rank()}.jsonl"
-        return ServedTeacher(facts.server, facts.tokenizer, prepared.pair.vocab, facts.server.top_k, kept)
-    rows, start = prepared.dataset, _start(prepared)
-    return teacher_for(config.teacher_cache, facts, rows, config.data, config.hardware, start, workshop)
 
 
 def _start(prepared: Prepared) -> Device:
@@ -151,7 +138,8 @@ def _windows(folder: RunFolder, prepared: Prepared, models: Models, report: Repo
     """Return the training windows, with everything they may write with."""
     student = models.student
     data = prepared.config.data
-    limits = [data.max_length, *(model.positions for model in (student, *models.live))]
+    together = (student, *models.live) if prepared.teacher_rows is None else (student,)
+    limits = [data.max_length, *(model.positions for model in together)]
     shared = {"gather": gather_object} if processes.world() > 1 else {}
 
     def progress(what: str, done: int, total: int, rate: float) -> None:

@@ -43,7 +43,8 @@ class Cost:
         steps: optimizer steps.
         tokens: response tokens trained on.
         student_tokens: tokens that went through the student's trunk; None if not recorded.
-        teacher_tokens: tokens whose teacher distribution the objective needs: all the student reads, or 0.
+        teacher_tokens: tokens whose teacher distribution the objective needs: all the student reads, or 0; None if
+            not recorded, as for a teacher that reads other tokens.
         parameters: of the student; None if its folder is gone.
         teacher_parameters: of the teacher; None without one or where it is gone.
         flops: floating-point operations of training; None if something above is missing.
@@ -65,6 +66,8 @@ def cost_of(run: RunRecord) -> Cost:
     status = RunFolder(run.folder).status()
     seen = status.get("student_tokens")
     asked = seen if _needs_teacher(run) else 0
+    if asked and "teacher.tokenizer" in run.identity:
+        asked = None
     student, teacher = _sizes(run, asked)
     return Cost(
         run.steps, run.tokens, seen, asked,

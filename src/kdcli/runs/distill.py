@@ -139,7 +139,7 @@ def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Re
         if prepared.config.lora.keep:
             save_adapter_alone(models.student, folder.path)
         spent = folder.status().get("cpu_seconds", 0.0) + time.process_time() - started
-        taught = outcome.student_tokens * len(living(models.teacher))
+        taught = None if prepared.teacher_rows else outcome.student_tokens * len(living(models.teacher))
         folder.set_status("done", **vars(outcome), teacher_tokens=taught, cpu_seconds=round(spent, 2))
         shutil.rmtree(folder.path / ASKED, ignore_errors=True)
     return outcome

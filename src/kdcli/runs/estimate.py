@@ -60,7 +60,8 @@ def estimate(prepared: Prepared) -> Estimate:
     )  # fmt: skip
     teacher = None
     if prepared.needs_teacher and of is not None:
-        teacher = footprint(of, None, rows=rows, length=length, keep=False)
+        longest = length if prepared.teacher_rows is None else max(prepared.teacher_rows.lengths)
+        teacher = footprint(of, None, rows=rows, length=longest, keep=False)
     memory = memory_parts(prepared, student, teacher, rows * length)
     return Estimate(memory, flops(prepared, student, teacher), matrix_rate(str(device.device), device.compute))
 
@@ -82,7 +83,7 @@ def memory_parts(prepared: Prepared, student: Footprint, teacher: Footprint | No
         teacher: the teacher's; None if it is not read.
         tokens: padded tokens of the largest micro-batch.
     """
-    device, vocab = prepared.device, prepared.pair.vocab
+    device, vocab = prepared.device, max(prepared.pair.vocab, prepared.pair.teacher_vocab or 0)
     space = Workspace(prepared.config.train.chunk_tokens)
     chunk = min(space.chunk(vocab, device.device), tokens)
     block = min(space.block(vocab, device.device, chunk), chunk)
@@ -115,7 +116,8 @@ def flops(prepared: Prepared, student: Footprint, teacher: Footprint | None) -> 
     passes = prepared.steps * config.train.batch_size / len(data)
     seen, learnt = sum(data.lengths) * passes, data.targets * passes
     spent = 6.0 * (student.trunk * seen + student.head * learnt)
-    return spent + (2.0 * (teacher.trunk * seen + teacher.head * learnt) if teacher is not None else 0.0)
+    read = seen if prepared.teacher_rows is None else sum(prepared.teacher_rows.lengths) * passes
+    return spent + (2.0 * (teacher.trunk * read + teacher.head * learnt) if teacher is not None else 0.0)
 
 
 def process_bytes(device: Device) -> int:

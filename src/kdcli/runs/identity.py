@@ -60,6 +60,7 @@ def identity_of(
         "student": pair.student_identity,
         "teacher": pair.teacher.digest if pair.teacher and needs_teacher(loss, pair, source) else None,
         "teacher.seen": seen,
+        **_other_tokenizer(pair, loss, source),
         "tokenizer": pair.reader.tokenizer_digest,
         "data": dataset.digest,
         "steps": steps,
@@ -70,6 +71,13 @@ def identity_of(
         **_adapter(config.lora),
         **train,
     }
+
+
+def _other_tokenizer(pair: Pair, loss: DistillLoss, source: Source | None) -> dict[str, Any]:
+    """Return what a teacher of another tokenizer adds to the identity; nothing where both share theirs."""
+    if pair.teacher is None or pair.teacher_vocab is None or not needs_teacher(loss, pair, source):
+        return {}
+    return {"teacher.tokenizer": pair.teacher.tokenizer_digest}
 
 
 def _adapter(lora: LoraConfig) -> dict[str, Any]:

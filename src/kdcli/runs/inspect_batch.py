@@ -19,7 +19,7 @@ from kdcli.engine.teacher import Teacher
 from kdcli.errors import UsageError
 from kdcli.models.load import LanguageModel
 from kdcli.runs.prepare import Prepared, prepare_run
-from kdcli.runs.teachers import teacher_for
+from kdcli.runs.teaching import teacher_of
 from kdcli.runs.workshop import Workshop
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
@@ -87,7 +87,7 @@ def inspect_batch(config: DistillConfig, losses: Sequence[str], report: Report) 
     report(Event("note", first.device.description))
     student = workshop.load_student(first.pair, seed=config.train.seed, device=first.device.device, lora=config.lora)
     student.check_length(max(first.dataset.lengths))
-    teacher = _teacher(every, workshop)
+    teacher = _teacher(every, workshop, report)
     window = first.windows(student.pad_id).window(0)
     tokens, sequences = count_valid(window)
     found, gradients = [], []
@@ -117,14 +117,12 @@ def _refuse_written(every: Sequence[Prepared]) -> None:
             raise UsageError("CLI-22", what, where=prepared.label, fix="leave the source out")
 
 
-def _teacher(every: Sequence[Prepared], workshop: Workshop) -> Teacher | None:
+def _teacher(every: Sequence[Prepared], workshop: Workshop, report: Report) -> Teacher | None:
     """Load the teacher if any of the objectives reads it."""
     for one in every:
-        if one.needs_teacher and one.pair.teacher is not None:
-            config = one.config
-            return teacher_for(
-                config.teacher_cache, one.pair.teacher, one.dataset, config.data, config.hardware, one.device, workshop
-            )
+        teacher = teacher_of(one, one.device, workshop, report)
+        if teacher is not None:
+            return teacher
     return None
 
 

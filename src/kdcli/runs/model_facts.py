@@ -60,8 +60,10 @@ class Pair:
         student: spec of a random student, or the student's folder.
         reader: the model whose tokenizer reads the data: the student, or the teacher of a random one.
         teacher: the teacher, if one was named.
-        vocab: real ids that both share.
+        vocab: real ids that both share; the student's own where the teacher has others.
         notes: what to know about their vocabularies.
+        teacher_vocab: the teacher's real ids where its tokenizer is another one; None where both share theirs.
+        difference: how the tokenizers differ; empty where they do not.
     """
 
     student: str
@@ -69,6 +71,8 @@ class Pair:
     teacher: ModelFacts | None
     vocab: int
     notes: tuple[str, ...] = ()
+    teacher_vocab: int | None = None
+    difference: str = ""
 
     @property
     def student_is_random(self) -> bool:

@@ -83,7 +83,7 @@ def describe_run(prepared: Prepared) -> dict[str, str]:
         "objective": f"{prepared.label}: {prepared.loss.formula}",
         "teacher": _model(prepared.pair, teacher=True),
         "student": _model(prepared.pair, teacher=False),
-        "vocabulary": f"{prepared.pair.vocab:,} real ids",
+        "vocabulary": _vocabulary(prepared.pair),
         "training rows": f"{len(data):,} rows, {total:,} tokens, {learnt:,} of them learnt ({learnt / total:.0%})",
         "steps": f"{prepared.steps:,} of {config.train.batch_size} sequences ({passes:.1f} passes)",
         "response tokens": f"about {round(learnt * passes):,} in all",
@@ -92,6 +92,13 @@ def describe_run(prepared: Prepared) -> dict[str, str]:
         metrics = ", ".join(config.evaluation.metrics)
         facts["held-out rows"] = f"{len(prepared.test):,} rows; {metrics}"
     return facts
+
+
+def _vocabulary(pair: Pair) -> str:
+    """Return how many tokens there are to choose from."""
+    if pair.teacher_vocab is None:
+        return f"{pair.vocab:,} real ids"
+    return f"student {pair.vocab:,} real ids, teacher {pair.teacher_vocab:,} of its own"
 
 
 def folder_state(folder: RunFolder, prepared: Prepared) -> str:

@@ -11,6 +11,7 @@ from kdcli.losses.build import build_objective, spec_of
 from kdcli.metrics.describe import describe
 from kdcli.models.adapter import check_adapter
 from kdcli.runs import splits
+from kdcli.runs.across import refuse_across, rows_of_teacher
 from kdcli.runs.identity import identity_of, source_identity
 from kdcli.runs.inside import refuse_features
 from kdcli.runs.model_facts import Pair
@@ -40,6 +41,7 @@ class Prepared:
         identity: what makes this experiment this experiment.
         source: where training sequences come from.
         corpus: rows of the second corpus, if the source reads one.
+        teacher_rows: the training rows as a teacher of another tokenizer reads them; None where it reads as usual.
         watched: what is measured while training, if anything.
     """
 
@@ -55,6 +57,7 @@ class Prepared:
     source: Source
     corpus: TokenDataset | None = None
     watched: Watched | None = None
+    teacher_rows: TokenDataset | None = None
 
     @property
     def needs_teacher(self) -> bool:
@@ -72,7 +75,7 @@ class Prepared:
         """
         ground = Ground(
             self.dataset, self.config.train, pad_id, rank, world, vocab=self.pair.vocab, corpus=self.corpus,
-            autocast=self.device.autocast,
+            autocast=self.device.autocast, teacher_rows=self.teacher_rows, teacher_vocab=self.pair.teacher_vocab,
         )  # fmt: skip
         return self.source.open(replace(ground, **models))
 
@@ -108,11 +111,14 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
         splits.check_measured(config.data, split)
     refuse_served(config, source, label, measured=measured)
     device = prepare(config.hardware)
-    pair = workshop.pair(config.student, config.teacher, config.teacher_quantization, server_of(config))
+    pair = workshop.pair(config.student, config.teacher, config.teacher_quantization, server_of(config), across=True)
+    refuse_across(config, loss, source, label, pair)
     check_adapter(config.lora, student_is_random=pair.student_is_random)
     dataset = splits.training_rows(config.data, pair.reader, workshop)
     test = splits.measured_rows(config.data, split, pair.reader, workshop) if measured else None
     corpus = splits.corpus_rows(config.data, pair.reader, workshop) if source.needs().corpus else None
+    reads = loss.needs().anything_of_teacher or source.needs().teacher
+    theirs = rows_of_teacher(pair, dataset, config.data, workshop) if reads else None
     steps = source.open(Ground(dataset, config.train, pad_id=0, corpus=corpus)).total_steps
     seen = None
     if loss.needs().anything_of_teacher and pair.teacher is not None:
@@ -126,7 +132,7 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
         ending = watched.identity
     identity = identity_of(config, label, loss, pair, dataset, device, steps, seen, ending, source)
     identity |= source_identity(source, corpus, config)
-    return Prepared(config, loss, label, pair, dataset, test, device, steps, identity, source, corpus, watched)
+    return Prepared(config, loss, label, pair, dataset, test, device, steps, identity, source, corpus, watched, theirs)
 
 
 def objective_of(text: str) -> tuple[DistillLoss, str, Source]:

@@ -33,7 +33,7 @@ def with_cache(
     if config.teacher_cache != "auto":
         return cells
     needing = [cell for cell in cells if cell.state() != "done" and cell.prepared.needs_teacher]
-    open_cells = [cell for cell in needing if cell.prepared.source.needs().fixed]
+    open_cells = [cell for cell in needing if _knows(cell)]
     if len(open_cells) < len(needing):
         live = len(needing) - len(open_cells)
         report(Event("note", f"{live} cells train on sequences that no cache knows: they run the teacher themselves"))
@@ -54,7 +54,12 @@ def with_cache(
         return cells
     build_cache(folder, key, datasets, teacher, workshop, first.device, report, command=command)
     report(Event("note", f"the teacher ran once; {len(open_cells)} cells would have run it {passes:.1f} times"))
-    return [_reading(cell, folder) if cell.prepared.source.needs().fixed else cell for cell in cells]
+    return [_reading(cell, folder) if _knows(cell) else cell for cell in cells]
+
+
+def _knows(cell: Cell) -> bool:
+    """Whether a cache knows what a cell reads: rows of the data set, in tokens that both models share."""
+    return cell.prepared.source.needs().fixed and cell.prepared.teacher_rows is None
 
 
 def teacher_passes(config: CompareConfig, cells: Sequence[Cell]) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 from kdcli.config import CacheConfig, DataConfig, DistillConfig, HardwareConfig, ServerConfig
 from kdcli.data.dataset import TokenDataset
 from kdcli.engine.devices import Device, prepare
-from kdcli.engine.ensemble import EnsembleTeacher
+from kdcli.engine.ensemble import EnsembleTeacher, living
 from kdcli.engine.events import Report
 from kdcli.engine.teacher import LiveTeacher, Teacher
 from kdcli.errors import InputError, UsageError
@@ -140,15 +140,11 @@ def teacher_for(
         InputError: the cache lacks rows.
         IntegrityError: a file of it is damaged.
     """
-    if cache is None and facts.blend is not None:
-        models = tuple(workshop.load_teacher(one.path, device.device, facts.quantization) for one in facts.members)
-        for model in models:
-            model.check_length(max(dataset.lengths))
-        return EnsembleTeacher(models, facts.blend.weights, facts.blend.space)
     if cache is None:
-        teacher = workshop.load_teacher(facts.path, device.device, facts.quantization)
-        teacher.check_length(max(dataset.lengths))
-        return LiveTeacher(teacher)
+        teacher = live_teacher(facts, device, workshop)
+        for model in living(teacher):
+            model.check_length(max(dataset.lengths))
+        return teacher
     found = _opened(Path(cache), cache_key(facts, data, hardware, device), device, workshop)
     missing = missing_rows(found, dataset)
     if missing:
@@ -157,6 +153,14 @@ def teacher_for(
             fix="add them: kd cache with the same rows, template and length",
         )  # fmt: skip
     return found
+
+
+def live_teacher(facts: ModelFacts, device: Device, workshop: Workshop) -> LiveTeacher | EnsembleTeacher:
+    """Return a teacher that runs, or several that speak as one."""
+    if facts.blend is not None:
+        models = tuple(workshop.load_teacher(one.path, device.device, facts.quantization) for one in facts.members)
+        return EnsembleTeacher(models, facts.blend.weights, facts.blend.space)
+    return LiveTeacher(workshop.load_teacher(facts.path, device.device, facts.quantization))
 
 
 def mentor_for(

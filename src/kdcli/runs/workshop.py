@@ -17,7 +17,7 @@ from kdcli.models.folder import open_folder
 from kdcli.models.load import LanguageModel, load_model, load_tokenizer
 from kdcli.models.quantise import NONE, check_quantization
 from kdcli.models.random import is_random, random_student
-from kdcli.models.vocabulary import padding_note, refuse_same_model, shared_vocabulary
+from kdcli.models.vocabulary import difference, padding_note, real_ids, refuse_same_model, shared_vocabulary
 from kdcli.runs.ensemble import read_blend, refuse_blend
 from kdcli.runs.folder import model_of
 from kdcli.runs.model_facts import ModelFacts, Pair, facts_of, facts_of_several
@@ -75,9 +75,22 @@ class Workshop:
         return self._names[str(server.url)]
 
     def pair(
-        self, student: str | None, teacher: str | None, quantization: str = NONE, server: ServerConfig | None = None
+        self,
+        student: str | None,
+        teacher: str | None,
+        quantization: str = NONE,
+        server: ServerConfig | None = None,
+        *,
+        across: bool = False,
     ) -> Pair:
-        """Look at both models and check that they speak the same tokens.
+        """Look at both models and check that they speak the same tokens, or say how they differ.
+
+        Args:
+            student: folder, hub id or ``random:`` spec.
+            teacher: folder, hub id, several of them, or the address of a server.
+            quantization: what the teacher's weights are rounded to.
+            server: how a served teacher is asked.
+            across: let different tokenizers pass, for the caller to judge.
 
         Raises:
             UsageError: no student, or a random one without a teacher to take its form from.
@@ -109,6 +122,13 @@ class Workshop:
         here = first if random else self.look(student)
         assert here is not None, "a random student has a teacher"
         other = there or here
+        differ = difference(here.tokenizer, other.tokenizer) if across else None
+        if differ is not None:
+            own, theirs = (
+                real_ids(one.tokenizer, one.rows, role) for one, role in ((here, "student"), (other, "teacher"))
+            )
+            note = f"{differ}; each reads the text in its own"
+            return Pair(student, here, there, own, (note,), theirs, differ)
         vocab = shared_vocabulary(here.tokenizer, other.tokenizer, here.rows, other.rows)
         note = padding_note(vocab, here.rows, other.rows)
         return Pair(student, here, there, vocab, (note,) if note else ())

@@ -30,6 +30,7 @@ class SourceNeeds:
         facts: names of the per-token facts it supplies.
         origins: whose words it supplies, names of ``losses.supplied.ORIGINS``.
         words: of the teacher it wants words and nothing else, so that one behind a server does.
+        same_tokens: student and teacher must have one tokenizer.
     """
 
     student: bool = False
@@ -40,6 +41,7 @@ class SourceNeeds:
     facts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset({"data"})
     words: bool = False
+    same_tokens: bool = False
 
     def __or__(self, other: "SourceNeeds") -> "SourceNeeds":
         return SourceNeeds(
@@ -51,6 +53,7 @@ class SourceNeeds:
             self.facts | other.facts,
             self.origins | other.origins,
             all(one.words for one in (self, other) if one.teacher),
+            self.same_tokens or other.same_tokens,
         )
 
 
@@ -67,13 +70,16 @@ class Ground:
         student: the model that is trained; None where nothing is generated, as for a plan.
         teacher: the model it learns from; None where it is not asked to write.
         author: who writes the teacher's text in its stead, such as a server; None for the teacher itself.
-        vocab: real ids shared by both.
+        vocab: real ids, shared by both unless the teacher has others.
         corpus: rows of a second corpus.
         longest: tokens that a whole sequence may have, so that every model can read it; None for any number.
         autocast: dtype in which a model writes; None leaves it as it is.
         folder: where what is made once may be kept; None keeps nothing.
         report: called with the number of tokens just generated.
         progress: told what is made once, how many sequences of how many are there, and at how many tokens per second.
+        teacher_rows: the training rows as a teacher of another tokenizer reads them, one for one; None where both
+            share a tokenizer.
+        teacher_vocab: that teacher's real ids.
         gather: joins a list of each process, in the order of ranks; every process must call it.
     """
 
@@ -90,6 +96,8 @@ class Ground:
     longest: int | None = None
     autocast: torch.dtype | None = None
     folder: Path | None = None
+    teacher_rows: TokenDataset | None = None
+    teacher_vocab: int | None = None
     report: Callable[[int], None] = field(default=lambda tokens: None)
     progress: Callable[[str, int, int, float], None] = field(default=lambda what, done, total, rate: None)
     gather: Callable[[list[Any]], list[Any]] = field(default=lambda items: items)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from kdcli import durable
 from kdcli.data.examples import Example
+from kdcli.data.tokens import first_context
 from kdcli.sources.author import Author
 from kdcli.sources.base import Ground
 from kdcli.sources.local_author import LocalAuthor
@@ -105,8 +106,7 @@ def prompts_of(source: "TeacherSource", ground: Ground) -> dict[int, Example]:
     if source.prompts == "rows":
         return dict(enumerate(ground.dataset.examples))
     author = author_of(ground)
-    bos = author.tokenizer.bos_token_id
-    first = bos if isinstance(bos, int) else author.end_id
+    first = first_context(author.tokenizer, author.end_id)
     return {row: Example((first,), 1, "", (), "no prompt") for row in range(len(ground.dataset))}
 
 

@@ -49,6 +49,7 @@ class RolloutSource(Source):
         return SourceNeeds(
             student=True,
             teacher=True,
+            same_tokens=True,
             corpus=self.corpus > 0,
             fixed=False,
             facts=KNOWN | {BEHAVIOUR_LOGP, STUDENT_LOGP},

@@ -61,7 +61,8 @@ def read_sentences(path: Path, prompts: Mapping[int, Example]) -> list[Sentence]
         except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict) and entry.get("check") == _check(entry):
-            example = replace(prompts[entry["row"]], ids=tuple(entry["ids"]), prompt_length=entry["prompt_tokens"])
+            ids, cut = tuple(entry["ids"]), entry["prompt_tokens"]
+            example = replace(prompts[entry["row"]], ids=ids, prompt_length=cut, response="")
             found.append(Sentence(example, entry["row"], entry["answer"], entry["ended"], entry["nll"]))
     return found
 

@@ -10,6 +10,7 @@ from kdcli.config import GenerationConfig
 from kdcli.errors import InputError
 from kdcli.sources.base import Ground, Source, SourceNeeds
 from kdcli.sources.made_text import MadeText, made_text
+from kdcli.sources.retold import as_teacher, retold
 from kdcli.sources.rows import RowWindows
 from kdcli.sources.sentences import Sentence
 from kdcli.sources.writing import KNOWN, Written, coins
@@ -24,6 +25,7 @@ class TeacherSource(Source):
     run: all runs with the same ``data.made`` folder and all cells of a comparison share it. The filters choose
     among what was made. A step has as many sequences as with the rows themselves: each row's prompt with one of its
     answers, another one in each epoch; where all answers to a prompt were filtered out, another prompt's.
+    A teacher of another tokenizer reads the prompts in its own tokens; its answers go to the student as text.
 
     >>> TeacherSource(decode="beam", answers=2).needs().teacher
     True
@@ -137,7 +139,7 @@ class TeacherWindows(RowWindows):
     @cached_property
     def pool(self) -> list[Sentence]:
         """Every answer that may be trained on."""
-        return self.source.kept(made_text(self.source, self.ground))
+        return retold(self.source.kept(made_text(self.source, as_teacher(self.ground))), self.ground)
 
     @cached_property
     def by_row(self) -> dict[int, list[Sentence]]:

@@ -126,7 +126,7 @@ def continued(example: Example, answer: Answer, end_id: int) -> Example:
     (5, 6, 8, 9, 2)
     """
     tail = (end_id,) if answer.ended else ()
-    return replace(example, ids=(*example.ids[: example.prompt_length], *answer.ids, *tail))
+    return replace(example, ids=(*example.ids[: example.prompt_length], *answer.ids, *tail), response="")
 
 
 def batches(written: Sequence[Written], ground: Ground) -> list[Batch]:

@@ -10,8 +10,9 @@ from kdcli.data.dataset import TokenDataset
 from kdcli.engine.devices import Device, prepare
 from kdcli.engine.events import Event, Report
 from kdcli.errors import UsageError
+from kdcli.metrics.describe import describe
 from kdcli.models.load import LanguageModel, load_model
-from kdcli.models.vocabulary import shared_vocabulary
+from kdcli.models.vocabulary import difference, shared_vocabulary
 from kdcli.runs import splits
 from kdcli.runs.evaluation import scoring
 from kdcli.runs.evaluation.asking import answer
@@ -30,6 +31,7 @@ from kdcli.runs.evaluation.served import score_served, with_model_name
 from kdcli.runs.folder import RunFolder, model_of
 from kdcli.runs.model_facts import ModelFacts
 from kdcli.runs.records import EvalRecord
+from kdcli.runs.serving.address import is_served
 from kdcli.runs.serving.answers import ServedAnswers, served_by
 from kdcli.runs.teachers import mentor_for
 from kdcli.runs.workshop import Workshop, evaluation_digest
@@ -114,11 +116,14 @@ def _student_config(run: Path, config: DistillConfig) -> EvalConfig:
 
 def _ask(config: EvalConfig, model: str, workshop: Workshop) -> _Asked:
     fitted_on = splits.has_development_apart(config.data, config.evaluation.split)
-    chosen = scoring.choose_metrics(config.evaluation, teacher=config.teacher is not None, development=fitted_on)
+    own = Workshop()  # not the shared one: a run's student may have changed since
+    apart = _has_other_tokens(config, model, own, workshop)
+    compared = config.teacher is not None and not apart
+    chosen = scoring.choose_metrics(config.evaluation, teacher=compared, development=fitted_on, other_tokens=apart)
     path = splits.check_measured(config.data, config.evaluation.split)
     device = prepare(config.hardware)
     teacher = config.teacher if chosen.needs_teacher else None
-    facts = Workshop().look(model)  # not the shared one: a run's student may have changed since
+    facts = own.look(model)
     other = workshop.look_teacher(teacher, config.teacher_quantization) if teacher else None
     data = splits.measured_rows(config.data, config.evaluation.split, facts, workshop)
     protocol = _protocol(config, chosen, data, device, other)
@@ -127,6 +132,14 @@ def _ask(config: EvalConfig, model: str, workshop: Workshop) -> _Asked:
         protocol["development"] = evaluation_digest(development)
     name = splits.evaluation_name(path) if config.evaluation.split == "test" else splits.DEV
     return _Asked(chosen, facts, other, data, device, protocol, _folder(config, model), name, development)
+
+
+def _has_other_tokens(config: EvalConfig, model: str, own: Workshop, workshop: Workshop) -> bool:
+    """Whether a metric asks for the teacher, and the teacher's tokenizer is not the model's."""
+    asked = any(describe(name).needs_teacher for name in config.evaluation.metrics)
+    if config.teacher is None or is_served(config.teacher) or not asked:
+        return False
+    return difference(own.look(model).tokenizer, workshop.look(config.teacher).tokenizer) is not None
 
 
 def _score_beside(config: EvalConfig, model: str, report: Report) -> EvalRecord:

@@ -26,6 +26,7 @@ from kdcli.models.load import LanguageModel
 from kdcli.runs.records import ScoreInfo
 
 _MICRO_TOKENS = 4096
+_NO_TEACHER = "needs a teacher; give --teacher"
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,9 @@ class Texts:
         return {"ended": self.ended if self.ended_is_known else None, "reference_tokens": self.reference_tokens}
 
 
-def choose_metrics(settings: EvalSettings, *, teacher: bool, model: bool = True, development: bool = True) -> Chosen:
+def choose_metrics(
+    settings: EvalSettings, *, teacher: bool, model: bool = True, development: bool = True, other_tokens: bool = False
+) -> Chosen:
     """Construct the metrics; of the default list, leave out what cannot be had.
 
     Args:
@@ -115,12 +118,14 @@ def choose_metrics(settings: EvalSettings, *, teacher: bool, model: bool = True,
         teacher: whether there is a teacher to compare with.
         model: whether there is a model at all; without one only texts can be scored.
         development: whether there are development rows to fit on, apart from those measured.
+        other_tokens: whether there is a teacher, and it cannot be compared with as its tokenizer is another one.
 
     Raises:
         UsageError: a metric was asked for that needs a teacher, a model or rows that are not there.
     """
     build = texts, tokens, own, choices = build_metrics(settings)
-    lacking = _lacking(build, teacher=teacher, model=model, development=development or settings.split == "dev")
+    why = "holds token ids against a teacher's, and this one has another tokenizer" if other_tokens else _NO_TEACHER
+    lacking = _lacking(build, "" if teacher else why, model=model, development=development or settings.split == "dev")
     asked = settings.metrics != EvalSettings().metrics
     if lacking and asked:
         name, why = next(iter(lacking.items()))
@@ -136,15 +141,15 @@ def choose_metrics(settings: EvalSettings, *, teacher: bool, model: bool = True,
 
 
 def _lacking(
-    build: tuple[Sequence[Metric], Sequence[TokenMetric], Sequence[OwnMetric], Sequence[ChoiceMetric]], *,
-    teacher: bool, model: bool, development: bool,
+    build: tuple[Sequence[Metric], Sequence[TokenMetric], Sequence[OwnMetric], Sequence[ChoiceMetric]],
+    no_teacher: str, *, model: bool, development: bool,
 ) -> dict[str, str]:  # fmt: skip
     """Return the metrics that cannot be had, each with why and, after a semicolon, what to do."""
     _, tokens, own, choices = build
     found = {}
-    if not teacher:
+    if no_teacher:
         compared = [metric for metric in (*tokens, *own) if metric.needs_teacher()]
-        found |= {metric.name: "needs a teacher; give --teacher" for metric in compared}
+        found |= {metric.name: no_teacher for metric in compared}
     if not development:
         fitted = [metric for metric in (*tokens, *choices) if metric.needs_development]
         found |= {metric.name: "needs development rows; give --dev-data" for metric in fitted}

@@ -110,7 +110,7 @@ class ServedAuthor:
         if ground.longest is not None and len(ids) > max(ground.longest, prompt.prompt_length + 1):
             ids, ended = ids[: max(ground.longest, prompt.prompt_length + 1)], False
         ground.report(len(ids) - prompt.prompt_length)
-        return Sentence(replace(prompt, ids=ids), row, number, ended, spoken.nll)
+        return Sentence(replace(prompt, ids=ids, response=""), row, number, ended, spoken.nll)
 
     def _ids(self, prompt: Example, spoken: Spoken, ground: Ground) -> tuple[list[int], bool]:
         """Return an answer's tokens up to the end token, and whether it ended."""

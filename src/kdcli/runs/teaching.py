@@ -1,0 +1,59 @@
+"""Loads what a checked run's student learns from."""
+
+from pathlib import Path
+
+from kdcli import processes
+from kdcli.data.translate import Reader, Translator
+from kdcli.engine.aligned import AlignedTeacher
+from kdcli.engine.devices import Device
+from kdcli.engine.ensemble import living
+from kdcli.engine.events import Event, Report
+from kdcli.engine.teacher import Teacher
+from kdcli.runs.prepare import Prepared
+from kdcli.runs.serving.places import ASKED
+from kdcli.runs.serving.teacher import ServedTeacher
+from kdcli.runs.teachers import live_teacher, teacher_for
+from kdcli.runs.workshop import Workshop
+
+
+def teacher_of(prepared: Prepared, start: Device, workshop: Workshop, report: Report) -> Teacher | None:
+    """Return what the student learns from, None if the objective asks for nothing.
+
+    Args:
+        prepared: the run, checked.
+        start: where models are loaded.
+        workshop: what is loaded already.
+        report: told what was found.
+
+    Raises:
+        KDError: a model that cannot be loaded, rows longer than it reads, or a cache that lacks some.
+    """
+    facts, config = prepared.pair.teacher, prepared.config
+    if not prepared.needs_teacher or facts is None:
+        return None
+    if prepared.teacher_rows is not None:
+        return _aligned(prepared, start, workshop, report)
+    if facts.server is not None and config.teacher_cache is None:
+        kept = Path(str(config.output)) / ASKED / f"rank-{processes.rank()}.jsonl"
+        return ServedTeacher(facts.server, facts.tokenizer, prepared.pair.vocab, facts.server.top_k, kept)
+    return teacher_for(config.teacher_cache, facts, prepared.dataset, config.data, config.hardware, start, workshop)
+
+
+def _aligned(prepared: Prepared, start: Device, workshop: Workshop, report: Report) -> AlignedTeacher:
+    """Return a teacher of another tokenizer, which reads the same text."""
+    pair, rows = prepared.pair, prepared.teacher_rows
+    assert pair.teacher is not None, "a pair of different tokenizers is a pair"
+    assert pair.teacher_vocab is not None, "see Pair"
+    assert rows is not None, "see Prepared"
+    inner = live_teacher(pair.teacher, start, workshop)
+    models = living(inner)
+    positions = min((model.positions for model in models if model.positions is not None), default=None)
+    over = sum(length > positions for length in rows.lengths) if positions is not None else 0
+    if over:
+        what = f"{over:,} of {len(rows):,} rows have more tokens for the teacher than it has positions ({positions:,})"
+        report(Event("note", f"{what}: it says nothing on their ends"))
+    own = Reader(pair.reader.tokenizer, pair.reader.end_id, prepared.dataset)
+    other = Reader(pair.teacher.tokenizer, pair.teacher.end_id, rows)
+    return AlignedTeacher(
+        inner, Translator(own, other), vocab=pair.teacher_vocab, pad_id=models[0].pad_id, positions=positions
+    )
