@@ -185,6 +185,15 @@ class ServerConfig(Settings):
     )
 
 
+class BenchmarkConfig(Settings):
+    """Tasks of lm-evaluation-harness."""
+
+    tasks: tuple[str, ...] = Field(default=(), description="names known to lm-eval, task files or folders of them")
+    shots: Annotated[int, Field(ge=0)] | None = Field(default=None, description="solved examples; default the task's")
+    limit: Positive | None = Field(default=None, description="use the first N documents of each task")
+    batch_size: Positive = Field(default=8, description="requests computed at once")
+
+
 class DistillConfig(Settings):
     """One training run."""
 
@@ -203,6 +212,7 @@ class DistillConfig(Settings):
     train: TrainConfig = TrainConfig()
     hardware: HardwareConfig = HardwareConfig()
     evaluation: EvalSettings = EvalSettings()
+    benchmarks: BenchmarkConfig = BenchmarkConfig()
     monitor: MonitorConfig = MonitorConfig()
     output: str | None = Field(default=None, description="run folder")
 
@@ -214,15 +224,6 @@ class EdgeConfig(Settings):
     prompt_tokens: Positive = Field(default=64, description="tokens of the prompt that is read")
     new_tokens: Annotated[int, Field(ge=2)] = Field(default=64, description="tokens that are added to it")
     repeats: Positive = Field(default=5, description="measurements, of which the median is reported")
-
-
-class BenchmarkConfig(Settings):
-    """Tasks of lm-evaluation-harness."""
-
-    tasks: tuple[str, ...] = Field(default=(), description="names known to lm-eval, task files or folders of them")
-    shots: Annotated[int, Field(ge=0)] | None = Field(default=None, description="solved examples; default the task's")
-    limit: Positive | None = Field(default=None, description="use the first N documents of each task")
-    batch_size: Positive = Field(default=8, description="requests computed at once")
 
 
 class EvalConfig(Settings):
@@ -352,6 +353,7 @@ class CompareConfig(Settings):
     train: TrainConfig = TrainConfig()
     hardware: HardwareConfig = HardwareConfig()
     evaluation: EvalSettings = EvalSettings()
+    benchmarks: BenchmarkConfig = BenchmarkConfig()
     execution: ExecutionConfig = ExecutionConfig()
     output: str | None = Field(default=None, description="study folder")
 

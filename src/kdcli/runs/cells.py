@@ -184,6 +184,7 @@ def _run_config(config: CompareConfig, line: Contender, tried: Choice, seed: int
         train=train.model_copy(update={"seed": seed}),
         hardware=config.hardware,
         evaluation=evaluation,
+        benchmarks=config.benchmarks,
     )
 
 

@@ -6,12 +6,14 @@ from typing import Any
 from kdcli.config import DistillConfig
 from kdcli.data.dataset import TokenDataset, overlap_note
 from kdcli.engine.devices import Device, prepare
+from kdcli.errors import UsageError
 from kdcli.losses.base import DistillLoss
 from kdcli.losses.build import build_objective, spec_of
 from kdcli.metrics.describe import describe
 from kdcli.models.adapter import check_adapter
 from kdcli.runs import splits
 from kdcli.runs.across import refuse_across, rows_of_teacher
+from kdcli.runs.evaluation.benchmarks import check_tasks
 from kdcli.runs.identity import identity_of, source_identity
 from kdcli.runs.inside import refuse_features
 from kdcli.runs.model_facts import Pair
@@ -109,6 +111,7 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
     measured = splits.measures_after_training(config.data, split)
     if measured:
         splits.check_measured(config.data, split)
+    _check_tasks(config, measured=measured)
     refuse_served(config, source, label, measured=measured)
     device = prepare(config.hardware)
     pair = workshop.pair(config.student, config.teacher, config.teacher_quantization, server_of(config), across=True)
@@ -133,6 +136,15 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
     identity = identity_of(config, label, loss, pair, dataset, device, steps, seen, ending, source)
     identity |= source_identity(source, corpus, config)
     return Prepared(config, loss, label, pair, dataset, test, device, steps, identity, source, corpus, watched, theirs)
+
+
+def _check_tasks(config: DistillConfig, *, measured: bool) -> None:
+    if not config.benchmarks.tasks:
+        return
+    if not measured:
+        where, fix = "benchmarks.tasks", "give held-out rows with --eval-data, or run kd eval RUN --tasks afterwards"
+        raise UsageError("CLI-20", "nothing is measured after training", where=where, fix=fix)
+    check_tasks(config.benchmarks.tasks)
 
 
 def objective_of(text: str) -> tuple[DistillLoss, str, Source]:

@@ -18,7 +18,7 @@ class ScoreInfo:
         better: "higher", "lower" or "neither".
         metric: the metric that computed it.
         settings: its signature: everything that changes the number.
-        eats: what it is computed from, "texts" or "tokens".
+        eats: what it is computed from, "texts", "tokens", "own", "choices" or "tasks".
     """
 
     name: str
@@ -83,6 +83,7 @@ class EvalRecord:
         notes: sentences a reader of the numbers needs.
         curves: what is worth a picture, as data.
         edge: what the model costs on this machine; None where that was not measured.
+        documents: benchmark score -> what each document adds to it, where it is their mean.
     """
 
     name: str
@@ -96,6 +97,7 @@ class EvalRecord:
     notes: tuple[str, ...] = ()
     curves: tuple[Curve, ...] = field(default=(), repr=False)
     edge: Edge | None = None
+    documents: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)

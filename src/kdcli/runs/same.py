@@ -91,6 +91,10 @@ def _differences(first: Finished, other: Finished) -> Iterator[tuple[str, Any, A
     for name in ours.keys() & theirs.keys():
         if ours[name] != theirs[name]:
             yield f"metric {name}", ours[name], theirs[name]
+    ours, theirs = found.protocol.get("tasks", {}), found2.protocol.get("tasks", {})
+    for name in ours.keys() & theirs.keys():
+        if ours[name] != theirs[name]:
+            yield f"task {name}", ours[name], theirs[name]
 
 
 def _protocols(found: EvalRecord, found2: EvalRecord) -> str:

@@ -41,6 +41,7 @@ _COLUMNS = pa.schema(
         ("teacher_parameters", pa.int64()),
         ("flops", pa.float64()),
         ("generated_tokens", pa.int64()),
+        ("documents", pa.list_(pa.float64())),
     ]
 )
 _SHARED = ("example", "where", "prompt", "references", "predictions", "ended")
@@ -127,19 +128,19 @@ class Tidy:
 
     @cached_property
     def runs(self) -> dict[str, dict[int, dict[str, Any]]]:
-        """Label -> seed -> facts of the run, with its scores' values under ``values``."""
+        """Label -> seed -> facts of the run, with its scores' values and documents under ``values``."""
         found: dict[str, dict[int, dict[str, Any]]] = {}
         for line in self.results.to_pylist():
             run = found.setdefault(line["objective"], {}).setdefault(line["seed"], {**line, "values": {}})
-            run["values"][line["score"]] = line["value"]
+            run["values"][line["score"]] = {"value": line["value"], "documents": line.get("documents")}
         return {label: dict(sorted(seeds.items())) for label, seeds in found.items()}
 
     def score(self, label: str, seed: int, name: str) -> Score | None:
         """Return one run's score with its statistics per example; None if it has none of that name."""
         values = self.runs[label][seed]["values"]
         if (label, seed) not in self._scores:
-            better = {info.name: info.better for info in self.infos}
-            entries = [{"name": one, "better": better[one], "value": value} for one, value in values.items()]
+            infos = {info.name: asdict(info) for info in self.infos}
+            entries = [infos[one] | found for one, found in values.items()]
             owners = zip(self.samples["objective"].to_pylist(), self.samples["seed"].to_pylist(), strict=True)
             rows = self.samples.filter(pa.array([owner == (label, seed) for owner in owners], pa.bool_()))
             self._scores[label, seed] = scores_of(rows, entries, self.facts["evaluation"])
@@ -208,6 +209,7 @@ def _line(cell: Cell, info: ScoreInfo) -> dict[str, Any]:
         "metric": info.metric,
         "settings": info.settings,
         "run": _storable(cell.run.folder.name),
+        "documents": cell.found.documents.get(info.name),
         **asdict(cell.cost),
     }
 

@@ -170,7 +170,7 @@ def test_tasks_stand_in_one_table_with_the_rest(home, tmp_path):
     assert [info.name for info in both.infos] == ["perplexity", "nll", "colours_acc"]
     assert both.examples == 4
     assert read_folder(tmp_path / "out") == both
-    assert set(read_scores(tmp_path / "out")) == {"perplexity", "nll"}
+    assert set(read_scores(tmp_path / "out")) == {"perplexity", "nll", "colours_acc"}
     assert both.protocol["tasks"]["colours"].split("|")[1:3] == ["version:1.0", "shots:0"]
 
 

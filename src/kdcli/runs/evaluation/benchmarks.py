@@ -3,8 +3,8 @@
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from kdcli import __version__
@@ -12,13 +12,14 @@ from kdcli.config import BenchmarkConfig
 from kdcli.engine.events import Event, Report
 from kdcli.errors import InputError, KDError, MachineError
 from kdcli.models.load import LanguageModel
+from kdcli.runs.evaluation.documents import values_of
 from kdcli.runs.evaluation.harness import Harness, LmEval, Tasks
+from kdcli.runs.evaluation.task_files import places_of
 from kdcli.runs.records import ScoreInfo
 from kdcli.statistics import Estimate
 from kdcli.statistics.estimate import t_estimate
 from kdcli.text import one_line
 
-_SUFFIXES = (".yaml", ".yml")
 _NO_METRIC = frozenset({"alias", "name", "sample_len", "sample_count"})
 
 
@@ -31,12 +32,14 @@ class Benchmarked:
         estimates: score -> value with the interval that follows from the harness' standard error.
         documents: how many documents were answered.
         protocol: task or group -> everything that its numbers follow from, but the model.
+        values: score -> what each document adds to it; without the scores that are no mean over documents.
     """
 
     infos: tuple[ScoreInfo, ...]
     estimates: dict[str, Estimate]
     documents: int
     protocol: dict[str, str]
+    values: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 def benchmark(
@@ -70,6 +73,19 @@ def load_tasks(harness: Harness, config: BenchmarkConfig) -> Tasks:
     for spec in config.tasks:
         tasks += _loaded(harness, spec)
     return tasks
+
+
+@cache
+def check_tasks(tasks: tuple[str, ...]) -> None:
+    """Load tasks once, so that a study finds a wrong one before anything is trained.
+
+    Raises:
+        UsageError: BENCH-01, the harness is not installed.
+        InputError: BENCH-02, no such task or one that cannot be read.
+        MachineError: BENCH-04, its documents cannot be had.
+    """
+    if tasks:
+        load_tasks(LmEval(), BenchmarkConfig(tasks=tasks))
 
 
 def run_tasks(
@@ -106,7 +122,7 @@ def read_results(found: Mapping[str, Any], version: str) -> Benchmarked:
     >>> round(read_results(found, "0").estimates["t_acc"].low, 3)
     0.294
     """
-    infos, estimates, protocol = [], {}, {}
+    infos, estimates, protocol, values = [], {}, {}, {}
     for task, numbers in found.get("results", {}).items():
         facts = "|".join([*_facts(found, task, version), f"n:{numbers.get('sample_len', 0)}", f"kd:{__version__}"])
         for key, value in numbers.items():
@@ -120,10 +136,12 @@ def read_results(found: Mapping[str, Any], version: str) -> Benchmarked:
             direction = {True: "higher", False: "lower"}.get(better, "neither")
             infos.append(ScoreInfo(name, direction, task, f"{name}|{facts}", "tasks"))
             protocol[task] = facts
+            if (each := values_of(found, task, metric, chosen, value)) is not None:
+                values[name] = each
     if not infos:
         raise InputError("BENCH-03", "the tasks give no number", where="--tasks", fix="look at their metric_list")
     documents = sum(int(one.get("effective", 0)) for one in found.get("n-samples", {}).values())
-    return Benchmarked(tuple(infos), estimates, documents, protocol)
+    return Benchmarked(tuple(infos), estimates, documents, protocol, values)
 
 
 def _is_number(value: Any) -> bool:
@@ -167,7 +185,7 @@ def _loaded(harness: Harness, spec: str) -> Tasks:
     """Load the tasks that one word names: known to the harness, a file, or all files of a folder."""
     tasks = Tasks()
     try:
-        for name, folder in _places(spec):
+        for name, folder in places_of(spec):
             tasks += harness.load(name, folder)
     except (KDError, MemoryError):
         raise
@@ -181,28 +199,3 @@ def _loaded(harness: Harness, spec: str) -> Tasks:
         fix = "names are those of `lm-eval ls tasks`; a file must be one that it reads"
         raise InputError("BENCH-02", f"cannot be loaded: {reason}", where=one_line(spec, 80), fix=fix) from error
     return tasks
-
-
-def _places(spec: str) -> list[tuple[str, Path | None]]:
-    """Return name and folder of each task: a path that is there, else a name known to the harness."""
-    path = Path(spec).expanduser()
-    files = _task_files(path) if path.is_dir() else [path] if path.suffix in _SUFFIXES else []
-    if path.is_dir() and not files:
-        what = "no task file (YAML with a task name)"
-        raise InputError("BENCH-02", what, where=one_line(spec), fix="write one as lm-evaluation-harness reads it")
-    if any(not file.is_file() for file in files):
-        what = f"not found; looked in {one_line(str(Path.cwd()))}"
-        raise InputError("BENCH-02", what, where=one_line(spec), fix="check the path")
-    return [(str(file.resolve()), file.resolve().parent) for file in files] or [(spec, None)]
-
-
-def _task_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix in _SUFFIXES and _names_a_task(file))
-
-
-def _names_a_task(file: Path) -> bool:
-    """Whether a file describes a task rather than defaults that others include."""
-    try:
-        return any(line.startswith("task:") for line in file.read_text(encoding="utf-8").splitlines())
-    except (OSError, ValueError):
-        return False

@@ -12,6 +12,9 @@ from kdcli.runs.evaluation.harness import Harness, LmEval, Tasks
 from kdcli.runs.folder import model_of
 from kdcli.runs.records import Edge, EvalRecord
 
+TASKS = "tasks"
+"""Where a record's protocol says what its benchmarks' numbers follow from; known once they have run."""
+
 
 @dataclass(frozen=True)
 class Beside:
@@ -28,9 +31,12 @@ class Beside:
     def join(self, record: EvalRecord) -> EvalRecord:
         """Return the record with this in it."""
         found = self.benchmarked
-        protocol = record.protocol | ({"tasks": found.protocol} if found.protocol else {})
+        protocol = record.protocol | ({TASKS: found.protocol} if found.protocol else {})
         estimates = record.estimates | found.estimates
-        return replace(record, estimates=estimates, infos=record.infos + found.infos, protocol=protocol, edge=self.edge)
+        infos = record.infos + found.infos
+        return replace(
+            record, estimates=estimates, infos=infos, protocol=protocol, edge=self.edge, documents=found.values
+        )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from kdcli import durable
-from kdcli.config import DistillConfig, EvalConfig
+from kdcli.config import BenchmarkConfig, DistillConfig, EvalConfig
 from kdcli.data.dataset import TokenDataset
 from kdcli.engine.devices import Device, prepare
 from kdcli.engine.events import Event, Report
@@ -16,7 +16,7 @@ from kdcli.models.vocabulary import difference, shared_vocabulary
 from kdcli.runs import splits
 from kdcli.runs.evaluation import scoring
 from kdcli.runs.evaluation.asking import answer
-from kdcli.runs.evaluation.beside import asks_beside, measure_beside, ready_beside
+from kdcli.runs.evaluation.beside import TASKS, asks_beside, measure_beside, ready_beside
 from kdcli.runs.evaluation.choosing import score_choices
 from kdcli.runs.evaluation.kept import Asking, KeptAnswers
 from kdcli.runs.evaluation.local import LocalModel
@@ -28,6 +28,7 @@ from kdcli.runs.evaluation.protocol import protocol_of, samples_note
 from kdcli.runs.evaluation.results import RESULTS, Rows, read_results
 from kdcli.runs.evaluation.scoring import Chosen, Scored, Texts
 from kdcli.runs.evaluation.served import score_served, with_model_name
+from kdcli.runs.evaluation.task_files import asked_of
 from kdcli.runs.folder import RunFolder, model_of
 from kdcli.runs.model_facts import ModelFacts
 from kdcli.runs.records import EvalRecord
@@ -97,7 +98,8 @@ class _Asked:
         if self.folder is None or not (self.folder / RESULTS).is_file():
             return None
         there = read_results(self.folder)
-        same = there.protocol == self.protocol and there.model_digest == self.facts.digest
+        asked = {name: value for name, value in there.protocol.items() if name != TASKS}
+        same = asked == self.protocol and there.model_digest == self.facts.digest
         return there if same else None
 
 
@@ -110,6 +112,7 @@ def _student_config(run: Path, config: DistillConfig) -> EvalConfig:
         data=config.data,
         hardware=config.hardware,
         evaluation=config.evaluation,
+        benchmarks=config.benchmarks if config.evaluation.split == "test" else BenchmarkConfig(),
         pictures=False,
     )
 
@@ -130,6 +133,8 @@ def _ask(config: EvalConfig, model: str, workshop: Workshop) -> _Asked:
     development = splits.measured_rows(config.data, "dev", facts, workshop) if chosen.needs_development else None
     if development is not None:
         protocol["development"] = evaluation_digest(development)
+    if config.benchmarks.tasks:
+        protocol["benchmarks"] = asked_of(config.benchmarks)
     name = splits.evaluation_name(path) if config.evaluation.split == "test" else splits.DEV
     return _Asked(chosen, facts, other, data, device, protocol, _folder(config, model), name, development)
 

@@ -15,6 +15,7 @@ from kdcli.config import EvalSettings
 from kdcli.errors import InputError, IntegrityError
 from kdcli.metrics.score import Score
 from kdcli.runs.evaluation.curves import read_curves, write_curves
+from kdcli.runs.evaluation.documents import score_of
 from kdcli.runs.evaluation.kept import KeptAnswers
 from kdcli.runs.evaluation.scoring import Texts, choose_metrics, finishes
 from kdcli.runs.records import Edge, EvalRecord, ScoreInfo
@@ -45,9 +46,12 @@ def write_results(
 ) -> None:  # fmt: skip
     """Write an evaluation's folder, each curve as a picture if asked for; it appears whole or not at all."""
     entries = [
-        {**asdict(info), **asdict(record.estimates[info.name]), "value": record.estimates[info.name].mean}
+        {
+            **asdict(info), **asdict(record.estimates[info.name]), "value": record.estimates[info.name].mean,
+            **({"documents": record.documents[info.name]} if info.name in record.documents else {}),
+        }
         for info in record.infos
-    ]
+    ]  # fmt: skip
     document = {
         "name": record.name,
         "model": record.model,
@@ -101,6 +105,7 @@ def read_results(folder: Path) -> EvalRecord:
         tuple(document["notes"]),
         read_curves(folder),
         _edge(document.get("edge")),
+        {entry["name"]: tuple(entry["documents"]) for entry in document["scores"] if "documents" in entry},
     )
 
 
@@ -120,12 +125,16 @@ def scores_of(table: pa.Table, entries: Sequence[Mapping[str, Any]], evaluation:
 
     Args:
         table: the rows of one evaluation, as in its ``samples.parquet``.
-        entries: name, direction and value of each score.
+        entries: name, direction and value of each score, what it eats, and of a benchmark's score its documents.
         evaluation: settings that say how the metrics were made.
     """
     finish = finishes(choose_metrics(EvalSettings.model_validate(evaluation), teacher=True))
-    own = [entry for entry in entries if entry.get("eats") != "tasks"]  # a benchmark keeps nothing per example
-    return {entry["name"]: _score(entry, table, finish[entry["name"]]) for entry in own}
+    return {
+        entry["name"]: score_of(entry["name"], entry["value"], entry.get("documents"), entry["better"])
+        if entry.get("eats") == "tasks"
+        else _score(entry, table, finish[entry["name"]])
+        for entry in entries
+    }
 
 
 def _edge(found: Mapping[str, Any] | None) -> Edge | None:
