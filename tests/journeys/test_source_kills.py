@@ -11,7 +11,9 @@ import study
 from kdcli.config import MonitorConfig
 from kdcli.durable import digest_file
 from kdcli.engine.events import silent
+from kdcli.errors import InterruptedRunError
 from kdcli.runs.distill import distill
+from kdcli.sources import replay, student
 
 SPECS = {
     "student": "jsd@student:rate=0.7,max_new_tokens=8",
@@ -72,3 +74,37 @@ def test_a_killed_run_ends_as_if_nobody_had_touched_it(tmp_path, name):
     texts = [sorted(path.read_bytes() for path in run.folder.glob("made/*/text.jsonl")) for run in (again, whole)]
     assert texts[0] == texts[1]
     assert len(texts[0]) == (name == "teacher")
+
+
+@pytest.mark.parametrize("where", ["while it writes", "between steps"])
+@pytest.mark.parametrize("name", ["student", "replay"])
+def test_a_run_told_to_stop_ends_as_if_nobody_had_told_it(tmp_path, name, where, monkeypatch):
+    parts = study.Parts(tmp_path)
+    whole = distill(config(parts, "whole", SPECS[name]), silent)
+    settings, stops = config(parts, "stopped", SPECS[name]), 0
+    module = {"student": student, "replay": replay}[name]
+    plain = module.write
+
+    def signalled(*args, **more):
+        found = plain(*args, **more)
+        signal.raise_signal(signal.SIGTERM)
+        return found
+
+    def signalling(event):
+        if event.kind == "progress" and event.message == "training":
+            signal.raise_signal(signal.SIGINT)
+
+    for _ in range(20):
+        with monkeypatch.context() as patch:
+            if where == "while it writes":
+                patch.setattr(module, "write", signalled)
+            try:
+                again = distill(settings, signalling if where == "between steps" else silent)
+                break
+            except InterruptedRunError:
+                stops += 1
+    else:
+        pytest.fail("every start was stopped without a step")
+    assert stops >= 3
+    assert digest_file(again.model / "model.safetensors") == digest_file(whole.model / "model.safetensors")
+    assert (again.folder / "metrics.jsonl").read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()

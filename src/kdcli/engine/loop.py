@@ -113,6 +113,8 @@ class _Loop:
     def _all(self, state: State, teller: Teller) -> State:
         self.reached = state
         while state.step < self.total and not self._ends():
+            if stop := self.ranks.greatest(self.stop.signal_number):
+                self._leave(state, teller.journal, stop)
             state = self._one(state, teller)
         return self._save(state, teller.journal) if state.step < self.total else state
 
@@ -121,9 +123,7 @@ class _Loop:
         with self.place.whole(self.training.drawn_with):
             window = self.training.windows.window(state.step) or [_nothing()]
         drawing = time.perf_counter() - started
-        counted = self.ranks.count(window, self.training.windows.generated, self.stop.signal_number)
-        if counted.signal:
-            self._leave(state, teller.journal, counted.signal)
+        counted = self.ranks.count(window, self.training.windows.generated)
         if self.place.alike:
             window = window + [_nothing()] * (counted.most - len(window))
         rate = learning_rate(self.training.train, state.step, self.total)
@@ -194,6 +194,7 @@ class _Loop:
         return state
 
     def _leave(self, state: State, journal: Journal, signal_number: int) -> None:
+        """Save and end; between two steps only, for a source may change its state when it draws a window."""
         self._save(state, journal)
         raise InterruptedRunError(
             signal_number,
@@ -220,7 +221,7 @@ class _Loop:
         if self.training.monitor is None:
             return False
         ends = self.monitor is not None and self.monitor.ends
-        return self.ranks.any(ends)
+        return bool(self.ranks.greatest(int(ends)))
 
     def _peak(self, state: State) -> int:
         return max(state.peak_bytes, peak_memory(self.training.device.device))

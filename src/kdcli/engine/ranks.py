@@ -21,7 +21,6 @@ class Counted:
         sequences: sequences with at least one of them.
         read: tokens that go through the student's trunk.
         generated: tokens that were generated for it.
-        signal: number of a signal that one of them received; 0 for none.
         most: most micro-batches that any of them has.
     """
 
@@ -29,7 +28,6 @@ class Counted:
     sequences: int
     read: int
     generated: int
-    signal: int
     most: int
 
 
@@ -51,21 +49,19 @@ class Ranks:
         self.size, self.index = accelerator.num_processes, accelerator.process_index
         self.main = accelerator.is_main_process
 
-    def count(self, window: list[Batch], generated: int, signal: int) -> Counted:
+    def count(self, window: list[Batch], generated: int) -> Counted:
         """Add up what all processes hold of a step.
 
         Args:
             window: this process's micro-batches.
             generated: tokens it generated for them.
-            signal: number of a signal it received; 0 for none.
         """
         read = sum(batch.tokens for batch in window)
-        own = [*count_valid(window), read, generated, signal, len(window)]
+        own = [*count_valid(window), read, generated, len(window)]
         table = self._accelerator.gather(torch.tensor([own], device=self._device))
         assert isinstance(table, Tensor)
-        tokens, sequences, read, generated, _, _ = table.sum(0).tolist()
-        *_, signal, most = table.amax(0).tolist()
-        return Counted(tokens, sequences, read, generated, signal, most)
+        tokens, sequences, read, generated, _ = table.sum(0).tolist()
+        return Counted(tokens, sequences, read, generated, most=int(table[:, -1].amax()))
 
     def totals(self, parts: dict[str, Tensor]) -> dict[str, float]:
         """Sum each part over the processes; one without a token of its own knows no parts but the loss."""
@@ -76,11 +72,13 @@ class Ranks:
         names = max(table, key=len)
         return {name: sum(line.get(name, 0.0) for line in table) for name in names}
 
-    def any(self, one: bool) -> bool:
-        """Whether it holds for one of them; all agree."""
-        summed = self._accelerator.reduce(torch.tensor(int(one), device=self._device), "sum")
-        assert isinstance(summed, Tensor)
-        return bool(summed)
+    def greatest(self, number: int) -> int:
+        """Return the greatest of all processes' numbers; all agree."""
+        if self.size == 1:
+            return number
+        table = self._accelerator.gather(torch.tensor([number], device=self._device))
+        assert isinstance(table, Tensor)
+        return int(table.amax())
 
     def rows(self, window: list[Batch]) -> list[int]:
         """Return the rows of all processes' micro-batches."""
