@@ -10,6 +10,7 @@ from kdcli.data.collate import IGNORED
 from kdcli.engine.loop import train
 from kdcli.engine.step import DistillStep
 from kdcli.engine.teacher import LiveTeacher
+from kdcli.generate.settling import Settling
 from kdcli.losses.build import build_objective
 from kdcli.sources.base import Ground
 from kdcli.sources.build import build_source
@@ -37,12 +38,17 @@ def test_the_share_is_within_three_deviations(models, per, rate):
     assert per == "sequence" or set(draws) == {0.0, 1.0}
 
 
-def test_an_answer_depends_on_neither_company_nor_place(models):
-    windows = build_source("student:max_new_tokens=9").open(ground(models))
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_an_answer_depends_on_neither_company_nor_place(models, autocast, monkeypatch):
+    settled = []
+    plain = Settling.settle
+    monkeypatch.setattr(Settling, "settle", lambda *given: (plain(*given), settled.append(1)))
+    windows = build_source("student:max_new_tokens=9").open(replace(ground(models), autocast=autocast))
     whole = {one.row: one.example.ids for one in windows.write(3, [4, 9, 2, 11, 0])}
     for row in whole:
         assert windows.write(3, [row])[0].example.ids == whole[row]
     assert {one.row: one.example.ids for one in windows.write(3, [0, 11, 2])} == {row: whole[row] for row in (0, 11, 2)}
+    assert bool(settled) == (autocast is not None), "what is written in bf16 is read again, alone"
 
 
 def test_other_steps_seeds_and_weights_give_other_words(models):
