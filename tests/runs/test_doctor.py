@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import cutters
 import tiny
 from kdcli.config import DataConfig, DoctorConfig, LoraConfig
 from kdcli.data.collate import collate
@@ -50,6 +51,17 @@ def test_what_will_not_do_is_named_with_a_fix_and_its_code(setting, change, name
     failed = [check for check in found.checks if check.state == "fail"]
     assert (failed[0].name, found.exit_code) == (name, code)
     assert failed[0].fix
+
+
+def test_a_teacher_of_another_tokenizer_is_a_warning_that_says_what_would_do(setting, tmp_path):
+    teacher = cutters.folder(tmp_path / "other", "fallback", seed=3, hidden_size=64, intermediate_size=128)
+    found = diagnose(DoctorConfig(**(setting | {"teacher": str(teacher)}), teacher_quantization="int8"), silent)
+    assert found.exit_code == 0
+    (line,) = [check for check in found.checks if check.name == "pair"]
+    assert line.state == "warn"
+    assert "tokenizers differ (student 47 tokens, teacher 379)" in line.what
+    assert "ce+1.5*uld" in line.fix
+    assert states(found)["teacher in int8"] in ("ok", "warn")  # compared on the rows as the teacher reads them
 
 
 def test_a_rounded_teacher_is_compared_with_the_whole_one(setting):

@@ -10,9 +10,11 @@ from kdcli.runs.folder import RunFolder
 from kdcli.runs.model_facts import Pair
 from kdcli.runs.prepare import Prepared, prepare_run
 from kdcli.runs.records import Plan, Shown
+from kdcli.runs.teaching import share_met
 from kdcli.runs.workshop import Workshop
 
 _EXAMPLES = 3
+_SAMPLED = 100
 
 
 def plan_distill(config: DistillConfig) -> Plan:
@@ -88,6 +90,9 @@ def describe_run(prepared: Prepared) -> dict[str, str]:
         "steps": f"{prepared.steps:,} of {config.train.batch_size} sequences ({passes:.1f} passes)",
         "response tokens": f"about {round(learnt * passes):,} in all",
     }
+    if prepared.teacher_rows is not None:
+        met, seen = share_met(prepared, _SAMPLED), min(_SAMPLED, len(data))
+        facts["alignment"] = f"the teacher speaks of {met:.1%} of the response tokens (first {seen} rows)"
     if prepared.test is not None:
         metrics = ", ".join(config.evaluation.metrics)
         facts["held-out rows"] = f"{len(prepared.test):,} rows; {metrics}"

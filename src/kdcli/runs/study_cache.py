@@ -36,7 +36,7 @@ def with_cache(
     open_cells = [cell for cell in needing if _knows(cell)]
     if len(open_cells) < len(needing):
         live = len(needing) - len(open_cells)
-        report(Event("note", f"{live} cells train on sequences that no cache knows: they run the teacher themselves"))
+        report(Event("note", f"{live} cells learn what no cache knows: they run the teacher themselves"))
     if not open_cells:
         return cells
     datasets = _rows(open_cells)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from kdcli import processes
+from kdcli.data.reading import NOWHERE
 from kdcli.data.translate import Reader, Translator
 from kdcli.engine.aligned import AlignedTeacher
 from kdcli.engine.devices import Device
@@ -52,8 +53,25 @@ def _aligned(prepared: Prepared, start: Device, workshop: Workshop, report: Repo
     if over:
         what = f"{over:,} of {len(rows):,} rows have more tokens for the teacher than it has positions ({positions:,})"
         report(Event("note", f"{what}: it says nothing on their ends"))
-    own = Reader(pair.reader.tokenizer, pair.reader.end_id, prepared.dataset)
-    other = Reader(pair.teacher.tokenizer, pair.teacher.end_id, rows)
     return AlignedTeacher(
-        inner, Translator(own, other), vocab=pair.teacher_vocab, pad_id=models[0].pad_id, positions=positions
+        inner, translator_of(prepared), vocab=pair.teacher_vocab, pad_id=models[0].pad_id, positions=positions
     )
+
+
+def translator_of(prepared: Prepared) -> Translator:
+    """Return what turns the student's sequences into those of a teacher of another tokenizer."""
+    pair, rows = prepared.pair, prepared.teacher_rows
+    assert pair.teacher is not None, "a pair of different tokenizers is a pair"
+    assert rows is not None, "see Prepared"
+    own = Reader(pair.reader.tokenizer, pair.reader.end_id, prepared.dataset)
+    return Translator(own, Reader(pair.teacher.tokenizer, pair.teacher.end_id, rows))
+
+
+def share_met(prepared: Prepared, rows: int) -> float:
+    """Return the share of the student's response tokens that the teacher can speak of, over the first so many rows.
+
+    No weight is read. A bound on the teacher's positions is not looked at.
+    """
+    translator, examples = translator_of(prepared), prepared.dataset.examples[:rows]
+    found = [translator.counterpart(one.ids, one.prompt_length, row).places for row, one in enumerate(examples)]
+    return sum(place != NOWHERE for places in found for place in places) / sum(map(len, found))

@@ -38,6 +38,8 @@ def diagnose(config: DoctorConfig, report: Report) -> Diagnosis:
     report(Event("stage", "loading the models"))
     student, teacher = load_both(config, pair, device, workshop, found)
     examine_model("student", student, rows, found)
+    if rows is not None and pair.teacher is not None and pair.teacher_vocab is not None:
+        rows = workshop.data(str(config.data.train), pair.teacher, config.data, role="train")
     examine_model("teacher", teacher, rows, found)
     if rows is not None and pair.teacher is not None:
         report(Event("stage", "comparing teachers"))

@@ -5,6 +5,7 @@ from kdcli.data.dataset import TokenDataset
 from kdcli.engine.devices import Device
 from kdcli.models.adapter import check_adapter
 from kdcli.models.load import LanguageModel
+from kdcli.models.vocabulary import ACROSS
 from kdcli.runs.doctor.check import Examination
 from kdcli.runs.model_facts import ModelFacts, Pair
 from kdcli.runs.workshop import Workshop, check_data_path
@@ -15,13 +16,16 @@ def examine_pair(config: DoctorConfig, workshop: Workshop, found: Examination) -
     if config.student is None:
         return None
     pair = found.attempt(
-        "pair", lambda: workshop.pair(config.student, config.teacher, config.teacher_quantization, config.server)
+        "pair",
+        lambda: workshop.pair(config.student, config.teacher, config.teacher_quantization, config.server, across=True),
     )
     if pair is None:
         return None
     notes = f"; {pair.notes[0]}" if pair.notes else ""
     if pair.teacher is None:
         found.add("pair", "ok", f"a student alone, {pair.vocab:,} real ids")
+    elif pair.teacher_vocab is not None:
+        found.add("pair", "warn", pair.difference, ACROSS)
     else:
         found.add("pair", "ok", f"{pair.vocab:,} real ids shared with {pair.teacher.path}{notes}")
     lora = config.lora
