@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class State:
         generated_tokens: tokens that were generated to train on.
         generation_seconds: the part of ``seconds`` that this took.
         metrics_bytes: length of ``metrics.jsonl`` that belongs to these steps.
+        effort: what generating took, as ``Effort`` counts it.
     """
 
     step: int = 0
@@ -47,6 +48,7 @@ class State:
     metrics_bytes: int = 0
     generated_tokens: int = 0
     generation_seconds: float = 0.0
+    effort: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The one training loop: windows -> denominators -> gradients -> optimizer -> events."""
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import Any
 
@@ -31,6 +31,7 @@ from kdcli.engine.teller import Teller, telling
 from kdcli.engine.training import Outcome, Training
 from kdcli.errors import InterruptedRunError, MachineError
 from kdcli.models.load import LanguageModel
+from kdcli.sources.effort import Effort
 
 
 def train(training: Training) -> Outcome:
@@ -107,8 +108,11 @@ class _Loop:
                 raise self._bereft(teller.journal) from error
             self.place.finish()
         self.model.eval()
-        spent = (state.generated_tokens, state.generation_seconds)
-        return Outcome(state.step, state.tokens, state.student_tokens, state.seconds, self._peak(state), *spent)
+        made = training.windows.made
+        return Outcome(
+            state.step, state.tokens, state.student_tokens, state.seconds, self._peak(state), state.generated_tokens,
+            state.generation_seconds, asdict(Effort.of_counts(state.effort)), made.tokens, asdict(made.effort),
+        )  # fmt: skip
 
     def _all(self, state: State, teller: Teller) -> State:
         self.reached = state
@@ -123,7 +127,8 @@ class _Loop:
         with self.place.whole(self.training.drawn_with):
             window = self.training.windows.window(state.step) or [_nothing()]
         drawing = time.perf_counter() - started
-        counted = self.ranks.count(window, self.training.windows.generated)
+        written = self.training.windows
+        counted = self.ranks.count(window, written.generated, written.effort)
         if self.place.alike:
             window = window + [_nothing()] * (counted.most - len(window))
         rate = learning_rate(self.training.train, state.step, self.total)
@@ -139,6 +144,7 @@ class _Loop:
             seconds=state.seconds + seconds,
             generated_tokens=state.generated_tokens + generated,
             generation_seconds=state.generation_seconds + (drawing if generated else 0.0),
+            effort=asdict(Effort.of_counts(state.effort) + counted.effort),
         )
         drawn = self.training.windows.values() | ({"generated_tokens": generated} if generated else {})
         seen = self._look(state.step)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdcli.data.collate import Batch
 from kdcli.engine.pack import count_valid
+from kdcli.sources.effort import Effort
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Counted:
         sequences: sequences with at least one of them.
         read: tokens that go through the student's trunk.
         generated: tokens that were generated for it.
+        effort: what that took.
         most: most micro-batches that any of them has.
     """
 
@@ -28,6 +30,7 @@ class Counted:
     sequences: int
     read: int
     generated: int
+    effort: Effort
     most: int
 
 
@@ -49,19 +52,20 @@ class Ranks:
         self.size, self.index = accelerator.num_processes, accelerator.process_index
         self.main = accelerator.is_main_process
 
-    def count(self, window: list[Batch], generated: int) -> Counted:
+    def count(self, window: list[Batch], generated: int, effort: Effort) -> Counted:
         """Add up what all processes hold of a step.
 
         Args:
             window: this process's micro-batches.
             generated: tokens it generated for them.
+            effort: what that took.
         """
         read = sum(batch.tokens for batch in window)
-        own = [*count_valid(window), read, generated, len(window)]
+        own = [*count_valid(window), read, generated, *effort.counts, len(window)]
         table = self._accelerator.gather(torch.tensor([own], device=self._device))
         assert isinstance(table, Tensor)
-        tokens, sequences, read, generated, _ = table.sum(0).tolist()
-        return Counted(tokens, sequences, read, generated, most=int(table[:, -1].amax()))
+        tokens, sequences, read, generated, *counts, _ = table.sum(0).tolist()
+        return Counted(tokens, sequences, read, generated, Effort(*counts), most=int(table[:, -1].amax()))
 
     def totals(self, parts: dict[str, Tensor]) -> dict[str, float]:
         """Sum each part over the processes; one without a token of its own knows no parts but the loss."""

@@ -66,6 +66,9 @@ class Outcome:
         peak_bytes: peak memory of the device, or of the process on a CPU.
         generated_tokens: tokens that were generated to train on.
         generation_seconds: the part of ``seconds`` that this took.
+        effort: tokens that went through the models for it, as ``Effort`` counts them; None if not recorded.
+        made_tokens: tokens of a text that was written before the first step.
+        made_effort: what writing it takes, whoever did it and whenever.
     """
 
     steps: int
@@ -75,3 +78,6 @@ class Outcome:
     peak_bytes: int
     generated_tokens: int = 0
     generation_seconds: float = 0.0
+    effort: dict[str, int] | None = None
+    made_tokens: int = 0
+    made_effort: dict[str, int] | None = None

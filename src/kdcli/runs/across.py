@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kdcli.config import DataConfig, DistillConfig, EvalSettings
-from kdcli.data.dataset import TokenDataset
+from kdcli.data.dataset import Role, TokenDataset
 from kdcli.data.translate import matched
 from kdcli.errors import InputError, UsageError
 from kdcli.losses.base import DistillLoss
@@ -58,7 +58,9 @@ def culprit(loss: DistillLoss) -> DistillLoss:
     return loss
 
 
-def rows_of_teacher(pair: Pair, rows: TokenDataset, data: DataConfig, workshop: Workshop) -> TokenDataset | None:
+def rows_of_teacher(
+    pair: Pair, rows: TokenDataset, data: DataConfig, workshop: Workshop, *, role: Role = "train"
+) -> TokenDataset | None:
     """Return training rows as a teacher of another tokenizer reads them, one for one; None where it reads as usual.
 
     Args:
@@ -66,6 +68,7 @@ def rows_of_teacher(pair: Pair, rows: TokenDataset, data: DataConfig, workshop: 
         rows: the rows as the student reads them.
         data: where they come from; no limit of length holds for the teacher but its own.
         workshop: what is loaded already.
+        role: "prompts" where answers are not read.
 
     Raises:
         InputError: a row that the teacher cannot read.
@@ -73,7 +76,7 @@ def rows_of_teacher(pair: Pair, rows: TokenDataset, data: DataConfig, workshop: 
     if pair.teacher_vocab is None or pair.teacher is None:
         return None
     whole = data.model_copy(update={"max_length": _ANY_LENGTH, "max_prompt_length": None})
-    return matched(rows, workshop.data(check_data_path(data.train, "--data"), pair.teacher, whole, role="train"))
+    return matched(rows, workshop.data(check_data_path(data.train, "--data"), pair.teacher, whole, role=role))
 
 
 def _refuse_forms(config: DistillConfig, label: str) -> None:

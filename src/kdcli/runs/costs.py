@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from kdcli.models.folder import ModelFolder, open_folder
 from kdcli.runs.folder import CONFIG, RunFolder, model_of
 from kdcli.runs.prepare import objective_of
 from kdcli.runs.records import RunRecord
+from kdcli.sources.effort import Effort
 from kdcli.text import csv_cell
 
 COSTS = "costs.csv"
@@ -47,8 +48,10 @@ class Cost:
             not recorded, as for a teacher that reads other tokens.
         parameters: of the student; None if its folder is gone.
         teacher_parameters: of the teacher; None without one or where it is gone.
-        flops: floating-point operations of training; None if something above is missing.
-        generated_tokens: tokens that were generated to train on.
+        flops: floating-point operations of training and generation; None if something above is missing.
+        generated_tokens: tokens that were generated to train on, by the student while training or before it by the
+            teacher; filters come later.
+        generation_flops: the part of ``flops`` that generation takes.
     """
 
     steps: int
@@ -59,6 +62,7 @@ class Cost:
     teacher_parameters: int | None
     flops: float | None
     generated_tokens: int = 0
+    generation_flops: float | None = None
 
 
 def cost_of(run: RunRecord) -> Cost:
@@ -68,25 +72,82 @@ def cost_of(run: RunRecord) -> Cost:
     asked = seen if _needs_teacher(run) else 0
     if asked and "teacher.tokenizer" in run.identity:
         asked = None
-    student, teacher = _sizes(run, asked)
+    effort = _effort(status, "made_effort")
+    student, teacher = _sizes(run, taught=asked != 0 or effort is None or effort.teacher_read > 0)
+    generation = generation_flops(student, teacher, effort)
     return Cost(
         run.steps, run.tokens, seen, asked,
         student.parameters if student else None, teacher.parameters if teacher else None,
-        flops(student, teacher, run.tokens, seen, asked), status.get("generated_tokens", 0),
+        _sum(flops(student, teacher, run.tokens, seen, asked), generation),
+        status.get("generated_tokens", 0) + status.get("made_tokens", 0), generation,
     )  # fmt: skip
 
 
-def spent_on(run: RunRecord) -> tuple[int | None, float | None]:
-    """Return the tokens the teacher did read in this run and the operations done; less than asked for with a cache."""
+@dataclass(frozen=True)
+class Spent:
+    """What was done in one run: less than it asks for where a cache or a text was there already.
+
+    Args:
+        teacher_tokens_read: tokens that its teacher distributions were computed for.
+        flops_done: operations of training and generation.
+        written_tokens: tokens of the teacher's text that this run let it write.
+        writing_seconds: how long that took.
+    """
+
+    teacher_tokens_read: int | None
+    flops_done: float | None
+    written_tokens: int
+    writing_seconds: float
+
+
+def spent_on(run: RunRecord) -> Spent:
+    """Return what was done in a finished run."""
     status = RunFolder(run.folder).status()
     seen, read = status.get("student_tokens"), status.get("teacher_tokens")
-    return read, flops(*_sizes(run, read), run.tokens, seen, read)
+    wrote = status.get("wrote", {})
+    effort = _effort({**status, "fresh_effort": wrote.get("effort", {})}, "fresh_effort")
+    student, teacher = _sizes(run, taught=read != 0 or effort is None or effort.teacher_read > 0)
+    done = _sum(flops(student, teacher, run.tokens, seen, read), generation_flops(student, teacher, effort))
+    return Spent(read, done, wrote.get("tokens", 0), wrote.get("seconds", 0.0))
+
+
+def generation_flops(student: Size | None, teacher: Size | None, effort: Effort | None) -> float | None:
+    """Return the floating-point operations of writing sequences: 2 per parameter and token, forward only.
+
+    Args:
+        student: its size.
+        teacher: its size; None without one.
+        effort: tokens through trunks and heads; None if not recorded.
+
+    >>> generation_flops(Size(12, 8, 2), Size(120, 80, 20), Effort(9, 4, 10, 5))
+    1960.0
+    """
+    if effort is None:
+        return None
+    total = 0.0
+    for size, read, said in ((student, *effort.counts[:2]), (teacher, *effort.counts[2:])):
+        if size is None and read:
+            return None
+        total += 2.0 * (size.trunk * read + size.head * said) if size is not None else 0.0
+    return total
+
+
+def _effort(status: Mapping[str, Any], before: str) -> Effort | None:
+    """Return what generation took while training and before it; None where it was not recorded."""
+    counts = status.get("effort")
+    if counts is None:
+        return None if status.get("generated_tokens") or status.get("made_tokens") else Effort()
+    return Effort.of_counts(counts) + Effort.of_counts(status.get(before) or {})
+
+
+def _sum(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
 
 
 def flops(
     student: Size | None, teacher: Size | None, responses: int, student_tokens: int | None, teacher_tokens: int | None
 ) -> float | None:
-    """Return the floating-point operations of a training run, by the usual count.
+    """Return the floating-point operations of a training run, by the usual count; generation has its own.
 
     Forward 2 and backward 4 per parameter and token; the teacher goes forward only. Heads see
     response tokens only; of a teacher that read part of the tokens, the same part of these.
@@ -129,12 +190,14 @@ def machine_table(runs: Sequence[tuple[str, RunRecord, Cost]]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     counts = tuple(Cost.__dataclass_fields__)
-    did = ["teacher_tokens_read", "flops_done", "seconds", "peak_bytes"]
-    writer.writerow(["objective", "seed", "run", *counts, *did])
+    did = tuple(Spent.__dataclass_fields__)
+    writer.writerow(["objective", "seed", "run", *counts, *did, "seconds", "peak_bytes"])
     for label, run, cost in runs:
-        asked = [getattr(cost, name) for name in counts]
+        asked = [getattr(cost, count) for count in counts]
         name, seconds = csv_cell(run.folder.name), round(run.seconds, 3)
-        writer.writerow([csv_cell(label), run.seed, name, *asked, *spent_on(run), seconds, run.peak_bytes])
+        spent = spent_on(run)
+        done = [getattr(spent, count) for count in did]
+        writer.writerow([csv_cell(label), run.seed, name, *asked, *done, seconds, run.peak_bytes])
     return buffer.getvalue()
 
 
@@ -164,8 +227,8 @@ def _needs_teacher(run: RunRecord) -> bool:
         return run.identity.get("teacher") is not None
 
 
-def _sizes(run: RunRecord, teacher_tokens: int | None) -> tuple[Size | None, Size | None]:
-    return model_size(str(run.model)), _teacher_size(run.folder) if teacher_tokens != 0 else None
+def _sizes(run: RunRecord, *, taught: bool) -> tuple[Size | None, Size | None]:
+    return model_size(str(run.model)), _teacher_size(run.folder) if taught else None
 
 
 def _teacher_size(run: Path) -> Size | None:

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from kdcli.runs.plan import plan_distill
 from kdcli.runs.prepare import Prepared, prepare_run
 from kdcli.runs.records import EvalRecord, RunRecord
 from kdcli.runs.serving.places import ASKED
+from kdcli.runs.serving.teacher import ServedTeacher
 from kdcli.runs.workshop import Workshop
+from kdcli.sources.effort import Effort, Made
 
 __all__ = ["distill", "plan_distill", "read_run"]
 
@@ -131,7 +133,9 @@ def _begin(folder: RunFolder, prepared: Prepared, report: Report) -> None:
 def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Report, command: str) -> Outcome:
     models = load_models(prepared, workshop, report)
     started = time.process_time()
-    outcome = train(assemble_training(folder, prepared, models, workshop, report, command))
+    training = assemble_training(folder, prepared, models, workshop, report, command)
+    _note_text(folder, training.windows.made)
+    outcome = train(training)
     workshop.forget_emptied()
     if processes.rank() == 0:
         about = {"loss": prepared.label, "seed": prepared.config.train.seed}
@@ -139,10 +143,21 @@ def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Re
         if prepared.config.lora.keep:
             save_adapter_alone(models.student, folder.path)
         spent = folder.status().get("cpu_seconds", 0.0) + time.process_time() - started
-        taught = None if prepared.teacher_rows else outcome.student_tokens * len(living(models.teacher))
+        teachers = len(living(models.teacher)) + isinstance(models.teacher, ServedTeacher)
+        taught = None if prepared.teacher_rows else outcome.student_tokens * teachers
         folder.set_status("done", **vars(outcome), teacher_tokens=taught, cpu_seconds=round(spent, 2))
         shutil.rmtree(folder.path / ASKED, ignore_errors=True)
     return outcome
+
+
+def _note_text(folder: RunFolder, made: Made) -> None:
+    """Add what this process let the teacher write before the first step to what the run did already."""
+    if not made.fresh or processes.rank() != 0:
+        return
+    before = folder.status().get("wrote", {})
+    effort = Effort.of_counts(before.get("effort", {})) + made.fresh_effort
+    tokens, seconds = before.get("tokens", 0) + made.fresh, before.get("seconds", 0.0) + made.seconds
+    folder.set_status("training", wrote={"tokens": tokens, "seconds": round(seconds, 3), "effort": asdict(effort)})
 
 
 def _record(folder: RunFolder, identity: dict[str, Any], outcome: Outcome, *, already_done: bool) -> RunRecord:

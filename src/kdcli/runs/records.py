@@ -178,9 +178,10 @@ class ComparisonRow:
             not recorded.
         parameters: of the student.
         teacher_parameters: of the teacher; None without one or where it is gone.
-        flops: floating-point operations of one run that has no cache, from parameters and tokens, generation left
-            out; None if not known.
-        generated_tokens: tokens that one run generated to train on; None if not recorded.
+        flops: floating-point operations of one run that has no cache, from parameters and tokens, generation
+            included; None if not known.
+        generated_tokens: tokens that were generated for one run to train on, by student or teacher; None if not
+            recorded.
     """
 
     label: str

@@ -42,6 +42,7 @@ _COLUMNS = pa.schema(
         ("flops", pa.float64()),
         ("generated_tokens", pa.int64()),
         ("documents", pa.list_(pa.float64())),
+        ("generation_flops", pa.float64()),
     ]
 )
 _SHARED = ("example", "where", "prompt", "references", "predictions", "ended")

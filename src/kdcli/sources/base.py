@@ -15,6 +15,7 @@ from kdcli.data.dataset import TokenDataset
 from kdcli.models.load import LanguageModel
 from kdcli.options import Part
 from kdcli.sources.author import Author
+from kdcli.sources.effort import Effort, Made
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,16 @@ class Windows(ABC):
     def generated(self) -> int:
         """Tokens that this process generated for the window given last; 0 by default."""
         return 0
+
+    @property
+    def effort(self) -> Effort:
+        """What this process' writing for the window given last took; nothing by default."""
+        return Effort()
+
+    @property
+    def made(self) -> Made:
+        """What was written before the first step; nothing by default."""
+        return Made()
 
     def origins(self) -> dict[str, int]:
         """Return how many of this process' sequences of the window given last each author wrote; empty by default."""

@@ -34,10 +34,14 @@ class MadeText:
     Args:
         sentences: ordered by row and answer.
         folder: where they are kept; None if nowhere.
+        fresh: row and answer of those that this call wrote.
+        seconds: what that took.
     """
 
     sentences: tuple[Sentence, ...]
     folder: Path | None
+    fresh: frozenset[tuple[int, int]] = frozenset()
+    seconds: float = 0.0
 
 
 def made_text(source: "TeacherSource", ground: Ground) -> MadeText:
@@ -53,9 +57,10 @@ def made_text(source: "TeacherSource", ground: Ground) -> MadeText:
     Raises:
         KDError: what the teacher refuses, or the disk; answers made before are kept.
     """
-    prompts = prompts_of(source, ground)
+    prompts, fresh, started = prompts_of(source, ground), frozenset(), time.monotonic()
     if ground.folder is None:
-        return MadeText(ordered(_make(source, ground, prompts, {})), None)
+        made = ordered(_make(source, ground, prompts, {}))
+        return MadeText(made, None, frozenset(map(_place, made)), time.monotonic() - started)
     final = ground.folder / folder_name(source, ground, prompts)
     try:
         ground.folder.mkdir(parents=True, exist_ok=True)
@@ -63,9 +68,11 @@ def made_text(source: "TeacherSource", ground: Ground) -> MadeText:
         raise durable.refused(error, ground.folder) from error
     with _alone(final.with_name(f".{final.name}.lock")):
         if not final.is_dir():
-            _write(source, ground, prompts, final)
+            started = time.monotonic()
+            fresh = _write(source, ground, prompts, final)
+    seconds = time.monotonic() - started if fresh else 0.0
     durable.verify_folder(final)
-    return MadeText(ordered(read_sentences(final / TEXT, prompts)), final)
+    return MadeText(ordered(read_sentences(final / TEXT, prompts)), final, fresh, seconds)
 
 
 def author_of(ground: Ground) -> Author:
@@ -110,17 +117,21 @@ def prompts_of(source: "TeacherSource", ground: Ground) -> dict[int, Example]:
     return {row: Example((first,), 1, "", (), "no prompt") for row in range(len(ground.dataset))}
 
 
-def _write(source: "TeacherSource", ground: Ground, prompts: Mapping[int, Example], final: Path) -> None:
+def _write(
+    source: "TeacherSource", ground: Ground, prompts: Mapping[int, Example], final: Path
+) -> frozenset[tuple[int, int]]:
+    """Write what is missing; return row and answer of what was written."""
     partial, tokenizer = final.with_name(f".{final.name}.jsonl"), author_of(ground).tokenizer
-    known = {(one.row, one.answer): one for one in read_sentences(partial, prompts)} if partial.is_file() else {}
+    known = {_place(one): one for one in read_sentences(partial, prompts)} if partial.is_file() else {}
+    there = frozenset(known)
     try:
         with partial.open("ab") as file:
             file.write(b"\n" if file.tell() else b"")  # ends what a kill left half written
             synced = time.monotonic()
             for one in _make(source, ground, prompts, known):
-                if (one.row, one.answer) in known:
+                if _place(one) in known:
                     continue
-                known[one.row, one.answer] = one
+                known[_place(one)] = one
                 synced = _append(file, line_of(one, tokenizer), synced)
             os.fsync(file.fileno())
         body = b"".join(line_of(one, tokenizer) for one in ordered(known.values()))
@@ -129,6 +140,11 @@ def _write(source: "TeacherSource", ground: Ground, prompts: Mapping[int, Exampl
         partial.unlink()
     except OSError as error:
         raise durable.refused(error, partial) from error
+    return frozenset(known) - there
+
+
+def _place(one: Sentence) -> tuple[int, int]:
+    return one.row, one.answer
 
 
 def _fill(folder: Path, body: bytes) -> None:

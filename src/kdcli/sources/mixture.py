@@ -10,6 +10,7 @@ from torch import Tensor
 from kdcli.generate.draws import uniforms
 from kdcli.sources.base import Ground, Source, SourceNeeds
 from kdcli.sources.build import NestedSource
+from kdcli.sources.effort import Effort, Made
 from kdcli.sources.rows import RowWindows
 from kdcli.sources.writing import Written, draw_seed
 
@@ -112,6 +113,20 @@ class MixtureWindows(RowWindows):
     def generated(self) -> int:
         """Tokens that both generated for the window given last."""
         return sum(part.generated for part in self.parts.values())
+
+    @property
+    def effort(self) -> Effort:
+        """What the writing of both took for the window given last."""
+        return self.parts["first"].effort + self.parts["second"].effort
+
+    @property
+    def made(self) -> Made:
+        """What both had written before the first step."""
+        one, other = self.parts["first"].made, self.parts["second"].made
+        return Made(
+            one.tokens + other.tokens, one.effort + other.effort, one.fresh + other.fresh,
+            one.fresh_effort + other.fresh_effort, one.seconds + other.seconds,
+        )  # fmt: skip
 
     def values(self) -> dict[str, float]:
         """Return what both log, under their names."""

@@ -109,7 +109,7 @@ class ReplayWindows(RowWindows):
         examples = self.ground.dataset.examples
         asked = {row: examples[row] for row in rows}
         fresh = write(self.ground.student, asked, self.ground, self.source.sampling, step=step, origin="student")
-        self._written += sum(one.targets for one in fresh)
+        self.count(fresh)
         joined = sorted(self.ground.gather(list(fresh)), key=lambda one: one.row)
         self.buffer = [*self.buffer, *joined][-self.source.capacity :]
         return fresh

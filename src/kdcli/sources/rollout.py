@@ -12,6 +12,7 @@ from kdcli.data.collate import Batch
 from kdcli.data.order import epoch_steps
 from kdcli.losses.supplied import BEHAVIOUR_LOGP, STUDENT_LOGP
 from kdcli.sources.base import Ground, Source, SourceNeeds, Windows
+from kdcli.sources.effort import Effort
 from kdcli.sources.rollouts import Rollout, drawn, packed, summary, unpacked
 from kdcli.sources.writing import KNOWN, Written, batches, draw_seed
 
@@ -78,7 +79,7 @@ class RolloutWindows(Windows):
         self.ground, self.source = ground, source
         self.size = min(source.rollouts, len(ground.dataset))
         self._round: tuple[int, list[Rollout]] | None = None
-        self._generated = 0
+        self._generated, self._effort = 0, Effort()
         self._given: list[Written] = []
 
     @property
@@ -107,7 +108,7 @@ class RolloutWindows(Windows):
         if not 0 <= step < self.total_steps:
             raise ValueError(f"expected a step in 0..{self.total_steps - 1}, got {step}")
         number, at = divmod(step, self.steps_per_round)
-        self._generated = 0
+        self._generated, self._effort = 0, Effort()
         rollouts = self._drawn(number, at)
         epoch, place = divmod(at, self.steps_per_round // self.source.epochs)
         mine = slice(self.ground.rank, None, self.ground.world)
@@ -122,9 +123,15 @@ class RolloutWindows(Windows):
             prompts = self._prompts(number)
             mine = {place: prompts[place] for place in range(self.ground.rank, len(prompts), self.ground.world)}
             made = drawn(mine, self.ground, self.source.sampling, alpha=self.source.alpha, number=number)
-            self._generated = sum(one.targets for one in made)
+            self._generated, self._effort = sum(one.targets for one in made), self._took(made)
             self._round = number, sorted(self.ground.gather(made), key=lambda one: one.place)
         return self._round[1]
+
+    def _took(self, made: Sequence[Rollout]) -> Effort:
+        """Return what a round takes: both models draw, unless the teacher has no share, and both score."""
+        lengths = [(one.example.prompt_length, one.targets) for one in made]
+        student, teacher = (Effort.of_answers(who, lengths) for who in ("student", "teacher"))
+        return student + student + teacher + (teacher if self.source.alpha else Effort())
 
     def _prompts(self, number: int) -> list[int]:
         """Return the rows whose prompts a round answers: the next ones of a new permutation at each pass."""
@@ -153,6 +160,11 @@ class RolloutWindows(Windows):
     def generated(self) -> int:
         """Tokens that this process drew for the window given last."""
         return self._generated
+
+    @property
+    def effort(self) -> Effort:
+        """What this process' drawing for the window given last took."""
+        return self._effort
 
     def origins(self) -> dict[str, int]:
         """Return how many of this process' sequences of the window given last each origin has."""

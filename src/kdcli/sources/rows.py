@@ -8,6 +8,7 @@ from kdcli.data.collate import Batch
 from kdcli.data.order import epoch_steps
 from kdcli.losses.supplied import ORIGINS
 from kdcli.sources.base import Ground, Windows
+from kdcli.sources.effort import Effort
 from kdcli.sources.writing import Written, batches
 
 
@@ -22,7 +23,7 @@ class RowWindows(Windows):
         self.ground = ground
         self._epoch: tuple[int, list[list[int]]] | None = None
         self._given: list[Written] = []
-        self._written = 0
+        self._written, self._effort = 0, Effort()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -81,7 +82,12 @@ class RowWindows(Windows):
 
     def begin(self) -> None:
         """Start to count the tokens of a step."""
-        self._written = 0
+        self._written, self._effort = 0, Effort()
+
+    def count(self, fresh: Sequence[Written]) -> None:
+        """Count what the student has just written for the step."""
+        self._written += sum(one.targets for one in fresh)
+        self._effort += Effort.of_answers("student", [(one.example.prompt_length, one.targets) for one in fresh])
 
     @abstractmethod
     def write(self, step: int, rows: Sequence[int]) -> list[Written]:
@@ -96,6 +102,11 @@ class RowWindows(Windows):
     def generated(self) -> int:
         """Tokens that this process generated for the window given last."""
         return self._written
+
+    @property
+    def effort(self) -> Effort:
+        """What this process' writing for the window given last took."""
+        return self._effort
 
     def origins(self) -> dict[str, int]:
         """Return how many of this process' sequences of the window given last each origin has."""

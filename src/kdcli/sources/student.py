@@ -84,5 +84,5 @@ class StudentWindows(RowWindows):
             assert self.ground.student is not None, "the source declares needs().student"
             found = write(self.ground.student, asked, self.ground, self.source.sampling, step=step, origin="student")
             said = {one.row: one for one in found}
-            self._written += sum(one.targets for one in found)
+            self.count(found)
         return [said.get(row) or Written(examples[row], row) for row in rows]

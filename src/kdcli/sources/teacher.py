@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from kdcli.config import GenerationConfig
 from kdcli.errors import InputError
 from kdcli.sources.base import Ground, Source, SourceNeeds
+from kdcli.sources.effort import Effort, Made
 from kdcli.sources.made_text import MadeText, made_text
 from kdcli.sources.retold import as_teacher, retold
 from kdcli.sources.rows import RowWindows
@@ -137,9 +138,40 @@ class TeacherWindows(RowWindows):
             assert self.pool, "answers are there before the first step"
 
     @cached_property
+    def _text(self) -> MadeText:
+        return made_text(self.source, as_teacher(self.ground))
+
+    @cached_property
     def pool(self) -> list[Sentence]:
         """Every answer that may be trained on."""
-        return retold(self.source.kept(made_text(self.source, as_teacher(self.ground))), self.ground)
+        return retold(self.source.kept(self._text), self.ground)
+
+    @property
+    def made(self) -> Made:
+        """What the teacher wrote, before any filter."""
+        every, fresh = self._text.sentences, self._text.fresh
+        new = [one for one in every if (one.row, one.answer) in fresh]
+        return Made(
+            sum(one.targets for one in every), self._took(every), sum(one.targets for one in new), self._took(new),
+            self._text.seconds,
+        )  # fmt: skip
+
+    def _took(self, sentences: Sequence[Sentence]) -> Effort:
+        """Return what answers take: a prompt is read once for all of its answers, and a model here reads them again."""
+        by_prompt: dict[int, list[tuple[int, int]]] = {}
+        for one in sentences:
+            by_prompt.setdefault(one.row, []).append((one.example.prompt_length, one.targets))
+        total = Effort()
+        for lengths in by_prompt.values():
+            prompt, longest = lengths[0][0], max(said for _, said in lengths)
+            if self.source.decode == "beam":
+                width = self.source.beams
+                total += Effort.of("teacher", width * (prompt + longest - 1), width * longest)
+            else:
+                later = sum(said - 1 for _, said in lengths)
+                total += Effort.of("teacher", prompt + later, 1 + later)
+            total += Effort() if self.ground.author is not None else Effort.of_answers("teacher", lengths)
+        return total
 
     @cached_property
     def by_row(self) -> dict[int, list[Sentence]]:

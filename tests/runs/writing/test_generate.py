@@ -8,13 +8,15 @@ import time
 
 import pytest
 
+import cutters
 import study
 import tiny
 from kdcli.cli.app import run
-from kdcli.config import DataConfig, GenerateConfig, HardwareConfig
+from kdcli.config import DataConfig, EvalSettings, GenerateConfig, HardwareConfig
 from kdcli.data.dataset import load_dataset
 from kdcli.engine.events import silent
 from kdcli.errors import ExperimentChangedError, IntegrityError, InterruptedRunError, KDError, UsageError
+from kdcli.runs.costs import cost_of
 from kdcli.runs.distill import distill
 from kdcli.runs.verify import verify
 from kdcli.runs.writing.generate import generate
@@ -119,6 +121,22 @@ def test_a_run_finds_the_text_again_and_trains_on_it(parts, tmp_path, monkeypatc
     settings = parts.run("finds", f"ce@{SOURCE}", max_steps=2)
     made = settings.data.model_copy(update={"made": str(tmp_path / "text"), "eval": None})
     assert distill(settings.model_copy(update={"data": made}), silent).steps == 2
+
+
+def test_a_run_of_another_tokenizer_finds_the_text_too(parts, tmp_path, monkeypatch):
+    stranger = str(cutters.folder(tmp_path / "student", "bytes-300", seed=2, hidden_size=8))
+    data = DataConfig(train=str(parts.train))
+    record = generate(config(parts, tmp_path / "text", data=data, student=stranger), silent)
+    assert record.kept > 0
+    alone = generate(config(parts, tmp_path / "alone", data=data), silent)
+    assert [one["ids"] for one in raw(tmp_path / "text")] == [one["ids"] for one in raw(tmp_path / "alone")]
+    assert alone.kept == record.kept
+    monkeypatch.setattr(LocalAuthor, "write", lambda *_: pytest.fail("written again"))
+    settings = parts.run("across", f"ce@{SOURCE}", max_steps=2)
+    made = settings.data.model_copy(update={"made": str(tmp_path / "text"), "eval": None})
+    scores = EvalSettings(metrics=("perplexity",))
+    done = distill(settings.model_copy(update={"data": made, "student": stranger, "evaluation": scores}), silent)
+    assert cost_of(done).generated_tokens == record.tokens
 
 
 def test_the_same_line_again_writes_nothing_and_filters_may_change(parts, tmp_path, monkeypatch):

@@ -10,9 +10,10 @@ from kdcli.errors import UsageError
 from kdcli.models.load import positions_stated
 from kdcli.models.random import is_random
 from kdcli.models.vocabulary import shared_vocabulary
+from kdcli.runs.across import rows_of_teacher
 from kdcli.runs.ensemble import refuse_blend
 from kdcli.runs.folder import model_of
-from kdcli.runs.model_facts import ModelFacts
+from kdcli.runs.model_facts import ModelFacts, Pair
 from kdcli.runs.served_run import refuse_wordless
 from kdcli.runs.serving.address import is_served
 from kdcli.runs.workshop import Workshop, check_data_path
@@ -32,7 +33,7 @@ class Task:
         reader: whose tokenizer reads the prompts, and the words of a server.
         dataset: the prompts, or as many first tokens as texts are wanted.
         vocab: real ids.
-        longest: tokens that prompt and answer may have, as far as settings say.
+        longest: tokens that prompt and answer may have, as far as settings say; None for any number.
         device: where it computes.
         path: the prompts' file; None for none.
     """
@@ -42,7 +43,7 @@ class Task:
     reader: ModelFacts
     dataset: TokenDataset
     vocab: int
-    longest: int
+    longest: int | None
     device: Device
     path: str | None
 
@@ -77,17 +78,26 @@ def prepare_task(config: GenerateConfig, workshop: Workshop) -> Task:
     path = None if config.data.train is None else check_data_path(config.data.train, "--data")
     device = prepare(config.hardware)
     if student is None:
-        teacher = reader = workshop.look(config.teacher)
-        vocab = shared_vocabulary(teacher.tokenizer, teacher.tokenizer, teacher.rows, teacher.rows)
+        teacher = workshop.look(config.teacher)
+        real = shared_vocabulary(teacher.tokenizer, teacher.tokenizer, teacher.rows, teacher.rows)
+        pair = Pair(config.teacher, teacher, teacher, real)
     else:
-        pair = workshop.pair(student, config.teacher, server=config.server)
-        assert pair.teacher is not None, "one is named"
-        teacher, reader, vocab = pair.teacher, pair.reader, pair.vocab
+        pair = workshop.pair(student, config.teacher, server=config.server, across=True)
+    teacher, across = pair.teacher, pair.teacher_vocab is not None
+    assert teacher is not None, "one is named"
+    dataset = _prompts(config, path, pair, workshop)
+    vocab, reader = pair.teacher_vocab or pair.vocab, teacher if across else pair.reader
+    longest = positions_stated(model_of(teacher.path)) if across else _longest(config, (config.teacher, student))
+    return Task(source, teacher, reader, dataset, vocab, longest, device, path)
+
+
+def _prompts(config: GenerateConfig, path: str | None, pair: Pair, workshop: Workshop) -> TokenDataset:
+    """Return the prompts as the teacher reads them, each that the student can read too."""
     if path is None:
-        dataset = TokenDataset((Example((teacher.end_id,), 1, "", (), "no prompt"),) * (config.count or 1))
-    else:
-        dataset = workshop.data(path, reader, config.data, role="prompts")
-    return Task(source, teacher, reader, dataset, vocab, _longest(config, (config.teacher, student)), device, path)
+        nothing = Example((pair.reader.end_id,), 1, "", (), "no prompt")
+        return TokenDataset((nothing,) * (config.count or 1))
+    own = workshop.data(path, pair.reader, config.data, role="prompts")
+    return rows_of_teacher(pair, own, config.data, workshop, role="prompts") or own
 
 
 def _source(config: GenerateConfig) -> TeacherSource:
