@@ -11,11 +11,12 @@ import torch
 import running
 from kdcli.config import TrainConfig
 from kdcli.data.collate import IGNORED
+from kdcli.data.examples import Example
 from kdcli.engine.loop import train
 from kdcli.losses.supplied import code_of
 from kdcli.sources.base import Ground
 from kdcli.sources.build import build_source
-from kdcli.sources.rollouts import mixture_logp, packed, repeated, summary, unpacked
+from kdcli.sources.rollouts import Rollout, mixture_logp, packed, repeated, summary, unpacked
 
 STEPS = 8
 
@@ -162,9 +163,13 @@ def test_the_k3_of_a_round_is_the_sequence_kl_in_expectation():
     q, p = torch.randn(2, 5, dtype=torch.float64).softmax(-1)
     mixed = mixture_logp(q.log(), p.log(), 0.3).exp()
     torch.testing.assert_close(mixed, 0.3 * p + 0.7 * q)
-    gap = (p / q).log()
-    k3 = (mixed * (q / mixed) * (torch.expm1(gap) - gap)).sum()
-    torch.testing.assert_close(k3, (q * (q / p).log()).sum())
+    logps = zip(mixed.log(), q.log(), p.log(), strict=True)
+    drawn = [
+        Rollout(0, 0, Example((1, token), 1, "", (), ""), False, *(one[None] for one in each))
+        for token, each in enumerate(logps)
+    ]
+    k3 = torch.tensor([summary([one])["rollout.sequence_kl"] for one in drawn], dtype=torch.float64)
+    torch.testing.assert_close((mixed * k3).sum(), (q * (q / p).log()).sum())
 
 
 def training(folder, drawing=lambda tokens: None, **events):

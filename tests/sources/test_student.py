@@ -51,6 +51,14 @@ def test_an_answer_depends_on_neither_company_nor_place(models, autocast, monkey
     assert bool(settled) == (autocast is not None), "what is written in bf16 is read again, alone"
 
 
+def test_no_sequence_is_longer_than_all_models_can_read_and_some_are_as_long(models):
+    base = ground(models)
+    prompts = [one.prompt_length for one in base.dataset.examples]
+    windows = build_source("student:max_new_tokens=200").open(replace(base, longest=max(prompts) + 3))
+    lengths = [len(one.example.ids) for one in windows.write(0, range(20))]
+    assert max(lengths) == max(prompts) + 3
+
+
 def test_other_steps_seeds_and_weights_give_other_words(models):
     def said(step, seed=0, source=models):
         windows = build_source("student:max_new_tokens=9").open(ground(source, seed=seed))
