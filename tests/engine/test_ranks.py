@@ -289,3 +289,10 @@ def test_a_student_writes_the_same_in_several_processes(tmp_path, shard):
     written = [[json.loads(line)["generated_tokens"] for line in lines] for lines in logs]
     assert written[0] == written[1]
     assert min(written[0]) > 0
+    efforts = [
+        json.loads(path.read_text())["state"]["effort"]
+        for name in ("one", "two")
+        for path in (tmp_path / name).glob("checkpoint-00000003/state.json")
+    ]
+    assert efforts[0] == efforts[1]
+    assert efforts[0]["student_said"] == sum(written[0]) < efforts[0]["student_read"]

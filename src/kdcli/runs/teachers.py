@@ -121,8 +121,11 @@ def _why_not(loss: DistillLoss, known: int) -> str | None:
 
 
 def _working(known: int) -> str:
-    """Return the registered objectives that a compact cache of so many tokens serves."""
-    return ", ".join(name for name in LOSSES.names() if _why_not(build_objective(name), known) is None)
+    """Return the registered objectives that a compact cache of so many tokens serves, ones on layers left out."""
+    found = {name: build_objective(name) for name in LOSSES.names()}
+    return ", ".join(
+        name for name, loss in found.items() if not loss.needs().features and _why_not(loss, known) is None
+    )
 
 
 def teacher_for(
