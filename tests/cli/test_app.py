@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 
@@ -196,6 +197,16 @@ def test_every_ending_has_its_code(failing, error, code, message, monkeypatch, t
     assert message in answer.err
     assert "Traceback" not in answer.err
     assert len(answer.err.splitlines()) == bool(message)
+
+
+def test_sigterm_ends_a_command_in_one_line_where_nobody_else_hears_it(capsys):
+    def work():
+        signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    assert boundary.guarded(work, debug=False) == 143
+    assert capsys.readouterr().err == "kd: stopped at once; what was saved before stays usable\n"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_bug_leaves_its_traceback_in_a_named_file(failing, monkeypatch, tmp_path):

@@ -147,6 +147,18 @@ def test_a_signal_saves_and_names_the_way_on(parts):
     assert (status["state"], status["steps"]) == ("interrupted", 2)
 
 
+def test_a_run_stopped_before_its_first_step_says_so_in_its_folder(parts):
+    def stopping(event: Event) -> None:
+        if event.kind == "stage" and event.message == "training":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(parts.run("early"), stopping)
+    assert json.loads((parts.root / "early" / "status.json").read_text())["state"] == "interrupted"
+    distill(parts.run("early"), silent)
+    assert json.loads((parts.root / "early" / "status.json").read_text())["state"] == "done"
+
+
 @pytest.mark.parametrize(
     ("change", "key"),
     [

@@ -4,11 +4,15 @@ import contextvars
 import errno
 import os
 import re
+import signal
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import typer
 
@@ -32,6 +36,10 @@ PIPE_CLOSED = 141
 """Exit code when the reader of our output has gone: 128 + SIGPIPE."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came where nobody waits for it; a training hears it itself and saves first."""
+
+
 def guarded(work: Callable[[], int], *, debug: bool) -> int:
     """Run a command; turn whatever it raises into one line on stderr and an exit code.
 
@@ -40,19 +48,38 @@ def guarded(work: Callable[[], int], *, debug: bool) -> int:
         debug: print the traceback too.
     """
     try:
-        code = work()
+        with _hearing_sigterm():
+            code = work()
         sys.stdout.flush()
         return code
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except BrokenPipeError:
         return PIPE_CLOSED
-    except KeyboardInterrupt:
-        return _end(ranks.STOPPED, "stopped at once; what was saved before stays usable", 130)
+    except KeyboardInterrupt as stop:
+        number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+        return _end(ranks.STOPPED, "stopped at once; what was saved before stays usable", 128 + number)
     except BaseException as error:
         if debug:
             traceback.print_exc(file=sys.stderr)
         return _report(error)
+
+
+@contextmanager
+def _hearing_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the work inside as Ctrl-C does, unless somebody else hears it."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def _report(error: BaseException) -> int:

@@ -28,9 +28,7 @@ def logged(folder: RunFolder) -> Iterator[None]:
     """Record in the folder how a run ended that did not end well."""
     try:
         yield
-    except KeyboardInterrupt:
-        raise
-    except InterruptedRunError:
+    except (KeyboardInterrupt, InterruptedRunError):
         _note_end(folder, "interrupted", None)
         raise
     except Exception as error:

@@ -26,6 +26,7 @@ class TeacherSource(Source):
     run: all runs with the same ``data.made`` folder and all cells of a comparison share it. The filters choose
     among what was made. A step has as many sequences as with the rows themselves: each row's prompt with one of its
     answers, another one in each epoch; where all answers to a prompt were filtered out, another prompt's.
+    All rows are asked, also those that a run shorter than an epoch never comes to: ``--limit N`` asks fewer.
     A teacher of another tokenizer reads the prompts in its own tokens; its answers go to the student as text.
 
     >>> TeacherSource(decode="beam", answers=2).needs().teacher
