@@ -81,3 +81,34 @@ def test_a_missing_teacher_is_said():
 def test_an_unknown_objective_names_the_nearest():
     with pytest.raises(UsageError, match="akl"):
         kdcli.objective("akll")
+
+
+def test_a_teacher_of_another_vocabulary_goes_with_uld_and_with_nothing_else(labels):
+    z = logits(0).requires_grad_()
+    wide = torch.cat((logits(1), logits(2)), -1)
+    values = kdcli.token_losses("uld", z, wide, labels)
+    q, p = (side.softmax(-1).sort(-1, descending=True).values for side in (z, wide))
+    expected = (F.pad(q, (0, V)) - p).abs().sum(-1)
+    torch.testing.assert_close(values, expected * (labels != -100))
+    with pytest.raises(ValueError, match="one shape"):
+        kdcli.token_losses("0.5*fkl+0.5*uld", z, wide, labels)
+
+
+@pytest.mark.parametrize("vocab, teacher_vocab", [(None, None), (V - 2, None), (None, 9), (V - 2, 9)])
+def test_heads_of_two_vocabularies_are_restricted_apart(labels, vocab, teacher_vocab):
+    generator = torch.Generator().manual_seed(7)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    hidden, theirs = draw(B, T, D).requires_grad_(), draw(B, T, D_TEACHER)
+    head, other = draw(V, D), draw(2 * V, D_TEACHER)
+    labels = labels.clamp_max(V - 3)
+    found = kdcli.fused_loss(
+        "ce+uld", hidden, head, theirs, other, labels, vocab=vocab, teacher_vocab=teacher_vocab, chunk_tokens=2
+    )
+    own, said = (hidden @ head.T)[..., :vocab], (theirs @ other.T)[..., :teacher_vocab]
+    expected = kdcli.token_losses("ce+uld", own, said, labels).sum() / (labels != -100).sum()
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(ValueError, match="teacher_vocab"):
+        kdcli.fused_loss("fkl", hidden, head, theirs, other, labels, vocab=9, teacher_vocab=9)

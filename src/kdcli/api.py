@@ -41,7 +41,8 @@ def token_losses(objective: Objective, student_logits: Tensor, teacher_logits: T
     Args:
         objective: a spec string or a built loss.
         student_logits: ``(B, T, V)``, aligned to ``labels``: position i holds the prediction of ``labels[:, i]``.
-        teacher_logits: ``(B, T, V)``; None for an objective without a teacher.
+        teacher_logits: ``(B, T, V)``; ``(B, T, W)`` for an objective that stands a teacher of another tokenizer,
+            such as uld; None for one without a teacher.
         labels: ``(B, T)`` target ids, -100 = ignore.
 
     Returns:
@@ -77,6 +78,7 @@ def fused_loss(
     labels: Tensor,
     *,
     vocab: int | None = None,
+    teacher_vocab: int | None = None,
     chunk_tokens: int | None = None,
 ) -> Tensor:
     """Return the mean loss over valid tokens without ever holding full-vocabulary logits.
@@ -92,6 +94,7 @@ def fused_loss(
         teacher_head: the teacher's head.
         labels: ``(B, T)`` target ids, -100 = ignore.
         vocab: restrict both heads to the first so many ids, for padded vocabularies.
+        teacher_vocab: restrict the teacher's head apart, for an objective that stands a teacher of another tokenizer.
         chunk_tokens: tokens whose logits exist at once; by default chosen by device.
 
     Returns:
@@ -111,13 +114,20 @@ def fused_loss(
         if teacher_hidden is None or teacher_head is None:
             raise ValueError(f"{loss.name} compares with a teacher: expected teacher_hidden and teacher_head, got None")
         teacher = Projection(packing.pack(teacher_hidden).detach(), _head(teacher_head))
-    size = _vocabulary(head, teacher, vocab)
+    if loss.needs().same_tokens and teacher_vocab is not None:
+        raise ValueError(f"{loss.name} compares tokens one by one: expected one vocabulary, got teacher_vocab")
+    if teacher is not None and not loss.needs().same_tokens:
+        teacher_vocab = teacher_vocab or teacher.head.weight.shape[0]
+    size = _vocabulary(head, None if teacher_vocab else teacher, vocab)
     hidden = packing.pack(student_hidden)
     kind = student_hidden.device.type
     compute = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else student_hidden.dtype
     kept = torch.float64 if compute == torch.float64 else torch.float32
     weights = torch.full((packing.count,), 1.0 / max(packing.count, 1), device=hidden.device, dtype=kept)
-    work = Work(loss, packing.labels, weights, packing.sequence, teacher, size, compute, Workspace(chunk_tokens))
+    work = Work(
+        loss, packing.labels, weights, packing.sequence, teacher, size, compute, Workspace(chunk_tokens),
+        teacher_vocab=teacher_vocab,
+    )  # fmt: skip
     return fused_sum(Projection(hidden, head), work)[0]
 
 
@@ -144,6 +154,8 @@ def _vocabulary(head: Head, teacher: Projection | None, vocab: int | None) -> in
 def _check_logits(loss: DistillLoss, student: Tensor, teacher: Tensor | None, labels: Tensor) -> None:
     if loss.needs().teacher and teacher is None:
         raise ValueError(f"{loss.name} compares with a teacher: expected teacher_logits, got None")
+    if teacher is not None and not loss.needs().same_tokens and teacher.shape[:2] == student.shape[:2]:
+        teacher = None
     if teacher is not None and teacher.shape != student.shape:
         raise ValueError(f"expected logits of one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}")
     if student.shape[:2] != labels.shape:

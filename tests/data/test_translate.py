@@ -99,6 +99,17 @@ def test_what_a_model_wrote_is_decoded_and_read_after_the_rows_prompt(translator
             assert text in ("?", own.decode(answer[:count]))
 
 
+def test_an_answer_that_begins_as_the_rows_own_is_read_by_itself(translator):
+    mine = translator.own.rows.examples[1]
+    ids = mine.ids[: mine.prompt_length + 2]
+    said = translator.own.tokenizer.decode(ids[mine.prompt_length :])
+    assert mine.response.startswith(said)
+    assert said != mine.response
+    found = translator.counterpart((*ids, translator.own.end_id), mine.prompt_length, 1)
+    assert found.ids[found.prompt_length :] == tuple(translator.other.tokenizer.encode(said, add_special_tokens=False))
+    assert found.places[-1] == len(found.ids) - found.prompt_length
+
+
 def test_a_prompt_of_no_row_is_decoded_too(translator):
     own, other = translator.own, translator.other
     prompt = (*own.prefix, *own.tokenizer.encode("say b:", add_special_tokens=False))

@@ -75,17 +75,21 @@ def by_text(teacher, translator) -> list[tuple[Tensor | None, int, int]]:
     for mine, theirs in zip(own.rows.examples, other.rows.examples, strict=True):
         logits = teacher.model(torch.tensor([theirs.ids])).logits[0]
         response = theirs.ids[theirs.prompt_length : -1]
-        heard = {other.tokenizer.decode(response[:count]): count for count in range(len(response) + 1)}
+        heard = {other.tokenizer.decode(response[:count]).lstrip(): count for count in range(len(response) + 1)}
         body = mine.ids[mine.prompt_length :]
-        for count, label in enumerate(body):
-            said = own.tokenizer.decode(body[:count])
-            place = heard.get(said) if not said.endswith("\ufffd") else None
+        texts = [own.tokenizer.decode(body[:count]).lstrip() for count in range(len(body))]
+        for count, (label, said) in enumerate(zip(body, texts, strict=True)):
+            whole = not said.endswith("\ufffd") and said not in texts[count + 1 :]
+            place = heard.get(said) if whole else None
             found.append((None if place is None else logits[theirs.prompt_length - 1 + place], label, count))
     return found
 
 
+@pytest.mark.parametrize("turned", [False, True], ids=["pieces teach bytes", "bytes teach pieces"])
 @torch.no_grad()
-def test_it_speaks_after_the_same_text_and_is_silent_elsewhere(teacher, translator):
+def test_it_speaks_after_the_same_text_and_is_silent_elsewhere(student, teacher, translator, turned):
+    if turned:
+        teacher, translator = student, Translator(translator.other, translator.own)
     whole = batch(translator)
     seen = aligned(teacher, translator).aligned(whole, find_valid(whole.labels))
     expected = by_text(teacher, translator)
