@@ -92,6 +92,7 @@ class HardwareConfig(Settings):
     wait: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         default=1800.0, description="seconds one process waits for the others before it gives the run up"
     )
+    compile: bool = Field(default=False, description="compile the layers of student and teacher for training steps")
     matmul_precision: Literal["highest", "high", "medium"] = Field(
         default="highest", description="fp32 matrix products; medium is faster where bf16 units exist"
     )

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 import running
 from kdcli.config import HardwareConfig, LoraConfig
+from kdcli.engine import compiled
 from kdcli.engine.loop import train
 from kdcli.engine.sharded import Sharded
 from kdcli.engine.step import DistillStep
@@ -296,3 +297,14 @@ def test_a_student_writes_the_same_in_several_processes(tmp_path, shard):
     ]
     assert efforts[0] == efforts[1]
     assert efforts[0]["student_said"] == sum(written[0]) < efforts[0]["student_read"]
+
+
+@pytest.mark.parametrize("shard", [*WAYS, "zero3"])
+def test_compiled_layers_in_several_processes(tmp_path, alone, monkeypatch, shard):
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+
+    def compiling(rank, training):
+        return replace(training, hardware=training.hardware.model_copy(update={"compile": True}))
+
+    run(tmp_path / "run", 2, shard, before=compiling)
+    assert apart(saved(alone, 4), saved(tmp_path / "run", 4)) < 1e-9

@@ -63,13 +63,13 @@ def test_other_layouts_give_the_same(odd: str) -> None:
 
 
 def test_only_large_fp32_products_move(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_HAS_ONEDNN", True)
+    monkeypatch.setattr(products, "HAS_ONEDNN", True)
     one = torch.ones(1, 1)
     assert worthwhile(one, one, 2**22)
     assert not worthwhile(one, one, 2**22 - 1)
     assert not worthwhile(one.double(), one.double(), 2**30)
     assert not worthwhile(one.bfloat16(), one.bfloat16(), 2**30)
-    monkeypatch.setattr(products, "_HAS_ONEDNN", False)
+    monkeypatch.setattr(products, "HAS_ONEDNN", False)
     assert not worthwhile(one, one, 2**30)
 
 

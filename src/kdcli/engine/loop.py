@@ -1,8 +1,10 @@
 """The one training loop: windows -> denominators -> gradients -> optimizer -> events."""
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,21 +18,20 @@ from kdcli.data.collate import IGNORED, Batch
 from kdcli.engine import checkpoint
 from kdcli.engine.bad_batch import refuse_infinite
 from kdcli.engine.checkpoint import Collected, Kept, State
+from kdcli.engine.compiled import CompiledLayers
 from kdcli.engine.devices import peak_memory, reset_peak_memory
+from kdcli.engine.ensemble import living
 from kdcli.engine.events import Event
 from kdcli.engine.journal import Journal
 from kdcli.engine.optim import learning_rate, make_optimizer, set_learning_rate
 from kdcli.engine.peers import is_lost_peer, lost_peer
-from kdcli.engine.placement import Placement, Replicated, clip_gradients
+from kdcli.engine.placed import placed
+from kdcli.engine.placement import clip_gradients
 from kdcli.engine.ranks import Ranks
-from kdcli.engine.sharded import Sharded
-from kdcli.engine.step import DistillStep
 from kdcli.engine.stop import StopRequest
-from kdcli.engine.teacher import Teacher
 from kdcli.engine.teller import Teller, telling
 from kdcli.engine.training import Outcome, Training
 from kdcli.errors import InterruptedRunError, MachineError
-from kdcli.models.load import LanguageModel
 from kdcli.sources.effort import Effort
 
 
@@ -56,7 +57,7 @@ class _Loop:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=training.hardware.wait))],
         )
         self.ranks = Ranks(self.accelerator, training.device.device)
-        self.place = self._placed()
+        self.place = placed(training, self.accelerator)
         self.model, self.step, self.trained = self.place.model, self.place.step, self.place.trained
         self.optimizer = make_optimizer(self.trained, config)
         self.total = training.windows.total_steps
@@ -65,27 +66,7 @@ class _Loop:
             self.model, self.trained.learned, self.optimizer, training.windows, training.identity, self.ranks.size
         )
         self.reached: State | None = None
-
-    def _placed(self) -> Placement:
-        training = self.training
-
-        def step(student: LanguageModel, teacher: Teacher | None) -> DistillStep:
-            return DistillStep(
-                student,
-                teacher,
-                training.loss,
-                vocab=training.vocab,
-                reduce=training.train.reduce,
-                autocast=training.device.autocast,
-                chunk_tokens=training.train.chunk_tokens,
-                seed=training.train.seed,
-            )
-
-        shard, size = training.hardware.shard, self.ranks.size
-        if shard != "ddp" and size > 1:
-            models = training.student, training.teacher
-            return Sharded(training.device.device, size, step, *models, keep=shard == "fsdp2")
-        return Replicated(self.accelerator, step, training.student, training.teacher)
+        self.compiled = CompiledLayers(self.place.running) if training.hardware.compile else None
 
     def run(self) -> Outcome:
         """Run every remaining step."""
@@ -95,6 +76,7 @@ class _Loop:
         self.model.train()
         if training.train.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._compile()
         reset_peak_memory(training.device.device)
         training.report(Event("stage", "training", done=state.step, total=self.total))
         with telling(training, self.accelerator, state) as teller:
@@ -113,6 +95,17 @@ class _Loop:
             state.step, state.tokens, state.student_tokens, state.seconds, self._peak(state), state.generated_tokens,
             state.generation_seconds, asdict(Effort.of_counts(state.effort)), made.tokens, asdict(made.effort),
         )  # fmt: skip
+
+    def _compile(self) -> None:
+        if self.compiled is None:
+            return
+        training, device = self.training, self.training.device.device
+        training.report(Event("stage", "compiling"))
+        readers = [training.student, *living(training.teacher)]
+        limits = [model.positions for model in readers if model.positions is not None]
+        rehearse = partial(self.trained.rehearse, teacher=len(readers) > 1)
+        self.compiled.prepare(rehearse, min(limits, default=None), device)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _all(self, state: State, teller: Teller) -> State:
         self.reached = state
@@ -160,7 +153,7 @@ class _Loop:
         parts: dict[str, Tensor] = {}
         for index, batch in enumerate(window):
             torch.manual_seed(_seed(self.training.train.seed, step, index, self.ranks.index))
-            with self.place.accumulating(index == len(window) - 1):
+            with self.place.accumulating(index == len(window) - 1), self._at_work():
                 loss, sums = self.step(
                     batch.to(self.training.device.device), denominator, step / max(self.total - 1, 1)
                 )
@@ -174,6 +167,9 @@ class _Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return values
+
+    def _at_work(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.compiled is None else self.compiled.at_work()
 
     def _look(self, step: int) -> dict[str, Any] | None:
         """Let the first rank measure the student, if that is due; the others lend it their shards and hear of it."""

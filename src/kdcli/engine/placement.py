@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
+from kdcli.engine.ensemble import living
 from kdcli.engine.step import DistillStep
 from kdcli.engine.teacher import Teacher
 from kdcli.models.load import LanguageModel
@@ -26,12 +27,14 @@ class Placement(ABC):
         step: one micro-batch, from ids to the sum of losses.
         trained: the same without what exchanges gradients; its parameters are what the optimizer moves.
         model: the student in training.
+        running: the models that run in a step, as they do there: the student, and each teacher that is alive.
         alike: whether all processes must run equally many micro-batches.
     """
 
     step: nn.Module
     trained: DistillStep
     model: PreTrainedModel
+    running: list[PreTrainedModel]
     alike: bool
 
     @abstractmethod
@@ -64,6 +67,7 @@ class Replicated(Placement):
     ) -> None:
         self._accelerator = accelerator
         self.model = student.model
+        self.running = [model.model for model in (student, *living(teacher))]
         self.trained = make_step(student, teacher)
         self.step = accelerator.prepare_model(self.trained)
 

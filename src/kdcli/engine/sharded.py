@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
 from kdcli.data.collate import Batch
@@ -60,8 +60,10 @@ class Sharded(Placement):
             teacher = self._teacher = ShardedTeacher(teacher_twin)
             fully_shard(teacher, mesh=mesh)
         self.model = twin.model
+        self.running = [pair.shards for pair in self._pairs.values()]
         self.step = self.trained = make_step(twin, teacher)
         fully_shard(self.step, mesh=mesh, reshard_after_forward=not keep)
+        register_fsdp_forward_method(self.step, "rehearse")
         if not keep:
             self.step.register_forward_hook(lambda *_: self._drop_teacher())
         for pair in self._pairs.values():
@@ -122,15 +124,15 @@ class ShardedTeacher(nn.Module):
 class _Pair:
     """A model as it was given, and its twin in shards."""
 
-    plain: nn.Module
-    shards: nn.Module
+    plain: PreTrainedModel
+    shards: PreTrainedModel
     device: torch.device
 
     def empty(self) -> None:
         """Let go of the plain model's weights."""
         for parameter in self.plain.parameters():
             parameter.data = nothing_on(self.device, parameter)
-        self.plain.to(self.device)
+        nn.Module.to(self.plain, self.device)
 
     @torch.no_grad()
     def fill(self) -> None:
@@ -155,4 +157,6 @@ def _twin(given: LanguageModel, mesh: DeviceMesh) -> LanguageModel:
 def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
     """Return the layers that are gathered one at a time: those that transformers keeps on one device."""
     names = set(model._no_split_modules or ())
-    return [module for module in model.modules() if type(module).__name__ in names]
+    return [
+        module for module in model.modules() if not names.isdisjoint(kind.__name__ for kind in type(module).__mro__)
+    ]

@@ -92,6 +92,22 @@ class DistillStep(nn.Module):
             parts = parts | {name: part.detach() for name, part in inner.items()}
         return total, {name: (part * weights).sum() for name, part in {**work.watched, **parts}.items()}
 
+    def rehearse(self, batch: Batch, *, teacher: bool) -> None:
+        """Run the trunks over a batch as a step does, and the student's backward; drops no gradient.
+
+        Args:
+            batch: any sequences; no source needs to know them.
+            teacher: whether the teacher runs too, rather than being read.
+        """
+        student, other = self._outside
+        reader = other.inner if isinstance(other, AlignedTeacher) else other
+        device = batch.input_ids.device
+        with torch.autocast(device.type, self.autocast) if self.autocast else nullcontext():
+            hidden = student.hidden(batch.input_ids, batch.attention_mask)
+            if teacher and reader is not None:
+                reader.side(batch, find_valid(batch.labels))
+        hidden.sum().backward()
+
     def _look(
         self, batch: Batch, packing: Packing
     ) -> tuple[Projection, Projection | Mixture | Coarse | Aligned | None, Features | None]:

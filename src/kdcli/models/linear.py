@@ -1,19 +1,26 @@
-"""Linear layers whose large fp32 products go where they are fastest."""
+"""Linear layers whose large fp32 products go where they are fastest.
 
-from typing import Any
+What a compiler reads carries no checks of types at run time: it would have to compile them too.
+"""
+
+from typing import Any, no_type_check
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from kdcli.models.compiled_linear import compiled_linear
 from kdcli.models.products import product, worthwhile
 
 
 class QuickLinear(nn.Linear):
     """``y = x W' + b``: ``nn.Linear``, to rounding."""
 
+    @no_type_check
     def forward(self, input: Tensor) -> Tensor:
         """Return ``[.., out]`` for ``[.., in]``."""
+        if torch.compiler.is_compiling():
+            return compiled_linear(input, self.weight, self.bias)
         if _suits(input, self.weight):
             return _Linear.apply(input, self.weight, self.bias)
         return super().forward(input)
@@ -22,8 +29,11 @@ class QuickLinear(nn.Linear):
 class QuickConv1D(Conv1D):
     """``y = x W + b``: GPT-2's linear layer, whose weight is ``[in, out]``, to rounding."""
 
+    @no_type_check
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[.., out]`` for ``[.., in]``."""
+        if torch.compiler.is_compiling():
+            return compiled_linear(x, self.weight.T, self.bias)
         if _suits(x, self.weight):
             return _Linear.apply(x, self.weight.T, self.bias)
         return super().forward(x)

@@ -18,7 +18,7 @@ _WORTH_IT = 2**22
 _SLICE_BYTES = 2**22
 """Products are made in slices of so many bytes, which fit a cache and blocks that malloc keeps."""
 
-_HAS_ONEDNN = (
+HAS_ONEDNN = (
     platform.machine().lower() in ("x86_64", "amd64")
     and torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -34,7 +34,7 @@ def worthwhile(left: Tensor, right: Tensor, work: int) -> bool:
         work: multiplications of the product.
     """
     return (
-        _HAS_ONEDNN
+        HAS_ONEDNN
         and work >= _WORTH_IT
         and left.dtype == right.dtype == torch.float32
         and left.device.type == right.device.type == "cpu"

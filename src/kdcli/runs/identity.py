@@ -67,6 +67,7 @@ def identity_of(
         "precision": str(device.compute).removeprefix("torch."),
         "matmul_precision": config.hardware.matmul_precision,
         "threads": config.hardware.threads,
+        **({"compile": _compiled(config, seen)} if config.hardware.compile else {}),
         **({"monitor": ending} if ending else {}),
         **_adapter(config.lora),
         **train,
@@ -78,6 +79,11 @@ def _other_tokenizer(pair: Pair, loss: DistillLoss, source: Source | None) -> di
     if pair.teacher is None or pair.teacher_vocab is None or not needs_teacher(loss, pair, source):
         return {}
     return {"teacher.tokenizer": pair.teacher.tokenizer_digest}
+
+
+def _compiled(config: DistillConfig, seen: str | None) -> str:
+    """Say whose layers are compiled: a teacher's only where it runs, so that its cache is told from it here."""
+    return "student and teacher" if seen is not None and config.teacher_cache is None else "student"
 
 
 def _adapter(lora: LoraConfig) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def refuse_pair(config: DistillConfig, loss: DistillLoss, source: Source, label:
     needs = source.needs()
     _refuse_facts(loss, source, label)
     _refuse_shards(config, loss, label)
+    _refuse_compiled(config, loss, label)
     if config.teacher is None and (loss.needs().anything_of_teacher or needs.teacher):
         what = "learns from a teacher" if loss.needs().anything_of_teacher else "trains on what a teacher writes"
         raise UsageError("CLI-20", f"{label} {what}", where="--teacher", fix="give a folder or a hub id")
@@ -73,6 +74,12 @@ def _refuse_shards(config: DistillConfig, loss: DistillLoss, label: str) -> None
     if what is not None:
         fix = "use --shard ddp, which keeps every model whole"
         raise UsageError("CLI-22", f"{what}, which does not go with shards", where="--shard", fix=fix)
+
+
+def _refuse_compiled(config: DistillConfig, loss: DistillLoss, label: str) -> None:
+    if config.hardware.compile and loss.needs().features:
+        what = f"{label} compares layers inside the models, which compiled layers do not show"
+        raise UsageError("COMPILE-03", what, where="hardware.compile", fix="leave hardware.compile out")
 
 
 def _refuse_facts(loss: DistillLoss, source: Source, label: str) -> None:

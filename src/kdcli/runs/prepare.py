@@ -6,6 +6,7 @@ from typing import Any
 from kdcli.config import DistillConfig
 from kdcli.data.dataset import TokenDataset, overlap_note
 from kdcli.engine.devices import Device, prepare
+from kdcli.engine.toolchain import check_toolchain
 from kdcli.errors import UsageError
 from kdcli.losses.base import DistillLoss
 from kdcli.losses.build import build_objective, spec_of
@@ -114,6 +115,8 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
     _check_tasks(config, measured=measured)
     refuse_served(config, source, label, measured=measured)
     device = prepare(config.hardware)
+    if config.hardware.compile:
+        check_toolchain(device.device.type)
     pair = workshop.pair(config.student, config.teacher, config.teacher_quantization, server_of(config), across=True)
     refuse_across(config, loss, source, label, pair)
     check_adapter(config.lora, student_is_random=pair.student_is_random)
