@@ -23,7 +23,7 @@ from kdcli.runs.monitor import StudentMonitor
 from kdcli.runs.prepare import Prepared
 from kdcli.runs.serving.author import ServedAuthor
 from kdcli.runs.teachers import mentor_for
-from kdcli.runs.teaching import teacher_of
+from kdcli.runs.teaching import forgetting, teacher_of
 from kdcli.runs.workshop import Workshop
 from kdcli.sources.author import Author
 from kdcli.sources.base import Windows
@@ -90,7 +90,7 @@ def assemble_training(
         device=prepared.device,
         folder=folder.path,
         identity=prepared.identity,
-        report=report,
+        report=forgetting(report, models.teacher, prepared.config.train.keep),
         resume_command=command,
         monitor=_monitor(folder, prepared, workshop, models.student, report),
         hardware=prepared.config.hardware,

@@ -35,9 +35,29 @@ def teacher_of(prepared: Prepared, start: Device, workshop: Workshop, report: Re
     if prepared.teacher_rows is not None:
         return _aligned(prepared, start, workshop, report)
     if facts.server is not None and config.teacher_cache is None:
-        kept = Path(str(config.output)) / ASKED / f"rank-{processes.rank()}.jsonl"
+        kept = Path(str(config.output)) / ASKED / f"rank-{processes.rank()}"
         return ServedTeacher(facts.server, facts.tokenizer, prepared.pair.vocab, facts.server.top_k, kept)
     return teacher_for(config.teacher_cache, facts, prepared.dataset, config.data, config.hardware, start, workshop)
+
+
+def forgetting(report: Report, teacher: Teacher | None, checkpoints: int) -> Report:
+    """Return a report that lets a server's answers go with the checkpoints that needed them.
+
+    Args:
+        report: what it passes events on to.
+        teacher: what the student learns from.
+        checkpoints: how many are kept.
+    """
+    kept = teacher.kept if isinstance(teacher, ServedTeacher) else None
+    if kept is None:
+        return report
+
+    def listening(event: Event) -> None:
+        if event.kind == "saved":
+            kept.turn(checkpoints)
+        report(event)
+
+    return listening
 
 
 def _aligned(prepared: Prepared, start: Device, workshop: Workshop, report: Report) -> AlignedTeacher:

@@ -17,6 +17,7 @@ from kdcli.engine.events import silent
 from kdcli.errors import KDError, MachineError, UsageError
 from kdcli.runs.distill import distill
 from kdcli.runs.serving.places import KeptPlaces
+from kdcli.runs.serving.segments import Segments
 from teaching import script
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -176,3 +177,34 @@ def test_a_full_disk_is_said_in_one_line(tmp_path):
     (tmp_path / "asked").write_text("in the way")
     with pytest.raises(KDError, match="cannot be written"):
         KeptPlaces(tmp_path / "asked" / "rank-0.jsonl", "m").add({(1, 2): [{3: -0.1}]})
+
+
+def test_answers_go_with_the_checkpoints_that_needed_them(tmp_path):
+    kept = Segments(tmp_path / "rank-0", "m")
+    for number in range(5):
+        kept.add({(1, number): [{3: -0.5 - number}]})
+        kept.turn(2)
+    kept.add({(1, 9): [{3: -9.0}]})
+    there = [kept.find((1, number)) for number in range(5)]
+    assert there == [None, None, None, [{3: -3.5}], [{3: -4.5}]]
+    assert sorted(path.name for path in (tmp_path / "rank-0").iterdir()) == [f"0000000{n}.jsonl" for n in (3, 4, 5)]
+    again = Segments(tmp_path / "rank-0", "m")
+    assert len(again) == 3
+    assert again.find((1, 9)) == [{3: -9.0}]
+    again.turn(2)
+    assert (again.find((1, 3)), again.find((1, 4))) == (None, [{3: -4.5}])
+
+
+def test_a_run_keeps_answers_for_its_checkpoints_only(parts):
+    seen = []
+
+    def look(event):
+        if event.kind == "saved":
+            seen.append(len([*(parts.root / "long" / "asked" / "rank-0").glob("*.jsonl")]))
+
+    with loopback.serving(teacher()) as server:
+        settings = config(parts, server.url, "long")
+        train = settings.train.model_copy(update={"save_every": 1, "keep": 1})
+        distill(settings.model_copy(update={"train": train}), look)
+    assert len(seen) == 12
+    assert max(seen) <= 2

@@ -15,7 +15,7 @@ from kdcli.errors import InputError, KDError
 from kdcli.losses.coarse import Coarse
 from kdcli.runs.serving.client import Client, Request
 from kdcli.runs.serving.logprobs import Known, Reader, bodies, spelled
-from kdcli.runs.serving.places import KeptPlaces
+from kdcli.runs.serving.segments import Segments
 from kdcli.text import one_line
 
 _LEAST = 1e-8
@@ -30,7 +30,7 @@ class ServedTeacher:
         tokenizer: the student's; the server's must be the same.
         vocab: real ids of it.
         top_k: tokens asked for at each place.
-        kept: file that keeps the answers, so that a sequence is asked for once; None keeps nothing.
+        kept: folder that keeps the answers, so that a sequence is asked for once; None keeps nothing.
 
     Raises:
         KDError: an address no server can have.
@@ -47,7 +47,7 @@ class ServedTeacher:
         self._client, self.top_k = Client(server), top_k
         self._model, self._vocab = self._client.model(), vocab
         about = f"top {top_k} of {self._model} at {self._client.connection.address.url}"
-        self._kept = None if kept is None else KeptPlaces(kept, about)
+        self.kept = None if kept is None else Segments(kept, about)
         self._tokenizer, self._id_of = tokenizer, id_of(tokenizer)
         self._form: str | None = None
 
@@ -68,13 +68,13 @@ class ServedTeacher:
 
     def ask(self, sequences: Sequence[Sequence[int]]) -> list[list[Known]]:
         """Return what the teacher knows of each token after the first, sequence by sequence; asked once if kept."""
-        if self._kept is None:
+        if self.kept is None:
             return self._ask(sequences)
-        known = {ids: self._kept.find(ids) for ids in map(tuple, sequences)}
+        known = {ids: self.kept.find(ids) for ids in map(tuple, sequences)}
         missing = [ids for ids, places in known.items() if places is None]
         fresh = dict(zip(missing, self._ask(missing), strict=True)) if missing else {}
         if fresh:
-            self._kept.add(fresh)
+            self.kept.add(fresh)
         return [fresh.get(ids) or known[ids] or [] for ids in map(tuple, sequences)]
 
     def _ask(self, sequences: Sequence[Sequence[int]]) -> list[list[Known]]:
