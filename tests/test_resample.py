@@ -39,6 +39,11 @@ def test_the_p_value_is_scipys_permutation_test(count):
     assert permutation_p(pairs(ours, theirs)) == pytest.approx(theirs_p, abs=0.02 if count > 13 else 1e-9)
 
 
+def test_what_was_seen_counts_among_the_swaps_so_that_no_p_value_is_zero():
+    draw = np.random.default_rng(1)
+    assert permutation_p(pairs(draw.normal(9, 1, 40), draw.normal(0, 1, 40))) == 1 / 10_000
+
+
 def test_a_ratio_is_resampled_by_its_sums():
     draw = np.random.default_rng(2)
     weights = draw.integers(1, 30, 120).astype(float)

@@ -13,6 +13,7 @@ from kdcli.statistics import (
     difference_over_seeds,
     over_examples,
     over_seeds,
+    sampling_noise,
     smallest_detectable_difference,
 )
 
@@ -150,3 +151,21 @@ def test_the_smallest_detectable_difference_is_found_with_the_promised_power(cou
     found = np.mean(scipy.stats.ttest_1samp(samples, 0.0, axis=1).pvalue < 0.05)
     assert found == pytest.approx(0.8, abs=0.02)
     assert smallest_detectable_difference(over_seeds([1.0])) is None
+
+
+def test_several_contenders_share_the_level_of_the_smallest_detectable_difference():
+    """Of many seeds it is the sum of two normal quantiles."""
+    estimate = Estimate(0.0, None, None, 10**6, "seeds", error=2.0)
+    for tests in (1, 4):
+        expected = 2.0 * (scipy.stats.norm.ppf(1 - 0.05 / tests / 2) + scipy.stats.norm.ppf(0.8))
+        assert smallest_detectable_difference(estimate, tests=tests) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_sampling_of_answers_adds_the_variance_of_a_mean_of_them():
+    """The answers 0, 4 and 8 have variance 16, their mean 16/3; the other example's are all the same."""
+    each = np.array([[0.0, 4.0, 8.0], [1.0, 1.0, 1.0]])
+    answers, score = np.stack([each, np.ones_like(each)], axis=-1), means(each.mean(1))
+    assert sampling_noise([score], [answers]) == pytest.approx(8 / 3)
+    assert sampling_noise([score, score], [answers, np.tile(score.sums[:, None], (1, 3, 1))]) == pytest.approx(4 / 3)
+    assert sampling_noise([score, score], [answers, None]) is None
+    assert sampling_noise([score], [answers[:, :1]]) is None

@@ -65,6 +65,25 @@ def scores(metric, seed: int = 0, order: list[int] | None = None):
     return metric.scores_from_tokens(chosen, renumbered, len(order))
 
 
+def scores_of_rows(metric, rows, references, computed):
+    """Every row an example of its own: one token, one answer of one token, or one question."""
+    count, here = len(rows), np.arange(len(rows))
+    if metric.eats == "choices":
+        table = ChoiceTable(rows, np.ones(rows.shape, dtype=np.int64), references)
+        return metric.scores_from_choices(replace(table, development=table) if metric.needs_development else table)
+    sides = {"teacher": references} if metric.needs_teacher() else {"labels": references}
+    found = facts_from_logits(rows, **sides)
+    if "temperature" in metric.facts:
+        found |= scaled_facts(rows, references, computed["temperature"])
+    if metric.eats == "tokens":
+        return metric.scores_from_tokens(found, here, count)
+    if "accepted" in metric.facts:  # what is to be expected of one drafted token a call
+        likely = 1.0 - found["total_variation"]
+        found |= {"accepted": likely, "opens": np.ones(count), "emitted": 1.0 + likely}
+    own = OwnFacts(found, here, np.zeros_like(here), np.zeros_like(here), count, 1, 1)
+    return metric.scores_from_own(dict.fromkeys(metric.samplers, own))
+
+
 def choices(metric, seed: int, order: list[int]) -> ChoiceTable:
     draw = np.random.default_rng(seed)
     logits, right = draw.normal(size=(EXAMPLES, VOCAB)), draw.integers(0, VOCAB, EXAMPLES)
@@ -112,7 +131,8 @@ def test_compute_gives_the_same_numbers_as_the_scores(metric):
         draw = np.random.default_rng(0)
         rows = draw.normal(size=(5, VOCAB))
         references = draw.normal(size=(5, VOCAB)) if metric.needs_teacher() else draw.integers(0, VOCAB, 5)
-        assert set(metric.compute(predictions=rows, references=references)) == set(metric.scores)
+        computed = metric.compute(predictions=rows, references=references)
+        assert computed == {score.name: score.value for score in scores_of_rows(metric, rows, references, computed)}
 
 
 def test_every_value_is_finite_on_ordinary_input(metric):
@@ -132,6 +152,12 @@ def test_additive_sums_stand_for_any_subset_of_examples(metric):
         if score.sums is not None:
             assert score.sums.shape[0] == EXAMPLES
             assert float(score.finish(score.sums[part].sum(0))) == pytest.approx(alone.value, rel=1e-12)
+
+
+def test_statistics_by_answer_average_to_those_of_the_example(metric):
+    for score in scores(metric):
+        if score.answers is not None:
+            np.testing.assert_allclose(score.answers.mean(1), score.sums, rtol=1e-12)
 
 
 def test_duplicating_every_example_keeps_an_additive_score(metric):

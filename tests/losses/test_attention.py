@@ -91,3 +91,11 @@ def test_a_row_that_is_0_where_the_teacher_looks_is_finite(kind):
     (grad,) = torch.autograd.grad(found.sum(), ours)
     assert torch.isfinite(found).all()
     assert torch.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("kind", ["kl", "mse", "scores"])
+def test_no_gradient_reaches_the_teacher(kind):
+    ours, theirs = rows(scores(2, 0)).requires_grad_(), rows(scores(2, 1)).requires_grad_()
+    value(kind, ours, theirs).sum().backward()
+    assert ours.grad.abs().sum() > 0
+    assert theirs.grad is None

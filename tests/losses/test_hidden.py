@@ -116,6 +116,7 @@ def test_the_map_gets_the_gradient_of_least_squares():
     value(HiddenStates(), ours, theirs, nn.ModuleDict({"1-1": carry})).sum().backward()
     apart = ours.detach() @ carry.weight.T - theirs
     torch.testing.assert_close(carry.weight.grad, 2 * apart.T @ ours.detach() / 7, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(ours.grad, (2 * apart @ carry.weight / 7).detach(), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -164,3 +165,22 @@ def test_a_sum_asks_for_what_its_terms_ask_for():
     pure = build_objective("hidden+2*attention").needs()
     assert (pure.logits, pure.features) == (False, {"hidden", "attention"})
     assert build_objective("ce+0*hidden").needs().features == frozenset()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_gradient_reaches_the_teacher(kind):
+    ours, theirs = drawn()
+    value(hidden(kind), ours, theirs.requires_grad_()).sum().backward()
+    assert ours.grad.abs().sum() > 0
+    assert theirs.grad is None
+
+
+def test_a_ramp_weighs_the_term_on_features():
+    """A quarter of the way from 0 to 2 is one half."""
+    ours, theirs = drawn()
+    shape = Dims(ModelShape(1, 5, 1), ModelShape(1, 5, 1))
+    seen = Features(Inner({1: ours}, {}), Inner({1: theirs}, {}), torch.ones(6), shape, nn.ModuleDict())
+    tok = Tokens(torch.zeros(6, dtype=torch.int64), ours.new_zeros((6, 0)), progress=0.25, features=seen)
+    (found,) = build_objective("ramp:loss=hidden,start=0,end=2").feature_parts(tok).values()
+    torch.testing.assert_close(found, value(hidden(), ours, theirs) / 2, rtol=1e-14, atol=0)
+    torch.testing.assert_close(tok.watched["ramp.weight"], torch.full((6,), 0.5))

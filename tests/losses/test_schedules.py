@@ -107,6 +107,17 @@ def test_nothing_is_computed_at_weight_zero():
     assert not values(loss, data).any()
 
 
+@pytest.mark.parametrize("inner", ["rkl", "ce"])
+def test_value_and_gradient_stand_at_the_weight_of_the_moment(inner):
+    """A quarter of the way from 0 to 2 is one half, in closed form and by autograd."""
+    loss, bare = build_objective(f"ramp:loss={inner},start=0,end=2"), build_objective(inner)
+    data = replace(sample(loss).to(torch.float64), progress=0.25)
+    ramped, plain = (one.parts_and_grad(tokens_of(one, with_facts(one, data))) for one in (loss, bare))
+    torch.testing.assert_close(ramped[0]["ramp"], plain[0][inner] / 2, rtol=1e-14, atol=0)
+    torch.testing.assert_close(ramped[1], plain[1] / 2, rtol=1e-14, atol=0)
+    torch.testing.assert_close(values(loss, data), values(bare, data) / 2, rtol=1e-14, atol=0)
+
+
 def test_stages_switch_from_one_term_to_the_other():
     loss = build_objective("ramp:loss=ce,start=1,end=0,course=step,until=0.4+ramp:loss=fkl,course=step,until=0.4")
     ce, fkl = build_objective("ce"), build_objective("fkl")

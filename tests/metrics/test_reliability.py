@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from kdcli.metrics.bins import bin_sums, calibration_error
 from kdcli.metrics.calibration import Calibration
@@ -42,6 +42,21 @@ def test_predictions_of_one_example_count_as_what_they_tell():
     together = equal_width_series("a", bin_sums(confidence, correct, np.arange(50) // 10, 5, 1))
     assert together.y == apart.y
     assert together.high[0] - together.low[0] > 2 * (apart.high[0] - apart.low[0])
+
+
+def test_five_examples_each_of_one_mind_tell_as_much_as_four_predictions():
+    """Wilson's ends p solve (p - y)^2 = z^2 p (1 - p) / n; here n = y (1 - y) 50^2 / (5/4 sum (right - 10 y)^2) = 4."""
+    correct = np.array([1.0] * 20 + [0.0] * 30)
+    found = equal_width_series("a", bin_sums(np.full(50, 0.5), correct, np.arange(50) // 10, 5, 1))
+    for end in (found.low[0], found.high[0]):
+        assert (end - 0.4) ** 2 == pytest.approx(norm.ppf(0.975) ** 2 * end * (1 - end) / 4, rel=1e-9)
+
+
+def test_examples_that_balance_themselves_tell_no_more_than_their_predictions():
+    correct = np.array([1.0, 0.0, 1.0, 0.0, 1.0, 1.0])
+    found = equal_width_series("a", bin_sums(np.full(6, 0.5), correct, np.arange(6) // 2, 3, 1))
+    theirs = binomtest(4, 6).proportion_ci(method="wilson")
+    assert (found.low[0], found.high[0]) == pytest.approx((theirs.low, theirs.high), rel=1e-9)
 
 
 def test_bars_that_are_all_right_or_all_wrong_keep_an_interval():

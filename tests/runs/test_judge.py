@@ -267,7 +267,12 @@ def test_replies_are_read(reply, pair):
 def test_no_answer_can_fill_a_place_of_the_prompt(text):
     filled = JudgePrompt().fill("q", text, "b")
     assert filled == DEFAULT.replace("{prompt}", "q").replace("{second}", "b").replace("{first}", text)
-    assert read_pair(text) is None or len(read_pair(text)) == 2
+
+
+@given(st.text("0123456789.,-/ \n:[]", max_size=12))
+def test_no_reply_gives_a_score_off_the_scale(text):
+    pair = read_pair(text)
+    assert pair is None or (len(pair) == 2 and all(1.0 <= score <= 10.0 for score in pair))
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 3))
