@@ -114,10 +114,7 @@ def positions_stated(path: str) -> int | None:
 
 
 def _positions(config: PreTrainedConfig) -> int | None:
-    try:
-        value = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    except NotImplementedError:
-        return None
+    value = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     return value if isinstance(value, int) and value > 0 else None
 
 
