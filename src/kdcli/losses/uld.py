@@ -20,8 +20,8 @@ class UniversalLogits(Divergence):
 
     It asks how sure each side is, not of what: the likeliest token of the one is held against the likeliest of the
     other, whatever they spell. So the two may have different tokenizers. The shorter side is filled up with zeros. The
-    paper adds it to the cross-entropy with the label, as ``ce+1.5*uld``. With one tokenizer for both it is the same
-    distance, at most twice ``tvd``.
+    authors' code adds it to the cross-entropy with the label, as ``ce+1.5*uld``. With one tokenizer for both it is
+    the same distance, at most twice ``tvd``.
 
     With different tokenizers a token counts only where the teacher has read the same text up to it; the others have
     the value 0 and stay in the mean. Their share stands in ``metrics.jsonl`` as ``uld.aligned``.
@@ -29,7 +29,7 @@ class UniversalLogits(Divergence):
     The gradient is that of the order at hand; of equally likely tokens, that of the lower id stands first.
 
     Reference: Boizard et al., Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs,
-    arXiv:2402.12030.
+    arXiv:2402.12030, eqs. 4 and 5.
 
     >>> q, p = torch.tensor([[0.6, 0.4]]).log(), torch.tensor([[0.1, 0.2, 0.7]]).log()
     >>> round(UniversalLogits().divergence(q, p).item(), 4)
@@ -38,7 +38,7 @@ class UniversalLogits(Divergence):
 
     name: ClassVar[str] = "uld"
     formula: ClassVar[str] = "sum_i |p_(i) - q_(i)|, p_(i) the i-th largest, the shorter filled up with 0"
-    reference: ClassVar[str] = "Boizard et al. 2024 (ULD), arXiv:2402.12030"
+    reference: ClassVar[str] = "Boizard et al. 2024 (ULD), arXiv:2402.12030, eqs. 4 and 5"
     cost: ClassVar[str] = "about 15 FLOP a vocabulary entry, and a sort of both sides"
 
     def needs(self) -> Needs:
