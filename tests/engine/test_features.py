@@ -12,10 +12,12 @@ import running
 from kdcli.data.collate import collate
 from kdcli.engine.events import silent
 from kdcli.engine.loop import train
+from kdcli.engine.pack import find_valid
 from kdcli.engine.step import DistillStep
 from kdcli.engine.teacher import LiveTeacher
 from kdcli.errors import InputError, InterruptedRunError
 from kdcli.losses.build import build_objective
+from kdcli.losses.layers import Layers
 
 SPECS = ["hidden", "hidden:kind=squarehead,map=0-0/1-3", "attention", "attention:kind=scores,map=last:2"]
 
@@ -61,6 +63,25 @@ def agree(one, other):
 def test_padding_changes_nothing(spec):
     module = step(spec, *pair())
     agree(value_and_grads(module, batch()), value_and_grads(module, batch(pad=5)))
+
+
+def test_what_a_teacher_shows_of_a_sequence_depends_on_no_company_bit_for_bit():
+    teacher = LiveTeacher(running.model("teacher", seed=2, family="gpt2", n_embd=48, n_layer=3, n_head=2))
+    asked = Layers(frozenset({0, 2, 3}), frozenset({1, 3}))
+
+    def seen(*indexes):
+        made = batch(indexes)
+        return teacher.look(made, find_valid(made.labels), asked)
+
+    whole, alone = seen(6, 0, 5, 3), [seen(index) for index in (6, 0, 5, 3)]
+    assert torch.equal(whole.side.hidden, torch.cat([one.side.hidden for one in alone]))
+    for layer in asked.hidden:
+        assert torch.equal(whole.inner.hidden[layer], torch.cat([one.inner.hidden[layer] for one in alone]))
+    for layer in asked.attention:
+        maps = whole.inner.attention[layer]
+        single = [one.inner.attention[layer] for one in alone]
+        wide = [torch.nn.functional.pad(one, (0, maps.shape[-1] - one.shape[-1])) for one in single]
+        assert torch.equal(maps, torch.cat(wide))
 
 
 @pytest.mark.parametrize("spec", [*SPECS, "0.5*fkl+0.5*hidden:kind=pkd"])

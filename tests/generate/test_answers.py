@@ -252,3 +252,13 @@ def test_uniforms_depend_on_seed_example_and_step_alone():
     assert whole.max() < 1.0
     assert abs(whole.mean() - 0.5) < 0.03
     assert uniforms(2**63 - 1, [2**40], 1).shape == (1, 1)
+
+
+def test_a_prompt_is_read_for_itself_whatever_its_number_in_the_draws():
+    """The second one's number is the first one's place."""
+    model, asked = speaker(), [[1, 5, 6, 7], [1, 8, 9, 10]]
+    together = generate(model, asked, config(), seed=3, examples=[7, 0])
+    alone = [
+        generate(model, [prompt], config(), seed=3, examples=[n])[0] for prompt, n in zip(asked, (7, 0), strict=True)
+    ]
+    assert together == alone

@@ -77,6 +77,16 @@ def test_log_probabilities_at_every_step_are_those_of_the_mixture():
     assert (speaker.tolerance(after) > 0).all()
 
 
+@torch.no_grad()
+def test_a_log_probability_may_be_off_by_twice_the_logits_of_the_coarser_side():
+    """An unlikely token's falls by nearly 2 d where its logit falls by d and all others rise by d."""
+    speaker = MixedSpeaker(*pair(), IDS, 0.2)
+    sides = [side.tolerance(side.read([1, 5, 6]).logits) for side in speaker.sides]
+    read = speaker.read([1, 5, 6])
+    assert sides[0] != sides[1]
+    assert speaker.tolerance(read.logits) == 2.0 * max(sides)
+
+
 def test_tokens_are_drawn_with_the_mixtures_frequencies():
     one, other = pair()
     prompt, count, alpha = prompts(1)[0], 4000, 0.2

@@ -108,3 +108,9 @@ def test_draws_follow_from_seed_example_and_step_alone():
 def test_real_ids_draw_the_same_whether_the_head_has_padding_rows_or_not():
     clocks = waits([stream(0, 0)], 500)
     assert np.array_equal(waits([stream(0, 0)], 700)[:, : BLOCK + 2], clocks[:, : BLOCK + 2])
+
+
+def test_greedy_is_sure_where_both_logits_may_move_towards_each_other():
+    """Of logits 1 apart the first stays the larger one as long as neither moves by a half."""
+    logits, off = torch.tensor([[1.0, 0.0, -9.0]]).expand(4, 3), torch.tensor([0.25, 0.49, 0.51, 0.9])
+    assert greedy(logits, off).sure.tolist() == [True, True, False, False]

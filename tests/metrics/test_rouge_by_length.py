@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
+from kdcli.data.examples import Example, TokenDataset
 from kdcli.errors import InputError, UsageError
 from kdcli.metrics.rouge import RougeL
 from kdcli.metrics.rouge_by_length import RougeLByLength
+from kdcli.runs.evaluation.scoring import Texts, beside
 from kdcli.statistics import over_examples
 
 LENGTHS = [0, 5, 6, 10, 11, 400, 3, 12]
@@ -70,3 +72,11 @@ def test_what_is_missing_or_does_not_fit_is_one_line():
         by_bucket(reference_tokens=[3])
     with pytest.raises(UsageError, match='no length_unit "pages"'):
         RougeLByLength(length_unit="pages")
+
+
+def test_the_length_of_a_reference_leaves_its_end_token_out():
+    """Three tokens and the end, three tokens that were cut, nothing but the end."""
+    rows = ((1, 9, 5, 6, 7, 2), (1, 9, 5, 6, 7), (1, 9, 2))
+    dataset = TokenDataset(tuple(Example(ids, 2, "", ("a",), "") for ids in rows))
+    texts = Texts([["a"]] * 3, [["a"]] * 3, [""] * 3, [[True]] * 3)
+    assert beside(texts, dataset, 2).reference_tokens == [3, 3, 0]

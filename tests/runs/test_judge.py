@@ -293,3 +293,12 @@ def test_statistics_against_plain_loops(seed, examples, answers):
     swapped = {score.name: score for score in scores_of(Verdicts(model[..., ::-1], reference[..., ::-1]))}
     assert swapped["judge_first_bonus"].value == pytest.approx(-found["judge_first_bonus"].value)
     assert swapped["judge_consistency"].value == found["judge_consistency"].value
+
+
+def test_an_example_counts_once_however_many_of_its_answers_were_judged():
+    model = np.array([[[9.0, 7.0], [5.0, np.nan]], [[2.0, 2.0], [2.0, 2.0]], [[np.nan, 1.0], [np.nan, np.nan]]])
+    found = {score.name: score for score in scores_of(Verdicts(model, np.full((3, 2, 2), 4.0)))}
+    assert found["judge_score"].value == (8.0 + 2.0) / 2
+    assert found["judge_ratio"].value == 100 * (8.0 + 2.0) / (4.0 + 4.0)
+    assert found["judge_win_rate"].value == 50.0
+    assert found["judge_first_bonus"].value == (1.0 + 0.0) / 2

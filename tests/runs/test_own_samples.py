@@ -136,3 +136,11 @@ def test_a_context_too_short_for_whole_answers_is_refused(positions, fix):
         speakers(student, short).check_room(rows)
     assert (caught.value.where, caught.value.fix) == ("short", fix)
     speakers(student, None).check_room(rows)
+
+
+def test_greedy_answers_are_all_the_same_so_each_row_is_drafted_for_once():
+    student, teacher = chains.chain(chains.GOLDEN_STUDENT), chains.chain(chains.GOLDEN_TEACHER)
+    for temperature, answers in ((0.0, 1), (1.0, 2)):
+        found = facts_of_drafting(prompts(3), speakers(student, teacher, temperature=temperature))
+        assert (found.examples, found.answers) == (3, answers)
+        assert set(found.answer.tolist()) == set(range(answers))

@@ -94,6 +94,12 @@ def test_paces_and_the_share_that_is_logged():
     assert opened.values()["curriculum.open"] == 1.0
 
 
+def test_the_way_goes_from_the_first_step_to_the_last():
+    opened = windows(CurriculumSource(start=0.2, until=1.0), max_steps=5)
+    shares = [opened.window(step) and opened.values()["curriculum.open"] for step in range(5)]
+    assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
 @pytest.mark.parametrize("by", ["teacher_nll", "student_nll", "teacher_uncertainty"])
 def test_difficulty_is_what_the_whole_model_says(by, ground):
     model = ground.student if by == "student_nll" else ground.teacher
@@ -125,9 +131,9 @@ def test_measured_once_kept_and_made_again_if_damaged(ground, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(type(ground.teacher), "hidden", refuse)
         assert difficulties("teacher_nll", here) == first
-        other = replace(here, dataset=running.dataset(10))
-        with pytest.raises(AssertionError, match="measured again"):
-            difficulties("teacher_nll", other)
+        for other in (running.dataset(9, seed=1), running.dataset(10)):
+            with pytest.raises(AssertionError, match="measured again"):
+                difficulties("teacher_nll", replace(here, dataset=other))
     for damage in (text[:-9], text.replace("0", "1", 3), "[]"):
         kept.write_text(damage)
         assert difficulties("teacher_nll", here) == first

@@ -1,9 +1,12 @@
+import numpy as np
 import pytest
+from scipy.stats import kstest
 
 import running
 from kdcli.config import TrainConfig
 from kdcli.sources.base import Ground
 from kdcli.sources.build import build_source
+from kdcli.sources.writing import Written
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +30,16 @@ def test_phi_grows_when_the_score_gets_worse_and_never_falls():
         windows.observe(0, {"nll": score, "perplexity": 9.0})
         seen.append(round(windows.phi, 6))
     assert seen == [0.0, 0.0, 0.3, 0.3, 0.3, 0.6, 0.6, 0.9, 1.0, 1.0, 1.0]
+
+
+def test_which_answer_comes_again_does_not_follow_from_the_draw_that_said_replay():
+    """In the last steps of a run nothing is written; each of 100 answers is as likely for the first row as another."""
+    windows, example = opened("phi=0.3,growth=0", steps=10**9), running.dataset(1).examples[0]
+    windows.buffer = [Written(example, number, "student") for number in range(100)]
+    drawn = [windows.write(step, [0])[0] for step in range(10**9 - 1000, 10**9)]
+    replayed = [one.row for one in drawn if one.origin == "student"]
+    assert 250 < len(replayed) < 350
+    assert kstest(np.array(replayed) / 100, "uniform").pvalue > 0.01
 
 
 def test_at_phi_0_it_is_the_data_set(student):

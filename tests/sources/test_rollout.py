@@ -236,3 +236,12 @@ def test_training_brings_the_student_closer_to_its_teacher(tmp_path):
     after = source.open(land)
     after.window(0)
     assert after.values()["rollout.sequence_kl"] < 0.5 * before
+
+
+def test_every_reading_of_every_round_has_an_order_of_its_own():
+    windows, nothing = opened("rollout:rollouts=8,epochs=2"), torch.zeros(3)
+    example = Example((1, 5, 6, 7, 2), 2, "", (), "")
+    said = [Rollout(place, place, example, True, nothing, nothing, nothing) for place in range(8)]
+    orders = [windows._order(number, epoch, said) for number in (0, 1) for epoch in (0, 1)]
+    assert all(sorted(row for step in order for row in step) == list(range(8)) for order in orders)
+    assert len({str(order) for order in orders}) == 4
