@@ -158,3 +158,12 @@ def test_beam_search_finds_the_likeliest_answers_of_two_tokens(teacher):
 def test_nonsense_is_refused_in_words(spec, said):
     with pytest.raises(UsageError, match=said):
         build_source(spec)
+
+
+def test_texts_of_another_longest_length_are_kept_apart(teacher, tmp_path):
+    source = build_source("teacher:max_new_tokens=6")
+    one = ground(teacher, tmp_path)
+    other = replace(one, longest=20)
+    prompts = dict(enumerate(one.dataset.examples))
+    assert module.folder_name(source, one, prompts) == module.folder_name(source, replace(one), prompts)
+    assert module.folder_name(source, one, prompts) != module.folder_name(source, other, prompts)
