@@ -43,7 +43,7 @@ def student(family, lora):
     return replace(model, adapter=wrapped)
 
 
-def gradients(family, *, lora=False, checkpointing=False):
+def gradients(family, *, lora=False, checkpointing=False, objective="fkl"):
     """Gradients of one micro-batch with dropout drawn from a seed, and how often the layers ran."""
     model = student(family, lora)
     runs = []
@@ -54,11 +54,12 @@ def gradients(family, *, lora=False, checkpointing=False):
     if checkpointing:
         model.model.gradient_checkpointing_enable({"use_reentrant": False})
     teacher = LiveTeacher(running.model("teacher", seed=2))
-    step = DistillStep(model, teacher, build_objective("fkl"), vocab=running.VOCAB)
+    step = DistillStep(model, teacher, build_objective(objective), vocab=running.VOCAB)
     torch.manual_seed(7)
     loss, _ = step(collate(running.dataset(4).examples, [0, 1, 2, 3], 0), 20)
     loss.backward()
-    found = {name: one.grad for name, one in model.model.named_parameters() if one.grad is not None}
+    parameters = {**dict(model.model.named_parameters()), **dict(step.named_parameters())}
+    found = {name: one.grad for name, one in parameters.items() if one.grad is not None}
     return found, len(runs)
 
 
@@ -72,6 +73,20 @@ def test_recomputed_activations_give_the_same_gradients(family, lora):
     assert any(one.abs().max() > 0 for one in plain.values())
     for name, one in plain.items():
         torch.testing.assert_close(again[name], one, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
+@pytest.mark.parametrize("objective", ["fkl+hidden:map=1-1", "fkl+attention:map=1-1"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_layers_that_are_matched_may_be_recomputed(family, objective, lora):
+    plain, once = gradients(family, lora=lora, objective=objective)
+    again, twice = gradients(family, lora=lora, objective=objective, checkpointing=True)
+    without, _ = gradients(family, lora=lora)
+    assert twice == once + 1, "the layers run again in the backward pass, or nothing was saved"
+    assert plain.keys() == again.keys()
+    for name, one in plain.items():
+        torch.testing.assert_close(again[name], one, rtol=1e-6, atol=1e-6)
+    assert any(not torch.allclose(plain[name], one, atol=1e-5) for name, one in without.items()), "layers were matched"
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
