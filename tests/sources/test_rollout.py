@@ -13,10 +13,11 @@ from kdcli.config import TrainConfig
 from kdcli.data.collate import IGNORED
 from kdcli.data.examples import Example
 from kdcli.engine.loop import train
-from kdcli.losses.supplied import code_of
+from kdcli.losses.supplied import ORIGIN_SHARE, code_of
 from kdcli.sources.base import Ground
 from kdcli.sources.build import build_source
 from kdcli.sources.rollouts import Rollout, mixture_logp, packed, repeated, summary, unpacked
+from kdcli.sources.writing import Written, batches
 
 STEPS = 8
 
@@ -245,3 +246,10 @@ def test_every_reading_of_every_round_has_an_order_of_its_own():
     orders = [windows._order(number, epoch, said) for number in (0, 1) for epoch in (0, 1)]
     assert all(sorted(row for step in order for row in step) == list(range(8)) for order in orders)
     assert len({str(order) for order in orders}) == 4
+
+
+def test_the_share_of_an_origin_is_taken_over_all_processes():
+    """Three tokens of data here, nine of the student's there."""
+    here = replace(ground(), gather=lambda mine: [*mine, ("student", 9)])
+    (batch,) = batches([Written(Example((1, 5, 6, 7, 2), 2, "", (), ""), 0)], here)
+    assert set(batch.facts[ORIGIN_SHARE][batch.labels != IGNORED].tolist()) == {0.25}

@@ -167,3 +167,19 @@ def test_texts_of_another_longest_length_are_kept_apart(teacher, tmp_path):
     prompts = dict(enumerate(one.dataset.examples))
     assert module.folder_name(source, one, prompts) == module.folder_name(source, replace(one), prompts)
     assert module.folder_name(source, one, prompts) != module.folder_name(source, other, prompts)
+
+
+def test_a_line_cut_in_half_does_not_take_the_next_one_along(teacher, tmp_path, monkeypatch):
+    source, here = build_source("teacher:max_new_tokens=6"), ground(teacher, tmp_path)
+    prompts, whole = module.prompts_of(source, here), module._make
+    partial = tmp_path / f".{module.folder_name(source, here, prompts)}.jsonl"
+    partial.write_bytes(b'{"prompt": "cut by a ki')
+
+    def dying(*given):
+        yield next(whole(*given))
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(module, "_make", dying)
+    with pytest.raises(RuntimeError, match="killed"):
+        module.made_text(source, here)
+    assert len(module.read_sentences(partial, prompts)) == 1
