@@ -90,8 +90,10 @@ def test_a_log_probability_may_be_off_by_twice_the_logits_of_the_coarser_side():
 def test_tokens_are_drawn_with_the_mixtures_frequencies():
     one, other = pair()
     prompt, count, alpha = prompts(1)[0], 4000, 0.2
-    asked = [Asked(prompt, number, (3,)) for number in range(count)]
-    first = [a.ids[0] if a.ids else 2 for a in said(one, other, alpha, asked, max_new_tokens=1).values()]
+    asked = [Asked(prompt, 0, tuple(range(count)))]  # the prompt is read once for all seeds
+    coming = mixed_answers(one, other, alpha, asked, config(max_new_tokens=1), rows=IDS)
+    first = [answer.ids[0] if answer.ids else 2 for _, _, answer in coming]
+    assert len(first) == count
     expected = mixture(one, other, alpha, prompt)[-1]
     found = torch.bincount(torch.tensor(first), minlength=IDS) / count
     sigma = (expected * (1 - expected) / count).sqrt()
