@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check lint types imports docs fast fix bench clean
+.PHONY: demo test test-full check lint types imports docs fast fix bench clean
 
 demo: $(STAMP)
 	$(BIN)/kd demo
@@ -12,8 +12,11 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/pytest
 
+test-full: $(STAMP)
+	$(BIN)/pytest -m "full or not full"
+
 fast: $(STAMP)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not full"
 
 check: lint types imports docs test
 
