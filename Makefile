@@ -1,19 +1,30 @@
 # Two commands on a fresh machine: `make demo` and `make test`.
-PYTHON ?= python3.11
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-full check lint types imports docs fast fix bench clean
+# The first Python of 3.11 to 3.13 that runs here; PYTHON=... names another.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+# Exact versions of everything that is installed; `make lock` writes them, `kd doctor` reads them.
+LOCK ?= src/kdcli/constraints.txt
+EXTRAS := track,lora,quant,slurm,ray,bench
+RESOLVE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --prerelease disallow --group dev --all-extras \
+	--no-emit-index-url --no-header --no-annotate pyproject.toml
+SMOKE := tests/generate/test_answers.py tests/generate/test_company.py tests/models/test_save.py tests/runs/test_teacher_cache.py \
+	tests/journeys/test_demo.py
+
+.PHONY: demo test test-full check lint types imports docs fast fix lock newest newest-smoke lowest clean
 
 demo: $(STAMP)
 	$(BIN)/kd demo
 
 test: $(STAMP)
-	$(BIN)/pytest
+	KD_LOCK=$(LOCK) $(BIN)/pytest
 
 test-full: $(STAMP)
-	$(BIN)/pytest -m "full or not full"
+	KD_LOCK=$(LOCK) $(BIN)/pytest -m "full or not full"
 
 fast: $(STAMP)
 	$(BIN)/pytest -m "not slow and not full"
@@ -38,12 +49,34 @@ fix: $(STAMP)
 	$(BIN)/ruff format src tests benchmarks docs
 	$(BIN)/python docs/generate.py
 
-$(STAMP): pyproject.toml constraints.txt
+# One resolution for Python 3.11 and later on Linux and macOS, with markers; no index, no hashes.
+lock: .venv/.installed
+	$(RESOLVE) --upgrade --output-file src/kdcli/constraints.txt
+
+# The suite with the newest, and with the lowest, versions that pyproject.toml allows, each in an environment of its own.
+newest: .venv/.installed
+	mkdir -p build
+	$(RESOLVE) --upgrade --output-file build/newest.txt
+	$(MAKE) test VENV=.venv-newest LOCK=build/newest.txt
+
+lowest: .venv/.installed
+	mkdir -p build
+	$(RESOLVE) --upgrade --resolution lowest-direct --output-file build/lowest.txt
+	$(MAKE) test VENV=.venv-lowest LOCK=build/lowest.txt
+
+newest-smoke: .venv/.installed
+	mkdir -p build
+	$(RESOLVE) --upgrade --output-file build/newest.txt
+	diff src/kdcli/constraints.txt build/newest.txt || true
+	$(MAKE) .venv-newest/.installed VENV=.venv-newest LOCK=build/newest.txt
+	KD_LOCK=build/newest.txt .venv-newest/bin/pytest -p no:cacheprovider $(SMOKE)
+
+$(STAMP): pyproject.toml $(LOCK)
+	@test -n "$(PYTHON)" || { echo "no Python of 3.11 or later is here; name one: make PYTHON=/path/to/python" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet -c constraints.txt "torch==2.13.0"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e . --group dev
+	$(BIN)/python -m pip install --quiet --upgrade --constraint $(LOCK) pip
+	$(BIN)/python -m pip install --quiet --constraint $(LOCK) --build-constraint $(LOCK) --editable ".[$(EXTRAS)]" --group dev
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build dist demo src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-lowest build dist demo src/*.egg-info .pytest_cache .ruff_cache .hypothesis

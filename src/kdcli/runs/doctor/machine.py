@@ -10,6 +10,7 @@ from kdcli.config import DoctorConfig
 from kdcli.data.tables import size_text
 from kdcli.engine.devices import Device, prepare
 from kdcli.runs.doctor.check import Examination
+from kdcli.runs.doctor.versions import examine_versions
 from kdcli.runs.environment import environment
 
 _LITTLE = 2**30
@@ -20,6 +21,7 @@ def examine_machine(config: DoctorConfig, found: Examination) -> Device | None:
     versions = environment()
     libraries = ", ".join(f"{name} {versions['libraries'][name]}" for name in ("torch", "transformers", "accelerate"))
     found.add("versions", "ok", f"kd {versions['kd']}, python {versions['python']}, {libraries}")
+    examine_versions(found)
     device = found.attempt("device", lambda: prepare(config.hardware))
     if device is not None:
         found.add("device", "ok", device.description)
