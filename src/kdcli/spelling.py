@@ -32,6 +32,7 @@ FLAGS = {
     "max_length": "data.max_length",
     "limit": "data.limit",
     "eval_limit": "data.eval_limit",
+    "skip_bad": "data.skip_bad",
     "gradient_checkpointing": "train.gradient_checkpointing",
     "eval_every": "monitor.every",
     "epochs": "train.epochs",

@@ -1,10 +1,14 @@
 """Tokenizers that cannot be used, and how the end token is found."""
 
+import base64
+import importlib.util
+
 import pytest
 import torch
 
 import tiny
-from kdcli.errors import InputError
+from kdcli.errors import InputError, MachineError
+from kdcli.models import tokenizer as tokenizer_module
 from kdcli.models.load import load_model, load_tokenizer
 from models.folders import copy, edit
 
@@ -81,3 +85,49 @@ def test_padding_falls_back_to_the_end_token(bad):
     loaded = load_model(str(bad), device=CPU, role="student")
     assert loaded.tokenizer.pad_token_id is None
     assert loaded.pad_id == 2
+
+
+PIECES = b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02"
+RANKS = b"".join(base64.b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256))
+
+
+@pytest.mark.parametrize(
+    "name, content, line",
+    [
+        ("tokenizer.model", PIECES, "pip install sentencepiece"),
+        ("spiece.model", PIECES, "pip install sentencepiece"),
+        ("tokenizer.model", RANKS, "pip install tiktoken"),
+        ("qwen.tiktoken", RANKS, "pip install tiktoken"),
+        ("tekken.json", b"{}", "pip install mistral-common"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_line_that_installs_it(tmp_path, monkeypatch, name, content, line):
+    real = importlib.util.find_spec
+    absent = {"sentencepiece", "tiktoken", "mistral_common"}
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda module, *rest: None if module in absent else real(module, *rest)
+    )
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(MachineError) as caught:
+        load_tokenizer(str(tmp_path))
+    assert (caught.value.code, caught.value.exit_code) == ("TOK-12", 4)
+    assert name in caught.value.what
+    assert caught.value.fix.startswith(line)
+
+
+@pytest.mark.parametrize(
+    "error, code, words",
+    [
+        (ModuleNotFoundError("No module named 'fugashi.x'", name="fugashi.x"), "ENV-05", "pip install fugashi"),
+        (ImportError("please install jieba"), "ENV-05", "please install jieba"),
+        (PermissionError(13, "Permission denied"), "ENV-03", "Permission denied"),
+    ],
+)
+def test_what_the_machine_lacks_is_no_damaged_tokenizer(bad, monkeypatch, error, code, words):
+    def fail(*_, **__):
+        raise ValueError("wrapped") from error
+
+    monkeypatch.setattr(tokenizer_module.AutoTokenizer, "from_pretrained", fail)
+    with pytest.raises(MachineError, match=words) as caught:
+        load_tokenizer(str(bad))
+    assert caught.value.code == code

@@ -56,3 +56,21 @@ def test_a_model_is_not_distilled_into_itself(tmp_path, monkeypatch):
     refuse_same_model("a", "b")
     with pytest.raises(InputError, match="MOD-18"):
         refuse_same_model("a", "./a/../a")
+
+
+def padded(tokenizer=None):
+    made = tokenizer or tiny.tokenizer()
+    made.add_special_tokens({"pad_token": "[PAD]"})
+    return made
+
+
+def test_an_added_token_needs_no_row_of_its_own():
+    assert shared_vocabulary(padded(), padded(), COUNT, COUNT) == COUNT
+    assert shared_vocabulary(padded(), padded(), COUNT + 1, COUNT) == COUNT
+    assert shared_vocabulary(padded(), tiny.tokenizer(), COUNT, COUNT) == COUNT
+    assert shared_vocabulary(tiny.tokenizer(), padded(), COUNT, COUNT + 1) == COUNT
+    assert shared_vocabulary(padded(), padded(), COUNT + 1, COUNT + 64) == COUNT + 1
+    with pytest.raises(InputError, match=r"TOK-03"):
+        shared_vocabulary(padded(), tiny.tokenizer(), COUNT + 1, COUNT + 1)
+    with pytest.raises(InputError, match=r"TOK-04.*46 >= 46 embedding rows of the student"):
+        shared_vocabulary(padded(), padded(), COUNT - 1, COUNT)

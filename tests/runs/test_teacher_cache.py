@@ -113,6 +113,7 @@ def test_a_compact_cache_trains_what_is_defined_on_it(parts, compact):
     [
         ({"teacher": "student"}, "teacher"),
         ({"max_length": 64}, "max_length"),
+        ({"template": "Answer: {instruction}"}, "template"),
         ({"matmul_precision": "medium"}, "matmul_precision"),
     ],
 )
@@ -120,7 +121,7 @@ def test_a_cache_of_something_else_is_refused_by_field(parts, exact, changes, fi
     config = parts.run("other", "fkl").model_copy(update={"teacher_cache": str(exact.folder)})
     if field == "teacher":
         config = config.model_copy(update={"teacher": str(parts.student), "student": str(parts.teacher)})
-    elif field == "max_length":
+    elif field in ("max_length", "template"):
         config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
     else:
         config = config.model_copy(update={"hardware": config.hardware.model_copy(update=changes)})

@@ -31,6 +31,7 @@ def cache(
     template: flags.Template = None,
     max_length: flags.MaxLength = None,
     limit: flags.Limit = None,
+    skip_bad: flags.SkipBad = False,
     eval_limit: flags.EvalLimit = None,
     kind: flags.Kind = None,
     store_dtype: flags.StoreDtype = None,

@@ -38,6 +38,7 @@ def compare(
     template: flags.MoreTemplate = None,
     max_length: flags.MoreLength = None,
     limit: flags.MoreLimit = None,
+    skip_bad: flags.MoreSkipBad = False,
     eval_limit: flags.EvalLimit = None,
     baseline: flags.Reference = None,
     epochs: flags.Epochs = None,

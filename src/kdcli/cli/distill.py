@@ -31,6 +31,7 @@ def distill(
     template: flags.Template = None,
     max_length: flags.MaxLength = None,
     limit: flags.Limit = None,
+    skip_bad: flags.MoreSkipBad = False,
     eval_limit: flags.EvalLimit = None,
     loss: flags.Loss = None,
     epochs: flags.Epochs = None,

@@ -27,6 +27,7 @@ def doctor(
     template: flags.Template = None,
     max_length: flags.MaxLength = None,
     limit: flags.Limit = None,
+    skip_bad: flags.SkipBad = False,
     top_k: flags.ServedTopK = None,
     output: flags.Output = None,
     config: flags.Config = None,

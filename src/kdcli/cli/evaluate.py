@@ -37,6 +37,7 @@ def evaluate(
     template: flags.Template = None,
     max_length: flags.MaxLength = None,
     limit: flags.Limit = None,
+    skip_bad: flags.SkipBad = False,
     protocol: flags.Protocol = None,
     metric: flags.Metric = None,
     tasks: flags.Tasks = None,

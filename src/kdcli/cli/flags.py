@@ -25,8 +25,8 @@ def _flag(names: str, metavar: str, text: str, panel: str, default: str = "", *,
     )
 
 
-def _switch(name: str, text: str, panel: str) -> Any:
-    return typer.Option(name, metavar="", help=text, rich_help_panel=panel, show_default=False)
+def _switch(name: str, text: str, panel: str, *, hidden: bool = False) -> Any:
+    return typer.Option(name, metavar="", help=text, rich_help_panel=panel, show_default=False, hidden=hidden)
 
 
 Text = str | None
@@ -65,6 +65,8 @@ Columns = Annotated[Text, _flag("--columns", "NAME=COL,..", "Where names differ:
 Template = Annotated[Text, _flag("--template", "NAME", "auto, chat, alpaca, plain, or a text.", DATA)]
 MaxLength = Annotated[Text, _flag("--max-length", "N", "Tokens of a whole row.", DATA, "512")]
 Limit = Annotated[Text, _flag("--limit", "N", "Use the first N rows.", DATA)]
+SkipBad = Annotated[bool, _switch("--skip-bad", "Leave out rows that cannot be read.", DATA)]
+MoreSkipBad = Annotated[bool, _switch("--skip-bad", "Leave out rows that cannot be read.", DATA, hidden=True)]
 EvalLimit = Annotated[Text, _flag("--eval-limit", "N", "Use the first N held-out rows.", DATA, hidden=True)]
 
 Loss = Annotated[Text, _flag("--loss", "OBJECTIVE", "As in akl or '0.5*ce+0.5*akl:mu=0.6'.", OBJECTIVE, "fkl")]

@@ -33,6 +33,7 @@ def generate(
     template: flags.Template = None,
     max_length: flags.MaxLength = None,
     limit: flags.Limit = None,
+    skip_bad: flags.SkipBad = False,
     output: flags.Output = None,
     config: flags.Config = None,
     sets: flags.Sets = None,

@@ -36,6 +36,7 @@ def batch(
     template: flags.Template = None,
     max_length: flags.MaxLength = None,
     limit: flags.Limit = None,
+    skip_bad: flags.SkipBad = False,
     rows: Annotated[
         str | None, typer.Option("--rows", metavar="N", help="Rows of the batch. Default 8.", show_default=False)
     ] = None,

@@ -15,7 +15,7 @@ import pyarrow.parquet
 from kdcli.data.files import digest_files, system_error
 from kdcli.data.hub import asked_only_in_reach
 from kdcli.data.tables import MAX_LINE_BYTES, MAX_TOTAL_BYTES, Record, Records, Table, size_text
-from kdcli.errors import InputError
+from kdcli.errors import InputError, raise_machine_fault
 from kdcli.text import one_line
 
 _BATCH_BYTES = 2**26
@@ -74,6 +74,7 @@ def _parquet_records(path: Path, columns: list[str], largest_group: int, declare
                 for at, fields in enumerate(batch.to_pylist(), number - batch.num_rows + 1):
                     yield Record(f"{path.name} row {at}", fields)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise_machine_fault(error, str(path))
         raise _not_parquet(path, error) from error
 
 
@@ -143,6 +144,7 @@ def _quietly(load: Callable[[Any], Any], where: str, code: str) -> Any:
         with asked_only_in_reach() if code == "DATA-01" else nullcontext():
             return load(datasets)
     except Exception as error:
+        raise_machine_fault(error, where)
         first = one_line(str(error).partition("\n")[0], 120)
         fix = "a local path must exist; a hub id needs a network" if code == "DATA-01" else "save it again"
         looked = f" here ({Path.cwd()}) nor as a hub data set" if code == "DATA-01" else ""

@@ -36,7 +36,9 @@ def split_development(rows: TokenDataset, share: float) -> tuple[TokenDataset, T
         kept_out.update(groups[digest])
     if not kept_out:
         raise InputError(
-            "DATA-20", "all rows have the same prompt: none can be kept for development", fix="give --dev-data FILE"
+            "DATA-20",
+            "all rows have the same prompt: none can be kept for development",
+            fix="give development rows: --set data.dev=FILE",
         )
     rest = tuple(example for index, example in enumerate(rows.examples) if index not in kept_out)
     held = tuple(example for index, example in enumerate(rows.examples) if index in kept_out)

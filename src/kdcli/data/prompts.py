@@ -9,7 +9,7 @@ from jinja2.exceptions import SecurityError
 from transformers import PreTrainedTokenizerBase
 
 from kdcli.data.check import Row
-from kdcli.errors import InputError, KDError, UsageError
+from kdcli.errors import InputError, KDError, UsageError, raise_machine_fault
 from kdcli.text import one_line
 
 TEMPLATES = ("auto", "chat", "alpaca", "plain")
@@ -154,6 +154,7 @@ def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, a
 
 
 def _template_error(row: Row, error: Exception) -> KDError:
+    raise_machine_fault(error, row.where)
     if isinstance(error, SecurityError):
         return InputError(
             "TOK-08",

@@ -1,10 +1,11 @@
 """Calls a tokenizer on many texts and names the row at which it fails."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from kdcli.errors import InputError
+from kdcli.data.examples import Example
+from kdcli.errors import InputError, raise_machine_fault
 from kdcli.text import one_line
 
 _TEXTS_AT_ONCE = 1000
@@ -29,6 +30,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], where: Sequ
         except BaseException as error:
             if not _is_fault_of_tokenizer(error):
                 raise
+            raise_machine_fault(error, "the tokenizer")
             raise _blame(tokenizer, texts[part], where[part], error) from error
     return ids
 
@@ -115,3 +117,25 @@ def encode_one(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[tuple[int
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False,
                       return_token_type_ids=False, padding=False, truncation=False, verbose=False)  # fmt: skip
     return tuple(found["input_ids"]), list(found["offset_mapping"])
+
+
+def refuse_rowless(examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Refuse sequences with a token for which a model has no row.
+
+    Args:
+        examples: the sequences.
+        tokenizer: what made them.
+        rows: ids that the models share.
+
+    Raises:
+        InputError: TOK-04, names the token and the first row that holds it.
+    """
+    if max(tokenizer.get_vocab().values(), default=0) < rows:
+        return
+    for one in examples:
+        if max(one.ids) >= rows:
+            found = next(token for token in one.ids if token >= rows)
+            name = one_line(str(tokenizer.convert_ids_to_tokens(found)), 40)
+            what = f'the text holds "{name}", id {found:,}, and the model has {rows:,} embedding rows'
+            fix = "take it out of the text, or enlarge the model's embedding before training"
+            raise InputError("TOK-04", what, where=one.where, fix=fix)

@@ -8,7 +8,7 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import OfflineModeIsEnabled
 
-from kdcli.errors import InputError
+from kdcli.errors import InputError, raise_machine_fault
 from kdcli.text import one_line
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
@@ -41,6 +41,7 @@ def locate(path: str, *, looked_for: str = "config.json", code: str = "MOD-01") 
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise _nothing(path, folder / looked_for, code, _silence()) from error
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise_machine_fault(error, one_line(path))
         lines = [*str(error).strip().splitlines(), type(error).__name__]
         raise _nothing(path, folder / looked_for, code, f"; the hub answered: {one_line(lines[0])}") from error
 

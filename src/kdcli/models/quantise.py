@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from kdcli.errors import MachineError
+from kdcli.errors import MachineError, raise_machine_fault
 from kdcli.models.split import trunk_of
 from kdcli.text import one_line
 
@@ -62,6 +62,7 @@ def quantise(model: PreTrainedModel, kind: str, device: torch.device) -> int:
         for parent, name, child in places:
             setattr(parent, name, _ROUND[kind](_plain(child)).to(device))
     except (RuntimeError, ValueError, TypeError, ImportError, NotImplementedError) as error:
+        raise_machine_fault(error, f"teacher_quantization={kind}")
         what = f"{_LIBRARIES[kind]} cannot round to {kind} on {device.type}: {one_line(str(error), 120)}"
         raise MachineError("QUANT-02", what, where=f"teacher_quantization={kind}", fix="use another type") from error
     return len(places)

@@ -10,7 +10,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
-from kdcli.errors import KDError, UsageError
+from kdcli.errors import KDError, UsageError, raise_machine_fault
 from kdcli.models.folder import open_folder
 from kdcli.models.load import LanguageModel, assemble
 from kdcli.models.quiet import quiet
@@ -151,6 +151,7 @@ def _build(settings: dict[str, Any], spec: str, seed: int) -> PreTrainedModel:
             )
     except Exception as error:
         # A family's constructor fails in its own ways on sizes it cannot take.
+        raise_machine_fault(error, f'student "{one_line(spec)}"')
         raise _unbuildable(spec, settings, str(error).strip() or type(error).__name__) from error
 
 

@@ -1,12 +1,15 @@
 """Loads a tokenizer, and says in one line why it cannot."""
 
+import base64
+import binascii
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
-from kdcli.errors import InputError
+from kdcli.errors import InputError, MachineError, raise_machine_fault
 from kdcli.models.jsonfile import read_table
 from kdcli.models.locate import locate
 from kdcli.models.quiet import quiet
@@ -24,6 +27,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
     Raises:
         InputError: TOK-01 none there, TOK-02 damaged, TOK-07 cannot encode, TOK-11 needs code.
+        MachineError: TOK-12 and ENV-05, a package that reads it is not installed; ENV-03, the disk refuses.
     """
     folder = locate(path, looked_for="tokenizer.json", code="TOK-01")
     _check_files(folder)
@@ -37,6 +41,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         # The tokenizers library panics with an error that is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
+        _check_readers(folder)
+        raise_machine_fault(error, str(folder))
         reason = one_line(str(error).strip() or type(error).__name__, 160)
         raise InputError(
             "TOK-02", f"the tokenizer cannot be loaded: {reason}", where=str(folder), fix="copy it again"
@@ -56,6 +62,51 @@ def _check_files(folder: Path) -> None:
             table = read_table(folder / name, "TOK-02")
             if name == "tokenizer_config.json":
                 _refuse_code(table, folder / name)
+
+
+def _check_readers(folder: Path) -> None:
+    """Name the packages that a folder without tokenizer.json is read with and that are not installed.
+
+    Raises:
+        MachineError: TOK-12.
+    """
+    if (folder / "tokenizer.json").is_file():
+        return
+    for path in sorted(folder.iterdir()):
+        needed = _readers(path) if path.is_file() else {}
+        missing = [name for name, module in needed.items() if not _installed(module)]
+        if missing:
+            what = f"{path.name} is read with {' and '.join(missing)}, which is not installed"
+            fix = f"pip install {' '.join(missing)}; or copy the tokenizer's tokenizer.json there"
+            raise MachineError("TOK-12", what, where=str(folder), fix=fix)
+
+
+def _readers(path: Path) -> dict[str, str]:
+    """Return the packages that read a tokenizer's file: name to install -> module."""
+    if path.name == "tekken.json":
+        return {"mistral-common": "mistral_common"}
+    if path.suffix == ".tiktoken" or (path.suffix == ".model" and _is_ranks(path)):
+        return {"tiktoken": "tiktoken"}
+    if path.suffix == ".model":
+        return {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+    return {}
+
+
+def _is_ranks(path: Path) -> bool:
+    """Tell whether a file holds tiktoken's lines: a token in base64, a space, its rank."""
+    with path.open("rb") as file:
+        token, _, rank = file.readline(1000).partition(b" ")
+    try:
+        return bool(base64.b64decode(token, validate=True)) and rank.strip().isdigit()
+    except (binascii.Error, ValueError):
+        return False
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it is missing
+        return False
 
 
 def _refuse_code(table: dict[str, Any], path: Path) -> None:
@@ -116,13 +167,32 @@ def pad_id(tokenizer: PreTrainedTokenizerBase, end: tuple[int, ...], rows: int) 
     return next(token for token in candidates if type(token) is int and 0 <= token < rows)
 
 
-def check_rows(tokenizer: PreTrainedTokenizerBase, rows: int, path: str) -> None:
-    """Refuse a tokenizer that knows ids for which the model has no row (TOK-04)."""
-    highest = max(tokenizer.get_vocab().values(), default=0)
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Return the tokens that were added to a tokenizer's own table: text -> id."""
+    table: dict[str, int] = tokenizer.get_added_vocab()  # pyright: ignore[reportCallIssue]
+    return table
+
+
+def check_rows(tokenizer: PreTrainedTokenizerBase, rows: int, path: str, whose: str = "") -> None:
+    """Refuse a tokenizer whose own table has ids for which the model has no row.
+
+    An added token may lack a row: it stands in no text but one that spells it.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        rows: rows of the model's head.
+        path: the model, for messages.
+        whose: words that follow "embedding rows".
+
+    Raises:
+        InputError: TOK-04.
+    """
+    added = added_tokens(tokenizer)
+    highest = max((index for name, index in tokenizer.get_vocab().items() if name not in added), default=0)
     if highest >= rows:
         raise InputError(
             "TOK-04",
-            f"the tokenizer's highest token id {highest} >= {rows} embedding rows",
+            f"the tokenizer's highest token id {highest} >= {rows} embedding rows{whose}",
             where=path,
             fix="use the tokenizer this model was trained with",
         )

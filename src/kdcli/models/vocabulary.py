@@ -5,6 +5,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from kdcli.errors import InputError
+from kdcli.models.tokenizer import added_tokens, check_rows
 from kdcli.text import one_line
 
 _PROBES = (
@@ -35,16 +36,27 @@ def shared_vocabulary(
     Raises:
         InputError: TOK-03 where the tables or the tokenisation differ, TOK-04 where rows are missing.
     """
-    differ = difference(student_tokenizer, teacher_tokenizer)
+    differ = difference(student_tokenizer, teacher_tokenizer, min(student_rows, teacher_rows))
     if differ is not None:
         raise InputError("TOK-03", differ, fix=ACROSS)
-    real_ids(student_tokenizer, student_rows, "student")
-    return real_ids(student_tokenizer, teacher_rows, "teacher")
+    own, other = (
+        real_ids(student_tokenizer, student_rows, "student"),
+        real_ids(teacher_tokenizer, teacher_rows, "teacher"),
+    )
+    return min(own, other)
 
 
-def difference(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> str | None:
-    """Say how two tokenizers differ, in their tables or in how they cut some texts; None where they do not."""
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
+def difference(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, rows: int | None = None
+) -> str | None:
+    """Say how two tokenizers differ, in their tables or in how they cut some texts; None where they do not.
+
+    Args:
+        student: one tokenizer.
+        teacher: the other.
+        rows: rows of the smaller head; added tokens beyond it are no tokens of both and are left out.
+    """
+    ours, theirs = _table(student, rows), _table(teacher, rows)
     if ours != theirs:
         return _different(ours, theirs)
     for text in _PROBES:
@@ -54,8 +66,17 @@ def difference(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBas
     return None
 
 
+def _table(tokenizer: PreTrainedTokenizerBase, rows: int | None) -> dict[str, int]:
+    table = tokenizer.get_vocab()
+    beyond = set() if rows is None else {name for name, index in added_tokens(tokenizer).items() if index >= rows}
+    return {name: index for name, index in table.items() if name not in beyond}
+
+
 def real_ids(tokenizer: PreTrainedTokenizerBase, rows: int, role: str) -> int:
     """Return how many leading vocabulary rows of a model have a token.
+
+    Added tokens without a row, such as a padding token that was never trained, are not counted: they can only come
+    from a text that spells them, and :func:`refuse_rowless` names that text.
 
     Args:
         tokenizer: what gives the ids.
@@ -63,13 +84,10 @@ def real_ids(tokenizer: PreTrainedTokenizerBase, rows: int, role: str) -> int:
         role: "student" or "teacher", for the message.
 
     Raises:
-        InputError: TOK-04, there are ids without a row.
+        InputError: TOK-04, there are ids without a row that no added token has.
     """
-    real = max(tokenizer.get_vocab().values()) + 1
-    if real > rows:
-        what = f"the tokenizer's highest token id {real - 1} >= {rows} embedding rows of the {role}"
-        raise InputError("TOK-04", what, fix="use the tokenizer this model was trained with")
-    return real
+    check_rows(tokenizer, rows, "", f" of the {role}")
+    return min(rows, max(tokenizer.get_vocab().values()) + 1)
 
 
 def padding_note(real: int, student_rows: int, teacher_rows: int) -> str | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from kdcli.errors import InputError
+from kdcli.errors import InputError, raise_machine_fault
 from kdcli.models.folder import ModelFolder
 from kdcli.models.header import TensorInfo
 from kdcli.models.jsonfile import read_table
@@ -32,6 +32,7 @@ def build_config(settings: dict[str, Any], where: str) -> PreTrainedConfig:
             model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     except Exception as error:
         # Each family checks its values in its own way, with its own kinds of error.
+        raise_machine_fault(error, where)
         raise InputError("MOD-14", f"config.json: {_reason(error)}", where=where, fix="restore config.json") from error
     own = getattr(model_class, "config_class", None)
     return config.get_text_config() if own is type(config.get_text_config()) else config
@@ -77,6 +78,7 @@ def load_weights(checked: ModelFolder, config: PreTrainedConfig, dtype: torch.dt
             )
         model, info = loaded
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise_machine_fault(error, where)
         raise _refuse("MOD-12", f"the weights do not fit config.json: {_reason(error)}", where) from error
     _check_info(info, where)
     _check_arrived(model, tensors, where)
@@ -99,6 +101,7 @@ def read_generation_config(folder: Path) -> GenerationConfig | None:
         with quiet():
             return GenerationConfig.from_pretrained(str(folder), local_files_only=True)
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise_machine_fault(error, str(path))
         raise InputError(
             "MOD-02", f"unusable: {_reason(error)}", where=str(path), fix="correct or remove it"
         ) from error
@@ -115,6 +118,7 @@ def check_shapes(config: PreTrainedConfig, tensors: dict[str, TensorInfo], where
             empty = AutoModelForCausalLM.from_config(config, attn_implementation=attention_of(config))
     except Exception as error:
         # A family's constructor fails in its own ways on values that contradict each other.
+        raise_machine_fault(error, where)
         raise _refuse("MOD-14", f"config.json: {_reason(error)}", where) from error
     prefix = f"{empty.base_model_prefix}."
     for name, value in empty.state_dict().items():

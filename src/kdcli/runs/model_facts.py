@@ -36,6 +36,7 @@ class ModelFacts:
         server: where it is served, its model's name included; None for a model that is read here.
         blend: how several teachers are mixed, if it is several.
         members: each of them.
+        vocab: how many leading ids it shares with its partner; None where all its rows count.
     """
 
     path: str
@@ -50,6 +51,7 @@ class ModelFacts:
     server: ServerConfig | None = None
     blend: Blend | None = None
     members: tuple["ModelFacts", ...] = ()
+    vocab: int | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from kdcli.config import DataConfig, LoraConfig, ServerConfig
 from kdcli.data.dataset import Role, TokenDataset, load_dataset
 from kdcli.data.files import find
+from kdcli.data.tokens import refuse_rowless
 from kdcli.engine.teacher import Teacher
 from kdcli.errors import UsageError
 from kdcli.models.adapter import attach
@@ -122,7 +123,7 @@ class Workshop:
         here = first if random else self.look(student)
         assert here is not None, "a random student has a teacher"
         other = there or here
-        differ = difference(here.tokenizer, other.tokenizer) if across else None
+        differ = difference(here.tokenizer, other.tokenizer, min(here.rows, other.rows)) if across else None
         if differ is not None:
             own, theirs = (
                 real_ids(one.tokenizer, one.rows, role) for one, role in ((here, "student"), (other, "teacher"))
@@ -131,7 +132,7 @@ class Workshop:
             return Pair(student, here, there, own, (note,), theirs, differ)
         vocab = shared_vocabulary(here.tokenizer, other.tokenizer, here.rows, other.rows)
         note = padding_note(vocab, here.rows, other.rows)
-        return Pair(student, here, there, vocab, (note,) if note else ())
+        return Pair(student, replace(here, vocab=vocab), there, vocab, (note,) if note else ())
 
     def data(self, path: str, reader: ModelFacts, config: DataConfig, *, role: Role) -> TokenDataset:
         """Return tokenised rows; ``role`` is "train", "prompts" or "eval" and chooses split and limit."""
@@ -143,7 +144,9 @@ class Workshop:
                 path, reader.tokenizer, config, end_id=reader.end_id, limit=limit,
                 role=role,
             )  # fmt: skip
-        return self._data[key]
+        found = self._data[key]
+        refuse_rowless(found.examples, reader.tokenizer, reader.rows if reader.vocab is None else reader.vocab)
+        return found
 
     def load_teacher(self, path: str, device: torch.device, quantization: str = NONE) -> LanguageModel:
         """Return one teacher, loaded once per device.
