@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kdcli import catalog
+from kdcli import catalog, plugins
 from kdcli.errors import InputError, UsageError
 from kdcli.text import one_line
 
@@ -122,12 +122,14 @@ class Registry:
         """Import and return the class behind a name.
 
         Raises:
-            UsageError: unknown name.
+            UsageError: unknown name, or the code of a guest that the command line does not name.
             InputError: a guest that cannot be imported or is of another kind.
         """
         name = self.canonical(name)
         target = self.table.get(name) or self.guests.get(name) or name
         module_name, _, class_name = target.partition(":")
+        if target == name and not self._is_ours(module_name):
+            plugins.check(name, f'{self.kind} "{one_line(name, 200)}"')
         module = _import(module_name)
         found = getattr(module, class_name, None)
         base_module, _, base_name = self.base.partition(":")
@@ -137,6 +139,14 @@ class Registry:
                 "PLUG-01", self._not_one(found, class_name, module, base), where=target, fix=self._offer(module, base)
             )
         return found
+
+    def _is_ours(self, module: str) -> bool:
+        """Whether a module belongs to this package's own parts of the kind."""
+        return module.startswith(self.base.partition(":")[0].rpartition(".")[0] + ".")
+
+    def may_resolve(self, name: str) -> bool:
+        """Whether :meth:`resolve` would run nothing but code that the user named or installed."""
+        return name in self.table or name in self.guests or (":" in name and plugins.may_run(name))
 
     def _not_one(self, found: object, class_name: str, module: Any, base: type) -> str:
         if found is None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from kdcli import __version__
+from kdcli import __version__, plugins
 from kdcli.cli import (
     cache,
     compare,
@@ -156,7 +156,8 @@ def run(arguments: Sequence[str]) -> int:
             raise carried.error from None
         return code if isinstance(code, int) else 0
 
-    with warnings.catch_warnings():
+    named = [*words, *(value for name, value in os.environ.items() if name.startswith("KD_"))]
+    with warnings.catch_warnings(), plugins.only_named_in(named):
         if not debug:
             warnings.simplefilter("ignore")
         return guarded(work, debug=debug)

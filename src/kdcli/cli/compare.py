@@ -61,6 +61,7 @@ def compare(
     output: flags.Output = None,
     config: flags.Config = None,
     sets: flags.Sets = None,
+    plugin: flags.MorePlugin = None,
     dry_run: flags.DryRun = False,
     json: flags.Json = False,
     quiet: flags.MoreQuiet = False,
@@ -95,10 +96,11 @@ def compare(
     elif folders and study is None:
         studies.compare_finished(folders, baseline, typed, terminal)
     else:
+        alone = study is not None and not (sets or config or studies.settings_typed(typed))
         if study is not None:
             typed |= {"losses": None, "output": str(study)}
             config = config or [str(study / SETTINGS)]
-        studies.run(config, sets, typed, terminal, dry_run=dry_run)
+        studies.run(config, sets, typed, terminal, dry_run=dry_run, named=study if alone else None)
 
 
 def run_folders(names: Sequence[str]) -> list[Path]:

@@ -49,6 +49,7 @@ def distill(
     push_to_hub: flags.PushToHub = None,
     config: flags.Config = None,
     sets: flags.Sets = None,
+    plugin: flags.MorePlugin = None,
     dry_run: flags.DryRun = False,
     json: flags.Json = False,
     quiet: flags.Quiet = False,

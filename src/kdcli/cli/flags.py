@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kdcli import plugins
 from kdcli.spelling import ALIASES
 
 MODELS, DATA, OBJECTIVE, TRAINING = "Models", "Data", "Objective", "Training"
@@ -14,7 +15,9 @@ EVALUATION, OUTPUT, HARDWARE = "Evaluation", "Output", "Hardware"
 GRID = "Grid"
 
 
-def _flag(names: str, metavar: str, text: str, panel: str, default: str = "", *, hidden: bool = False) -> Any:
+def _flag(
+    names: str, metavar: str, text: str, panel: str, default: str = "", *, hidden: bool = False, **more: Any
+) -> Any:
     return typer.Option(
         *names.split(),
         metavar=metavar,
@@ -22,7 +25,18 @@ def _flag(names: str, metavar: str, text: str, panel: str, default: str = "", *,
         rich_help_panel=panel,
         show_default=False,
         hidden=hidden,
+        **more,
     )
+
+
+def _code(names: str, metavar: str, text: str, panel: str, *, hidden: bool = False) -> Any:
+    """Return a flag whose values name code that the command may run."""
+
+    def permit(values: list[str] | None) -> list[str] | None:
+        plugins.permit(values or ())
+        return values
+
+    return _flag(names, metavar, text, panel, hidden=hidden, callback=permit)
 
 
 def _switch(name: str, text: str, panel: str, *, hidden: bool = False) -> Any:
@@ -124,6 +138,8 @@ MoreTokens = Annotated[Text, _flag("--max-new-tokens", "N", "Tokens per answer a
 Output = Annotated[Text, _flag("--output -o", "FOLDER", "Folder for everything the command writes.", OUTPUT)]
 Config = Annotated[Texts, _flag("--config -c", "FILE", "Settings as YAML; a run's config.yaml is one.", OUTPUT)]
 Sets = Annotated[Texts, _flag("--set", "KEY=VALUE", "Any setting, as train.clip=0.5; repeatable.", OUTPUT)]
+Plugin = Annotated[Texts, _code("--plugin", "FILE", "Its code may run where a file or record names it.", OUTPUT)]
+MorePlugin = Annotated[Texts, _code("--plugin", "FILE", "As for kd rerun.", OUTPUT, hidden=True)]
 PushToHub = Annotated[Text, _flag("--push-to-hub", "ID", "Upload the student, last of all.", MODELS)]
 DryRun = Annotated[bool, _switch("--dry-run", "Show plan and examples; write nothing.", OUTPUT)]
 Json = Annotated[bool, _switch("--json", "Print the result as JSON.", OUTPUT)]

@@ -37,6 +37,7 @@ def generate(
     output: flags.Output = None,
     config: flags.Config = None,
     sets: flags.Sets = None,
+    plugin: flags.MorePlugin = None,
     dry_run: flags.DryRun = False,
     json: flags.Json = False,
     quiet: flags.Quiet = False,

@@ -44,6 +44,7 @@ def batch(
     output: flags.Output = None,
     config: flags.Config = None,
     sets: flags.Sets = None,
+    plugin: flags.MorePlugin = None,
     json: flags.Json = False,
     quiet: flags.Quiet = False,
     debug: flags.Debug = False,

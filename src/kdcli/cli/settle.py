@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdcli import plugins
 from kdcli.cli.boundary import ARGUMENTS, RUN_FOLDER
 from kdcli.config import CompareConfig, DistillConfig
 from kdcli.errors import MachineError, UsageError
@@ -41,7 +42,11 @@ def settle(
         flags["metric"] = ",".join(flags["metric"])
     named = config_path if kind is DistillConfig else Path
     file = named(config[0]) if config else None
-    return _checked(resolve(kind, file=file, sets=sets or (), flags=flags, environ=os.environ))
+    line: dict[str, Any] = {"sets": sets or (), "flags": flags, "environ": os.environ}
+    benchmarks = getattr(resolve(kind, **line), "benchmarks", None)
+    if benchmarks is not None:  # task files may hold code; those of a settings file are not meant here
+        plugins.permit(task for task in benchmarks.tasks if Path(task).expanduser().exists())
+    return _checked(resolve(kind, file=file, **line))
 
 
 def resuming(text: str | None) -> bool:

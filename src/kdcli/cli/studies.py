@@ -12,7 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from kdcli.errors import UsageError
+from kdcli.plugins import WithheldError
 from kdcli.runs.study import is_study
+from kdcli.spelling import FLAGS
 from kdcli.text import one_line
 from kdcli.variations import combinations, read_axes
 
@@ -51,6 +53,11 @@ def named_study(folders: Sequence[Path], output: str | None, *, objectives: bool
     return Path(output) if alone and output is not None and is_study(Path(output)) else None
 
 
+def settings_typed(typed: Mapping[str, Any]) -> list[str]:
+    """Return the flags typed that stand for settings, beside the contenders and the folder."""
+    return [name for name in FLAGS if typed.get(name) and name not in ("losses", "output")]
+
+
 def run(
     config: Sequence[str] | None,
     sets: Sequence[str] | None,
@@ -58,8 +65,18 @@ def run(
     terminal: "Terminal",
     *,
     dry_run: bool,
+    named: Path | None = None,
 ) -> None:
-    """Train what is missing of a study and print its table."""
+    """Train what is missing of a study and print its table.
+
+    Args:
+        config: what ``-c`` was given, or the settings of the study named.
+        sets: what ``--set`` was given.
+        typed: a command's parameters -> what was typed.
+        terminal: where to show.
+        dry_run: show the plan instead.
+        named: the study, where the command line names its folder alone.
+    """
     from kdcli.cli import settle
     from kdcli.config import CompareConfig
 
@@ -72,8 +89,14 @@ def run(
     with terminal.work() as report:
         from kdcli.cli import render
         from kdcli.runs import compare as runs
+        from kdcli.runs.report.load import finished_table
 
-        found = runs.compare(settings, report)
+        try:
+            found = runs.compare(settings, report)
+        except WithheldError:
+            found = finished_table(named) if named is not None else None
+            if found is None:
+                raise
     terminal.result(found, lambda shown: Group(*_tuning(found.folder), render.comparison(shown, terminal.width)))
     if found.exit_code:
         raise typer.Exit(found.exit_code)
@@ -147,9 +170,8 @@ def compare_finished(
     """Compare runs that are finished."""
     from kdcli.cli.compare import looks_like_folder
     from kdcli.cli.settle import objective, output_folder
-    from kdcli.spelling import FLAGS
 
-    ignored = [name for name in FLAGS if typed.get(name) and name not in ("losses", "baseline", "output")]
+    ignored = [name for name in settings_typed(typed) if name != "baseline"]
     if ignored:
         flag = "--" + ignored[0].replace("_", "-")
         raise UsageError("CLI-09", "has no effect on finished runs", where=flag, fix="remove it")

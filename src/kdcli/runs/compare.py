@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdcli import settings
+from kdcli import plugins, settings
 from kdcli.config import CompareConfig
 from kdcli.engine.events import Event, Report
 from kdcli.errors import UsageError
@@ -87,7 +87,7 @@ def _check(config: CompareConfig) -> Path:
 
 
 def _again(output: Path) -> str:
-    return f"kd compare -o {shlex.quote(str(output))}"
+    return plugins.again(f"kd compare -o {shlex.quote(str(output))}")
 
 
 def _tuned(

@@ -220,7 +220,10 @@ def read_machine(path: Path, labels: Sequence[str]) -> dict[tuple[str, int], tup
 
 
 def _needs_teacher(run: RunRecord) -> bool:
-    """Whether the objective looks at a teacher; of a guest's that is gone, whether there was one."""
+    """Whether the objective looks at a teacher; as recorded, else by its name, of a plug-in whether there was one."""
+    recorded = RunFolder(run.folder).status().get("asks_teacher")
+    if isinstance(recorded, bool):
+        return recorded
     try:
         return objective_of(run.loss)[0].needs().anything_of_teacher
     except KDError:

@@ -1,12 +1,13 @@
 """One training run: settings -> checked parts -> training -> saved student -> evaluation."""
 
+import shlex
 import shutil
 import time
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from kdcli import processes, settings
+from kdcli import plugins, processes, settings
 from kdcli.config import DistillConfig
 from kdcli.engine.ensemble import living
 from kdcli.engine.events import Event, Report
@@ -18,7 +19,7 @@ from kdcli.runs.card import model_card, renew_card
 from kdcli.runs.custody import held, logged
 from kdcli.runs.environment import changes, environment
 from kdcli.runs.evaluation.evaluate import evaluate_student
-from kdcli.runs.folder import RunFolder
+from kdcli.runs.folder import CONFIG, RunFolder
 from kdcli.runs.keep_model import save_adapter_alone, save_model
 from kdcli.runs.plan import plan_distill
 from kdcli.runs.prepare import Prepared, prepare_run
@@ -145,7 +146,8 @@ def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Re
         spent = folder.status().get("cpu_seconds", 0.0) + time.process_time() - started
         teachers = len(living(models.teacher)) + isinstance(models.teacher, ServedTeacher)
         taught = None if prepared.teacher_rows else outcome.student_tokens * teachers
-        folder.set_status("done", **vars(outcome), teacher_tokens=taught, cpu_seconds=round(spent, 2))
+        facts = {"teacher_tokens": taught, "asks_teacher": prepared.needs_teacher}
+        folder.set_status("done", **vars(outcome), **facts, cpu_seconds=round(spent, 2))
         shutil.rmtree(folder.path / ASKED, ignore_errors=True)
     return outcome
 
@@ -175,4 +177,5 @@ def _record(folder: RunFolder, identity: dict[str, Any], outcome: Outcome, *, al
 
 
 def _again(folder: RunFolder) -> str:
-    return f"kd distill -c {folder.path / 'config.yaml'} -o {folder.path}"
+    config, output = (shlex.quote(str(path)) for path in (folder.path / CONFIG, folder.path))
+    return plugins.again(f"kd distill -c {config} -o {output}")

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from kdcli import durable
 from kdcli.config import EvalSettings
 from kdcli.errors import InputError, IntegrityError
-from kdcli.metrics.score import Score
+from kdcli.metrics.score import Finish, Score, ratio, total
+from kdcli.registry import METRICS
 from kdcli.runs.evaluation.curves import read_curves, write_curves
 from kdcli.runs.evaluation.documents import score_of
 from kdcli.runs.evaluation.kept import KeptAnswers
@@ -121,18 +122,21 @@ def read_evaluation_settings(folder: Path) -> dict[str, Any]:
 
 
 def scores_of(table: pa.Table, entries: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any]) -> dict[str, Score]:
-    """Return scores from their per-example statistics.
+    """Return scores from their per-example statistics; a metric whose code may not run is read from the rows alone.
 
     Args:
         table: the rows of one evaluation, as in its ``samples.parquet``.
         entries: name, direction and value of each score, what it eats, and of a benchmark's score its documents.
         evaluation: settings that say how the metrics were made.
     """
-    finish = finishes(choose_metrics(EvalSettings.model_validate(evaluation), teacher=True))
+    settings = EvalSettings.model_validate(evaluation)
+    known = tuple(name for name in settings.metrics if METRICS.may_resolve(name))
+    ours = settings.model_copy(update={"metrics": known})
+    finish = finishes(choose_metrics(ours, teacher=True)) if known else {}
     return {
         entry["name"]: score_of(entry["name"], entry["value"], entry.get("documents"), entry["better"])
         if entry.get("eats") == "tasks"
-        else _score(entry, table, finish[entry["name"]])
+        else _score(entry, table, finish.get(entry["name"]) or _ratio_in(entry, table))
         for entry in entries
     }
 
@@ -145,11 +149,23 @@ def _edge(found: Mapping[str, Any] | None) -> Edge | None:
     return Edge(**fields)
 
 
-def _score(entry: Mapping[str, Any], table: pa.Table, finish: Any) -> Score:
+def _ratio_in(entry: Mapping[str, Any], table: pa.Table) -> Finish | None:
+    """Return the ratio that turns the stored statistics into the stored scores, None where there is no such ratio."""
+    sums, shown = _column(table, f"{entry['name']}.sums"), _column(table, entry["name"])
+    if sums is None or shown is None or sums.ndim != 2 or sums.shape[1] != 2:
+        return None
+    plain = ratio()
+    whole = float(plain(total(sums)))
+    scale = entry["value"] / whole if whole else 1.0
+    made = ratio(scale)(sums)
+    return ratio(scale) if np.allclose(made, shown, rtol=1e-9, atol=1e-12, equal_nan=True) else None
+
+
+def _score(entry: Mapping[str, Any], table: pa.Table, finish: Finish | None) -> Score:
     name, better = entry["name"], entry["better"]
     sums = _column(table, f"{name}.sums")
-    if sums is None:
-        return Score(name, None, finish, better, corpus=entry["value"])
+    if sums is None or finish is None:
+        return Score(name, None, finish or np.asarray, better, corpus=entry["value"])
     return Score(name, sums, finish, better, answers=_column(table, f"{name}.answers"))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kdcli import durable
+from kdcli import durable, plugins
 from kdcli.config import BenchmarkConfig
 from kdcli.errors import InputError
 from kdcli.text import one_line
@@ -42,6 +42,8 @@ def asked_of(config: BenchmarkConfig) -> dict[str, Any]:
 def places_of(spec: str) -> list[tuple[str, Path | None]]:
     """Return name and folder of each task: a path that is there, else a name known to the harness."""
     files = _files_of(spec)
+    if files:
+        plugins.check(spec, f"task {one_line(spec, 200)}")
     return [(str(file), file.parent) for file in files] or [(spec, None)]
 
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from kdcli import processes
@@ -16,13 +17,25 @@ from kdcli import processes
 _GRACE = 60.0
 
 
-def arguments(config: Path | str, folder: Path | str) -> list[str]:
-    """Return the command that runs a cell and ends with this process."""
-    command = [sys.executable, "-m", "kdcli.runs.executors.child", str(os.getpid())]
-    return [*command, "distill", "-c", str(config), "-o", str(folder), "--quiet"]
+def arguments(config: Path | str, folder: Path | str, code: Sequence[str] = ()) -> list[str]:
+    """Return the command that runs a cell and ends with this process.
+
+    Args:
+        config: file of the cell's settings.
+        folder: its run folder.
+        code: the words that let it run plug-in code.
+    """
+    command = [*python(), "-m", "kdcli.runs.executors.child", str(os.getpid())]
+    return [*command, "distill", "-c", str(config), "-o", str(folder), "--quiet", *code]
 
 
-def run_cell(config: str, folder: str, log: str, working_folder: str) -> int:
+def python() -> list[str]:
+    """Return the interpreter, told to import nothing from the working folder unless this process does so, too."""
+    here = {"", str(Path.cwd())} & set(sys.path)
+    return [sys.executable] if here else [sys.executable, "-P"]
+
+
+def run_cell(config: str, folder: str, log: str, working_folder: str, *code: str) -> int:
     """Run a cell in a child process and wait for it; when this process is told to stop, the child saves first.
 
     Args:
@@ -30,13 +43,14 @@ def run_cell(config: str, folder: str, log: str, working_folder: str) -> int:
         folder: its run folder.
         log: file for its output.
         working_folder: what relative paths are relative to.
+        code: the words that let it run plug-in code.
 
     Returns:
         the exit code of ``kd distill``.
     """
     with open(Path(working_folder, log), "wb") as stream:
         child = subprocess.Popen(
-            arguments(config, folder), cwd=working_folder, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
+            arguments(config, folder, code), cwd=working_folder, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
         )
         try:
             return child.wait()
@@ -59,7 +73,7 @@ def _become_kd(parent: int, words: list[str]) -> None:
     """Replace this process by ``kd``."""
     processes.end_with(parent)
     environ = {name: value for name, value in os.environ.items() if not name.startswith("KD_")}
-    os.execve(sys.executable, [sys.executable, "-m", "kdcli", *words], environ)
+    os.execve(sys.executable, [*python(), "-m", "kdcli", *words], environ)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 
+from kdcli import plugins
 from kdcli.engine.events import Report
 from kdcli.runs.executors import child
 from kdcli.runs.executors.base import Ended, Executor, Job
@@ -32,7 +33,7 @@ class LocalExecutor(Executor):
         environ = {**os.environ, "CUDA_VISIBLE_DEVICES": self._slots[slot]} if self._slots else None
         with job.log.open("wb") as log:
             process = subprocess.Popen(
-                child.arguments(job.config, job.cell.folder.path),
+                child.arguments(job.config, job.cell.folder.path, plugins.flags()),
                 env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -4,6 +4,7 @@ import logging
 import os
 from typing import Any
 
+from kdcli import plugins
 from kdcli.engine.events import Report
 from kdcli.errors import MachineError
 from kdcli.runs.executors.base import Ended, Executor, Job
@@ -42,7 +43,7 @@ class RayExecutor(Executor):
 
     def submit(self, job: Job, report: Report) -> str:
         """Hand the cell to Ray: a plain function with texts only."""
-        texts = (str(job.config), str(job.cell.folder.path), str(job.log), os.getcwd())
+        texts = (str(job.config), str(job.cell.folder.path), str(job.log), os.getcwd(), *plugins.flags())
         reference = self._task.remote(*texts)
         self._jobs[reference] = job
         return f"Ray task {reference.hex()[:8]}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kdcli import plugins
 from kdcli.engine.events import Report
 from kdcli.errors import MachineError, UsageError
 from kdcli.runs.executors.base import Ended, Executor, Job
@@ -50,7 +51,7 @@ class SlurmExecutor(Executor):
 
     def submit(self, job: Job, report: Report) -> str:
         """Submit the cell: a plain function with texts only."""
-        texts = (str(job.config), str(job.cell.folder.path), str(job.log), os.getcwd())
+        texts = (str(job.config), str(job.cell.folder.path), str(job.log), os.getcwd(), *plugins.flags())
         handle = self._submitit.submit(run_cell, *texts)
         self._jobs[handle.job_id] = (job, handle)
         return f"Slurm job {handle.job_id}"

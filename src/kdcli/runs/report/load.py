@@ -43,6 +43,22 @@ def load(folders: Sequence[Path]) -> tuple[Comparison, list[Group]]:
     return conclude(made, About(next(iter(groups)), remarks), None), made
 
 
+def finished_table(folder: Path) -> Comparison | None:
+    """Return the comparison that a study's own tables hold, None unless they hold every cell.
+
+    Args:
+        folder: the study.
+
+    Raises:
+        KDError: it holds no study, or a damaged one.
+    """
+    if not (folder / RESULTS).is_file():
+        return None
+    found = read_comparison(folder)
+    there = {(row.label, seed) for row in found.rows for seed in row.seeds}
+    return found if {(entry.label, entry.seed) for entry in _final(read_study(folder))} <= there else None
+
+
 def groups_of(study: Study, folder: Path) -> list[Group]:
     """Return the finished cells behind each line of a study.
 
