@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from kdcli.config import HardwareConfig, TrainConfig
 from kdcli.data.examples import Example, TokenDataset
+from kdcli.end_tokens import EndTokens
 from kdcli.engine.devices import prepare
 from kdcli.engine.events import Event
 from kdcli.engine.loop import train
@@ -70,7 +71,7 @@ def run_training(
     device = prepare(HardwareConfig(device="cpu", dtype=options.dtype, matmul_precision=options.matmul_precision))
     student = language_model(folder / "student")
     ground = Ground(
-        TokenDataset(examples), config, pad_id=0, student=replace(student, end_ids=(options.vocab,)),
+        TokenDataset(examples), config, pad_id=0, student=replace(student, ends=EndTokens((options.vocab,))),
         vocab=options.vocab, autocast=device.autocast,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as run:

@@ -24,6 +24,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from kdcli.config import DataConfig, GenerationConfig
 from kdcli.data.dataset import load_dataset
+from kdcli.end_tokens import EndTokens
 from kdcli.generate.batch import Batch
 from kdcli.generate.row import Row
 from kdcli.generate.settling import Settling
@@ -112,7 +113,7 @@ def ours(
 def read(options: argparse.Namespace, model: LanguageModel) -> tuple[list[tuple[int, ...]], list[int]]:
     """Return prompts, and the lengths of their answers, end token included."""
     config = DataConfig(max_length=options.max_length, skip_bad=True)
-    data = load_dataset(options.data, model.tokenizer, config, end_id=model.end_id, limit=options.prompts, role="eval")
+    data = load_dataset(options.data, model.tokenizer, config, ends=model.ends, limit=options.prompts, role="eval")
     prompts = [example.ids[: example.prompt_length] for example in data.examples]
     lengths = [min(len(example.ids) - example.prompt_length, options.max_new_tokens) for example in data.examples]
     return prompts, lengths
@@ -142,7 +143,7 @@ def main() -> None:
     options = parser.parse_args()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
     loaded = load_model(options.model, device=torch.device(options.device), role="teacher", dtype=dtype)
-    model = replace(loaded, end_ids=())
+    model = replace(loaded, ends=EndTokens())
     prompts, lengths = read(options, loaded)
     few = slice(0, 4)
     theirs(model, prompts[few], lengths[few], options.batch)

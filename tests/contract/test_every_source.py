@@ -127,7 +127,7 @@ def test_micro_batches_and_length_of_the_run_change_no_sequence(spec, ground):
 
 @pytest.mark.parametrize("spec", EVERY)
 def test_labels_follow_the_ids_and_the_end_is_one_of_them(spec, ground):
-    end, checked = ground.student.end_id, 0
+    end, checked = ground.student.ends.default, 0
     for found in run_to(build_source(spec).open(ground), STEPS):
         for _, ids, labels, facts in found:
             valid = [label for label in labels if label != IGNORED]

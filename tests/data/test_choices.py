@@ -7,6 +7,7 @@ from kdcli.config import DataConfig
 from kdcli.data.choices import check_choices, encode_choices
 from kdcli.data.dataset import load_dataset
 from kdcli.data.examples import Example, TokenDataset
+from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
 
 
@@ -18,7 +19,7 @@ def row(choices=("ab", "cd"), answer=None, reference="cd"):
 def load(tmp_path, *rows, **settings):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
-    return load_dataset(str(path), tiny.tokenizer(), DataConfig(**settings), end_id=2, role="eval")
+    return load_dataset(str(path), tiny.tokenizer(), DataConfig(**settings), ends=EndTokens((2,)), role="eval")
 
 
 @pytest.mark.parametrize(

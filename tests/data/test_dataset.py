@@ -9,9 +9,11 @@ from transformers import PreTrainedTokenizerFast
 import tiny
 from kdcli.config import DataConfig
 from kdcli.data.dataset import Example, TokenDataset, load_dataset, overlap, overlap_note
+from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, UsageError
 
 EOS = 2
+ENDS = EndTokens((EOS,))
 CHATML = (
     "{{ bos_token }}{% for m in messages %}#{{ m.role }}\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}#assistant\n{% endif %}"
@@ -36,9 +38,9 @@ def with_bos(*, and_eos: bool = False):
     return made
 
 
-def load(path, tokenizer=None, *, end_id: int = EOS, role="train", limit=None, **config) -> TokenDataset:
+def load(path, tokenizer=None, *, ends: EndTokens = ENDS, role="train", limit=None, **config) -> TokenDataset:
     return load_dataset(
-        str(path), tokenizer or tiny.tokenizer(), DataConfig(**config), end_id=end_id, limit=limit, role=role
+        str(path), tokenizer or tiny.tokenizer(), DataConfig(**config), ends=ends, limit=limit, role=role
     )
 
 
@@ -67,7 +69,7 @@ def test_plain_text_starts_from_bos_or_from_the_end_token(tmp_path, bos, first):
 
 
 def test_one_token_that_is_bos_and_end_at_once(tmp_path):
-    example = one(tmp_path, {"text": "once"}, with_bos(), end_id=1)
+    example = one(tmp_path, {"text": "once"}, with_bos(), ends=EndTokens((1,)))
     assert (example.ids, example.prompt_length) == ((1, *ids("once"), 1), 1)
 
 
@@ -101,7 +103,7 @@ def test_chat_template_without_end_of_turn_is_ended(tmp_path):
 def test_an_end_token_inside_a_response_ends_it(tmp_path):
     dataset = load(write(tmp_path / "r.jsonl", [{"prompt": "a", "completion": "b</s>c"}]))
     assert dataset.examples[0].ids == (*ids("ab"), EOS)
-    assert "1 response ended early: the end token stood inside (line 1)" in dataset.notes
+    assert "1 response ended early: an end token stood inside (line 1)" in dataset.notes
 
 
 def test_a_cut_response_loses_its_end_token_and_is_counted(tmp_path):
@@ -159,7 +161,7 @@ def test_a_tokenizer_that_panics_is_named_with_the_row(tmp_path, capfd):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="<unk>")
     path = write(tmp_path / "r.jsonl", [{"prompt": "a", "completion": c} for c in ("a", "a" * 60 + "c", "a")])
     with pytest.raises(InputError, match=r"TOK-07.*r.jsonl line 2: the tokenizer failed: ") as caught:
-        load(path, tokenizer, end_id=1)
+        load(path, tokenizer, ends=EndTokens((1,)))
     assert "\n" not in str(caught.value)
 
 

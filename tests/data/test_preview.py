@@ -4,6 +4,7 @@ import tiny
 from kdcli.config import DataConfig
 from kdcli.data.dataset import load_dataset
 from kdcli.data.preview import Preview, preview
+from kdcli.end_tokens import EndTokens
 
 
 def test_preview_shows_prompt_target_and_end_token(tmp_path):
@@ -15,7 +16,7 @@ def test_preview_shows_prompt_target_and_end_token(tmp_path):
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer = tiny.tokenizer([*tiny.WORDS, "\x1b"])
-    dataset = load_dataset(str(path), tokenizer, DataConfig(), end_id=2)
+    dataset = load_dataset(str(path), tokenizer, DataConfig(), ends=EndTokens((2,)))
     shown = preview(dataset, tokenizer, 2)
     assert shown[0] == Preview("r.jsonl line 1", (("say a:", False), ("a.</s>", True)), tokens=9, targets=3)
     assert shown[1].segments == (("b", False), ("b\\x1b</s>", True))

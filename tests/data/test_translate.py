@@ -11,6 +11,7 @@ from kdcli.data.dataset import load_dataset
 from kdcli.data.examples import Example, TokenDataset
 from kdcli.data.reading import NOWHERE
 from kdcli.data.translate import Counterpart, Reader, Translator, matched
+from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
 
 ROWS = [
@@ -27,7 +28,7 @@ CHAT = (
 def reader(tokenizer, path, **settings) -> Reader:
     config = DataConfig(train=str(path), **{"max_length": 1000, **settings})
     end = tokenizer.eos_token_id
-    return Reader(tokenizer, end, load_dataset(str(path), tokenizer, config, end_id=end))
+    return Reader(tokenizer, EndTokens((end,)), load_dataset(str(path), tokenizer, config, ends=EndTokens((end,))))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_both_have_read_the_same_text_wherever_they_meet(translator, row):
 def test_a_row_that_was_cut_keeps_its_places(path):
     short = Translator(reader(cutter("bytes-300"), path, max_length=16), reader(cutter("fallback"), path))
     mine = short.own.rows.examples[1]
-    assert mine.ids[-1] != short.own.end_id
+    assert mine.ids[-1] not in short.own.ends
     whole = Translator(reader(cutter("bytes-300"), path), reader(cutter("fallback"), path))
     entire = whole.own.rows.examples[1]
     there = whole.counterpart(entire.ids, entire.prompt_length, 1).places
@@ -107,7 +108,7 @@ def test_an_answer_that_begins_as_the_rows_own_is_read_by_itself(translator):
     said = translator.own.tokenizer.decode(ids[mine.prompt_length :])
     assert mine.response.startswith(said)
     assert said != mine.response
-    found = translator.counterpart((*ids, translator.own.end_id), mine.prompt_length, 1)
+    found = translator.counterpart((*ids, translator.own.ends.default), mine.prompt_length, 1)
     assert found.ids[found.prompt_length :] == tuple(translator.other.tokenizer.encode(said, add_special_tokens=False))
     assert found.places[-1] == len(found.ids) - found.prompt_length
 

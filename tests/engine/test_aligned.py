@@ -53,8 +53,8 @@ def translator(student, teacher, tmp_path_factory):
     sides = []
     for side in (student, teacher):
         config = DataConfig(train=str(path), max_length=128)
-        rows = load_dataset(str(path), side.tokenizer, config, end_id=side.end_id)
-        sides.append(Reader(side.tokenizer, side.end_id, rows))
+        rows = load_dataset(str(path), side.tokenizer, config, ends=side.ends)
+        sides.append(Reader(side.tokenizer, side.ends, rows))
     return Translator(*sides)
 
 
@@ -178,8 +178,8 @@ def test_a_teacher_of_few_positions_is_silent_on_the_ends(student, teacher, tran
 def test_a_sequence_no_row_holds_is_read_from_its_tokens(student, teacher, translator):
     mine = translator.own.rows.examples[2]
     answer = student.tokenizer.encode(" a little girl", add_special_tokens=False)
-    ids = (*mine.ids[: mine.prompt_length], *answer, student.end_id)
-    labels = torch.tensor([[IGNORED] * (mine.prompt_length - 1) + [*answer, student.end_id]])
+    ids = (*mine.ids[: mine.prompt_length], *answer, student.ends.default)
+    labels = torch.tensor([[IGNORED] * (mine.prompt_length - 1) + [*answer, student.ends.default]])
     one = Batch(torch.tensor([ids[:-1]]), torch.ones(1, len(ids) - 1, dtype=torch.int64), labels, torch.tensor([2]))
     seen = aligned(teacher, translator).aligned(one, find_valid(labels))
     prompt = translator.other.rows.examples[2]

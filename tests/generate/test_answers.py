@@ -7,6 +7,7 @@ import torch
 
 import tiny
 from kdcli.config import GenerationConfig
+from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, NumericsError
 from kdcli.generate import Answer, Asked, answers, generate, uniforms
 from kdcli.models.load import LanguageModel, assemble
@@ -59,7 +60,7 @@ def test_greedy_answers_are_those_of_transformers(family):
             eos_token_id=2,
             pad_token_id=0,
         )[0, len(prompt) :].tolist()
-        assert answer == Answer(tuple(token for token in theirs if token != 2), theirs[-1] == 2)
+        assert answer == Answer(tuple(token for token in theirs if token != 2), 2 if theirs[-1] == 2 else None)
 
 
 def test_answers_differ_in_length_so_that_rows_leave_the_batch():
@@ -114,7 +115,7 @@ def test_a_shorter_limit_gives_the_beginning_of_the_same_answer():
 
 def test_every_end_token_ends_and_none_is_part_of_the_answer():
     model, given = speaker(), prompts(30)
-    answers = generate(replace(model, end_ids=(2, 7, 9)), given, config(), seed=0)
+    answers = generate(replace(model, ends=EndTokens((2, 7, 9))), given, config(), seed=0)
     assert all(not set(answer.ids) & {2, 7, 9} for answer in answers)
     alone = generate(model, given, config(), seed=0)
     cut = [next((i for i, token in enumerate(answer.ids) if token in (7, 9)), len(answer.ids)) for answer in alone]
@@ -134,7 +135,7 @@ def test_padding_rows_of_the_head_are_never_generated():
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_models_context_is_never_exceeded(family):
     limit = {"max_position_embeddings": 12} if family == "llama" else {"n_positions": 12}
-    model = replace(speaker(family, **limit), end_ids=())
+    model = replace(speaker(family, **limit), ends=EndTokens())
     given = [[1] * length for length in (3, 11, 8)]
     answers = generate(model, given, config(), seed=0)
     assert [len(answer.ids) for answer in answers] == [9, 1, 4]
@@ -233,7 +234,7 @@ def test_answers_come_as_they_end():
 
 
 def test_the_columns_of_a_long_answer_are_moved_to_the_left():
-    model = replace(speaker(max_position_embeddings=600), end_ids=())
+    model = replace(speaker(max_position_embeddings=600), ends=EndTokens())
     long = generate(model, prompts(3), config(max_new_tokens=400, batch_tokens=1200), seed=0)
     assert [len(answer.ids) for answer in long] == [400] * 3
     alone = [

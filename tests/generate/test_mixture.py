@@ -57,7 +57,7 @@ def test_greedy_answers_are_the_likeliest_tokens_of_the_mixture(family):
             assert mixture(one, other, 0.4, ids)[-1].argmax().item() == token
             ids.append(token)
         if answer.ended:
-            assert mixture(one, other, 0.4, ids)[-1].argmax().item() in one.end_ids
+            assert mixture(one, other, 0.4, ids)[-1].argmax().item() in one.ends
 
 
 def test_log_probabilities_at_every_step_are_those_of_the_mixture():

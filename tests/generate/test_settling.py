@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 import tiny
 from kdcli.config import GenerationConfig
+from kdcli.end_tokens import EndTokens
 from kdcli.errors import NumericsError
 from kdcli.generate import Answer, Asked, answers, generate
 from kdcli.generate.draws import stream, waits
@@ -144,10 +145,10 @@ def by_hand(one: LanguageModel, prompt: list[int], setting: GenerationConfig, se
         last = len(prompt) - 1 if len(pieces) == 1 else len(said) - sum(map(len, pieces[1:-1])) - 1
         times = torch.from_numpy(waits([bits], one.vocab)) if setting.temperature else None
         token = int(choose(logits[last : last + 1], times, setting).tokens)
-        if token in one.end_ids:
-            return Answer(tuple(said), True)
+        if token in one.ends:
+            return Answer(tuple(said), token)
         said.append(token)
-    return Answer(tuple(said), False)
+    return Answer(tuple(said), None)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -186,7 +187,7 @@ def test_half_precision_is_settled_too():
 
 
 def test_a_shorter_limit_gives_the_beginning_of_the_same_answer():
-    one, given = replace(model(), end_ids=()), prompts(6)
+    one, given = replace(model(), ends=EndTokens()), prompts(6)
     long = generate(one, given, config(max_new_tokens=60), seed=0)
     for most in (1, 2, 9, 33):
         asked = [Asked(prompt, number, (0,), most) for number, prompt in enumerate(given)]
@@ -197,7 +198,7 @@ def test_a_shorter_limit_gives_the_beginning_of_the_same_answer():
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_blocks_end_where_the_models_context_ends(family, monkeypatch):
     limit = "n_positions" if family == "gpt2" else "max_position_embeddings"
-    one = replace(model(family, **{limit: 12}), end_ids=())
+    one = replace(model(family, **{limit: 12}), ends=EndTokens())
     given = [[1] * length for length in (3, 11, 8)]
     whole = generate(one, given, in_batches_of(1), seed=0)
     assert [len(answer.ids) for answer in whole] == [9, 1, 4]

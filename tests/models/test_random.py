@@ -41,7 +41,7 @@ def test_sizes_vocabulary_and_saving(teacher, tmp_path):
     assert type(student.model) is type(source.model)
     assert student.vocab == source.vocab
     assert student.positions == source.positions
-    assert student.end_ids == source.end_ids
+    assert student.ends == source.ends
     assert config.tie_word_embeddings == source.model.config.tie_word_embeddings
     assert shared_vocabulary(student.tokenizer, source.tokenizer, student.vocab, source.vocab) == len(tiny.WORDS)
     save_student(student, tmp_path / "saved")
@@ -51,7 +51,7 @@ def test_sizes_vocabulary_and_saving(teacher, tmp_path):
     assert torch.equal(again(ids).logits, student.model(ids).logits)
     for name, value in again.state_dict().items():
         assert torch.equal(value, student.model.state_dict()[name])
-    assert load_model(str(tmp_path / "saved"), device=CPU, role="student").end_ids == source.end_ids
+    assert load_model(str(tmp_path / "saved"), device=CPU, role="student").ends == source.ends
     assert AutoTokenizer.from_pretrained(tmp_path / "saved").get_vocab() == source.tokenizer.get_vocab()
 
 
@@ -86,7 +86,7 @@ def test_another_family(good, family):
     assert student.model.config.model_type == family
     assert student.vocab == len(tiny.WORDS)
     assert student.positions == 128
-    assert student.end_ids == (2,)
+    assert student.ends.ids == (2,)
 
 
 @pytest.mark.parametrize(

@@ -67,15 +67,15 @@ def test_more_tokens_than_rows(tmp_path, good):
 def test_end_and_padding_ids(bad):
     path = bad / "generation_config.json"
     loaded = load_model(str(bad), device=CPU, role="student")
-    assert (loaded.end_ids, loaded.end_id, loaded.pad_id) == ((2,), 2, 0)
+    assert (loaded.ends.ids, loaded.pad_id) == ((2,), 0)
     edit(path, eos_token_id=[1, 2])
     loaded = load_model(str(bad), device=CPU, role="student")
-    assert (loaded.end_ids, loaded.end_id) == ((1, 2), 1)
+    assert (loaded.ends.ids, loaded.ends.default) == ((1, 2), 1)
     edit(path, eos_token_id=999)
     refuse(bad, "TOK-04", "999")
     for name in (path, bad / "config.json"):
         edit(name, eos_token_id=None)
-    assert load_model(str(bad), device=CPU, role="student").end_id == 2
+    assert load_model(str(bad), device=CPU, role="student").ends.ids == (2,)
     edit(bad / "tokenizer_config.json", eos_token=..., pad_token=...)
     refuse(bad, "TOK-13", "no end token")
 

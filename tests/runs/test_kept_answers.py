@@ -153,7 +153,7 @@ class Parrot:
                 if len(self.asked) == self.stop:
                     raise KeyboardInterrupt
                 self.asked.append((question.number, seed))
-                yield Said(question.number, seed, f"{question.text} {seed}", Answer((seed,), True))
+                yield Said(question.number, seed, f"{question.text} {seed}", Answer((seed,), 2))
 
 
 def filled(tmp_path):

@@ -79,9 +79,9 @@ def test_answers_that_end_add_nothing_more():
 def test_every_token_knows_its_example_answer_and_position():
     student, teacher = running.model("student", seed=1), running.model("teacher", seed=2)
     rows = running.dataset(3)
-    said = [[Answer((7, 8), True), Answer((9, 10, 11), False)], [Answer((), True), Answer((5,), True)]]
-    said.append([Answer((6,), True), Answer((4,), True)])
-    own = facts_of_answers(said, 2, rows, speakers(student, teacher), {"label_logp", "kl_from_teacher", "jsd"})
+    said = [[Answer((7, 8), 2), Answer((9, 10, 11), None)], [Answer((), 2), Answer((5,), 2)]]
+    said.append([Answer((6,), 2), Answer((4,), 2)])
+    own = facts_of_answers(said, rows, speakers(student, teacher), {"label_logp", "kl_from_teacher", "jsd"})
     assert own.facts.keys() == {"label_logp", "kl_from_teacher", "jsd"}
     assert own.example.tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
     assert own.answer.tolist() == [0, 0, 0, 1, 1, 1, 0, 1, 1, 0, 0, 1, 1]

@@ -36,7 +36,7 @@ def make(student, teacher, folder, longest=100) -> Ground:
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     mine, theirs = (
-        load_dataset(str(path), side.tokenizer, DataConfig(train=str(path)), end_id=side.end_id)
+        load_dataset(str(path), side.tokenizer, DataConfig(train=str(path)), ends=side.ends)
         for side in (student, teacher)
     )
     same = teacher.tokenizer is student.tokenizer
@@ -66,7 +66,7 @@ def test_each_answer_is_the_teachers_words_after_the_rows_prompt(ground, student
         cut = one.example.prompt_length
         assert one.example.ids[:cut] == row.ids[: row.prompt_length]
         body = one.example.ids[cut:]
-        assert (body[-1] == student.end_id) == one.ended
+        assert (body[-1] in student.ends) == one.ended
         said = student.tokenizer.decode(body[:-1] if one.ended else body)
         assert (one.row, said) in heard
         assert one.example.references == row.references

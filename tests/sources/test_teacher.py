@@ -8,6 +8,7 @@ import torch
 import running
 from kdcli import durable
 from kdcli.config import TrainConfig
+from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, IntegrityError, UsageError
 from kdcli.sources import made_text as module
 from kdcli.sources.base import Ground
@@ -111,7 +112,7 @@ def test_filters_drop_what_they_say_and_duplicates_go(teacher, tmp_path):
     assert [one for one in every if one.targets >= 4] == long
     ended = build_source("teacher:max_new_tokens=20,answers=4,ended=true").open(ground(teacher, tmp_path)).pool
     assert ended
-    assert all(one.example.ids[-1] == teacher.end_id for one in ended)
+    assert all(one.example.ids[-1] in teacher.ends for one in ended)
     with pytest.raises(InputError, match="passes the filters"):
         build_source(f"{spec},min_tokens=9").open(ground(teacher, tmp_path))
 
@@ -133,7 +134,7 @@ def test_the_nll_is_the_mean_over_the_answer(teacher, tmp_path):
 def test_beam_search_finds_the_likeliest_answers_of_two_tokens(teacher):
     """Brute force over all answers of two tokens, or one that ends."""
     prompt, ids = (1, 5, 9), 12
-    small = replace(teacher, end_ids=(2,))
+    small = replace(teacher, ends=EndTokens((2,)))
 
     def logits(tokens):
         return teacher.model(torch.tensor([tokens])).logits[0, -1, :ids].double().log_softmax(-1)

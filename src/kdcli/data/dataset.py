@@ -13,6 +13,7 @@ from kdcli.data.rows import Row, RowReport, read_rows
 from kdcli.data.tables import counted
 from kdcli.data.template_guard import try_template
 from kdcli.data.tokens import decode, encode, first_context, prompt_prefix
+from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
 
 __all__ = ["Example", "TokenDataset", "load_dataset", "overlap", "overlap_note"]
@@ -27,7 +28,7 @@ def load_dataset(
     tokenizer: PreTrainedTokenizerBase,
     config: DataConfig,
     *,
-    end_id: int,
+    ends: EndTokens,
     limit: int | None = None,
     role: Role = "train",
 ) -> TokenDataset:
@@ -37,7 +38,7 @@ def load_dataset(
         path: file, saved ``datasets`` folder or hub id.
         tokenizer: the models' tokenizer.
         config: columns, template and length limits.
-        end_id: the token that ends a response.
+        ends: the tokens that end a response; the first closes one that names none.
         limit: use the first so many rows.
         role: says which split a folder or hub data set is read from; of "prompts", answers are not read.
 
@@ -49,7 +50,7 @@ def load_dataset(
     check_template(config.template)
     report = read_rows(path, config, limit=limit, splits=_SPLITS[role], answered=role != "prompts")
     texts, refused = _render_all(report.rows, config, tokenizer)
-    maker = _Maker(tokenizer, config, end_id)
+    maker = _Maker(tokenizer, config, ends)
     examples = maker.make(texts)
     if not examples:
         raise _nothing_left(path, config, report, maker, refused)
@@ -97,11 +98,12 @@ class _Maker:
 
     tokenizer: PreTrainedTokenizerBase
     config: DataConfig
-    end_id: int
+    ends: EndTokens
     too_long: list[str] = field(default_factory=list)
     over_prompt_limit: list[str] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)
     end_inside: list[str] = field(default_factory=list)
+    end_first: list[str] = field(default_factory=list)
 
     def make(self, texts: Sequence[_Text]) -> tuple[Example, ...]:
         where = [text.row.where for text in texts]
@@ -112,7 +114,7 @@ class _Maker:
         examples = []
         for text, prompt, response in zip(texts, prompts, responses, strict=True):
             # A chat template writes its own special tokens.
-            context = ([] if text.chat else [*prefix]) + prompt or [first_context(self.tokenizer, self.end_id)]
+            context = ([] if text.chat else [*prefix]) + prompt or [first_context(self.tokenizer, self.ends)]
             ids = self._fit(context, response, text.row.where)
             if ids is not None:
                 ids = tuple(shared.setdefault(number, number) for number in ids)
@@ -135,13 +137,15 @@ class _Maker:
         return ids[: self.config.max_length]
 
     def _ended(self, response: list[int], where: str) -> list[int]:
-        """Close a response with the end token, exactly once: nothing after the first one is kept."""
-        if self.end_id not in response:
-            return [*response, self.end_id]
-        end = response.index(self.end_id) + 1
-        if decode(self.tokenizer, response[end:]).strip():
+        """Cut a response behind the first end token that its text holds; close one that holds none with the usual."""
+        if self.ends.leading(response):
+            self.end_first.append(where)
+        place = self.ends.place(response)
+        if place is None:
+            return [*response, self.ends.default]
+        if decode(self.tokenizer, response[place + 1 :]).strip():
             self.end_inside.append(where)
-        return response[:end]
+        return response[: place + 1]
 
     def notes(self) -> list[str]:
         longest = self.config.max_length
@@ -149,7 +153,8 @@ class _Maker:
             (self.over_prompt_limit, "row", f"dropped: prompt over {self.config.max_prompt_length} tokens"),
             (self.too_long, "row", f"dropped: the prompt alone fills {longest} tokens"),
             (self.cut, "response", f"cut at {longest} tokens, without end token"),
-            (self.end_inside, "response", "ended early: the end token stood inside"),
+            (self.end_inside, "response", "ended early: an end token stood inside"),
+            (self.end_first, "response", "opened with an end token, which ends nothing there"),
         )
         return [f"{counted(len(places), noun)} {what} ({_first(places)})" for places, noun, what in told if places]
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from kdcli.data.examples import Example
+from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, raise_machine_fault
 from kdcli.text import one_line
 
@@ -87,10 +88,10 @@ def prompt_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return ()
 
 
-def first_context(tokenizer: PreTrainedTokenizerBase, end_id: int) -> int:
-    """Return the token that stands for an empty prompt: the tokenizer's BOS, or the end token."""
+def first_context(tokenizer: PreTrainedTokenizerBase, ends: EndTokens) -> int:
+    """Return the token that stands for an empty prompt: the tokenizer's BOS, or the usual end token."""
     bos = tokenizer.bos_token_id
-    return bos if isinstance(bos, int) else end_id
+    return bos if isinstance(bos, int) else ends.default
 
 
 def decode_words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from kdcli.data.examples import Example, TokenDataset
 from kdcli.data.reading import NOWHERE, meet, read_ids, read_text
 from kdcli.data.tokens import decode_words, encode_one, first_context, prompt_prefix
+from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
 
 
@@ -18,12 +19,12 @@ class Reader:
 
     Args:
         tokenizer: its tokenizer.
-        end_id: the token that ends a response.
+        ends: the tokens that end a response.
         rows: the training rows in its tokens, with its own special tokens and chat template around them.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    end_id: int
+    ends: EndTokens
     rows: TokenDataset
 
     @cached_property
@@ -34,7 +35,7 @@ class Reader:
     @cached_property
     def beginning(self) -> int:
         """The token that stands for an empty prompt."""
-        return first_context(self.tokenizer, self.end_id)
+        return first_context(self.tokenizer, self.ends)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Translator:
         ids = tuple(ids)
         mine, theirs = self._row(row, ids[:prompt_length])
         labels = len(ids) - prompt_length
-        body = ids[prompt_length:-1] if ids[-1] == self.own.end_id else ids[prompt_length:]
+        body = self.own.ends.body(ids[prompt_length:])
         own = read_text(self.own.tokenizer, mine.response) if mine is not None and mine.ids == ids else None
         if own is None or own.ids[: len(body)] != body or theirs is None:
             own = read_ids(self.own.tokenizer, body)

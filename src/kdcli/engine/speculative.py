@@ -82,8 +82,8 @@ def speculate(
     while not run.ended and len(run.said) < config.max_new_tokens:
         width = min(draft_tokens, config.max_new_tokens - len(run.said))
         run.round(width, draws[run.rounds], room=config.max_new_tokens - len(run.said))
-    ids = run.said[:-1] if run.ended else run.said
-    return Answer(tuple(ids), run.ended), run.tests
+    ids, end = (run.said[:-1], run.said[-1]) if run.ended else (run.said, None)
+    return Answer(tuple(ids), end), run.tests
 
 
 class _Reader:
@@ -167,7 +167,7 @@ class _Run:
         return drafts, q
 
     def _ends(self, token: int) -> bool:
-        return token in self.verifier.model.end_ids
+        return token in self.verifier.model.ends
 
 
 def as_columns(tests: Sequence[Sequence[Verdict]]) -> tuple[dict[str, Array], np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from kdcli.config import GenerationConfig
+from kdcli.end_tokens import UNTOLD
 from kdcli.generate.batch import Batch
 from kdcli.generate.row import Row
 from kdcli.generate.speaker import Speaker
@@ -19,11 +20,26 @@ class Answer:
 
     Args:
         ids: the answer's tokens, without the end token.
-        ended: whether the model ended it; False where it was cut at a length.
+        end: the end token that was written; None where the answer was cut at a length, ``end_tokens.UNTOLD`` where the
+            source ended it and does not tell by which token.
+
+    >>> Answer((5, 6), end=7).tokens, Answer((5, 6), end=None).ended
+    ((5, 6, 7), False)
     """
 
     ids: tuple[int, ...]
-    ended: bool
+    end: int | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the model ended it; False where it was cut at a length."""
+        return self.end is not None
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Everything that was written, the end token included."""
+        assert self.end != UNTOLD, "a source that tells tokens tells the end token"
+        return self.ids if self.end is None else (*self.ids, self.end)
 
 
 @dataclass(frozen=True)
@@ -122,4 +138,4 @@ def spoken(
             row = next(finished, None)
         if row is None:
             return
-        yield row.place, row.seed, Answer(tuple(row.said), row.ended)
+        yield row.place, row.seed, Answer(tuple(row.said), row.end)

@@ -101,7 +101,7 @@ class Batch:
     def _say(self, rows: list[Row], logits: Tensor) -> None:
         """Append each row's next token."""
         for row, token in zip(rows, self._pick(rows, logits), strict=True):
-            row.take(token, self.speaker.model.end_ids)
+            row.take(token, self.speaker.model.ends)
 
     def _is_done(self, row: Row) -> bool:
         return row.ended or not self.may_go_on(row)

@@ -1,10 +1,11 @@
 """One answer on its way."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from kdcli.end_tokens import EndTokens
 from kdcli.generate.draws import draws_per_token, stream
 
 
@@ -51,14 +52,14 @@ class Row:
         """What was said, end token included."""
         return self.said if self.end is None else [*self.said, self.end]
 
-    def take(self, token: int, ends: Collection[int]) -> None:
+    def take(self, token: int, ends: EndTokens) -> None:
         """Say one more token."""
         if token in ends:
             self.end = token
         else:
             self.said.append(token)
 
-    def correct(self, at: int, token: int, ends: Collection[int], ids: int) -> None:
+    def correct(self, at: int, token: int, ends: EndTokens, ids: int) -> None:
         """Say another token in place of an earlier one, and forget what came after that.
 
         Args:

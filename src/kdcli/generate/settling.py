@@ -59,7 +59,7 @@ class Settling:
         read = speaker.reread(past, [*inside, *[row.prompt[0]] * (width - len(inside))])
         for at, (token, own) in enumerate(zip(tokens[begin + 1 :], self._picks(row, read.logits), strict=False)):
             if token != own:
-                row.correct(begin + 1 + at, own, speaker.model.end_ids, speaker.ids)
+                row.correct(begin + 1 + at, own, speaker.model.ends, speaker.ids)
                 self.repaired += 1
                 break
         speaker.cache.replace(place, read.kept, len(row.prompt) + len(row.tokens) - 1)

@@ -9,13 +9,14 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.durable import digest_files
+from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
 from kdcli.models.activations import fuse_activations
 from kdcli.models.folder import open_folder, open_settings
 from kdcli.models.linear import quicken
 from kdcli.models.quantise import NONE, quantise
 from kdcli.models.split import Head, prove_split, split_head, trunk_of, trunk_output
-from kdcli.models.tokenizer import check_rows, end_ids, load_tokenizer, pad_id
+from kdcli.models.tokenizer import check_rows, end_tokens, load_tokenizer, pad_id
 from kdcli.models.weights import build_config, load_weights
 
 __all__ = ["LanguageModel", "Role", "assemble", "load_model", "load_tokenizer"]
@@ -33,7 +34,7 @@ class LanguageModel:
         head: its head, proven equal to the model's own.
         path: where it came from, as typed.
         digest: sha256 over weight files and config.json.
-        end_ids: ids that end a text; the first is the one trained.
+        ends: the tokens that end its texts.
         pad_id: id to fill padding with; always masked.
         vocab: rows of the head, padding rows included.
         notes: what was ignored while loading, one sentence each.
@@ -45,16 +46,11 @@ class LanguageModel:
     head: Head
     path: str
     digest: str
-    end_ids: tuple[int, ...]
+    ends: EndTokens
     pad_id: int
     vocab: int
     notes: tuple[str, ...] = ()
     adapter: Any = None
-
-    @property
-    def end_id(self) -> int:
-        """The id that ends a text in training."""
-        return self.end_ids[0]
 
     @property
     def positions(self) -> int | None:
@@ -173,7 +169,7 @@ def assemble(
     check_rows(tokenizer, head.rows, path)
     prove_split(model, head)
     named = getattr(model.generation_config, "eos_token_id", None)
-    ends = end_ids(named, tokenizer, head.rows, path)
+    ends = end_tokens(named, tokenizer, head.rows, path)
     return LanguageModel(
         model, tokenizer, head, path, digest, ends, pad_id(tokenizer, ends, head.rows), head.rows, notes
     )

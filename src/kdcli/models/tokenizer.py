@@ -9,6 +9,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
+from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, MachineError, raise_machine_fault
 from kdcli.models.jsonfile import read_table
 from kdcli.models.locate import locate
@@ -135,8 +136,8 @@ def _config(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def end_ids(named: int | list[int] | None, tokenizer: PreTrainedTokenizerBase, rows: int, path: str) -> tuple[int, ...]:
-    """Return the ids that end a text: the generation config's, else the tokenizer's.
+def end_tokens(named: int | list[int] | None, tokenizer: PreTrainedTokenizerBase, rows: int, path: str) -> EndTokens:
+    """Return the tokens that end a text: the generation config's, else the tokenizer's.
 
     Args:
         named: ``eos_token_id`` of the generation config.
@@ -158,12 +159,12 @@ def end_ids(named: int | list[int] | None, tokenizer: PreTrainedTokenizerBase, r
         if type(token) is not int or not 0 <= token < rows:
             what = f"end token id {one_line(str(token), 40)} is not one of the model's {rows} rows"
             raise InputError("TOK-04", what, where=path, fix="set eos_token_id in generation_config.json")
-    return ids
+    return EndTokens(ids)
 
 
-def pad_id(tokenizer: PreTrainedTokenizerBase, end: tuple[int, ...], rows: int) -> int:
+def pad_id(tokenizer: PreTrainedTokenizerBase, ends: EndTokens, rows: int) -> int:
     """Return an id to fill padding with; padding is always masked, so any valid id does."""
-    candidates = (tokenizer.pad_token_id, *end, 0)
+    candidates = (tokenizer.pad_token_id, *ends.ids, 0)
     return next(token for token in candidates if type(token) is int and 0 <= token < rows)
 
 

@@ -43,7 +43,7 @@ def spread(label: str, model: LanguageModel, task: Task, device: Device) -> Spre
     prompt, *answers = encode(model.tokenizer, [task.prompt, *task.answers], ["demo"] * (1 + len(task.answers)))
     context = [*prompt_prefix(model.tokenizer), *prompt]
     examples = tuple(
-        Example((*context, *answer, model.end_id), len(context), task.prompt, (text,), "demo")
+        Example((*context, *answer, model.ends.default), len(context), task.prompt, (text,), "demo")
         for answer, text in zip(answers, task.answers, strict=True)
     )
     facts, example = token_facts(

@@ -7,11 +7,12 @@ from transformers import PreTrainedTokenizerBase
 
 from kdcli import durable
 from kdcli.config import ServerConfig
+from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
 from kdcli.models.folder import ModelFolder
 from kdcli.models.quantise import NONE
 from kdcli.models.random import is_random
-from kdcli.models.tokenizer import end_ids
+from kdcli.models.tokenizer import end_tokens
 from kdcli.models.vocabulary import shared_vocabulary
 from kdcli.models.weights import read_generation_config
 from kdcli.runs.ensemble import Blend
@@ -27,7 +28,7 @@ class ModelFacts:
         path: folder or hub id.
         tokenizer: its tokenizer.
         rows: rows of its head.
-        end_id: the token that ends a response.
+        ends: the tokens that end its texts.
         digest: sha256 over weight files and config.json.
         tokenizer_digest: sha256 over the tokenizer's files.
         parameters: how many numbers its weight files hold.
@@ -42,7 +43,7 @@ class ModelFacts:
     path: str
     tokenizer: PreTrainedTokenizerBase
     rows: int
-    end_id: int
+    ends: EndTokens
     digest: str
     tokenizer_digest: str
     parameters: int
@@ -104,7 +105,7 @@ def facts_of(path: str, checked: ModelFolder, tokenizer: PreTrainedTokenizerBase
         path=path,
         tokenizer=tokenizer,
         rows=rows,
-        end_id=end_ids(named, tokenizer, rows, path)[0],
+        ends=end_tokens(named, tokenizer, rows, path),
         digest=durable.digest_files([*checked.files, checked.folder / "config.json"]),
         tokenizer_digest=durable.digest_files(files or _all_files(checked.folder)),
         parameters=sum(info.numel for info in checked.tensors.values()),
@@ -130,7 +131,7 @@ def facts_of_several(path: str, blend: Blend, members: tuple[ModelFacts, ...]) -
         path=path,
         tokenizer=first.tokenizer,
         rows=min(member.rows for member in members),
-        end_id=first.end_id,
+        ends=first.ends,
         digest=blend.digest([member.digest for member in members]),
         tokenizer_digest=first.tokenizer_digest,
         parameters=sum(member.parameters for member in members),

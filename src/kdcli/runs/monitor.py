@@ -187,7 +187,7 @@ class StudentMonitor:
                     generation = self.watched.settings.generation
                     source = LocalModel(self.student, generation, self.device)
                     texts = answer(source, rows, generation, silent)
-                    found += scoring.score_texts(chosen, scoring.beside(texts, rows, self.student.end_id))
+                    found += scoring.score_texts(chosen, scoring.beside(texts, rows, self.student.ends))
                 found += scoring.score_tokens(chosen, self.student, self.teacher, rows, self.device, silent)
         except NumericsError as error:
             self.report(Event("warning", f"evaluation while training: {error.what}"))

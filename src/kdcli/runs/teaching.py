@@ -83,8 +83,8 @@ def translator_of(prepared: Prepared) -> Translator:
     pair, rows = prepared.pair, prepared.teacher_rows
     assert pair.teacher is not None, "a pair of different tokenizers is a pair"
     assert rows is not None, "see Prepared"
-    own = Reader(pair.reader.tokenizer, pair.reader.end_id, prepared.dataset)
-    return Translator(own, Reader(pair.teacher.tokenizer, pair.teacher.end_id, rows))
+    own = Reader(pair.reader.tokenizer, pair.reader.ends, prepared.dataset)
+    return Translator(own, Reader(pair.teacher.tokenizer, pair.teacher.ends, rows))
 
 
 def share_met(prepared: Prepared, rows: int) -> float:

@@ -138,10 +138,10 @@ class Workshop:
         """Return tokenised rows; ``role`` is "train", "prompts" or "eval" and chooses split and limit."""
         limit = config.eval_limit if role == "eval" else config.limit
         shape = config.model_copy(update=dict.fromkeys(("train", "eval", "limit", "eval_limit", "corpus", "made")))
-        key = (path, reader.tokenizer_digest, str(reader.end_id), role, str(limit), shape.model_dump_json())
+        key = (path, reader.tokenizer_digest, str(reader.ends.ids), role, str(limit), shape.model_dump_json())
         if key not in self._data:
             self._data[key] = load_dataset(
-                path, reader.tokenizer, config, end_id=reader.end_id, limit=limit,
+                path, reader.tokenizer, config, ends=reader.ends, limit=limit,
                 role=role,
             )  # fmt: skip
         found = self._data[key]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from transformers import PreTrainedTokenizerBase
 
 from kdcli.data.examples import Example
+from kdcli.end_tokens import EndTokens
 from kdcli.sources.sentences import Sentence
 
 if TYPE_CHECKING:
@@ -22,13 +23,13 @@ class Author(Protocol):
 
     Attributes:
         tokenizer: of the ids it writes.
-        end_id: the token that ends a text.
+        ends: the tokens that end a text.
         digest: what it is, as far as its texts follow from it.
         precision: in what it computes.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    end_id: int
+    ends: EndTokens
     digest: str
     precision: str
 

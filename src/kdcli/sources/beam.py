@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from kdcli.end_tokens import EndTokens
 from kdcli.generate.answers import Answer
 from kdcli.models.load import LanguageModel
 
@@ -41,7 +42,7 @@ def beam_answers(
     tokens = torch.tensor([list(prompt)], device=device)
     setting = GenerationConfig(
         num_beams=width, num_return_sequences=best, do_sample=False, max_new_tokens=most, early_stopping=True,
-        length_penalty=1.0, eos_token_id=list(model.end_ids), pad_token_id=model.pad_id, use_cache=True,
+        length_penalty=1.0, eos_token_id=list(model.ends.ids), pad_token_id=model.pad_id, use_cache=True,
     )  # fmt: skip
     training = model.model.training
     model.model.eval()
@@ -54,9 +55,9 @@ def beam_answers(
     finally:
         model.model.train(training)
     assert isinstance(found, Tensor), "no dictionary was asked for"
-    return [_answer(row[len(prompt) :].tolist(), model.end_ids) for row in found]
+    return [_answer(row[len(prompt) :].tolist(), model.ends) for row in found]
 
 
-def _answer(said: list[int], ends: Sequence[int]) -> Answer:
+def _answer(said: list[int], ends: EndTokens) -> Answer:
     place = next((at for at, token in enumerate(said) if token in ends), None)
-    return Answer(tuple(said[:place]), place is not None)
+    return Answer(tuple(said[:place]), None if place is None else said[place])

@@ -29,7 +29,7 @@ class LocalAuthor:
 
     def __init__(self, model: LanguageModel, ground: Ground) -> None:
         self._whole, self._autocast = model, ground.autocast
-        self.tokenizer, self.end_id, self.digest = model.tokenizer, model.end_id, model.digest
+        self.tokenizer, self.ends, self.digest = model.tokenizer, model.ends, model.digest
         self.precision = str(ground.autocast)
 
     @cached_property
@@ -42,7 +42,7 @@ class LocalAuthor:
     ) -> Iterator[Sentence]:
         """Yield the answers wanted, as they end."""
         for row, number, answer in self._answers(source, ground, prompts, wanted):
-            example = continued(prompts[row], answer, self.end_id)
+            example = continued(prompts[row], answer)
             log_probs = response_log_probs(self.model, example, ground.vocab or self.model.vocab)
             yield Sentence(example, row, number, answer.ended, -log_probs.double().mean().item())
 

@@ -113,7 +113,7 @@ def prompts_of(source: "TeacherSource", ground: Ground) -> dict[int, Example]:
     if source.prompts == "rows":
         return dict(enumerate(ground.dataset.examples))
     author = author_of(ground)
-    first = first_context(author.tokenizer, author.end_id)
+    first = first_context(author.tokenizer, author.ends)
     return {row: Example((first,), 1, "", (), "no prompt") for row in range(len(ground.dataset))}
 
 

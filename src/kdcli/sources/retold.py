@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from kdcli.data.tokens import encode_one, first_context
 from kdcli.errors import InputError
+from kdcli.models.load import LanguageModel
 from kdcli.sources.base import Ground
 from kdcli.sources.sentences import Sentence, said
 
@@ -26,8 +27,8 @@ def as_teacher(ground: Ground) -> Ground:
 def retold(sentences: Iterable[Sentence], ground: Ground) -> list[Sentence]:
     """Return a teacher's sentences in the student's tokens, each once: the row's own prompt, and the answer's text.
 
-    An answer that the teacher ended ends with the student's end token; one that says nothing is left out, and one
-    that is too long is cut.
+    An answer that the teacher ended ends with the end token of the same name, or with the student's usual one where
+    it has none of that name; one that says nothing is left out, and one that is too long is cut.
 
     Args:
         sentences: in the teacher's tokens.
@@ -52,15 +53,22 @@ def _in_students_tokens(sentences: Iterable[Sentence], ground: Ground) -> Iterat
     assert student is not None, "a student reads what is written"
     assert teacher is not None, "somebody wrote"
     assert rows is not None, "asked before"
-    beginning = (first_context(student.tokenizer, student.end_id),)
+    beginning = (first_context(student.tokenizer, student.ends),)
     for one in sentences:
         cut, mine = one.example.prompt_length, ground.dataset.examples[one.row]
         asked = one.example.ids[:cut] == rows.examples[one.row].ids[: rows.examples[one.row].prompt_length]
         prompt = mine.ids[: mine.prompt_length] if asked else beginning
         text = said(one, teacher.tokenizer)
-        end = (student.end_id,) if one.ended else ()
+        end = (_end_of(one, teacher, student),) if one.ended else ()
         ids = (*prompt, *encode_one(student.tokenizer, text)[0], *end)[: ground.longest]
         if len(ids) > len(prompt):
             base = mine if asked else one.example
             example = replace(base, ids=ids, prompt_length=len(prompt), response="")
             yield replace(one, example=example)
+
+
+def _end_of(one: Sentence, teacher: LanguageModel, student: LanguageModel) -> int:
+    """Return the student's end token that has the name of the one the teacher wrote; else its usual one."""
+    name = teacher.tokenizer.convert_ids_to_tokens(one.example.ids[-1])
+    same = (token for token in student.ends.ids if student.tokenizer.convert_ids_to_tokens(token) == name)
+    return next(same, student.ends.default)

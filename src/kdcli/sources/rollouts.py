@@ -105,7 +105,7 @@ def drawn(
     found = []
     for at, place in enumerate(places):
         row = prompts[place]
-        example = continued(examples[row], said[at], student.end_id)
+        example = continued(examples[row], said[at])
         found.append(_scored(place, row, example, said[at].ended, alpha, ground))
     return found
 

@@ -107,10 +107,7 @@ def write(
     said: dict[int, Answer] = {}
     for place, _, answer in answers(speaking, asked, sampling, rows=ground.vocab, report=ground.report):
         said[place] = answer
-    return [
-        Written(continued(prompts[number], said[place], model.end_id), number, origin)
-        for place, number in enumerate(numbers)
-    ]
+    return [Written(continued(prompts[number], said[place]), number, origin) for place, number in enumerate(numbers)]
 
 
 def room(example: Example, ground: Ground) -> int | None:
@@ -118,15 +115,14 @@ def room(example: Example, ground: Ground) -> int | None:
     return None if ground.longest is None else max(1, ground.longest - example.prompt_length)
 
 
-def continued(example: Example, answer: Answer, end_id: int) -> Example:
-    """Return an example with its response replaced by an answer, which ends with the end token unless it was cut.
+def continued(example: Example, answer: Answer) -> Example:
+    """Return an example with its response replaced by an answer and, unless it was cut, the end token it was given.
 
     >>> one = Example((5, 6, 7, 2), 2, "", (), "")
-    >>> continued(one, Answer((8, 9), ended=True), 2).ids
-    (5, 6, 8, 9, 2)
+    >>> continued(one, Answer((8, 9), end=3)).ids
+    (5, 6, 8, 9, 3)
     """
-    tail = (end_id,) if answer.ended else ()
-    return replace(example, ids=(*example.ids[: example.prompt_length], *answer.ids, *tail), response="")
+    return replace(example, ids=(*example.ids[: example.prompt_length], *answer.tokens), response="")
 
 
 def batches(written: Sequence[Written], ground: Ground) -> list[Batch]:

@@ -14,6 +14,7 @@ import tiny
 from kdcli.cli.app import run
 from kdcli.config import DataConfig, EvalSettings, GenerateConfig, HardwareConfig
 from kdcli.data.dataset import load_dataset
+from kdcli.end_tokens import EndTokens
 from kdcli.engine.events import silent
 from kdcli.errors import ExperimentChangedError, IntegrityError, InterruptedRunError, KDError, UsageError
 from kdcli.runs.costs import cost_of
@@ -79,7 +80,7 @@ def test_rows_read_as_the_prompts_did_with_the_answers_of_the_teacher(parts, tmp
     text = tiny.tokenizer()
     if form == "messages":
         text.chat_template = CHAT
-    read = load_dataset(str(record.rows), text, DataConfig(template=template), end_id=2)
+    read = load_dataset(str(record.rows), text, DataConfig(template=template), ends=EndTokens((2,)))
     made, told = raw(tmp_path / "text"), [line["made"] for line in lines(record.rows)]
     assert record.kept == len(read) == len(told) > 9
     by_place = {(one["row"], one["answer"]): one for one in made}
@@ -230,7 +231,7 @@ def test_without_prompts_it_starts_from_the_first_token(parts, tmp_path):
     record = generate(config(parts, tmp_path, source, data=DataConfig(), count=7), silent)
     assert (record.answers, {one["ids"][0] for one in raw(tmp_path)}) == (7, {1})
     assert all(set(line) == {"text", "made"} for line in lines(record.rows))
-    read = load_dataset(str(record.rows), tiny.tokenizer(), DataConfig(), end_id=2)
+    read = load_dataset(str(record.rows), tiny.tokenizer(), DataConfig(), ends=EndTokens((2,)))
     assert all(example.ids[0] == 1 for example in read.examples)
 
 

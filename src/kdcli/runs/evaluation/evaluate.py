@@ -194,7 +194,7 @@ def _measure(config: EvalConfig, asked: _Asked, report: Report, workshop: Worksh
         speakers = Speakers(student, living, settings.generation, settings.draft_tokens, device, report)
         check_own(chosen.own, data, speakers)
     texts, kept = _answers(config, asked, student, report)
-    scored = scoring.score_texts(chosen, scoring.beside(texts, data, facts.end_id)) if texts else Scored()
+    scored = scoring.score_texts(chosen, scoring.beside(texts, data, facts.ends)) if texts else Scored()
     scored += scoring.score_tokens(chosen, student, mentor, data, device, report, asked.development)
     scored += score_choices(chosen.choices, student, data, asked.development, device, report)
     if speakers is not None:

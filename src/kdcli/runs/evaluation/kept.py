@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from kdcli import durable
 from kdcli.config import GenerationConfig
+from kdcli.end_tokens import UNTOLD
 from kdcli.generate import Answer
 from kdcli.runs.evaluation.answering import Question, Said
 
@@ -64,7 +65,8 @@ class KeptAnswers:
         if entry is None:
             return None
         self._used[key] = entry
-        return Said(question.number, seed, entry["text"], Answer(tuple(entry["ids"]), entry["ended"]))
+        end = entry.get("end", UNTOLD if entry["ended"] else None)  # an older line does not tell
+        return Said(question.number, seed, entry["text"], Answer(tuple(entry["ids"]), end))
 
     def add(self, question: Question, said: Said) -> None:
         """Keep an answer.
@@ -75,7 +77,7 @@ class KeptAnswers:
         key = self._asking.key(question, said.seed)
         entry = {
             "key": key, "example": said.number, "seed": said.seed, "text": said.text,
-            "ids": list(said.answer.ids), "ended": said.answer.ended,
+            "ids": list(said.answer.ids), "ended": said.answer.ended, "end": said.answer.end,
         }  # fmt: skip
         self._used[key] = entry
         try:

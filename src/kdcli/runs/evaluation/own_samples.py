@@ -73,7 +73,6 @@ def sample_answers(model: LanguageModel, dataset: TokenDataset, speakers: Speake
 
 def facts_of_answers(
     answers: Sequence[Sequence[Answer]],
-    end_id: int,
     dataset: TokenDataset,
     speakers: Speakers,
     names: Collection[str],
@@ -81,8 +80,7 @@ def facts_of_answers(
     """Measure every token of sampled answers with both models.
 
     Args:
-        answers: ``[example][answer]``, equally many for each example.
-        end_id: the id that ended those that ended; it counts as a token of the answer.
+        answers: ``[example][answer]``, equally many for each example; an end token counts as a token of its answer.
         dataset: the prompts.
         speakers: both models.
         names: token facts wanted.
@@ -90,9 +88,7 @@ def facts_of_answers(
     count = len(answers[0])
     spoken = TokenDataset(
         tuple(
-            _spoken(example, answer, end_id)
-            for example, said in zip(dataset.examples, answers, strict=True)
-            for answer in said
+            _spoken(example, answer) for example, said in zip(dataset.examples, answers, strict=True) for answer in said
         )
     )
     teacher = None if speakers.teacher is None else LiveTeacher(speakers.teacher)
@@ -128,8 +124,7 @@ def facts_of_drafting(dataset: TokenDataset, speakers: Speakers) -> OwnFacts:
     return OwnFacts(facts, row // count, row % count, position, len(dataset), count, speakers.config.max_new_tokens)
 
 
-def _spoken(example: Example, answer: Answer, end_id: int) -> Example:
+def _spoken(example: Example, answer: Answer) -> Example:
     """A row whose response is a sampled answer."""
     prompt = example.ids[: example.prompt_length]
-    ids = (*prompt, *answer.ids, *((end_id,) if answer.ended else ()))
-    return Example(ids, example.prompt_length, example.prompt, (), example.where)
+    return Example((*prompt, *answer.tokens), example.prompt_length, example.prompt, (), example.where)

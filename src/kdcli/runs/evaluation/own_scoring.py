@@ -96,9 +96,9 @@ def _samples(
 ) -> OwnFacts:
     if sampler == "student":
         said = answers or sample_answers(speakers.student, dataset, speakers, sampler)
-        return facts_of_answers(said, speakers.student.end_id, dataset, speakers, names)
+        return facts_of_answers(said, dataset, speakers, names)
     if sampler == "speculative":
         return facts_of_drafting(dataset, speakers)
     assert speakers.teacher is not None, "metrics that read it say that they need a teacher"
     said = sample_answers(speakers.teacher, dataset, speakers, sampler)
-    return facts_of_answers(said, speakers.teacher.end_id, dataset, speakers, names)
+    return facts_of_answers(said, dataset, speakers, names)

@@ -9,6 +9,7 @@ import numpy as np
 from kdcli import __version__
 from kdcli.config import EvalSettings
 from kdcli.data.dataset import TokenDataset
+from kdcli.end_tokens import EndTokens
 from kdcli.engine.devices import Device
 from kdcli.engine.events import Report
 from kdcli.engine.teacher import Teacher
@@ -159,10 +160,10 @@ def _lacking(
     return found
 
 
-def beside(texts: Texts, dataset: TokenDataset, end_id: int) -> Texts:
+def beside(texts: Texts, dataset: TokenDataset, ends: EndTokens) -> Texts:
     """Return the texts with the number of tokens of each example's first reference, end token left out."""
     answers = [example.ids[example.prompt_length :] for example in dataset.examples]
-    return replace(texts, reference_tokens=[len(ids) - (ids[-1:] == (end_id,)) for ids in answers])
+    return replace(texts, reference_tokens=[len(ends.body(ids)) for ids in answers])
 
 
 def score_texts(chosen: Chosen, texts: Texts) -> Scored:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kdcli.config import GenerationConfig, ServerConfig
+from kdcli.end_tokens import UNTOLD
 from kdcli.engine.events import Event, Report
 from kdcli.generate import Answer
 from kdcli.runs.evaluation.answering import Question, Said
@@ -60,7 +61,7 @@ class ServedAnswers:
             rate = tokens / max(time.monotonic() - started, 1e-9)
             values = {"tokens/s": rate} if tokens else {}
             report(Event("progress", "answering", done=done, total=len(asked), values=values))
-            yield Said(question.number, seed, written.text.strip(), Answer((), written.ended))
+            yield Said(question.number, seed, written.text.strip(), Answer((), UNTOLD if written.ended else None))
 
     def _body(self, question: Question, seed: int) -> dict[str, Any]:
         settings = self._generation

@@ -11,6 +11,7 @@ from kdcli.config import ServerConfig
 from kdcli.data.examples import Example
 from kdcli.data.tokens import encode
 from kdcli.errors import InputError, UsageError
+from kdcli.generate import Answer
 from kdcli.runs.model_facts import ModelFacts
 from kdcli.runs.serving.answers import request_seed
 from kdcli.runs.serving.client import Client, Request
@@ -41,7 +42,7 @@ class ServedAuthor:
         self._client, self._send = Client(server), server.send
         self._model = self._client.model()
         self.tokenizer: PreTrainedTokenizerBase = reader.tokenizer
-        self.end_id = reader.end_id
+        self.ends = reader.ends
         url = self._client.connection.address.url
         self.digest = f"{self._model} at {url}, asked with {self._send}, read by {reader.tokenizer_digest[:16]}"
         self.precision = "the server's"
@@ -105,24 +106,26 @@ class ServedAuthor:
         }
 
     def _sentence(self, prompt: Example, row: int, number: int, spoken: Spoken, ground: Ground) -> Sentence:
-        said, ended = self._ids(prompt, spoken, ground)
-        ids = (*prompt.ids[: prompt.prompt_length], *said, *((self.end_id,) if ended else ()))
+        answer = self._answer(prompt, spoken, ground)
+        ids, ended = (*prompt.ids[: prompt.prompt_length], *answer.tokens), answer.ended
         if ground.longest is not None and len(ids) > max(ground.longest, prompt.prompt_length + 1):
             ids, ended = ids[: max(ground.longest, prompt.prompt_length + 1)], False
         ground.report(len(ids) - prompt.prompt_length)
         return Sentence(replace(prompt, ids=ids, response=""), row, number, ended, spoken.nll)
 
-    def _ids(self, prompt: Example, spoken: Spoken, ground: Ground) -> tuple[list[int], bool]:
-        """Return an answer's tokens up to the end token, and whether it ended."""
+    def _answer(self, prompt: Example, spoken: Spoken, ground: Ground) -> Answer:
+        """Return an answer's tokens up to the end token, and that token: the one told, else the usual one."""
         limit = ground.vocab or len(self.tokenizer)
         told = spoken.ids if self._send == "ids" else None
         if told is not None and all(0 <= number < limit for number in told):
             said = [*told]
         else:
             (said,) = encode(self.tokenizer, [spoken.text], [prompt.where])
-        if self.end_id in said:
-            return said[: said.index(self.end_id)], True
-        return said, spoken.ended or not said
+        place = next((at for at, token in enumerate(said) if token in self.ends), None)
+        if place is not None:
+            return Answer(tuple(said[:place]), said[place])
+        usual = spoken.stop if spoken.stop in self.ends else self.ends.default
+        return Answer(tuple(said), usual if spoken.ended or not said else None)
 
 
 def _check_words(prompts: Iterator[Example]) -> None:

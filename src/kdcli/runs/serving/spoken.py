@@ -22,6 +22,7 @@ class _Likelihoods(_Reply):
 class _Choice(_Reply):
     text: str
     finish_reason: str | None = None
+    stop_reason: int | str | None = None
     logprobs: _Likelihoods | None = None
 
 
@@ -38,12 +39,14 @@ class Spoken:
         ended: whether the model ended it; False where it was cut at a length.
         nll: mean negative log-likelihood of its tokens, in nats; None where the server does not tell.
         ids: its tokens by number; None where the server does not tell.
+        stop: the token that ended it; None where the server does not tell.
     """
 
     text: str
     ended: bool
     nll: float | None = None
     ids: tuple[int, ...] | None = None
+    stop: int | None = None
 
 
 def read_spoken(raw: bytes | str) -> Spoken:
@@ -53,7 +56,7 @@ def read_spoken(raw: bytes | str) -> Spoken:
         ValueError: it is no such reply, its log-probabilities are none, or it is empty without having ended.
 
     >>> read_spoken('{"choices": [{"text": "b", "finish_reason": "stop", "logprobs": {"token_logprobs": [-1, -2]}}]}')
-    Spoken(text='b', ended=True, nll=1.5, ids=None)
+    Spoken(text='b', ended=True, nll=1.5, ids=None, stop=None)
     """
     first = _Completion.model_validate_json(raw).choices[0]
     ended = first.finish_reason == "stop"
@@ -62,7 +65,8 @@ def read_spoken(raw: bytes | str) -> Spoken:
     told = first.logprobs
     nll = _mean_nll(told.token_logprobs) if told is not None and told.token_logprobs else None
     ids = _numbers(told.tokens) if told is not None and told.tokens else None
-    return Spoken(first.text, ended, nll, ids)
+    stop = first.stop_reason if isinstance(first.stop_reason, int) else None
+    return Spoken(first.text, ended, nll, ids, stop)
 
 
 def _mean_nll(values: Sequence[float | None]) -> float:

@@ -118,7 +118,7 @@ def _laid_out(
     assert made.folder is not None, "a folder was given"
     kept, author = task.source.kept(made), author_of(ground)
     written = write_rows(
-        folder / ROWS, kept, original_rows(task.path, config.data), author.tokenizer, config.data, author.end_id
+        folder / ROWS, kept, original_rows(task.path, config.data), author.tokenizer, config.data, author.ends
     )
     dropped = _dropped(task, made, kept, written)
     tokens = sum(one.targets for one in made.sentences)

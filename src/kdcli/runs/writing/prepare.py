@@ -94,7 +94,7 @@ def prepare_task(config: GenerateConfig, workshop: Workshop) -> Task:
 def _prompts(config: GenerateConfig, path: str | None, pair: Pair, workshop: Workshop) -> TokenDataset:
     """Return the prompts as the teacher reads them, each that the student can read too."""
     if path is None:
-        nothing = Example((pair.reader.end_id,), 1, "", (), "no prompt")
+        nothing = Example((pair.reader.ends.default,), 1, "", (), "no prompt")
         return TokenDataset((nothing,) * (config.count or 1))
     own = workshop.data(path, pair.reader, config.data, role="prompts")
     return rows_of_teacher(pair, own, config.data, workshop, role="prompts") or own

@@ -12,6 +12,7 @@ from kdcli import durable
 from kdcli.config import DataConfig
 from kdcli.data.dataset import load_dataset
 from kdcli.data.rows import Row, read_rows
+from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
 from kdcli.sources.sentences import Sentence, said
 
@@ -53,7 +54,7 @@ def write_rows(
     originals: Mapping[str, Row],
     tokenizer: PreTrainedTokenizerBase,
     config: DataConfig,
-    end_id: int,
+    ends: EndTokens,
 ) -> Written:
     """Write each answer as a row in the form of the row its prompt came from, and read the file back.
 
@@ -63,7 +64,7 @@ def write_rows(
         originals: the prompts' rows; an answer that has none is a plain text.
         tokenizer: what wrote and reads them.
         config: template and length, with which they are read back.
-        end_id: the token that ends an answer.
+        ends: the tokens that end an answer.
 
     Raises:
         InputError: no answer has a word.
@@ -77,7 +78,7 @@ def write_rows(
     durable.write_file(path, "".join(lines))
     cut = sum(not one.ended for one, _ in chosen)
     return Written(
-        len(lines), len(texts) - len(lines), cut, _same(path, [one for one, _ in chosen], tokenizer, config, end_id)
+        len(lines), len(texts) - len(lines), cut, _same(path, [one for one, _ in chosen], tokenizer, config, ends)
     )
 
 
@@ -97,11 +98,11 @@ def _answered(row: Row, answer: str) -> dict[str, Any]:
 
 
 def _same(
-    path: Path, sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerBase, config: DataConfig, end_id: int
+    path: Path, sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerBase, config: DataConfig, ends: EndTokens
 ) -> int:
     """Count the rows that read back as the tokens written; what is cut may be followed by an end token."""
     plain = config.model_copy(update={"columns": {}, "limit": None})
-    back = {one.where: one for one in load_dataset(str(path), tokenizer, plain, end_id=end_id).examples}
+    back = {one.where: one for one in load_dataset(str(path), tokenizer, plain, ends=ends).examples}
     count = 0
     for number, one in enumerate(sentences, start=1):
         found = back.get(f"{path.name} line {number}")

@@ -1,0 +1,124 @@
+"""A model that ends its texts with its second end token: all that write, read or measure keep that token."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+import chains
+import loopback
+from chains import END, START, A, B, C
+from kdcli.config import DataConfig, GenerationConfig, HardwareConfig, ServerConfig, TrainConfig
+from kdcli.data.collate import IGNORED
+from kdcli.data.dataset import load_dataset
+from kdcli.data.examples import Example, TokenDataset
+from kdcli.data.translate import Reader, Translator
+from kdcli.end_tokens import EndTokens
+from kdcli.engine.devices import prepare
+from kdcli.engine.events import silent
+from kdcli.engine.speculative import speculate
+from kdcli.losses.supplied import code_of
+from kdcli.runs.evaluation.own_samples import Speakers, facts_of_answers, sample_answers
+from kdcli.runs.model_facts import ModelFacts
+from kdcli.runs.serving.author import ServedAuthor
+from kdcli.sources.base import Ground
+from kdcli.sources.build import build_source
+
+ENDS = EndTokens((END, C))
+ENDING = {START: {A: 1.0}, A: {B: 0.5, C: 0.5}, B: {C: 1.0}}
+"""A chain that never writes the first of the two."""
+
+
+@pytest.fixture(scope="module")
+def speaker():
+    return replace(chains.chain(ENDING), ends=ENDS)
+
+
+def rows(count=6):
+    return TokenDataset(tuple(Example((START, A, END), 1, "", ("a",), f"row {at}") for at in range(count)))
+
+
+def ground(speaker, **changes):
+    train = TrainConfig(batch_size=4, max_steps=12, micro_tokens=60)
+    parts = {"student": speaker, "teacher": speaker, "vocab": len(chains.WORDS), "longest": 20, **changes}
+    return Ground(rows(), train, pad_id=0, corpus=rows(), **parts)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "student:max_new_tokens=8",
+        "replay:phi=1.0,max_new_tokens=8",
+        "rollout:alpha=0.0,rollouts=4,epochs=1,max_new_tokens=8",
+        "rollout:alpha=0.2,rollouts=4,epochs=1,max_new_tokens=8",
+        "teacher:max_new_tokens=8",
+        "teacher:decode=greedy,max_new_tokens=8",
+        "teacher:decode=beam,beams=2,max_new_tokens=8",
+    ],
+)
+def test_a_source_trains_on_the_token_that_was_written(speaker, spec):
+    last = []
+    for batch in build_source(spec).open(ground(speaker)).window(0):
+        for labels, origin in zip(batch.labels, batch.facts["origin"], strict=True):
+            valid = labels != IGNORED
+            last += labels[valid][-1:].tolist() if origin[valid][0] != code_of("corpus") else []
+    assert last == [C] * 4
+
+
+def test_the_likelihood_of_a_teachers_text_is_that_of_its_own_tokens(speaker):
+    windows = build_source("teacher:decode=greedy,max_new_tokens=8").open(ground(speaker))
+    for one in windows.pool:
+        assert one.nll * one.targets == pytest.approx(math.log(2.0), abs=1e-3), "of the choice after a alone"
+
+
+def test_own_samples_are_measured_with_the_token_that_was_written(speaker):
+    config = GenerationConfig(max_new_tokens=8, temperature=1.0, seeds=(1, 2))
+    speakers = Speakers(speaker, speaker, config, 4, prepare(HardwareConfig(device="cpu")), silent)
+    data = rows(20)
+    said = sample_answers(speaker, data, speakers, "student")
+    assert all(one.end == C for answers in said for one in answers)
+    found = facts_of_answers(said, data, speakers, {"label_logp"})
+    assert found.facts["label_logp"].min() > -0.7, "every token that was written is likely"
+
+
+def test_a_drafted_answer_keeps_the_token_that_was_written(speaker):
+    config = GenerationConfig(max_new_tokens=8, temperature=1.0)
+    found = [speculate(speaker, speaker, [START], config, draft_tokens=2, seed=0, example=at)[0] for at in range(6)]
+    assert {one.end for one in found} == {C}
+    assert {one.ids for one in found} <= {(A,), (A, B)}
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+@pytest.mark.parametrize(("reply", "end"), [({"stop_reason": C}, C), ({"stop_reason": None}, END), ({}, END)])
+def test_a_served_text_ends_with_the_token_that_the_server_names(speaker, reply, end):
+    choice = {"text": "ab", "finish_reason": "stop", **reply}
+    with loopback.serving(lambda asked, before: loopback.Reply({"choices": [choice]})) as served:
+        facts = ModelFacts("student", speaker.tokenizer, speaker.vocab, ENDS, "digest", "digest", 0)
+        author = ServedAuthor(ServerConfig(url=served.url, model="m", send="ids"), facts)
+        source = build_source("teacher:max_new_tokens=8")
+        (one,) = author.write(source, ground(speaker), {0: rows().examples[0]}, {0: [0]})
+    assert one.example.ids == (START, A, B, end)
+
+
+def load(path, response, ends=ENDS, **config):
+    path.write_text("".join(json.dumps(row) + "\n" for row in response), encoding="utf-8")
+    return load_dataset(str(path), chains.chain(ENDING).tokenizer, DataConfig(**config), ends=ends)
+
+
+def test_a_row_ends_at_the_first_end_token_that_its_text_holds(tmp_path):
+    pairs = [{"prompt": "a", "completion": text} for text in ("bc</s>", "b</s>c", "b")]
+    assert [one.ids for one in load(tmp_path / "r.jsonl", pairs).examples] == [(A, B, C), (A, B, END), (A, B, END)]
+
+
+def test_an_end_token_before_anything_else_ends_nothing_and_is_counted(tmp_path):
+    data = load(tmp_path / "r.jsonl", [{"text": "</s>ab"}, {"text": "ab"}], EndTokens((END,)))
+    assert [one.ids for one in data.examples] == [(START, END, A, B, END), (START, A, B, END)]
+    assert "1 response opened with an end token, which ends nothing there (line 1)" in data.notes
+
+
+def test_a_translated_response_is_cut_before_whichever_end_token_it_has(tmp_path):
+    data = load(tmp_path / "r.jsonl", [{"prompt": "a", "completion": "ab"}])
+    reader = Reader(chains.chain(ENDING).tokenizer, ENDS, data)
+    for end in ENDS.ids:
+        assert Translator(reader, reader).counterpart((A, A, B, end), 1, 0).ids == (A, A, B)
