@@ -56,7 +56,14 @@ def test_no_folder_no_config_and_a_file(tmp_path, good, bad, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text,word", [('{\n "a": }', "line 2"), ("[]", "object"), ("[" * 100_000, "JSON"), ("\xff", "UTF-8")]
+    "text,word",
+    [
+        ('{\n "a": }', "line 2"),
+        ("[]", "object"),
+        ("[" * 100_000, "JSON"),
+        ('{"a": ' * 900 + "1" + "}" * 900, "nested"),
+        ("\xff", "UTF-8"),
+    ],
 )
 def test_broken_config(bad, text, word):
     (bad / "config.json").write_bytes(text.encode("latin-1"))

@@ -71,12 +71,14 @@ def test_a_cache_changes_what_is_done_not_what_is_asked_for(tmp_path):
     (record.folder / "config.yaml").write_text(f"teacher: {tiny.folder(tmp_path / 'teacher', hidden_size=32)}\n")
     asked, done = cost_of(record), spent_on(record)
     assert (done.teacher_tokens_read, done.flops_done) == (5000, asked.flops)
-    (record.folder / "status.json").write_text(json.dumps({"student_tokens": 5000, "teacher_tokens": 0}))
+    (record.folder / "status.json").write_text(
+        json.dumps({"state": "done", "student_tokens": 5000, "teacher_tokens": 0})
+    )
     assert cost_of(record) == asked
     spent = spent_on(record)
     assert spent.teacher_tokens_read == 0
     assert 0 < spent.flops_done < asked.flops
-    (record.folder / "status.json").write_text("{}")
+    (record.folder / "status.json").write_text(json.dumps({"state": "done"}))
     assert spent_on(record) == Spent(None, None, 0, 0.0)
     assert cost_of(record).flops is None
 
@@ -167,7 +169,7 @@ def test_a_run_that_did_not_record_its_generation_has_no_flops(tmp_path):
     record, _ = evaluated.run(tmp_path / "run", "ce@student", 0, 0.0, "x")
     tiny.folder(record.model)
     assert cost_of(record).flops is not None
-    status = {"student_tokens": 5000, "teacher_tokens": 0, "generated_tokens": 70}
+    status = {"state": "done", "student_tokens": 5000, "teacher_tokens": 0, "generated_tokens": 70}
     (record.folder / "status.json").write_text(json.dumps(status))
     assert (cost_of(record).flops, cost_of(record).generation_flops) == (None, None)
     assert spent_on(record).flops_done is None

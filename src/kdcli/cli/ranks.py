@@ -4,14 +4,16 @@ import json
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcli import processes
-from kdcli.errors import KDError, MachineError
+from pydantic import BaseModel
+
+from kdcli import processes, stored
+from kdcli.errors import IntegrityError, KDError, MachineError
 
 RECORDS = "KDCLI_PROCESS_RECORDS"
 """Environment variable: the folder where a process that kd started writes how it ended."""
@@ -77,7 +79,7 @@ def conclude(records: Path, ended: Ended, count: int, saved: int | None, command
     Raises:
         KDError: with the exit code of the run.
     """
-    lines = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(records.glob("*.json"))]
+    lines = [line for path in sorted(records.glob("*.json")) for line in _line(path)]
     own = [line for line in lines if line["code"] not in (_LOST, STOPPED)]
     if own:
         raise _told(min(own, key=lambda line: (line["rank"] != 0, line["time"])))
@@ -91,6 +93,20 @@ def conclude(records: Path, ended: Ended, count: int, saved: int | None, command
     for rank, code in ended.codes.items():
         what = f"process {rank} of {count} ended with exit code {code} and said nothing"
         raise MachineError(_LOST, what, fix="run it again with --debug")
+
+
+class _Line(BaseModel):
+    rank: int
+    code: str
+    text: str
+    exit_code: int
+    time: float
+
+
+def _line(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield a process' last line; nothing where a full disk or a kill left half of it."""
+    with suppress(IntegrityError, MachineError):
+        yield stored.read_record(path, _Line).model_dump()
 
 
 def saved_step(folder: Path) -> int | None:

@@ -12,6 +12,7 @@ import datasets.config
 import pyarrow
 import pyarrow.parquet
 
+from kdcli import stored
 from kdcli.data.files import digest_files, system_error
 from kdcli.data.hub import asked_only_in_reach
 from kdcli.data.tables import MAX_LINE_BYTES, MAX_TOTAL_BYTES, Record, Records, Table, size_text
@@ -105,7 +106,7 @@ def _texts(files: Iterable[Path]) -> tuple[str, ...]:
 
 def _split_names(path: Path) -> list[str]:
     try:
-        names = json.loads((path / "dataset_dict.json").read_bytes())["splits"]
+        names = stored.parse((path / "dataset_dict.json").read_bytes())["splits"]
         return [name for name in names if (path / name / "state.json").is_file()]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise InputError("DATA-13", "dataset_dict.json is damaged", where=str(path), fix="save it again") from error

@@ -1,9 +1,9 @@
 """Reads JSONL and JSON, telling for each bad row where it is and why."""
 
-import json
 from contextlib import closing
 from typing import Any
 
+from kdcli import stored
 from kdcli.data.files import Found, digest_files
 from kdcli.data.lines import BOM, decode_text, raw_lines, whole_file
 from kdcli.data.tables import Record, Records, Table
@@ -36,8 +36,8 @@ def _json_lines(found: Found) -> Records:
 
 def _json_row(text: str, where: str) -> Record | InputError:
     try:
-        value = json.loads(text)
-    except RecursionError:
+        value = stored.parse(text)
+    except stored.NestedError:
         return InputError("DATA-04", "nested too deeply", where=where, fix="one flat object a line")
     except ValueError as error:
         reason = f"{getattr(error, 'msg', error)} at character {getattr(error, 'pos', 0) + 1}"
@@ -88,8 +88,8 @@ def _json_list(found: Found) -> Records:
     if isinstance(text, InputError):
         raise text
     try:
-        values = json.loads(text)
-    except RecursionError:
+        values = stored.parse(text)
+    except stored.NestedError:
         raise InputError("DATA-04", "nested too deeply", where=path.name, fix="a list of flat objects") from None
     except ValueError as error:
         line, position = getattr(error, "lineno", 1), getattr(error, "pos", 0)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from kdcli import durable
+from kdcli import durable, stored
 from kdcli.engine.events import Event, Report
 from kdcli.engine.placement import like, together
 from kdcli.errors import ExperimentChangedError, IntegrityError
@@ -49,6 +49,15 @@ class State:
     generated_tokens: int = 0
     generation_seconds: float = 0.0
     effort: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """The shape of ``state.json``; of an older checkpoint, the number of processes is in its identity."""
+
+    state: State
+    identity: dict[str, Any]
+    processes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -134,15 +143,15 @@ def restore(folder: Path, kept: Kept, report: Report) -> State:
             damaged = damaged or error
             report(Event("warning", f"{path.name} is damaged ({error.what}); looking for an older one"))
             continue
-        saved = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        check_identity(saved["identity"], kept.identity, folder)
+        saved = stored.read_record(path / _STATE, _Saved)
+        check_identity(saved.identity, kept.identity, folder)
         _load(path, kept)
         kept.windows.restore(load_file(path / _SOURCE) if (path / _SOURCE).is_file() else {})
         report(Event("note", f"resuming from {path.name}"))
-        before = saved.get("processes", saved["identity"].get("world_size", kept.processes))
+        before = saved.processes or saved.identity.get("world_size", kept.processes)
         if before != kept.processes:
             report(Event("note", _regrouped(before, kept.processes)))
-        return State(**saved["state"])
+        return saved.state
     if damaged is not None:
         raise damaged
     return State()

@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kdcli import durable
+from pydantic import BaseModel
+
+from kdcli import durable, stored
 from kdcli.errors import IntegrityError
 
 METRICS = "metrics.jsonl"
@@ -54,7 +56,7 @@ class Journal:
 
     def read(self) -> list[dict[str, Any]]:
         """Return the lines of ``metrics.jsonl`` that count."""
-        return [json.loads(line) for line in self._path.read_bytes().splitlines()]
+        return read_metrics(self._path.parent)
 
     def settle(self) -> int:
         """Flush the metrics to disk and return their length in bytes."""
@@ -79,6 +81,31 @@ class Deaf(Journal):
 
     def close(self) -> None:
         """Close nothing."""
+
+
+class _Seen(BaseModel):
+    """What was measured while training: ``of`` says by which settings."""
+
+    of: str
+    scores: dict[str, float | None]
+
+
+class _Step(BaseModel, extra="allow"):
+    """A line of ``metrics.jsonl``; what else was watched differs between objectives."""
+
+    step: int
+    loss: float
+    evaluation: _Seen | None = None
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's ``metrics.jsonl``.
+
+    Raises:
+        IntegrityError: a line is torn or holds no step.
+    """
+    lines = stored.read_records(folder / METRICS, _Step, fix="restore the file, or train again in a new folder")
+    return [line.model_dump(exclude_unset=True) for line in lines]
 
 
 def _line(record: dict[str, Any]) -> bytes:

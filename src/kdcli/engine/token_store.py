@@ -21,11 +21,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kdcli import durable
+from kdcli import durable, stored
 from kdcli.data.collate import IGNORED, Batch
 from kdcli.errors import IntegrityError
 
 _TOKENS, _INDEX = "tokens.safetensors", "index.json"
+_BUILD = "kd cache with the same settings builds the shard again"
 
 
 def sequence_keys(batch: Batch) -> list[str]:
@@ -69,7 +70,7 @@ class TokenStore:
         """Yield what is wrong with each shard that is not what its manifest says."""
         for shard in self.shards():
             try:
-                durable.verify_folder(shard)
+                _check(shard)
             except IntegrityError as error:
                 yield error
 
@@ -78,7 +79,7 @@ class TokenStore:
         damaged = []
         for shard in self.shards():
             try:
-                durable.verify_folder(shard)
+                _check(shard)
             except IntegrityError:
                 shutil.rmtree(shard)
                 damaged.append(shard.name)
@@ -137,7 +138,17 @@ class TokenStore:
 
     def _learn(self, shard: Path) -> None:
         try:
-            index = json.loads((shard / _INDEX).read_bytes())
-        except (OSError, ValueError):
+            index = _index(shard)
+        except IntegrityError:
             return  # a damaged shard knows no sequence; verify() says so
         self._where.update({key: (shard, start, rows) for key, (start, rows) in index.items()})
+
+
+def _index(shard: Path) -> dict[str, tuple[int, int]]:
+    return stored.read_record(shard / _INDEX, dict[str, tuple[int, int]], fix=_BUILD)
+
+
+def _check(shard: Path) -> None:
+    """Raise IntegrityError unless a shard is what its manifest says, and its index one."""
+    durable.verify_folder(shard)
+    _index(shard)

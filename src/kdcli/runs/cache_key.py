@@ -1,12 +1,14 @@
 """What a teacher cache was made of: equal keys give equal hidden states, others are refused by field."""
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel
+
+from kdcli import stored
 from kdcli.config import DataConfig, HardwareConfig
 from kdcli.engine.devices import Device
-from kdcli.errors import ExperimentChangedError, InputError, IntegrityError
+from kdcli.errors import ExperimentChangedError, InputError
 from kdcli.runs.model_facts import ModelFacts
 from kdcli.text import one_line
 
@@ -15,6 +17,30 @@ KEY = "cache.json"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _CHOSEN = ("kind", "dtype", "top_k")
 """Fields that a cache may choose for itself; whoever reads it takes note of them."""
+
+
+class _Key(BaseModel):
+    """What is read of a cache's key."""
+
+    kind: Literal["exact", "compact"]
+    dtype: str
+    precision: str
+    top_k: int | None
+
+
+class _Head(BaseModel):
+    """How the teacher's head reads hidden states; empty for a server's cache."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+class _Cache(BaseModel):
+    """The shape of ``cache.json``."""
+
+    key: _Key
+    head: _Head
+    teacher_tokens: int
 
 
 def cache_key(
@@ -65,12 +91,9 @@ def read_key(folder: Path) -> dict[str, Any]:
     path = folder / KEY
     if not path.is_file():
         raise InputError("CACHE-01", "no teacher cache", where=str(folder), fix="make one with kd cache")
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise IntegrityError("CACHE-02", "is not JSON", where=str(path), fix="remove the cache, build again") from error
-    if not isinstance(found, dict) or not isinstance(found.get("key"), dict):
-        raise IntegrityError("CACHE-02", "holds no key", where=str(path), fix="remove the cache, build again")
+    fix = "remove the cache, build again"
+    found = stored.read_record(path, dict[str, Any], fix=fix, code="CACHE-02")
+    stored.fit(found, _Cache, path, fix=fix, code="CACHE-02")
     return found
 
 

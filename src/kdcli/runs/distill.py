@@ -3,11 +3,11 @@
 import shlex
 import shutil
 import time
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from kdcli import plugins, processes, settings
+from kdcli import plugins, processes, settings, stored
 from kdcli.config import DistillConfig
 from kdcli.engine.ensemble import living
 from kdcli.engine.events import Event, Report
@@ -19,7 +19,7 @@ from kdcli.runs.card import model_card, renew_card
 from kdcli.runs.custody import held, logged
 from kdcli.runs.environment import changes, environment
 from kdcli.runs.evaluation.evaluate import evaluate_student
-from kdcli.runs.folder import CONFIG, RunFolder
+from kdcli.runs.folder import CONFIG, STATUS, RunFolder
 from kdcli.runs.keep_model import save_adapter_alone, save_model
 from kdcli.runs.plan import plan_distill
 from kdcli.runs.prepare import Prepared, prepare_run
@@ -101,7 +101,7 @@ def read_run(path: Path) -> RunRecord:
             where=str(path),
             fix=f"finish it with: {_again(folder)}",
         )
-    outcome = Outcome(**{field.name: status[field.name] for field in fields(Outcome) if field.name in status})
+    outcome = stored.fit(status, Outcome, folder.path / STATUS, fix=f"train it again: {_again(folder)}")
     return _record(folder, identity, outcome, already_done=True)
 
 

@@ -19,9 +19,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kdcli import durable
+from pydantic import BaseModel, Field
+
+from kdcli import durable, stored
 from kdcli.engine.checkpoint import check_identity
-from kdcli.errors import ExperimentChangedError, InputError, IntegrityError, UsageError
+from kdcli.errors import ExperimentChangedError, InputError, UsageError
 
 SCHEMA = 1
 CONFIG, MANIFEST, STATUS, MODEL, EVAL = "config.yaml", "manifest.json", "status.json", "model", "eval"
@@ -29,6 +31,59 @@ BEST = "best"
 MADE = "made"
 _NOT_CONTENT = (".lock", "error.log")
 _SEALED = (CONFIG, MANIFEST, "metrics.jsonl", "timing.jsonl")
+_RESTORE = "restore the file, or start in a new folder"
+
+
+class _Identity(BaseModel):
+    """What every run's identity holds."""
+
+    loss: str
+    steps: int
+    seed: int = Field(alias="train.seed")
+    batch_size: int = Field(default=1, alias="train.batch_size")
+
+
+class _Environment(BaseModel):
+    """What is read of the surroundings that a run was made in."""
+
+    libraries: dict[str, str] = {}
+    argv: list[str] = []
+
+
+class _Manifest(BaseModel):
+    """The shape of ``manifest.json``."""
+
+    identity: _Identity
+    environment: _Environment
+
+
+class _Wrote(BaseModel):
+    """What a run let its teacher write before the first step."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    effort: dict[str, int] = {}
+
+
+class _Status(BaseModel):
+    """The shape of ``status.json``; what a finished training cost is required where it is read."""
+
+    state: str
+    started: str = ""
+    updated: str = ""
+    steps: int = 0
+    total: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    student_tokens: int | None = None
+    teacher_tokens: int | None = None
+    generated_tokens: int = 0
+    made_tokens: int = 0
+    effort: dict[str, int] | None = None
+    made_effort: dict[str, int] | None = None
+    wrote: _Wrote = _Wrote()
+    files: dict[str, str] = {}
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,18 +132,24 @@ class RunFolder:
             raise InputError("RUN-03", "not a kd run", where=str(self.path), fix="give a folder that kd distill wrote")
         manifest = self._read(MANIFEST)
         if manifest.get("schema") != SCHEMA:
+            made = manifest.get("environment")
             raise ExperimentChangedError(
                 "RUN-02",
-                f"written by kd {manifest.get('environment', {}).get('kd')} "
+                f"written by kd {made.get('kd') if isinstance(made, dict) else None} "
                 f"(schema {manifest.get('schema')}); this one reads schema {SCHEMA}",
                 where=str(self.path),
                 fix="use that version, or choose another -o",
             )
+        stored.fit(manifest, _Manifest, self.path / MANIFEST, fix=_RESTORE)
         return manifest
 
     def status(self) -> dict[str, Any]:
         """Return the status, empty if there is none yet."""
-        return self._read(STATUS) if (self.path / STATUS).is_file() else {}
+        if not (self.path / STATUS).is_file():
+            return {}
+        status = self._read(STATUS)
+        stored.fit(status, _Status, self.path / STATUS, fix=_RESTORE)
+        return status
 
     def check(self, identity: dict[str, Any], *, resume: bool) -> bool:
         """Say whether this folder holds a run that may be continued as this experiment.
@@ -161,16 +222,7 @@ class RunFolder:
         return [name for name in names if name not in _NOT_CONTENT and not name.startswith(".tmp-")]
 
     def _read(self, name: str) -> dict[str, Any]:
-        path = self.path / name
-        try:
-            found = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise IntegrityError(
-                "RUN-01", "is not JSON", where=str(path), fix="restore the file, or start in a new folder"
-            ) from error
-        if not isinstance(found, dict):
-            raise IntegrityError("RUN-01", "is not an object", where=str(path), fix="restore the file")
-        return found
+        return stored.read_record(self.path / name, dict[str, Any], fix=_RESTORE)
 
 
 def model_of(path: str) -> str:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kdcli import durable
+from kdcli import durable, stored
 from kdcli.errors import BusyError
 from kdcli.text import one_line
 
@@ -85,7 +85,7 @@ def _sign(handle: int) -> None:
 
 def _busy(folder: Path, raw: bytes) -> BusyError:
     try:
-        holder = json.loads(raw)
+        holder = stored.parse(raw)
         who = f"process {holder['pid']} on {holder['host']} since {holder['start']}"
     except (ValueError, KeyError, TypeError):
         who = "another process"

@@ -1,12 +1,11 @@
 """Training curves of a comparison."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.ticker import MaxNLocator
 
-from kdcli.engine.journal import METRICS
+from kdcli.engine.journal import read_metrics
 from kdcli.runs.aggregate import Group
 from kdcli.runs.style import COLOURS, DASHES, look, panels, save, smooth
 from kdcli.text import one_line
@@ -44,5 +43,5 @@ def draw_curves(folder: Path, groups: Sequence[Group]) -> None:
 
 def read_losses(run: Path) -> tuple[list[int], list[float]]:
     """Return steps and losses from a run's metrics."""
-    lines = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
+    lines = read_metrics(run)
     return [line["step"] for line in lines], [line["loss"] for line in lines]

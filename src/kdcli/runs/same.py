@@ -87,7 +87,7 @@ def _differences(first: Finished, other: Finished) -> Iterator[tuple[str, Any, A
         ours, theirs = found.protocol.get(key), found2.protocol.get(key)
         if ours != theirs and not (key in ("teacher", "generation") and None in (ours, theirs)):
             yield name, ours, theirs
-    ours, theirs = found.protocol["metrics"], found2.protocol["metrics"]
+    ours, theirs = found.protocol.get("metrics", {}), found2.protocol.get("metrics", {})
     for name in ours.keys() & theirs.keys():
         if ours[name] != theirs[name]:
             yield f"metric {name}", ours[name], theirs[name]
@@ -98,12 +98,12 @@ def _differences(first: Finished, other: Finished) -> Iterator[tuple[str, Any, A
 
 
 def _protocols(found: EvalRecord, found2: EvalRecord) -> str:
-    return " and ".join(f"{one.protocol['name']}-{one.protocol['hash']}" for one in (found, found2))
+    return " and ".join(f"{one.protocol.get('name')}-{one.protocol.get('hash')}" for one in (found, found2))
 
 
 def _budget(run: RunRecord) -> int:
     """Sequences seen: of equal data the same number holds the same tokens, but for the luck of a seed's last pass."""
-    return math.prod(run.identity[key] for key in _BUDGET)
+    return math.prod(run.identity.get(key, 1) for key in _BUDGET)
 
 
 def _differing(identities: Sequence[Mapping[str, Any]]) -> list[str]:

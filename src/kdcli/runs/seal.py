@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from kdcli import durable
-from kdcli.errors import IntegrityError
+from kdcli import durable, stored
+from kdcli.errors import IntegrityError, MachineError
 
 NAME = "digests.json"
 _SEALED = (
@@ -25,6 +26,14 @@ _SEALED = (
     "tuning.json",
     "tuning.md",
 )
+
+
+@dataclass(frozen=True)
+class _Digests:
+    """The shape of ``digests.json``."""
+
+    kind: str
+    files: dict[str, str]
 
 
 def seal(folder: Path, names: Sequence[str] = _SEALED, kind: str = "comparison") -> None:
@@ -47,17 +56,14 @@ def _write(path: Path, files: dict[str, str], kind: str = "comparison") -> None:
 
 
 def _read(path: Path) -> dict[str, str]:
-    try:
-        return {str(name): str(digest) for name, digest in json.loads(path.read_bytes())["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise broken(path, "is not a list of digests") from error
+    return stored.read_record(path, _Digests).files
 
 
 def kind_of(folder: Path) -> str:
     """Return what a folder's digests say it is; a comparison where they cannot be read."""
     try:
-        return "text" if json.loads((folder / NAME).read_bytes())["kind"] == "text" else "comparison"
-    except (OSError, ValueError, KeyError, TypeError):
+        return "text" if stored.read_record(folder / NAME, _Digests).kind == "text" else "comparison"
+    except (IntegrityError, MachineError):
         return "comparison"
 
 

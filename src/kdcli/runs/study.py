@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcli import durable
-from kdcli.errors import ExperimentChangedError, InputError, IntegrityError
+from kdcli import durable, stored
+from kdcli.errors import ExperimentChangedError, InputError
 from kdcli.runs.seal import seal_again
 
 SETTINGS, CELLS_FILE = "study.yaml", "study.json"
@@ -92,16 +92,12 @@ def read_study(folder: Path) -> Study:
     path = folder / CELLS_FILE
     if not path.is_file():
         raise InputError("CMP-05", "not a study", where=str(folder), fix="give a folder that kd compare -o wrote")
-    try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-        if found["schema"] != SCHEMA:
-            what = f"schema {found['schema']}; this version reads schema {SCHEMA}"
-            raise ExperimentChangedError("RUN-02", what, where=str(path), fix="use the version that wrote it")
-        cells = tuple(Entry(**entry) for entry in found["cells"])
-        return Study(found["baseline"], tuple(found["labels"]), tuple(found["seeds"]), cells, found["chosen"])
-    except (ValueError, KeyError, TypeError) as error:
-        fix = f"start the comparison again with kd compare -c {folder / SETTINGS}: finished cells are kept"
-        raise IntegrityError("RUN-01", "is damaged", where=str(path), fix=fix) from error
+    fix = f"start the comparison again with kd compare -c {folder / SETTINGS}: finished cells are kept"
+    found = stored.read_record(path, dict[str, Any], fix=fix)
+    if found.get("schema") != SCHEMA:
+        what = f"schema {found.get('schema')}; this version reads schema {SCHEMA}"
+        raise ExperimentChangedError("RUN-02", what, where=str(path), fix="use the version that wrote it")
+    return stored.fit(found, Study, path, fix=fix)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdcli import durable
+from kdcli import durable, stored
 from kdcli.errors import InputError, IntegrityError
 from kdcli.metrics.score import Score
 from kdcli.runs.costs import Cost
-from kdcli.runs.evaluation.results import SAMPLES, read_evaluation_settings, scores_of
+from kdcli.runs.evaluation.results import SAMPLES, read_evaluation_settings, read_samples, scores_of
 from kdcli.runs.records import EvalRecord, Failure, RunRecord, ScoreInfo
 
 RESULTS = "results.parquet"
@@ -45,6 +45,7 @@ _COLUMNS = pa.schema(
         ("generation_flops", pa.float64()),
     ]
 )
+_MAKE = "run the kd compare that wrote it again; finished cells are kept"
 _SHARED = ("example", "where", "prompt", "references", "predictions", "ended")
 
 
@@ -66,6 +67,25 @@ class About:
     command: str = ""
     seeds: tuple[int, ...] = ()
     failed: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True)
+class _About:
+    """The part of ``About`` that is stored."""
+
+    baseline: str
+    remarks: tuple[str, ...]
+    failed: tuple[Failure, ...]
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """The shape of what the schema's metadata hold."""
+
+    about: _About
+    infos: tuple[ScoreInfo, ...]
+    evaluation: dict[str, Any]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -104,10 +124,14 @@ class Tidy:
         raw = (self.results.schema.metadata or {}).get(_ABOUT)
         if raw is None:
             raise InputError("CMP-05", "not a comparison's results", where=RESULTS, fix="make it with kd compare")
-        facts = json.loads(raw)
-        if facts["schema"] != SCHEMA:
-            what = f"has schema {facts['schema']}, this version reads {SCHEMA}"
+        try:
+            facts = stored.parse(raw)
+        except ValueError as error:
+            raise IntegrityError("RUN-01", "its metadata is not JSON", where=RESULTS, fix=_MAKE) from error
+        if isinstance(facts, dict) and facts.get("schema") != SCHEMA:
+            what = f"has schema {facts.get('schema')}, this version reads {SCHEMA}"
             raise InputError("CMP-05", what, where=RESULTS, fix="make it again with kd compare")
+        stored.fit(facts, _Facts, Path(RESULTS), fix=_MAKE)
         return facts
 
     @property
@@ -191,8 +215,7 @@ def read_tidy(folder: Path) -> Tidy:
     try:
         tidy = Tidy(*(pq.read_table(folder / name) for name in (RESULTS, SAMPLES)))
     except (pa.ArrowException, OSError) as error:
-        fix = "run the kd compare that wrote it again; finished cells are kept"
-        raise IntegrityError("RUN-01", "cannot be read as parquet", where=str(folder), fix=fix) from error
+        raise IntegrityError("RUN-01", "cannot be read as parquet", where=str(folder), fix=_MAKE) from error
     assert tidy.facts, "reading them checks them"
     return tidy
 
@@ -216,7 +239,7 @@ def _line(cell: Cell, info: ScoreInfo) -> dict[str, Any]:
 
 
 def _samples(cell: Cell, infos: Sequence[ScoreInfo]) -> pa.Table:
-    table = pq.read_table(_folder(cell) / SAMPLES)
+    table = read_samples(_folder(cell))
     wanted = [*_SHARED, *(f"{info.name}{kind}" for info in infos for kind in ("", ".sums", ".answers"))]
     table = table.select([name for name in wanted if name in table.column_names])
     count = len(table)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kdcli import durable
-from kdcli.errors import IntegrityError, NumericsError
+from kdcli import durable, stored
+from kdcli.errors import NumericsError
 from kdcli.runs.cells import Cell
 from kdcli.runs.grid import Outcome
 from kdcli.runs.records import Failure
@@ -123,12 +123,7 @@ def read_tuning(folder: Path) -> Tuning | None:
     path = folder / FILE
     if not path.is_file():
         return None
-    try:
-        found = json.loads(path.read_bytes())
-        trials = tuple(Trial(**{**trial, "scores": tuple(trial["scores"])}) for trial in found["trials"])
-        return Tuning(**{**found, "trials": trials})
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError("RUN-01", "is damaged", where=str(path), fix="run kd compare -o again") from error
+    return stored.read_record(path, Tuning, fix="run kd compare -o again")
 
 
 def forget_tuning(folder: Path) -> None:

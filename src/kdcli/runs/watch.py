@@ -1,10 +1,11 @@
 """How far a cell is, read from the small files of its folder; loads neither model nor torch."""
 
-import json
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from kdcli import stored
 
 State = Literal["waiting", "running", "stopped", "failed", "done"]
 _TAIL = 4096
@@ -89,7 +90,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _record(raw: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(raw)
+        found = stored.parse(raw)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from kdcli import durable
+from kdcli import durable, stored
 from kdcli.data.collate import IGNORED, collate
 from kdcli.data.order import micro_batches
 from kdcli.models.load import LanguageModel
@@ -61,7 +61,7 @@ def _kept_at(by: Difficulty, model: LanguageModel, ground: Ground) -> Path | Non
 def _read(path: Path | None, rows: int) -> list[float] | None:
     """Return what was measured before, None if there is nothing whole."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+        kept = stored.parse(path.read_bytes()) if path is not None else {}
         found = [float(value) for value in kept["rows"]]
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from kdcli import stored
 from kdcli.data.examples import Example
 
 
@@ -57,8 +58,8 @@ def read_sentences(path: Path, prompts: Mapping[int, Example]) -> list[Sentence]
     found = []
     for raw in path.read_bytes().split(b"\n"):
         try:
-            entry = json.loads(raw)
-        except (ValueError, RecursionError):
+            entry = stored.parse(raw)
+        except ValueError:
             continue
         if isinstance(entry, dict) and entry.get("check") == _check(entry):
             ids, cut = tuple(entry["ids"]), entry["prompt_tokens"]

@@ -3,7 +3,9 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from kdcli import stored
 from kdcli.errors import IntegrityError
 from kdcli.metrics.curve import Curve, as_json, from_json
 
@@ -32,8 +34,9 @@ def read_curves(folder: Path) -> tuple[Curve, ...]:
     path = folder / CURVES
     if not path.is_file():
         return ()
+    fix = "evaluate again with kd eval"
+    found = stored.read_record(path, list[dict[str, Any]], fix=fix)
     try:
-        return tuple(from_json(entry) for entry in json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, KeyError) as error:
-        what = "holds no curves"
-        raise IntegrityError("RUN-01", what, where=str(path), fix="evaluate again with kd eval") from error
+        return tuple(map(from_json, found))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise IntegrityError("RUN-01", "holds no curves", where=str(path), fix=fix) from error

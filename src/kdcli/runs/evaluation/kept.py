@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from kdcli import durable
+from kdcli import durable, stored
 from kdcli.config import GenerationConfig
 from kdcli.end_tokens import UNTOLD
 from kdcli.generate import Answer
@@ -140,7 +140,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
 def _entry(raw: bytes) -> dict[str, Any] | None:
     try:
-        entry = json.loads(raw)
-    except (ValueError, RecursionError):
+        entry = stored.parse(raw)
+    except ValueError:
         return None
     return entry if isinstance(entry, dict) and entry.get("check") == _check(entry) else None

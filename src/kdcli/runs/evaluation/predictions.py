@@ -1,10 +1,10 @@
 """Reads answers made elsewhere: one JSON object per line with prediction(s) and reference(s)."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kdcli import stored
 from kdcli.errors import InputError, MachineError
 from kdcli.runs.evaluation.scoring import Texts
 from kdcli.text import one_line
@@ -45,7 +45,7 @@ def read_predictions(path: Path, *, need_references: bool = True) -> tuple[Texts
         answers = _texts(row, "prediction", place, needed=True)
         texts.predictions.append(answers)
         texts.references.append(_texts(row, "reference", place, needed=need_references))
-        texts.prompts.append(row["prompt"] if isinstance(row.get("prompt"), str) else "")
+        texts.prompts.append(_prompt(row, place))
         texts.ended.append(_ended(row, len(answers), place))
         known = known and "ended" in row
         where.append(place)
@@ -57,8 +57,8 @@ def read_predictions(path: Path, *, need_references: bool = True) -> tuple[Texts
 
 def _row(raw: bytes, place: str) -> dict[str, Any]:
     try:
-        row = json.loads(raw.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        row = stored.parse(raw.decode("utf-8-sig"))
+    except ValueError as error:
         raise InputError("DATA-04", f"not JSON: {one_line(str(error), 80)}", where=place, fix=_FIX) from error
     if not isinstance(row, dict):
         raise InputError("DATA-04", "not an object", where=place, fix=_FIX)
@@ -74,7 +74,35 @@ def _texts(row: dict[str, Any], name: str, place: str, *, needed: bool) -> list[
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, list) or not found or not all(isinstance(text, str) for text in found):
         raise InputError("DATA-06", f'"{name}" must be text or a list of texts', where=place, fix=_FIX)
+    for text in found:
+        check_text(text, name, place)
     return found
+
+
+def _prompt(row: dict[str, Any], place: str) -> str:
+    prompt = row.get("prompt")
+    if not isinstance(prompt, str):
+        return ""
+    check_text(prompt, "prompt", place)
+    return prompt
+
+
+def check_text(text: str, name: str, place: str) -> None:
+    """Refuse a text that no file can hold.
+
+    Args:
+        text: the text.
+        name: the field that it stands in.
+        place: file and line.
+
+    Raises:
+        InputError: DATA-08.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        what = f'"{name}" holds half a surrogate pair at character {error.start + 1}'
+        raise InputError("DATA-08", what, where=place, fix=_FIX) from error
 
 
 def _ended(row: dict[str, Any], answers: int, place: str) -> list[bool]:

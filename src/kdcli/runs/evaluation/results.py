@@ -4,13 +4,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
-from kdcli import durable
+from kdcli import durable, stored
 from kdcli.config import EvalSettings
 from kdcli.errors import InputError, IntegrityError
 from kdcli.metrics.score import Finish, Score, ratio, total
@@ -24,6 +25,51 @@ from kdcli.statistics import Estimate
 
 SCHEMA = 1
 RESULTS, SAMPLES = "results.json", "samples.parquet"
+_AGAIN = "evaluate again with kd eval"
+
+
+class _Entry(BaseModel):
+    """One score of ``results.json``: its value, and what a reader must know of it."""
+
+    name: str
+    better: Literal["higher", "lower", "neither"]
+    metric: str
+    settings: str
+    eats: str = "tokens"
+    value: float
+    mean: float
+    low: float | None
+    high: float | None
+    count: int
+    unit: str
+    error: float | None = None
+    p_value: float | None = None
+    freedom: float | None = None
+    documents: list[float] | None = None
+
+
+class _Protocol(BaseModel):
+    """What is read of a protocol."""
+
+    name: str = ""
+    hash: str = ""
+    metrics: dict[str, str] = {}
+    tasks: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+
+
+class _Document(BaseModel):
+    """The shape of ``results.json``."""
+
+    name: str
+    model: str
+    examples: int
+    scores: list[_Entry]
+    protocol: _Protocol
+    model_digest: str
+    evaluation: dict[str, Any]
+    notes: list[str]
+    edge: Edge | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +159,20 @@ def read_results(folder: Path) -> EvalRecord:
 def read_scores(folder: Path) -> dict[str, Score]:
     """Read an evaluation's scores with their per-example statistics, for paired comparisons."""
     document = _document(folder)
-    return scores_of(pq.read_table(folder / SAMPLES), document["scores"], document["evaluation"])
+    return scores_of(read_samples(folder), document["scores"], document["evaluation"])
+
+
+def read_samples(folder: Path) -> pa.Table:
+    """Read what was measured example by example; the folder's digests are not checked here.
+
+    Raises:
+        IntegrityError: the file is missing or no parquet.
+    """
+    try:
+        return pq.read_table(folder / SAMPLES)
+    except (pa.ArrowException, OSError) as error:
+        where = str(folder / SAMPLES)
+        raise IntegrityError("RUN-01", "cannot be read as parquet", where=where, fix=_AGAIN) from error
 
 
 def read_evaluation_settings(folder: Path) -> dict[str, Any]:
@@ -196,7 +255,6 @@ def _document(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError("EVAL-03", "no results.json", where=str(folder), fix="make it with kd eval")
     durable.verify_folder(folder)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise IntegrityError("RUN-01", "is not JSON", where=str(path), fix="evaluate again with kd eval") from error
+    document = stored.read_record(path, dict[str, Any], fix=_AGAIN)
+    stored.fit(document, _Document, path, fix=_AGAIN)
+    return document

@@ -1,12 +1,12 @@
 """Reads scores that a judge gave elsewhere: one JSON object per line."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from kdcli import stored
 from kdcli.errors import InputError, MachineError
 from kdcli.runs.judging.verdicts import NOTHING, Verdicts
 from kdcli.text import one_line
@@ -93,12 +93,12 @@ def _line(path: Path, number: int, raw: bytes) -> _Line | None:
     if not raw.strip():
         return None
     try:
-        return _Line.model_validate(json.loads(raw.decode("utf-8-sig")))
+        return _Line.model_validate(stored.parse(raw.decode("utf-8-sig")))
     except ValidationError as error:
         first: Any = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         what = one_line(f"{place}: {first['msg']}" if place else first["msg"], 120)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         what = f"not JSON: {one_line(str(error), 80)}"
     raise InputError("JUDGE-02", what, where=f"{one_line(path.name)} line {number}", fix=_FIX)
 

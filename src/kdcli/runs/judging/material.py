@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from kdcli import durable
 from kdcli.errors import InputError, UsageError
 from kdcli.runs.evaluation.predictions import read_predictions
-from kdcli.runs.evaluation.results import RESULTS, SAMPLES, read_results
+from kdcli.runs.evaluation.results import RESULTS, SAMPLES, read_results, read_samples
 from kdcli.runs.evaluation.scoring import Texts
 from kdcli.runs.folder import EVAL
 from kdcli.text import one_line
@@ -71,7 +69,7 @@ def _evaluation(folder: Path) -> Path:
 
 def _from_folder(folder: Path) -> Material:
     record = read_results(folder)
-    table = pq.read_table(folder / SAMPLES)
+    table = read_samples(folder)
     if "predictions" not in table.column_names:
         fix = "evaluate with a metric of texts, such as --metric rougeL"
         raise InputError("JUDGE-03", "the evaluation holds no answers", where=one_line(str(folder)), fix=fix)

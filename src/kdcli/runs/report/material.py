@@ -1,16 +1,14 @@
 """What a report reads: a comparison, the runs behind it, their logs and their answers, each read once."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from kdcli.engine.journal import METRICS
+from kdcli.engine.journal import METRICS, read_metrics
 from kdcli.runs.aggregate import Group
-from kdcli.runs.evaluation.results import SAMPLES
+from kdcli.runs.evaluation.results import SAMPLES, read_samples
 from kdcli.runs.records import Comparison, EvalRecord, RunRecord, ScoreInfo
 from kdcli.runs.style import COLOURS
 from kdcli.text import one_line
@@ -53,9 +51,8 @@ class Material:
     def metrics(self, run: RunRecord) -> list[dict[str, Any]]:
         """Return the lines of a run's log; none if it was removed."""
         if run.folder not in self._metrics:
-            path = run.folder / METRICS
-            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-            self._metrics[run.folder] = [json.loads(line) for line in lines]
+            there = (run.folder / METRICS).is_file()
+            self._metrics[run.folder] = read_metrics(run.folder) if there else []
         return self._metrics[run.folder]
 
     def samples(self, found: EvalRecord) -> pa.Table | None:
@@ -63,7 +60,7 @@ class Material:
         if found.folder is None or not (found.folder / SAMPLES).is_file():
             return None
         if found.folder not in self._samples:
-            self._samples[found.folder] = pq.read_table(found.folder / SAMPLES)
+            self._samples[found.folder] = read_samples(found.folder)
         return self._samples[found.folder]
 
 

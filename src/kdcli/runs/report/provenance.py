@@ -2,10 +2,11 @@
 
 import json
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcli import durable
+from kdcli import durable, stored
 from kdcli.config import DistillConfig
 from kdcli.errors import KDError
 from kdcli.runs.folder import CONFIG, RunFolder
@@ -16,6 +17,18 @@ from kdcli.settings import resolve
 
 _OWN = ("train.seed", "output")
 _WEIGHTS = (".safetensors",)
+
+
+@dataclass(frozen=True)
+class _File:
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """What is read of a model folder's manifest."""
+
+    files: dict[str, _File]
 
 
 def configurations(material: Material) -> Section:
@@ -64,8 +77,8 @@ def weights_digest(model: Path) -> str:
     path = model / durable.MANIFEST
     if not path.is_file():
         return ""
-    files = json.loads(path.read_bytes()).get("files", {})
-    found = [entry["sha256"] for name, entry in sorted(files.items()) if name.endswith(_WEIGHTS)]
+    files = stored.read_record(path, _Listed).files
+    found = [entry.sha256 for name, entry in sorted(files.items()) if name.endswith(_WEIGHTS)]
     return found[0] if len(found) == 1 else " ".join(found)
 
 

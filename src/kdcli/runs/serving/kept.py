@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdcli import durable
+from kdcli import durable, stored
 
 
 class Kept:
@@ -80,9 +80,9 @@ def kept_path(output: Path) -> Path:
 def _entry(raw: bytes) -> dict[str, str]:
     """Return key and reply of a line; nothing of a damaged one, whose question is asked again."""
     try:
-        entry = json.loads(raw)
+        entry = stored.parse(raw)
         key, reply = entry["key"], entry["reply"]
-    except (ValueError, RecursionError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         return {}
     return {key: reply} if isinstance(key, str) and isinstance(reply, str) else {}
 

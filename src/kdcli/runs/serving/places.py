@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcli import durable
+from kdcli import durable, stored
 from kdcli.runs.serving.logprobs import Known
 
-_DAMAGE = (ValueError, KeyError, TypeError, RecursionError)
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
 """What a damaged line raises; it counts as none."""
 
 ASKED = "asked"
@@ -98,7 +98,7 @@ def _unpacked(line: bytes) -> tuple[str, list[Known]]:
     Raises:
         ValueError: it is damaged.
     """
-    entry = json.loads(line)
+    entry = stored.parse(line)
     if entry.pop("check") != _check(entry):
         raise ValueError("expected a line that agrees with its check")
     raw, (places, top_k) = base64.b64decode(entry["data"], validate=True), entry["shape"]

@@ -1,6 +1,5 @@
 """A teacher behind a server: asked what it thinks of given tokens."""
 
-import json
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from kdcli import stored
 from kdcli.config import ServerConfig
 from kdcli.data.collate import IGNORED, Batch
 from kdcli.engine.pack import Packing
@@ -161,7 +161,7 @@ def decoded_differently(tokenizer: PreTrainedTokenizerBase, shown: dict[int, str
 
 def _whole_json(raw: bytes) -> bytes:
     """Return a reply that is JSON; one cut off on its way is asked for again."""
-    json.loads(raw)
+    stored.parse(raw)
     return raw
 
 

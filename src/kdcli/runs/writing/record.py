@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcli import durable
-from kdcli.errors import ExperimentChangedError, IntegrityError
+from kdcli import durable, stored
+from kdcli.errors import ExperimentChangedError
 from kdcli.runs import seal
 from kdcli.runs.writing.rows import ROWS
 
@@ -47,6 +47,13 @@ class TextRecord:
         return self.written / self.seconds if self.written and self.seconds else 0.0
 
 
+@dataclass(frozen=True)
+class _About:
+    """What is read of ``about.json``."""
+
+    text: str
+
+
 def check_same_text(folder: Path, name: str) -> None:
     """Refuse a folder whose rows come from another text.
 
@@ -61,11 +68,7 @@ def check_same_text(folder: Path, name: str) -> None:
     path = folder / ABOUT
     if not path.is_file():
         return
-    try:
-        found = json.loads(path.read_bytes())["text"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError("RUN-01", "is no note on a text", where=str(path), fix="choose another -o") from error
-    if found != name:
+    if stored.read_record(path, _About, fix="choose another -o").text != name:
         what = "the folder holds a text of another teacher, of other prompts or options"
         raise ExperimentChangedError("TEXT-03", what, where=str(folder), fix="choose another -o; filters may change")
 
