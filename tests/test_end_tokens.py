@@ -9,21 +9,35 @@ import pytest
 import chains
 import loopback
 from chains import END, START, A, B, C
-from kdcli.config import DataConfig, GenerationConfig, HardwareConfig, ServerConfig, TrainConfig
+from kdcli.config import (
+    DataConfig,
+    EvalConfig,
+    EvalSettings,
+    GenerateConfig,
+    GenerationConfig,
+    HardwareConfig,
+    ServerConfig,
+    TrainConfig,
+)
 from kdcli.data.collate import IGNORED
 from kdcli.data.dataset import load_dataset
 from kdcli.data.examples import Example, TokenDataset
 from kdcli.data.translate import Reader, Translator
 from kdcli.end_tokens import EndTokens
+from kdcli.engine.checkpoint import check_identity
 from kdcli.engine.devices import prepare
 from kdcli.engine.events import silent
 from kdcli.engine.speculative import speculate
+from kdcli.errors import ExperimentChangedError
 from kdcli.losses.supplied import code_of
+from kdcli.runs.evaluation.evaluate import evaluate_run
 from kdcli.runs.evaluation.own_samples import Speakers, facts_of_answers, sample_answers
 from kdcli.runs.model_facts import ModelFacts
 from kdcli.runs.serving.author import ServedAuthor
+from kdcli.runs.writing.generate import generate
 from kdcli.sources.base import Ground
 from kdcli.sources.build import build_source
+from models.folders import edit
 
 ENDS = EndTokens((END, C))
 ENDING = {START: {A: 1.0}, A: {B: 0.5, C: 0.5}, B: {C: 1.0}}
@@ -122,3 +136,65 @@ def test_a_translated_response_is_cut_before_whichever_end_token_it_has(tmp_path
     reader = Reader(chains.chain(ENDING).tokenizer, ENDS, data)
     for end in ENDS.ids:
         assert Translator(reader, reader).counterpart((A, A, B, end), 1, 0).ids == (A, A, B)
+
+
+LOOPING = {START: {A: 1.0}, A: {B: 1.0}, B: {C: 1.0}, C: {A: 1.0}, END: {END: 1.0}}
+"""A chain that never stops where c ends no text."""
+
+
+def chain_folder(path, eos="</s>"):
+    chains.save(LOOPING, path)
+    tokenizer = chains.chain(LOOPING).tokenizer
+    tokenizer.eos_token = eos
+    tokenizer.save_pretrained(path)
+    edit(path / "generation_config.json", eos_token_id=END)
+    (path.parent / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    return path
+
+
+def evaluated(model, output=None):
+    generation = GenerationConfig(max_new_tokens=9, temperature=0.0)
+    config = EvalConfig(
+        model=str(model), data=DataConfig(eval=str(model.parent / "rows.jsonl")), output=output and str(output),
+        evaluation=EvalSettings(metrics=("rougeL", "without_end"), generation=generation), pictures=False,
+        hardware=HardwareConfig(device="cpu"),
+    )  # fmt: skip
+    told = []
+    scores = evaluate_run(config, told.append, reuse=True).estimates
+    return scores["rougeL"].mean, scores["without_end"].mean, [event.message for event in told]
+
+
+def test_answers_end_where_the_tokenizer_says_and_the_generation_config_does_not(tmp_path):
+    rouge, without_end, told = evaluated(chain_folder(tmp_path / "model", eos="c"))
+    assert (rouge, without_end) == (100.0, 0.0)
+    assert any('"</s>" (generation_config.json), "c" (the tokenizer\'s eos_token)' in note for note in told)
+
+
+def test_answers_are_made_anew_when_the_end_tokens_were_corrected(tmp_path):
+    model, output = chain_folder(tmp_path / "model"), tmp_path / "eval"
+    assert evaluated(model, output)[:2] == (0.0, 100.0)
+    assert evaluated(model, output)[:2] == (0.0, 100.0)
+    edit(model / "generation_config.json", eos_token_id=[END, C])
+    assert evaluated(model, output)[:2] == (100.0, 0.0)
+    lines = [json.loads(line) for line in (output / "answers.jsonl").read_text().splitlines()]
+    assert [(line["text"], line["end"]) for line in lines] == [("b", C)]
+
+
+def test_a_teachers_text_of_other_end_tokens_is_refused(tmp_path):
+    model, output = chain_folder(tmp_path / "model"), tmp_path / "text"
+    config = GenerateConfig(
+        teacher=str(model), source="teacher:decode=greedy,max_new_tokens=9", output=str(output),
+        data=DataConfig(train=str(tmp_path / "rows.jsonl")), hardware=HardwareConfig(device="cpu"),
+    )  # fmt: skip
+    generate(config, silent)
+    edit(model / "generation_config.json", eos_token_id=[END, C])
+    with pytest.raises(ExperimentChangedError, match=r"TEXT-03.*of other end tokens, prompts or options"):
+        generate(config, silent)
+
+
+def test_a_training_on_own_texts_is_another_experiment_with_other_end_tokens(tmp_path):
+    saved = {"loss": "fkl", "end_tokens.student": [END]}
+    check_identity(saved, {**saved}, tmp_path)
+    check_identity({"loss": "fkl"}, saved, tmp_path)
+    with pytest.raises(ExperimentChangedError, match=r"end_tokens.student was \[2\] and is now \[2, 6\]"):
+        check_identity(saved, {**saved, "end_tokens.student": [END, C]}, tmp_path)

@@ -12,11 +12,12 @@ from kdcli.durable import digest_files
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
 from kdcli.models.activations import fuse_activations
+from kdcli.models.ends import end_tokens, folder_end_tokens
 from kdcli.models.folder import open_folder, open_settings
 from kdcli.models.linear import quicken
 from kdcli.models.quantise import NONE, quantise
 from kdcli.models.split import Head, prove_split, split_head, trunk_of, trunk_output
-from kdcli.models.tokenizer import check_rows, end_tokens, load_tokenizer, pad_id
+from kdcli.models.tokenizer import check_rows, load_tokenizer, pad_id
 from kdcli.models.weights import build_config, load_weights
 
 __all__ = ["LanguageModel", "Role", "assemble", "load_model", "load_tokenizer"]
@@ -134,7 +135,8 @@ def load_model(
     model = load_weights(checked, build_config(checked.settings, str(checked.folder)), dtype)
     quantise(model, quantization, device)
     digest = digest_files([*checked.files, checked.folder / "config.json"])
-    return assemble(model, tokenizer, path, digest, device=device, role=role, notes=checked.notes)
+    ends, _ = folder_end_tokens(checked, tokenizer, split_head(model).rows, path)
+    return assemble(model, tokenizer, path, digest, device=device, role=role, notes=checked.notes, ends=ends)
 
 
 def assemble(
@@ -146,6 +148,7 @@ def assemble(
     device: torch.device,
     role: Role,
     notes: tuple[str, ...] = (),
+    ends: EndTokens | None = None,
 ) -> LanguageModel:
     """Move a model to its device, split it, and prove the split.
 
@@ -157,6 +160,7 @@ def assemble(
         device: where the parameters go.
         role: a teacher's parameters take no gradient.
         notes: what was ignored while loading.
+        ends: the tokens that end its texts; None for those that its generation config and tokenizer name.
 
     Raises:
         InputError: the family cannot be split, or model and tokenizer do not fit.
@@ -168,8 +172,8 @@ def assemble(
     head = split_head(model)
     check_rows(tokenizer, head.rows, path)
     prove_split(model, head)
-    named = getattr(model.generation_config, "eos_token_id", None)
-    ends = end_tokens(named, tokenizer, head.rows, path)
+    if ends is None:
+        ends, _ = end_tokens(getattr(model.generation_config, "eos_token_id", None), tokenizer, head.rows, path)
     return LanguageModel(
         model, tokenizer, head, path, digest, ends, pad_id(tokenizer, ends, head.rows), head.rows, notes
     )

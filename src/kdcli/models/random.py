@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig,
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
 from kdcli.errors import KDError, UsageError, raise_machine_fault
+from kdcli.models.ends import folder_end_tokens
 from kdcli.models.folder import open_folder
 from kdcli.models.load import LanguageModel, assemble
 from kdcli.models.quiet import quiet
@@ -107,8 +108,11 @@ def random_student(spec: str, teacher_folder: str, *, seed: int, device: torch.d
     tokenizer = load_tokenizer(teacher_folder)
     model = _build(settings, spec, seed)
     model.generation_config = copy.deepcopy(read_generation_config(checked.folder) or model.generation_config)
+    rows = teacher.get_text_config(decoder=True).vocab_size
+    ends, _ = folder_end_tokens(checked, tokenizer, rows, teacher_folder)
+    notes, digest = checked.notes, _digest(model)
     try:
-        return assemble(model, tokenizer, spec, _digest(model), device=device, role="student", notes=checked.notes)
+        return assemble(model, tokenizer, spec, digest, device=device, role="student", notes=notes, ends=ends)
     except KDError as error:
         if error.code in ("MOD-14", "MOD-17", "MOD-20"):
             raise _unbuildable(spec, settings, error.what) from error

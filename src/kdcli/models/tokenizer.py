@@ -136,32 +136,6 @@ def _config(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def end_tokens(named: int | list[int] | None, tokenizer: PreTrainedTokenizerBase, rows: int, path: str) -> EndTokens:
-    """Return the tokens that end a text: the generation config's, else the tokenizer's.
-
-    Args:
-        named: ``eos_token_id`` of the generation config.
-        tokenizer: the model's tokenizer.
-        rows: rows of the model's head.
-        path: the model, for messages.
-
-    Raises:
-        InputError: TOK-13 where there is no end token, TOK-04 where it lies outside the rows.
-    """
-    found: Any = named if named is not None else tokenizer.eos_token_id
-    ids: tuple[Any, ...] = tuple(found) if isinstance(found, list | tuple) else () if found is None else (found,)
-    if not ids:
-        raise InputError(
-            "TOK-13", "no end token: neither generation_config.json nor the tokenizer names one", where=path,
-            fix="set eos_token_id in generation_config.json",
-        )  # fmt: skip
-    for token in ids:
-        if type(token) is not int or not 0 <= token < rows:
-            what = f"end token id {one_line(str(token), 40)} is not one of the model's {rows} rows"
-            raise InputError("TOK-04", what, where=path, fix="set eos_token_id in generation_config.json")
-    return EndTokens(ids)
-
-
 def pad_id(tokenizer: PreTrainedTokenizerBase, ends: EndTokens, rows: int) -> int:
     """Return an id to fill padding with; padding is always masked, so any valid id does."""
     candidates = (tokenizer.pad_token_id, *ends.ids, 0)

@@ -94,21 +94,28 @@ def _adapter(lora: LoraConfig) -> dict[str, Any]:
     return {f"lora.{name}": value for name, value in settings.items()}
 
 
-def source_identity(source: Source, corpus: TokenDataset | None, config: DistillConfig) -> dict[str, Any]:
+def source_identity(source: Source, corpus: TokenDataset | None, config: DistillConfig, pair: Pair) -> dict[str, Any]:
     """Return what the student's bits follow from besides, where sequences are not the rows as they are.
 
     Args:
         source: where sequences come from; its spec is part of the objective's label.
         corpus: rows of the second corpus, if it reads one.
         config: the run's settings.
+        pair: student and teacher.
     """
     code = guest_code(source)
     return {
         **({"source.code": code} if code else {}),
         **({"corpus": corpus.digest} if corpus is not None else {}),
-        **({} if source.needs().fixed else {"data.max_length": config.data.max_length}),
+        **({} if source.needs().fixed else {"data.max_length": config.data.max_length, **_endings(pair)}),
         **({"server.send": config.server.send} if source.needs().teacher and is_served(config.teacher or "") else {}),
     }
+
+
+def _endings(pair: Pair) -> dict[str, Any]:
+    """Return the tokens that end what the models write."""
+    teacher = {} if pair.teacher is None else {"end_tokens.teacher": sorted(pair.teacher.ends.ids)}
+    return {"end_tokens.student": sorted(pair.reader.ends.ids), **teacher}
 
 
 def needs_teacher(loss: DistillLoss, pair: Pair, source: Source | None = None) -> bool:

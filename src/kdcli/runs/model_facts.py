@@ -9,12 +9,11 @@ from kdcli import durable
 from kdcli.config import ServerConfig
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
+from kdcli.models.ends import ends_differ, folder_end_tokens
 from kdcli.models.folder import ModelFolder
 from kdcli.models.quantise import NONE
 from kdcli.models.random import is_random
-from kdcli.models.tokenizer import end_tokens
 from kdcli.models.vocabulary import shared_vocabulary
-from kdcli.models.weights import read_generation_config
 from kdcli.runs.ensemble import Blend
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -37,6 +36,7 @@ class ModelFacts:
         server: where it is served, its model's name included; None for a model that is read here.
         blend: how several teachers are mixed, if it is several.
         members: each of them.
+        notes: what its files do not agree on.
         vocab: how many leading ids it shares with its partner; None where all its rows count.
     """
 
@@ -52,6 +52,7 @@ class ModelFacts:
     server: ServerConfig | None = None
     blend: Blend | None = None
     members: tuple["ModelFacts", ...] = ()
+    notes: tuple[str, ...] = ()
     vocab: int | None = None
 
 
@@ -98,18 +99,18 @@ def facts_of(path: str, checked: ModelFolder, tokenizer: PreTrainedTokenizerBase
     """
     table = checked.settings.get("text_config") or checked.settings
     rows = table.get("vocab_size") or checked.settings.get("vocab_size") or len(tokenizer)
-    generation = read_generation_config(checked.folder)
-    named = generation.eos_token_id if generation is not None else table.get("eos_token_id")
+    ends, notes = folder_end_tokens(checked, tokenizer, rows, path)
     files = [checked.folder / name for name in _TOKENIZER_FILES if (checked.folder / name).is_file()]
     return ModelFacts(
         path=path,
         tokenizer=tokenizer,
         rows=rows,
-        ends=end_tokens(named, tokenizer, rows, path),
+        ends=ends,
         digest=durable.digest_files([*checked.files, checked.folder / "config.json"]),
         tokenizer_digest=durable.digest_files(files or _all_files(checked.folder)),
         parameters=sum(info.numel for info in checked.tensors.values()),
         width=int(table.get("hidden_size") or table.get("n_embd") or table.get("d_model") or 0),
+        notes=notes,
     )
 
 
@@ -138,7 +139,22 @@ def facts_of_several(path: str, blend: Blend, members: tuple[ModelFacts, ...]) -
         width=sum(member.width for member in members),
         blend=blend,
         members=members,
+        notes=_notes_on_several(members),
     )
+
+
+def notes_on_ends(student: ModelFacts, teacher: ModelFacts) -> tuple[str, ...]:
+    """Return what to know about the tokens that end the texts of student and teacher."""
+    differ = ends_differ(student.ends, teacher.ends, (student.tokenizer, teacher.tokenizer))
+    return tuple(dict.fromkeys([*student.notes, *teacher.notes, *([differ] if differ else [])]))
+
+
+def _notes_on_several(members: tuple[ModelFacts, ...]) -> tuple[str, ...]:
+    notes = [note for member in members for note in member.notes]
+    for other in members[1:]:
+        if set(other.ends.ids) != set(members[0].ends.ids):
+            notes.append(f"end tokens of the teachers differ; texts end as those of {members[0].path} do")
+    return tuple(dict.fromkeys(notes))
 
 
 def _all_files(folder: Path) -> list[Path]:

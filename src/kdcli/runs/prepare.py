@@ -137,7 +137,7 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
     if watched is not None and (watched.config.patience is not None or source.needs().monitor != ""):
         ending = watched.identity
     identity = identity_of(config, label, loss, pair, dataset, device, steps, seen, ending, source)
-    identity |= source_identity(source, corpus, config)
+    identity |= source_identity(source, corpus, config, pair)
     return Prepared(config, loss, label, pair, dataset, test, device, steps, identity, source, corpus, watched, theirs)
 
 

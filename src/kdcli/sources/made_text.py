@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from kdcli import durable
 from kdcli.data.examples import Example
 from kdcli.data.tokens import first_context
+from kdcli.models.ends import answer_key
 from kdcli.sources.author import Author
 from kdcli.sources.base import Ground
 from kdcli.sources.local_author import LocalAuthor
@@ -105,6 +106,7 @@ def made_of(source: "TeacherSource", ground: Ground) -> dict[str, Any]:
         "ids": ground.vocab,
         "longest": ground.longest,
         "precision": author.precision,
+        "text": answer_key(author.tokenizer, author.ends),
     }
 
 

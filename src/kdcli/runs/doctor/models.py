@@ -21,11 +21,11 @@ def examine_pair(config: DoctorConfig, workshop: Workshop, found: Examination) -
     )
     if pair is None:
         return None
-    notes = f"; {pair.notes[0]}" if pair.notes else ""
+    notes = "".join(f"; {note}" for note in pair.notes)
     if pair.teacher is None:
-        found.add("pair", "ok", f"a student alone, {pair.vocab:,} real ids")
+        found.add("pair", "ok", f"a student alone, {pair.vocab:,} real ids{notes}")
     elif pair.teacher_vocab is not None:
-        found.add("pair", "warn", pair.difference, ACROSS)
+        found.add("pair", "warn", f"{pair.difference}{''.join(f'; {note}' for note in pair.notes[1:])}", ACROSS)
     else:
         found.add("pair", "ok", f"{pair.vocab:,} real ids shared with {pair.teacher.path}{notes}")
     lora = config.lora

@@ -11,6 +11,7 @@ from kdcli.engine.devices import Device, prepare
 from kdcli.engine.events import Event, Report
 from kdcli.errors import UsageError
 from kdcli.metrics.describe import describe
+from kdcli.models.ends import answer_key
 from kdcli.models.load import LanguageModel, load_model
 from kdcli.models.vocabulary import difference, shared_vocabulary
 from kdcli.runs import splits
@@ -36,6 +37,9 @@ from kdcli.runs.serving.address import is_served
 from kdcli.runs.serving.answers import ServedAnswers, served_by
 from kdcli.runs.teachers import mentor_for
 from kdcli.runs.workshop import Workshop, evaluation_digest
+
+ENDINGS = "text"
+"""Where a record's protocol says which tokens end answers, and which of their tokens are no words."""
 
 
 def evaluate_run(
@@ -99,6 +103,7 @@ class _Asked:
             return None
         there = read_results(self.folder)
         asked = {name: value for name, value in there.protocol.items() if name != TASKS}
+        asked.setdefault(ENDINGS, self.protocol[ENDINGS])  # an older record does not tell
         same = asked == self.protocol and there.model_digest == self.facts.digest
         return there if same else None
 
@@ -129,7 +134,7 @@ def _ask(config: EvalConfig, model: str, workshop: Workshop) -> _Asked:
     facts = own.look(model)
     other = workshop.look_teacher(teacher, config.teacher_quantization) if teacher else None
     data = splits.measured_rows(config.data, config.evaluation.split, facts, workshop)
-    protocol = _protocol(config, chosen, data, device, other)
+    protocol = _protocol(config, chosen, data, device, facts, other)
     development = splits.measured_rows(config.data, "dev", facts, workshop) if chosen.needs_development else None
     if development is not None:
         protocol["development"] = evaluation_digest(development)
@@ -162,7 +167,7 @@ def _score_model(config: EvalConfig, model: str, report: Report, workshop: Works
     if reuse and (there := asked.already_there()) is not None:
         return there
     ready = ready_beside(config)
-    for note in (*asked.data.notes, *asked.chosen.notes):
+    for note in (*asked.facts.notes, *asked.data.notes, *asked.chosen.notes):
         report(Event("note", note))
     beside = measure_beside(config, model, asked.device, report, ready)
     scored, texts, kept = _measure(config, asked, report, workshop)
@@ -238,7 +243,12 @@ def _score_predictions(config: EvalConfig, report: Report) -> EvalRecord:
 
 
 def _protocol(
-    config: EvalConfig, chosen: Chosen, data: TokenDataset, device: Device, teacher: ModelFacts | None
+    config: EvalConfig,
+    chosen: Chosen,
+    data: TokenDataset,
+    device: Device,
+    model: ModelFacts,
+    teacher: ModelFacts | None,
 ) -> dict[str, Any]:
     """Return everything but the model that the numbers follow from."""
     generation = config.evaluation.generation.model_dump(mode="json")
@@ -252,6 +262,7 @@ def _protocol(
         "generation": generation if chosen.texts or chosen.own else None,
         "teacher": teacher.digest if teacher else None,
         "precision": str(device.compute).removeprefix("torch."),
+        ENDINGS: answer_key(model.tokenizer, model.ends),
     }
 
 

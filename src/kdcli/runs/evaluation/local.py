@@ -7,6 +7,7 @@ from kdcli.config import GenerationConfig
 from kdcli.engine.devices import Device
 from kdcli.engine.events import Event, Report
 from kdcli.generate import Answer, Asked, answers
+from kdcli.models.ends import answer_key
 from kdcli.models.load import LanguageModel
 from kdcli.models.twin import twin
 from kdcli.runs.evaluation.answering import Question, Said
@@ -28,9 +29,9 @@ class LocalModel:
 
     @property
     def identity(self) -> str:
-        """Weights, precision and vocabulary."""
-        dtype = self._dtype or self._model.head.weight.dtype
-        return f"{self._model.digest} {dtype} {self._model.vocab}"
+        """Weights, precision, vocabulary, the tokens that end an answer, and those that are no words."""
+        dtype, model = self._dtype or self._model.head.weight.dtype, self._model
+        return f"{model.digest} {dtype} {model.vocab} {answer_key(model.tokenizer, model.ends)}"
 
     def answers_for(self, questions: Sequence[Question], report: Report) -> Iterator[Said]:
         """Yield one answer per question and seed, as they end.

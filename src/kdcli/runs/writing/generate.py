@@ -42,7 +42,7 @@ def generate(
     if config.output is None:
         raise UsageError("CLI-20", "no folder", where="-o", fix="give one, such as -o text")
     folder = Path(config.output)
-    for note in task.dataset.notes:
+    for note in (*task.notes, *task.dataset.notes):
         report(Event("note", note))
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,7 @@ class Task:
         longest: tokens that prompt and answer may have, as far as settings say; None for any number.
         device: where it computes.
         path: the prompts' file; None for none.
+        notes: what to know about the models' tokens.
     """
 
     source: TeacherSource
@@ -46,6 +47,7 @@ class Task:
     longest: int | None
     device: Device
     path: str | None
+    notes: tuple[str, ...] = ()
 
     @property
     def answers(self) -> int:
@@ -88,7 +90,7 @@ def prepare_task(config: GenerateConfig, workshop: Workshop) -> Task:
     dataset = _prompts(config, path, pair, workshop)
     vocab, reader = pair.teacher_vocab or pair.vocab, teacher if across else pair.reader
     longest = positions_stated(model_of(teacher.path)) if across else _longest(config, (config.teacher, student))
-    return Task(source, teacher, reader, dataset, vocab, longest, device, path)
+    return Task(source, teacher, reader, dataset, vocab, longest, device, path, pair.notes or teacher.notes)
 
 
 def _prompts(config: GenerateConfig, path: str | None, pair: Pair, workshop: Workshop) -> TokenDataset:

@@ -69,7 +69,7 @@ def check_same_text(folder: Path, name: str) -> None:
     if not path.is_file():
         return
     if stored.read_record(path, _About, fix="choose another -o").text != name:
-        what = "the folder holds a text of another teacher, of other prompts or options"
+        what = "the folder holds a text of another teacher, of other end tokens, prompts or options"
         raise ExperimentChangedError("TEXT-03", what, where=str(folder), fix="choose another -o; filters may change")
 
 
