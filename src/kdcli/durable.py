@@ -3,26 +3,44 @@
 A folder is filled under a temporary sibling name, every file is flushed to disk, digests go
 into its ``manifest.json``, the folder is renamed, and the parent is flushed. A folder counts
 only if its manifest verifies.
+
+Temporary names are random and made anew, no link is followed for writing, and no folder that has
+gone is made again: a write into it fails. A write that failed is never repeated.
 """
 
+import contextlib
 import ctypes
 import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdcli.errors import IntegrityError, MachineError
+from kdcli.errors import IntegrityError, KDError, MachineError
 
 MANIFEST = "manifest.json"
-SCHEMA = 1
-_TEMPORARY = ".tmp-"
+SCHEMA = 2
+_WITHOUT_DIGEST = 1
+"""Schema of manifests that carry no digest of themselves; they are still read."""
+_TEMPORARY, _ASIDE = ".tmp-", ".tmp-old-"
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _MANIFEST_LIMIT = 4 * 2**20
+_BLOCK = 2**16
+_RUST = re.compile(r"\(os error (\d+)\)")
+"""How an input or output error of Rust's standard library ends; safetensors and tokenizers raise no OSError."""
+MACHINE = frozenset(
+    {
+        errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENOMEM,
+        errno.ENOSPC, errno.ENXIO, errno.EPERM, errno.EROFS, errno.ESTALE,
+    }
+)  # fmt: skip
+"""Numbers of errors that no file's content and no setting can cause."""
 
 
 def digest_file(path: Path) -> str:
@@ -39,22 +57,30 @@ def digest_files(paths: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
+def digest_record(record: Mapping[str, Any]) -> str:
+    """Return the sha256 of a JSON object, an entry ``digest`` left out, however it is indented and ordered.
+
+    >>> digest_record({"b": 1, "a": 2}) == digest_record({"a": 2, "b": 1, "digest": "of both"})
+    True
+    """
+    rest = {key: value for key, value in record.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def write_file(path: Path, data: bytes | str) -> None:
-    """Replace a file durably: readers see the old bytes or the new ones.
+    """Replace a file durably: readers see the old bytes or the new ones; a link of that name is replaced.
 
     Raises:
-        MachineError: the disk is full or may not be written.
+        MachineError: the disk is full or may not be written, or the folder is gone.
     """
     raw = data.encode() if isinstance(data, str) else data
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = _temporary(path)
     try:
-        with temporary.open("wb") as file:
-            file.write(raw)
-            _flush(file.fileno())
+        _write_new(temporary, raw)
         os.replace(temporary, path)
         flush_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _forget(temporary)
         raise refused(error, path) from error
 
 
@@ -62,26 +88,103 @@ def commit_folder(final: Path, fill: Callable[[Path], None], extra: Mapping[str,
     """Make a folder appear whole or not at all.
 
     Args:
-        final: the folder's name; an existing folder of that name is exchanged for the new one. Where the
-            file system cannot exchange names it is set aside first, so a kill at that instant leaves neither.
+        final: the folder's name, in a folder that is there; an existing folder of that name is exchanged for the
+            new one. Where the file system cannot exchange names it is set aside first; :func:`sweep` puts it back
+            if a kill came at that instant.
         fill: writes the files into the temporary folder it is given.
         extra: further entries of the manifest, such as the step.
 
     Raises:
-        MachineError: the disk is full or may not be written.
+        MachineError: the disk is full or may not be written, or the folder around it is gone.
     """
-    temporary = final.with_name(f"{_TEMPORARY}{os.getpid()}-{final.name}")
+    temporary = _temporary(final)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        temporary.mkdir()
         fill(temporary)
         manifest = {**(extra or {}), "schema": SCHEMA, "files": _inventory(temporary)}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+        manifest |= {"digest": digest_record(manifest)}
+        _write_new(temporary / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
         _flush_tree(temporary)
-        _swap(temporary, final)
-    except OSError as error:
+        old = _swap(temporary, final)
+    except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        found = None if isinstance(error, KDError) else system_error(error)
+        if found is None:
+            raise
+        raise refused(found, final) from error
+    try:
+        flush_folder(final.parent)
+    except OSError as error:
         raise refused(error, final) from error
+    if old is not None:
+        with contextlib.suppress(OSError):
+            _remove(old)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that somebody asked for, with those around it, durably; one that is there stays.
+
+    Raises:
+        MachineError: it cannot be made.
+    """
+    try:
+        missing = [one for one in (folder, *folder.parents) if not one.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for one in missing:
+            flush_folder(one.parent)
+    except OSError as error:
+        raise refused(error, folder) from error
+
+
+def make_inside(root: Path, *names: str) -> Path:
+    """Make folders one inside the other in a folder that is there, durably; return the innermost.
+
+    Args:
+        root: the folder around them; it is not made again if it has gone.
+        names: theirs.
+
+    Raises:
+        IntegrityError: one of them is a link.
+        MachineError: one cannot be made, or the root is gone.
+    """
+    folder = root
+    for name in names:
+        folder = folder / name
+        try:
+            if not folder.is_dir():
+                folder.mkdir(exist_ok=True)
+                flush_folder(folder.parent)
+        except OSError as error:
+            raise refused(error, folder) from error
+        if folder.is_symlink():
+            raise linked(folder)
+    return folder
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that it is there whole or under no name that counts.
+
+    Raises:
+        MachineError: it cannot be removed.
+    """
+    doomed = _temporary(folder)
+    try:
+        os.replace(folder, doomed)
+        shutil.rmtree(doomed)
+    except OSError as error:
+        raise refused(error, folder) from error
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        MachineError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise refused(error, path) from error
 
 
 def verify_folder(folder: Path) -> dict[str, Any]:
@@ -102,10 +205,27 @@ def verify_folder(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """Return what interrupted writers left in a folder: names of our own temporary form only."""
+    return sorted(folder.glob(f"{_TEMPORARY}*"))
+
+
 def sweep(folder: Path) -> None:
-    """Remove what interrupted writers left: names of our own temporary form only."""
-    for item in folder.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+    """Remove what interrupted writers left, and put back a folder that was set aside for a new one that never came.
+
+    Raises:
+        MachineError: something cannot be removed.
+    """
+    for item in leftovers(folder):
+        try:
+            final = _set_aside(item)
+            if final is not None and not final.exists():
+                os.replace(item, final)
+                flush_folder(folder)
+            else:
+                _remove(item)
+        except OSError as error:
+            raise refused(error, item) from error
 
 
 def flush_folder(folder: Path) -> None:
@@ -117,8 +237,129 @@ def flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def refused(error: OSError, path: Path) -> MachineError:
+def open_handle(path: Path | str, flags: int) -> int:
+    """Open a regular file, of which no link is followed; also for the ``opener`` of :func:`open`.
+
+    Args:
+        path: the file.
+        flags: as for :func:`os.open`.
+
+    Raises:
+        OSError: it cannot be opened; ELOOP for a link, EINVAL for what is no regular file.
+    """
+    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return handle
+
+
+class Lines:
+    """An append-only file of lines. After a write that failed, nothing more is written, and nothing is tried again.
+
+    Args:
+        path: the file, in a folder that is there; made if need be, a link is refused.
+        size: bytes that count, the rest is cut off; None cuts off a half written last line alone.
+
+    Raises:
+        IntegrityError: it is a link.
+        MachineError: it may not be written.
+    """
+
+    def __init__(self, path: Path, size: int | None = None) -> None:
+        self.path, self._handle, self._failed = path, -1, False
+        try:
+            self._handle = open_handle(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+            self.found = os.fstat(self._handle).st_size
+            self.size = self._whole_lines() if size is None else size
+            if self.found > self.size:
+                os.ftruncate(self._handle, self.size)
+        except OSError as error:
+            self._failed = True
+            self.close()
+            raise refused(error, path) from error
+
+    def add(self, data: bytes) -> None:
+        """Append whole lines.
+
+        Raises:
+            MachineError: the disk refuses, or refused an earlier write.
+        """
+        self._attempt(lambda: _write_all(self._handle, data))
+        self.size += len(data)
+
+    def settle(self) -> int:
+        """Flush to disk what was added, and return the length in bytes.
+
+        Raises:
+            MachineError: the disk refuses, or refused an earlier write.
+        """
+        self._attempt(lambda: _flush(self._handle))
+        return self.size
+
+    def close(self) -> None:
+        """Flush to disk what was added, unless a write failed, and close the file.
+
+        Raises:
+            MachineError: the disk refuses now, and did not before.
+        """
+        handle, self._handle = self._handle, -1
+        if handle < 0:
+            return
+        try:
+            if not self._failed:
+                _flush(handle)
+        except OSError as error:
+            raise refused(error, self.path) from error
+        finally:
+            os.close(handle)
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        try:
+            if self._failed:
+                raise OSError(errno.EIO, "an earlier write failed")
+            work()
+        except OSError as error:
+            self._failed = True
+            raise refused(error, self.path) from error
+
+    def _whole_lines(self) -> int:
+        """Return the length up to the end of the last whole line."""
+        end = self.found
+        while end:
+            start = max(0, end - _BLOCK)
+            at = os.pread(self._handle, end - start, start).rfind(b"\n")
+            if at >= 0:
+                return start + at + 1
+            end = start
+        return 0
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """Return the refusal of the operating system that an error is or comes from, None if there is none.
+
+    >>> system_error(RuntimeError("I/O error: No space left on device (os error 28)")).errno == errno.ENOSPC
+    True
+    >>> system_error(ValueError("x")) is None
+    True
+    """
+    if isinstance(error, OSError):
+        return error
+    seen: BaseException | None = error
+    while seen is not None:
+        number = _RUST.search(str(seen))
+        if number is not None:
+            return OSError(int(number[1]), os.strerror(int(number[1])))
+        if isinstance(seen, OSError) and seen.errno in MACHINE:
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def refused(error: OSError, path: Path) -> KDError:
     """Turn a refusal of the operating system into the one-line form."""
+    if error.errno == errno.ELOOP and path.is_symlink():
+        return linked(path)
     return MachineError(
         "DISK-01",
         f"cannot be written: {error.strerror or error}",
@@ -127,16 +368,63 @@ def refused(error: OSError, path: Path) -> MachineError:
     )
 
 
-def _swap(temporary: Path, final: Path) -> None:
-    old = temporary
-    if not final.exists():
+def linked(path: Path) -> IntegrityError:
+    """Return the error that names a link where none is followed."""
+    what = "is a link; links are not followed in run folders"
+    return IntegrityError("RUN-01", what, where=str(path), fix="remove the link, then run the same command again")
+
+
+def _temporary(final: Path) -> Path:
+    """Return a name beside another that nobody can have guessed."""
+    return final.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+
+
+def _remove(item: Path) -> None:
+    if item.is_dir() and not item.is_symlink():
+        shutil.rmtree(item)
+    else:
+        item.unlink()
+
+
+def _set_aside(item: Path) -> Path | None:
+    """Return the name that a folder had before it was set aside; None if it was not."""
+    name = item.name.removeprefix(_ASIDE).partition("-")[2] if item.name.startswith(_ASIDE) else ""
+    return item.with_name(name) if name else None
+
+
+def _write_new(path: Path, raw: bytes) -> None:
+    """Write a file that must not be there yet, and flush it to disk."""
+    handle = open_handle(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        _write_all(handle, raw)
+        _flush(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_all(handle: int, raw: bytes) -> None:
+    left = memoryview(raw)
+    while left:
+        left = left[os.write(handle, left) :]
+
+
+def _forget(path: Path) -> None:
+    """Remove a temporary file, if the system lets us; another error is being told already."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _swap(temporary: Path, final: Path) -> Path | None:
+    """Give a folder its final name; return where the one before lies now, None if there was none."""
+    if not os.path.lexists(final):
         os.replace(temporary, final)
-    elif not _exchange(temporary, final):
-        old = final.with_name(f"{_TEMPORARY}{os.getpid()}-old-{final.name}")
-        os.replace(final, old)
-        os.replace(temporary, final)
-    flush_folder(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        return None
+    if _exchange(temporary, final):
+        return temporary
+    old = final.with_name(f"{_ASIDE}{secrets.token_hex(8)}-{final.name}")
+    os.replace(final, old)
+    os.replace(temporary, final)
+    return old
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -183,19 +471,22 @@ def _flush(handle: int) -> None:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if folder.is_symlink():
-        raise _damaged(folder, "is a link; links are not followed in run folders")
+        raise linked(folder)
     if not path.is_file() or path.is_symlink():
         raise _damaged(path, "is missing")
     if path.stat().st_size > _MANIFEST_LIMIT:
         raise _damaged(path, "is larger than 4 MiB")
     try:
         manifest = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, "is not JSON") from error
     if not isinstance(manifest, dict):
         raise _damaged(path, "is not an object")
-    if manifest.get("schema") != SCHEMA:
-        raise _damaged(path, f"has schema {manifest.get('schema')!r}, this version reads {SCHEMA}")
+    schema = manifest.get("schema")
+    if schema not in (SCHEMA, _WITHOUT_DIGEST):
+        raise _damaged(path, f"has schema {schema!r}, this version reads {SCHEMA}")
+    if schema == SCHEMA and manifest.get("digest") != digest_record(manifest):
+        raise _damaged(path, "digest differs from the one it carries")
     return manifest
 
 

@@ -16,7 +16,7 @@ from types import FrameType
 
 import typer
 
-from kdcli import processes
+from kdcli import durable, processes
 from kdcli.cli import ranks
 from kdcli.cli.flags import canonical
 from kdcli.errors import InterruptedRunError, KDError, MachineError, UsageError
@@ -174,7 +174,9 @@ def _write_log(error: BaseException) -> str:
     folder = RUN_FOLDER.get()
     try:
         if folder is not None and folder.is_dir():
-            with (folder / "error.log").open("a", encoding="utf-8", errors="backslashreplace") as log:
+            with open(
+                folder / "error.log", "a", encoding="utf-8", errors="backslashreplace", opener=durable.open_handle
+            ) as log:
                 log.write(text)
             return one_line(str(folder / "error.log"))
         with tempfile.NamedTemporaryFile(

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,7 +124,7 @@ def save(folder: Path, kept: Kept, state: State, keep: int, collected: Collected
 
     durable.commit_folder(final, fill, {"kind": "checkpoint", "step": state.step})
     for old in _checkpoints(folder)[keep:]:
-        _remove(old)
+        durable.remove_folder(old)
     return final
 
 
@@ -185,12 +184,6 @@ def newest_step(folder: Path) -> int | None:
 def _checkpoints(folder: Path) -> list[Path]:
     """Every checkpoint folder, newest first."""
     return sorted((path for path in folder.glob("checkpoint-*") if _NAME.match(path.name)), reverse=True)
-
-
-def _remove(path: Path) -> None:
-    doomed = path.with_name(f".tmp-del-{path.name}")
-    path.rename(doomed)
-    shutil.rmtree(doomed)
 
 
 def _regrouped(before: int, now: int) -> str:

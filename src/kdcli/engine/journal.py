@@ -1,7 +1,6 @@
 """Append-only ``metrics.jsonl`` (what happened, comparable by hash) and ``timing.jsonl`` (how fast)."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -28,45 +27,36 @@ class Journal:
 
     def __init__(self, folder: Path, size: int = 0) -> None:
         self._path = folder / METRICS
-        try:
-            self._metrics = self._path.open("ab")
-            self._timing = (folder / TIMING).open("ab")
-        except OSError as error:
-            raise durable.refused(error, self._path) from error
-        found = self._metrics.seek(0, os.SEEK_END)
-        if found < size:
+        self._metrics = durable.Lines(self._path, size)
+        if self._metrics.found < size:
             raise IntegrityError(
                 "RUN-07",
-                f"{found} of {size} bytes",
+                f"{self._metrics.found} of {size} bytes",
                 where=str(self._path),
                 fix="restore the file, or start in a new folder",
             )
-        self._metrics.truncate(size)
-        self._metrics.seek(size)
+        self._timing = durable.Lines(folder / TIMING)
 
     def write(self, record: dict[str, Any], timing: dict[str, Any]) -> None:
         """Append one line to each log."""
-        try:
-            self._metrics.write(_line(record))
-            self._metrics.flush()
-            self._timing.write(_line(timing))
-            self._timing.flush()
-        except OSError as error:
-            raise durable.refused(error, self._path) from error
+        self._metrics.add(_line(record))
+        self._timing.add(_line(timing))
 
     def read(self) -> list[dict[str, Any]]:
         """Return the lines of ``metrics.jsonl`` that count."""
         return read_metrics(self._path.parent)
 
     def settle(self) -> int:
-        """Flush the metrics to disk and return their length in bytes."""
-        os.fsync(self._metrics.fileno())
-        return self._metrics.tell()
+        """Flush both logs to disk and return the length of the metrics in bytes."""
+        self._timing.settle()
+        return self._metrics.settle()
 
     def close(self) -> None:
         """Close both files."""
-        self._metrics.close()
-        self._timing.close()
+        try:
+            self._metrics.close()
+        finally:
+            self._timing.close()
 
 
 class Deaf(Journal):

@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
-from kdcli import durable
 from kdcli.data.collate import IGNORED, Batch
 from kdcli.engine import checkpoint
 from kdcli.engine.bad_batch import refuse_infinite
@@ -71,7 +70,6 @@ class _Loop:
     def run(self) -> Outcome:
         """Run every remaining step."""
         training = self.training
-        durable.sweep(training.folder)
         state = checkpoint.restore(training.folder, self.kept, training.report)
         self.model.train()
         if training.train.gradient_checkpointing:

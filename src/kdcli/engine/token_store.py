@@ -11,7 +11,6 @@ A shard appears whole or not at all, so a build that was killed goes on with wha
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,7 @@ class TokenStore:
             try:
                 _check(shard)
             except IntegrityError:
-                shutil.rmtree(shard)
+                durable.remove_folder(shard)
                 damaged.append(shard.name)
         self._scan()
         return damaged

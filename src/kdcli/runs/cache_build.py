@@ -101,10 +101,7 @@ def _through(work: "_Build", missing: TokenDataset, stop: StopRequest, command: 
 
 def _begin(folder: Path, key: dict[str, Any]) -> TokenStore:
     """Make the folder, or check that it is a cache of the same."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise durable.refused(error, folder) from error
+    durable.make_folder(folder)
     if (folder / KEY).is_file():
         check_key(read_key(folder)["key"], key, folder, free=())
     elif any(

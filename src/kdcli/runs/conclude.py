@@ -22,7 +22,7 @@ def conclude(groups: Sequence[Group], about: About, folder: Path | None) -> Comp
     Args:
         groups: the runs behind each line.
         about: what is needed beside the numbers.
-        folder: where to write; None writes nothing.
+        folder: where to write, which is there; None writes nothing.
     """
     infos = shared_scores([found for group in groups for _, found in group.runs.values()])
     cells = [
@@ -34,7 +34,6 @@ def conclude(groups: Sequence[Group], about: About, folder: Path | None) -> Comp
     machine = {(cell.label, cell.run.seed): (cell.run.seconds, cell.run.peak_bytes) for cell in cells}
     if folder is None:
         return _with_next(compare_tidy(tidy, machine, None), about)
-    folder.mkdir(parents=True, exist_ok=True)
     write_tidy(folder, tidy)
     durable.write_file(folder / COSTS, machine_table([(cell.label, cell.run, cell.cost) for cell in cells]))
     comparison = read_comparison(folder)

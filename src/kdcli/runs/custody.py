@@ -3,23 +3,39 @@
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from kdcli import durable, processes
 from kdcli.errors import InterruptedRunError, KDError
 from kdcli.runs import lock
-from kdcli.runs.folder import RunFolder
+from kdcli.runs.folder import EVAL, RunFolder
 
 
 @contextmanager
 def held(folder: RunFolder) -> Iterator[None]:
-    """Make the folder and hold its lock, on the first rank only."""
+    """Make the folder and be alone in it, on the first rank only."""
     with ExitStack() as stack:
         if processes.rank() == 0:
-            try:
-                folder.path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise durable.refused(error, folder.path) from error
-            stack.enter_context(lock.hold(folder.path))
+            durable.make_folder(folder.path)
+            stack.enter_context(alone(folder.path))
+        yield
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a run folder's lock, and remove what killed writers left in it; within itself it does nothing.
+
+    Raises:
+        BusyError: another process holds it.
+        IntegrityError: the lock is a link.
+        MachineError: the folder may not be written.
+    """
+    if lock.holds(folder):
+        yield
+        return
+    with lock.hold(folder):
+        durable.sweep(folder)
+        durable.sweep(folder / EVAL)
         yield
 
 

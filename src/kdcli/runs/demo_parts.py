@@ -19,7 +19,7 @@ _SPECIAL = ("<pad>", "<s>", "</s>")
 
 def make_data(folder: Path) -> None:
     """Write train.jsonl, dev.jsonl and test.jsonl; no prompt is in two of them."""
-    folder.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(folder)
     train, dev, test = synthetic.split(SEED, TEST, DEV)
     synthetic.write_rows(folder / "train.jsonl", train, seed=SEED)
     synthetic.write_tests(folder / "dev.jsonl", dev, seed=SEED + 1)
@@ -37,6 +37,7 @@ def make_beginner(folder: Path, rows: Path) -> None:
             model.save_pretrained(target)
             tokenizer.save_pretrained(target)
 
+    durable.make_folder(folder.parent)
     durable.commit_folder(folder, fill, {"kind": "model"})
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kdcli import durable
 from kdcli.engine.events import Event, Report
 from kdcli.errors import InputError, UsageError
 from kdcli.runs import notes
@@ -36,6 +37,8 @@ def compare_runs(
             "CLI-18", f"needs two runs or more, got {len(folders)}", where="kd compare", fix="name another run folder"
         )
     groups, remarks = gather(folders, report)
+    if output is not None:
+        durable.make_folder(output)
     return tabulate(groups, _chosen_baseline(baseline, groups), (), output, remarks, notes.Next())
 
 

@@ -184,7 +184,7 @@ class RunFolder:
     def begin(self, config: str, identity: dict[str, Any], environment: dict[str, Any]) -> None:
         """Write config and, unless work is saved under it, the manifest."""
         if not self.holds_work:
-            (self.path / STATUS).unlink(missing_ok=True)
+            durable.remove_file(self.path / STATUS)
         if not self.holds_work or not (self.path / MANIFEST).is_file():
             manifest = {"kind": "run", "schema": SCHEMA, "identity": identity, "environment": environment}
             durable.write_file(self.path / MANIFEST, _json(manifest))

@@ -11,7 +11,7 @@ from kdcli.engine.events import Event, Report
 from kdcli.engine.stop import StopRequest
 from kdcli.errors import InterruptedRunError, KDError
 from kdcli.runs import lock, watch
-from kdcli.runs.cells import Cell
+from kdcli.runs.cells import CELLS, Cell
 from kdcli.runs.distill import read_run
 from kdcli.runs.evaluation.evaluate import find_evaluation
 from kdcli.runs.executors.base import Ended, Executor, Job
@@ -117,6 +117,7 @@ class Grid:
         self._running.append(turn)
         turn.starts += 1
         cell = turn.job.cell
+        durable.make_inside(self.folder, CELLS, cell.folder.path.name)
         self._say(cell, "running", total=cell.prepared.steps)
         place = self.executor.submit(turn.job, self._heard(cell))
         if place and turn.starts == 1 and not place.startswith("process"):
@@ -197,7 +198,7 @@ class Grid:
         config, log = self.folder / "plan" / f"{name}.yaml", self.folder / "logs" / f"{name}.log"
         if self.executor.elsewhere:
             write_plan(config, cell)
-            log.parent.mkdir(parents=True, exist_ok=True)
+            durable.make_inside(self.folder, log.parent.name)
         return Job(cell, config, log)
 
     def _interrupted(self) -> InterruptedRunError:
@@ -219,7 +220,7 @@ def collect(cell: Cell, workshop: Workshop) -> Finished | None:
 
 def write_plan(path: Path, cell: Cell) -> None:
     """Write a cell's resolved settings for ``kd distill -c``, unless they are there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    durable.make_inside(path.parents[1], path.parent.name)
     text = settings.to_yaml(cell.prepared.config)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         durable.write_file(path, text)

@@ -18,10 +18,7 @@ def write_batch(folder: Path, found: BatchReport) -> None:
     Raises:
         MachineError: the folder may not be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise durable.refused(error, folder) from error
+    durable.make_folder(folder)
     text = json.dumps(_finite(dataclasses.asdict(found)), indent=1, ensure_ascii=False, allow_nan=False)
     durable.write_file(folder / "batch.json", text + "\n")
     draw_cosines(folder, found)

@@ -33,7 +33,7 @@ def hold(folder: Path) -> Iterator[None]:
     """
     path = folder / NAME
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = durable.open_handle(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise durable.refused(error, path) from error
     try:
@@ -49,13 +49,18 @@ def hold(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def holds(folder: Path) -> bool:
+    """Whether this process holds a folder's lock."""
+    return (folder / NAME).resolve() in _HELD
+
+
 def is_held(folder: Path) -> bool:
     """Whether a process holds a folder's lock; never takes it, and never drops the one this process holds."""
     path = folder / NAME
-    if path.resolve() in _HELD:
+    if holds(folder):
         return True
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        handle = durable.open_handle(path, os.O_RDONLY)
     except OSError:
         return False
     try:

@@ -72,10 +72,7 @@ def write_study(folder: Path, study: Study, settings: str) -> None:
     Raises:
         MachineError: the folder may not be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise durable.refused(error, folder) from error
+    durable.make_folder(folder)
     document = {"kind": "study", "schema": SCHEMA, "settings": SETTINGS, **asdict(study)}
     _replace(folder / SETTINGS, settings)
     _replace(folder / CELLS_FILE, json.dumps(document, indent=1, ensure_ascii=False) + "\n")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from kdcli import durable
 from kdcli.config import CompareConfig
 from kdcli.data.dataset import TokenDataset
 from kdcli.engine.events import Event, Report
@@ -49,9 +50,9 @@ def with_cache(
     key = cache_key(teacher, config.data, config.hardware, first.device)
     size = estimated_bytes(key, teacher.width, teacher.rows, sum(rows.targets for rows in datasets))
     folder = output / FOLDER
-    output.mkdir(parents=True, exist_ok=True)
     if passes < _WORTH or size > _SHARE * shutil.disk_usage(output).free:
         return cells
+    durable.make_inside(output, FOLDER)
     build_cache(folder, key, datasets, teacher, workshop, first.device, report, command=command)
     report(Event("note", f"the teacher ran once; {len(open_cells)} cells would have run it {passes:.1f} times"))
     return [_reading(cell, folder) if _knows(cell) else cell for cell in cells]

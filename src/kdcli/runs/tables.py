@@ -31,8 +31,7 @@ _ESTIMATE = ("mean", "low", "high", "count", "unit")
 
 
 def write_tables(folder: Path, comparison: Comparison) -> None:
-    """Write every form of a comparison."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write every form of a comparison into a folder that is there."""
     for form in FORMS:
         durable.write_file(folder / f"table.{form}", render(comparison, form))
 

@@ -102,10 +102,7 @@ def toy(objectives: Sequence[str], folder: Path, report: Report) -> ToyReport:
         q = gaussian_fit(loss, p)
         found.append(Toy(spec, head, tail, _half(head), _half(tail), tuple(q.tolist()), *coverage(q, p)))
     made = ToyReport(tuple(found), tuple(_findings(found)), folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise durable.refused(error, folder) from error
+    durable.make_folder(folder)
     _write(made)
     draw_gaps(folder, found)
     draw_modes(folder, found)

@@ -129,7 +129,7 @@ def read_tuning(folder: Path) -> Tuning | None:
 def forget_tuning(folder: Path) -> None:
     """Remove what an earlier, tuned comparison in this folder left."""
     for name in (FILE, TABLE):
-        (folder / name).unlink(missing_ok=True)
+        durable.remove_file(folder / name)
 
 
 def tuning_lines(tuning: Tuning) -> list[str]:

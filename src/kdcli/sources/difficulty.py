@@ -42,11 +42,12 @@ def difficulties(by: Difficulty, ground: Ground) -> list[float]:
     known = _read(path, len(ground.dataset))
     if all(ground.gather([known is not None])) and known is not None:
         return known
+    if path is not None and ground.rank == 0:
+        durable.make_folder(path.parent)
     mine = list(range(len(ground.dataset)))[ground.rank :: ground.world]
     joined = dict(ground.gather(list(zip(mine, _measured(by, model, mine, ground), strict=True))))
     found = [joined[row] for row in range(len(ground.dataset))]
     if path is not None and ground.rank == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
         durable.write_file(path, json.dumps({"by": by, "model": model.digest, "digest": _digest(found), "rows": found}))
     return found
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from kdcli import durable
 from kdcli.data.examples import Example
@@ -63,10 +63,8 @@ def made_text(source: "TeacherSource", ground: Ground) -> MadeText:
         made = ordered(_make(source, ground, prompts, {}))
         return MadeText(made, None, frozenset(map(_place, made)), time.monotonic() - started)
     final = ground.folder / folder_name(source, ground, prompts)
-    try:
-        ground.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise durable.refused(error, ground.folder) from error
+    durable.make_folder(ground.folder.parent)
+    durable.make_inside(ground.folder.parent, ground.folder.name)
     with _alone(final.with_name(f".{final.name}.lock")):
         if not final.is_dir():
             started = time.monotonic()
@@ -126,22 +124,20 @@ def _write(
     partial, tokenizer = final.with_name(f".{final.name}.jsonl"), author_of(ground).tokenizer
     known = {_place(one): one for one in read_sentences(partial, prompts)} if partial.is_file() else {}
     there = frozenset(known)
+    file = durable.Lines(partial)
     try:
-        with partial.open("ab") as file:
-            file.write(b"\n" if file.tell() else b"")  # ends what a kill left half written
-            synced = time.monotonic()
-            for one in _make(source, ground, prompts, known):
-                if _place(one) in known:
-                    continue
-                known[_place(one)] = one
-                synced = _append(file, line_of(one, tokenizer), synced)
-            os.fsync(file.fileno())
-        body = b"".join(line_of(one, tokenizer) for one in ordered(known.values()))
-        about = {"kind": "text", "made_of": made_of(source, ground)}
-        durable.commit_folder(final, lambda folder: _fill(folder, body), about)
-        partial.unlink()
-    except OSError as error:
-        raise durable.refused(error, partial) from error
+        synced = time.monotonic()
+        for one in _make(source, ground, prompts, known):
+            if _place(one) in known:
+                continue
+            known[_place(one)] = one
+            synced = _append(file, line_of(one, tokenizer), synced)
+    finally:
+        file.close()
+    body = b"".join(line_of(one, tokenizer) for one in ordered(known.values()))
+    about = {"kind": "text", "made_of": made_of(source, ground)}
+    durable.commit_folder(final, lambda folder: _fill(folder, body), about)
+    durable.remove_file(partial)
     return frozenset(known) - there
 
 
@@ -153,12 +149,11 @@ def _fill(folder: Path, body: bytes) -> None:
     (folder / TEXT).write_bytes(body)
 
 
-def _append(file: BinaryIO, line: bytes, synced: float) -> float:
-    file.write(line)
-    file.flush()
+def _append(file: durable.Lines, line: bytes, synced: float) -> float:
+    file.add(line)
     if time.monotonic() - synced < _SECONDS_BETWEEN_SYNCS:
         return synced
-    os.fsync(file.fileno())
+    file.settle()
     return time.monotonic()
 
 
@@ -181,7 +176,7 @@ def _make(
 def _alone(path: Path) -> Iterator[None]:
     """Wait until no other process holds the file, and hold it."""
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = durable.open_handle(path, os.O_RDWR | os.O_CREAT)
         fcntl.lockf(handle, fcntl.LOCK_EX)
     except OSError as error:
         raise durable.refused(error, path) from error

@@ -149,7 +149,7 @@ def test_what_bins_do_not_define_is_refused_before_a_weight_is_read(parts, monke
 
 
 def test_places_are_found_again_bit_for_bit_and_damage_counts_as_none(tmp_path):
-    path = tmp_path / "asked" / "rank-0.jsonl"
+    path = tmp_path / "rank-0.jsonl"
     first = {(1, 5, 9): [{3: -0.1, 4: -2.7182818284590455}, {7: -1e-300, 8: -3.3333333333333335}]}
     second = {(1, 6): [{9: -0.25, 2: -7.0}]}
     kept = KeptPlaces(path, "top 2 of m at u")

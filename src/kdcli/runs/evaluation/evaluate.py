@@ -1,5 +1,6 @@
 """One evaluation: a model folder, a run, or answers made elsewhere."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,6 +16,7 @@ from kdcli.models.ends import answer_key
 from kdcli.models.load import LanguageModel, load_model
 from kdcli.models.vocabulary import difference, shared_vocabulary
 from kdcli.runs import splits
+from kdcli.runs.custody import alone
 from kdcli.runs.evaluation import scoring
 from kdcli.runs.evaluation.asking import answer
 from kdcli.runs.evaluation.beside import TASKS, asks_beside, measure_beside, ready_beside
@@ -26,7 +28,7 @@ from kdcli.runs.evaluation.own_samples import Speakers
 from kdcli.runs.evaluation.own_scoring import check_own, live_teacher, score_own
 from kdcli.runs.evaluation.predictions import read_predictions
 from kdcli.runs.evaluation.protocol import protocol_of, samples_note
-from kdcli.runs.evaluation.results import RESULTS, Rows, read_results
+from kdcli.runs.evaluation.results import RESULTS, Rows, make_place, read_results
 from kdcli.runs.evaluation.scoring import Chosen, Scored, Texts
 from kdcli.runs.evaluation.served import score_served, with_model_name
 from kdcli.runs.evaluation.task_files import asked_of
@@ -169,14 +171,16 @@ def _score_model(config: EvalConfig, model: str, report: Report, workshop: Works
     ready = ready_beside(config)
     for note in (*asked.facts.notes, *asked.data.notes, *asked.chosen.notes):
         report(Event("note", note))
-    beside = measure_beside(config, model, asked.device, report, ready)
-    scored, texts, kept = _measure(config, asked, report, workshop)
-    examples = Rows([example.where for example in asked.data.examples], texts, kept)
-    measured = Measured(
-        asked.name, model, asked.facts.digest, asked.folder, asked.protocol, scored, examples, asked.chosen.notes,
-        beside,
-    )  # fmt: skip
-    return keep(measured, config)
+    inside = asked.folder is not None and config.output is None
+    with alone(Path(model)) if inside else nullcontext():
+        beside = measure_beside(config, model, asked.device, report, ready)
+        scored, texts, kept = _measure(config, asked, report, workshop)
+        examples = Rows([example.where for example in asked.data.examples], texts, kept)
+        measured = Measured(
+            asked.name, model, asked.facts.digest, asked.folder, asked.protocol, scored, examples, asked.chosen.notes,
+            beside,
+        )  # fmt: skip
+        return keep(measured, config)
 
 
 _Measurement: TypeAlias = tuple[Scored, Texts | None, KeptAnswers | None]
@@ -216,6 +220,8 @@ def _answers(
     generation = config.evaluation.generation
     served = config.server.url is not None
     source = ServedAnswers(config.server, generation) if served else LocalModel(student, generation, asked.device)
+    if asked.folder is not None:
+        make_place(asked.folder, config.output)
     kept = KeptAnswers(asked.folder, Asking(source.identity, generation)) if asked.folder is not None else None
     texts = answer(source, asked.data, generation, report, kept)
     return replace(texts, answers=None) if served else texts, kept

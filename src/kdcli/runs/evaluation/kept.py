@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from kdcli import durable, stored
 from kdcli.config import GenerationConfig
@@ -53,7 +52,7 @@ class KeptAnswers:
     def __init__(self, folder: Path, asking: Asking) -> None:
         self._path = folder.with_name(f".{folder.name}.{ANSWERS}")
         self._asking = asking
-        self._file: BinaryIO | None = None
+        self._file: durable.Lines | None = None
         self._synced = time.monotonic()
         self._found = {**_read(folder / ANSWERS), **_read(self._path)}
         self._used: dict[str, dict[str, Any]] = {}
@@ -80,22 +79,16 @@ class KeptAnswers:
             "ids": list(said.answer.ids), "ended": said.answer.ended, "end": said.answer.end,
         }  # fmt: skip
         self._used[key] = entry
-        try:
-            if self._file is None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._path.open("ab")
-                self._file.write(b"\n" if self._file.tell() else b"")  # ends what a kill left half written
-            self._file.write(_line(entry))
-            self._file.flush()
-            if time.monotonic() - self._synced > _SECONDS_BETWEEN_SYNCS:
-                self._sync()
-        except OSError as error:
-            raise durable.refused(error, self._path) from error
+        if self._file is None:
+            self._file = durable.Lines(self._path)
+        self._file.add(_line(entry))
+        if time.monotonic() - self._synced > _SECONDS_BETWEEN_SYNCS:
+            self._file.settle()
+            self._synced = time.monotonic()
 
     def close(self) -> None:
         """Flush and close the file."""
         if self._file is not None:
-            self._sync()
             self._file.close()
             self._file = None
 
@@ -107,15 +100,7 @@ class KeptAnswers:
     def forget(self) -> None:
         """Remove what lies beside the folder, now that the folder holds it."""
         self.close()
-        try:
-            self._path.unlink(missing_ok=True)
-        except OSError as error:
-            raise durable.refused(error, self._path) from error
-
-    def _sync(self) -> None:
-        assert self._file is not None
-        os.fsync(self._file.fileno())
-        self._synced = time.monotonic()
+        durable.remove_file(self._path)
 
 
 def _line(entry: dict[str, Any]) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 from kdcli.config import EvalConfig
 from kdcli.runs.evaluation import scoring
 from kdcli.runs.evaluation.beside import Beside
-from kdcli.runs.evaluation.results import Rows, write_results
+from kdcli.runs.evaluation.results import Rows, make_place, write_results
 from kdcli.runs.evaluation.scoring import Scored
 from kdcli.runs.records import EvalRecord
 from kdcli.statistics import over_examples
@@ -59,5 +59,6 @@ def keep(measured: Measured, config: EvalConfig) -> EvalRecord:
     record = measured.beside.join(record)
     if measured.folder is not None:
         scores = [score for score, _ in pairs]
+        make_place(measured.folder, config.output)
         write_results(measured.folder, record, config.evaluation, measured.rows, scores, pictures=config.pictures)
     return record

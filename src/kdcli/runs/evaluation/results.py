@@ -91,7 +91,10 @@ def write_results(
     folder: Path, record: EvalRecord, settings: EvalSettings, rows: Rows, scores: Sequence[Score], *,
     pictures: bool = False,
 ) -> None:  # fmt: skip
-    """Write an evaluation's folder, each curve as a picture if asked for; it appears whole or not at all."""
+    """Write an evaluation's folder, each curve as a picture if asked for; it appears whole or not at all.
+
+    The folder around it is there.
+    """
     entries = [
         {
             **asdict(info), **asdict(record.estimates[info.name]), "value": record.estimates[info.name].mean,
@@ -119,10 +122,26 @@ def write_results(
         if rows.kept is not None:
             rows.kept.write_into(target)
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
     durable.commit_folder(folder, fill, {"kind": "evaluation", "results": SCHEMA})
     if rows.kept is not None:
         rows.kept.forget()
+
+
+def make_place(folder: Path, output: str | None) -> None:
+    """Make the folder around an evaluation's; of a run that has gone, nothing is made again.
+
+    Args:
+        folder: the evaluation's.
+        output: what the user asked for; None where it lies in a run.
+
+    Raises:
+        IntegrityError: the run's folder of evaluations is a link.
+        MachineError: it cannot be made.
+    """
+    if output is not None:
+        durable.make_folder(folder.parent)
+    else:
+        durable.make_inside(folder.parents[1], folder.parent.name)
 
 
 def read_results(folder: Path) -> EvalRecord:

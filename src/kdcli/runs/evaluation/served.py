@@ -18,7 +18,7 @@ from kdcli.runs.evaluation.asking import answer
 from kdcli.runs.evaluation.kept import Asking, KeptAnswers
 from kdcli.runs.evaluation.measured import Measured, keep
 from kdcli.runs.evaluation.protocol import protocol_of
-from kdcli.runs.evaluation.results import Rows
+from kdcli.runs.evaluation.results import Rows, make_place
 from kdcli.runs.records import EvalRecord
 from kdcli.runs.serving.answers import ServedAnswers
 from kdcli.runs.serving.client import Client
@@ -61,6 +61,8 @@ def score_served(config: EvalConfig, report: Report) -> EvalRecord:
     for note in (*data.notes, *chosen.notes):
         report(Event("note", note))
     folder = Path(config.output) if config.output is not None else None
+    if folder is not None:
+        make_place(folder, config.output)
     kept = KeptAnswers(folder, Asking(source.identity, generation)) if folder is not None else None
     texts = answer(source, data, generation, report, kept)
     protocol: dict[str, Any] = {

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 
-from kdcli import plugins
+from kdcli import durable, plugins
 from kdcli.engine.events import Report
 from kdcli.runs.executors import child
 from kdcli.runs.executors.base import Ended, Executor, Job
@@ -31,7 +31,7 @@ class LocalExecutor(Executor):
         """Start a child in a session of its own: the terminal's Ctrl-C reaches only the parent, which forwards it."""
         slot = self._free_slot()
         environ = {**os.environ, "CUDA_VISIBLE_DEVICES": self._slots[slot]} if self._slots else None
-        with job.log.open("wb") as log:
+        with open(job.log, "wb", opener=durable.open_handle) as log:
             process = subprocess.Popen(
                 child.arguments(job.config, job.cell.folder.path, plugins.flags()),
                 env=environ,

@@ -10,7 +10,7 @@ from kdcli import __version__, durable
 from kdcli.config import EvalSettings, JudgeConfig
 from kdcli.engine.events import Event, Report
 from kdcli.errors import InputError, UsageError
-from kdcli.runs.evaluation.results import Rows, write_results
+from kdcli.runs.evaluation.results import Rows, make_place, write_results
 from kdcli.runs.judging.imported import read_judged
 from kdcli.runs.judging.material import Material, material
 from kdcli.runs.judging.prompt import JudgePrompt, judge_prompt, read_pair
@@ -141,5 +141,6 @@ def _record(config: JudgeConfig, opinion: _Opinion) -> EvalRecord:
         notes=opinion.notes,
     )
     if record.folder is not None:
+        make_place(record.folder, config.output)
         write_results(record.folder, record, EvalSettings(metrics=()), Rows(about.where, about.texts), scores)
     return record

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,16 +45,12 @@ class Kept:
         """
         reply = raw.decode("utf-8", "replace")
         line = json.dumps({"key": _key(question), "asked": question[1], "reply": reply}) + "\n"
+        durable.make_folder(self._path.parent)
+        file = durable.Lines(self._path, self._size)
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("r+b" if self._path.exists() else "wb") as file:
-                file.truncate(self._size)
-                file.seek(self._size)
-                file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise durable.refused(error, self._path) from error
+            file.add(line.encode())
+        finally:
+            file.close()
         self._size += len(line.encode())
         self._replies[_key(question)] = reply
 

@@ -4,7 +4,6 @@ import base64
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,7 +26,7 @@ class KeptPlaces:
     token takes about 320 bytes.
 
     Args:
-        path: the file; made with its folder when the first answer comes.
+        path: the file; made when the first answer comes, in a folder that is there.
         about: what the answers follow from beside the sequence: model, address, tokens a place.
     """
 
@@ -57,16 +56,11 @@ class KeptPlaces:
             MachineError: the disk is full or may not be written.
         """
         lines = [(self._key(ids), _packed(self._key(ids), known)) for ids, known in found.items()]
+        file = durable.Lines(self._path, self._size)
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("r+b" if self._path.exists() else "wb") as file:
-                file.truncate(self._size)
-                file.seek(self._size)
-                file.write(b"".join(line for _, line in lines))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise durable.refused(error, self._path) from error
+            file.add(b"".join(line for _, line in lines))
+        finally:
+            file.close()
         for key, line in lines:
             self._places[key] = (self._size, len(line))
             self._size += len(line)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kdcli import durable
 from kdcli.runs.serving.logprobs import Known
 from kdcli.runs.serving.places import KeptPlaces
 
@@ -11,7 +12,7 @@ class Segments:
     """What a server said, newest stretch last; a run that goes on from a checkpoint needs what was said after it.
 
     Args:
-        folder: where the files lie; made when the first answer comes.
+        folder: where the files lie; made when the first answer comes, two levels below a folder that is there.
         about: what the answers follow from beside the sequence.
     """
 
@@ -34,6 +35,7 @@ class Segments:
         Raises:
             MachineError: the disk is full or may not be written.
         """
+        durable.make_inside(self._folder.parents[1], self._folder.parent.name, self._folder.name)
         self._parts[max(self._parts)].add(found)
 
     def turn(self, checkpoints: int) -> None:
@@ -45,7 +47,7 @@ class Segments:
         self._open(max(self._parts) + 1)
         for number in sorted(self._parts)[: -(checkpoints + 1)]:
             del self._parts[number]
-            self._path(number).unlink(missing_ok=True)
+            durable.remove_file(self._path(number))
 
     def _open(self, number: int) -> None:
         self._parts[number] = KeptPlaces(self._path(number), self._about)

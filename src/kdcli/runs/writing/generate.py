@@ -44,10 +44,7 @@ def generate(
     folder = Path(config.output)
     for note in (*task.notes, *task.dataset.notes):
         report(Event("note", note))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise durable.refused(error, folder) from error
+    durable.make_folder(folder)
     with lock.hold(folder), StopRequest() as stop:
         durable.sweep(folder)
         writing = _Writing(report, stop, command)
