@@ -59,6 +59,7 @@ def evaluation(folder: Path, label: str, seed: int, gain: float, answer: str) ->
         "test", "model", folder, EXAMPLES, {one.name: over_examples(one) for one in scores}, infos, {}, "digest"
     )
     said = Texts([[answer] * 3] * EXAMPLES, [["ref"]] * EXAMPLES, ["prompt"] * EXAMPLES, [[True] * 3] * EXAMPLES)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     write_results(folder, record, SETTINGS, Rows([f"line {i}" for i in range(EXAMPLES)], said), scores)
     return record
 

@@ -214,7 +214,7 @@ class Looking:
 @torch.no_grad()
 def logged(model, file: Path) -> None:
     ids = torch.tensor([[1, 5, 9, 13]])
-    logits = model.head.logits(model.hidden(ids, torch.ones_like(ids)))
+    logits = model.logits(model.hidden(ids, torch.ones_like(ids)))
     with file.open("a") as lines:
         lines.write(f"{logits.logsumexp(-1).sum().item()!r}\n")
 

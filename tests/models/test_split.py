@@ -88,7 +88,7 @@ def test_head_on_trunk_is_the_model(family, dtype, bound):
     prove_split(model, head)
     ids, mask = probe()
     whole = model(input_ids=ids, attention_mask=mask).logits
-    ours = head.logits(trunk_output(trunk_of(model), ids, mask))
+    ours = head.logits(trunk_output(trunk_of(model), ids, mask), head.rows)
     if family in FLOAT_LOGITS:
         bound = max(bound, 1e-6)
     valid = mask.bool()
@@ -169,7 +169,7 @@ def test_in_place_forms_agree_with_autograd(scale, softcap, biased):
     final = raw * scale
     final = final if softcap is None else softcap * torch.tanh(final / softcap)
     ours = head.apply_scale_and_cap_(raw.detach().clone())
-    torch.testing.assert_close(ours, head.logits(hidden), rtol=0, atol=1e-14)
+    torch.testing.assert_close(ours, head.logits(hidden, head.rows), rtol=0, atol=1e-14)
     torch.testing.assert_close(ours, final.detach(), rtol=0, atol=1e-14)
     grad = torch.randn_like(final)
     (wanted,) = torch.autograd.grad(final, raw, grad)
@@ -182,8 +182,8 @@ def test_rows_cut_the_vocabulary_and_the_dtype_follows_hidden():
     head = Head(torch.randn(7, 5), torch.randn(7), 2.0, 3.0)
     hidden = torch.randn(2, 3, 5)
     assert head.rows == 7
-    torch.testing.assert_close(head.logits(hidden, 4), head.logits(hidden)[..., :4])
-    assert head.logits(hidden.bfloat16()).dtype == torch.bfloat16
+    torch.testing.assert_close(head.logits(hidden, 4), head.logits(hidden, head.rows)[..., :4])
+    assert head.logits(hidden.bfloat16(), head.rows).dtype == torch.bfloat16
 
 
 def test_a_tied_head_is_the_embedding_itself():

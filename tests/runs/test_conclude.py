@@ -66,6 +66,7 @@ def test_one_seed_is_about_these_models_and_says_so(tmp_path):
 @pytest.mark.parametrize("text", ["\x1b[2J[/]", "=cmd", "<script>", "\\input{x}", "\ud800"], ids=range(5))
 def test_hostile_names_and_answers_reach_no_file_unescaped(tmp_path, text):
     groups = evaluated.groups(tmp_path / "runs", ("fkl", text), (0,), (0.0, 0.1), answer="\x1b[31m=cmd<script>")
+    (tmp_path / "study").mkdir()
     found = conclude(groups, About("fkl"), tmp_path / "study")
     assert len(found.rows) == 2
     for path in (tmp_path / "study").iterdir():

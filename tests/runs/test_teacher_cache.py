@@ -5,13 +5,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdcli.config import CacheConfig, HardwareConfig
+import tiny
+from kdcli.config import CacheConfig, HardwareConfig, TrainConfig
+from kdcli.data.collate import collate
+from kdcli.data.examples import Example, TokenDataset
 from kdcli.engine.events import silent
 from kdcli.errors import ExperimentChangedError, InputError, IntegrityError, InterruptedRunError, UsageError
+from kdcli.models.load import load_model
 from kdcli.runs.cache_build import _Build
 from kdcli.runs.cache_summary import ERRORS
 from kdcli.runs.distill import distill
+from kdcli.runs.doctor.compare import between_models
 from kdcli.runs.teachers import cache, plan_cache
+from kdcli.sources.base import Ground
+from kdcli.sources.difficulty import difficulties
 from shell import kd
 from study import Heard, Parts, tree
 
@@ -196,3 +203,55 @@ def test_the_command_says_what_it_would_take_and_what_it_took(parts):
     assert refused.code == 8
     assert "dtype float32, here it is float16" in refused.error_lines[0]
     assert kd(*line, "--kind", "compact", "--top-k", "5000", "--dry-run").code == 2
+
+
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory):
+    """A teacher whose head has 17 rows more than there are tokens, and a student that equals it."""
+    made = Parts(tmp_path_factory.mktemp("padded"))
+    for name in ("teacher", "student"):
+        tiny.folder(made.root / name, seed=1, vocab=64, hidden_size=16)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["exact", "compact", None])
+def test_rows_of_the_head_without_a_token_have_no_mass(padded, kind):
+    options = {"kind": "compact", "top_k": 8} if kind == "compact" else {}
+    folder = None if kind is None else cache(settings(padded, str(kind), **options), silent).folder
+    run = trained(padded, f"{kind}-run", "fkl", folder, max_steps=1)
+    assert abs(json.loads((run.folder / "metrics.jsonl").read_bytes().splitlines()[0])["loss"]) < 1e-6
+    if kind == "compact":
+        for shard in folder.glob("shard-*"):
+            assert load_file(shard / "tokens.safetensors")["ids"].max() < len(tiny.WORDS)
+
+
+def test_a_compact_cache_leaves_a_rest_of_tokens_that_exist(padded):
+    with pytest.raises(UsageError, match=r"47 of 47 tokens leave no rest.*at most 46"):
+        cache(settings(padded, "all", kind="compact", top_k=47), silent)
+    made = cache(settings(padded, "most", kind="compact", top_k=46), silent)
+    run = trained(padded, "most-run", "rkl", made.folder, max_steps=1)
+    assert abs(json.loads((run.folder / "metrics.jsonl").read_bytes().splitlines()[0])["loss"]) < 1e-6
+
+
+def test_every_reader_of_a_model_sees_the_ids_that_have_a_token(padded):
+    """No consumer chooses: the model itself knows how many rows of its head are real."""
+    model = load_model(str(padded.teacher), device=torch.device("cpu"), role="teacher")
+    assert (model.vocab, model.head.rows) == (len(tiny.WORDS), 64)
+    ids = torch.arange(4, 12)[None]
+    hidden = model.hidden(ids, torch.ones_like(ids))[0]
+    logits = hidden @ model.head.weight[: len(tiny.WORDS)].T
+    torch.testing.assert_close(model.logits(hidden), logits)
+    dataset = TokenDataset((Example(tuple(ids[0].tolist()), 1, "", (), "row"),))
+    expected = -torch.log_softmax(logits[:-1].double(), -1).gather(1, ids[0, 1:, None]).mean().item()
+    ground = Ground(dataset, TrainConfig(), pad_id=0, teacher=model)
+    assert difficulties("teacher_nll", ground) == [pytest.approx(expected, rel=1e-5)]
+    batch = collate(dataset.examples, [0], 0)
+    wider = load_model(
+        str(tiny.folder(padded.root / "wider", seed=1, vocab=80)), device=torch.device("cpu"), role="teacher"
+    )
+    one, two = (
+        torch.log_softmax((side.hidden(ids[:, :-1], torch.ones_like(ids[:, :-1]))[0] @ side.head.weight[:47].T), -1)
+        for side in (model, wider)
+    )
+    kl = (one.exp() * (one - two)).sum(1).mean().item()
+    assert between_models(model, wider, [batch]).kl == pytest.approx(kl, rel=1e-4)

@@ -85,4 +85,4 @@ class Reader:
         return float(self._logp(hidden).gather(1, labels[:, None]).double().sum())
 
     def _logp(self, hidden: Tensor) -> Tensor:
-        return log_softmax(self.model.head.logits(hidden, self.model.vocab).float())
+        return log_softmax(self.model.logits(hidden).float())

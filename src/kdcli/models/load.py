@@ -17,7 +17,8 @@ from kdcli.models.folder import open_folder, open_settings
 from kdcli.models.linear import quicken
 from kdcli.models.quantise import NONE, quantise
 from kdcli.models.split import Head, prove_split, split_head, trunk_of, trunk_output
-from kdcli.models.tokenizer import check_rows, load_tokenizer, pad_id
+from kdcli.models.tokenizer import load_tokenizer, pad_id
+from kdcli.models.vocabulary import real_ids
 from kdcli.models.weights import build_config, load_weights
 
 __all__ = ["LanguageModel", "Role", "assemble", "load_model", "load_tokenizer"]
@@ -37,7 +38,7 @@ class LanguageModel:
         digest: sha256 over weight files and config.json.
         ends: the tokens that end its texts.
         pad_id: id to fill padding with; always masked.
-        vocab: rows of the head, padding rows included.
+        vocab: ids that have a token; they come first among the head's rows, and no other row has a probability.
         notes: what was ignored while loading, one sentence each.
         adapter: peft's model around this one, if an adapter is trained in place of the weights.
     """
@@ -57,6 +58,10 @@ class LanguageModel:
     def positions(self) -> int | None:
         """Longest sequence the model can take; None where its config states no bound."""
         return positions_of(self.model)
+
+    def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
+        """Return the logits of hidden states over the ids that have a token, ``[.., vocab]``."""
+        return self.head.logits(hidden, self.vocab)
 
     def present_head(self) -> Head:
         """Return the head around the parameters that the model holds now; sharding exchanges them."""
@@ -170,10 +175,8 @@ def assemble(
     fuse_activations(model)
     quicken(model)
     head = split_head(model)
-    check_rows(tokenizer, head.rows, path)
+    vocab = real_ids(tokenizer, head.rows, role, where=path)
     prove_split(model, head)
     if ends is None:
         ends, _ = end_tokens(getattr(model.generation_config, "eos_token_id", None), tokenizer, head.rows, path)
-    return LanguageModel(
-        model, tokenizer, head, path, digest, ends, pad_id(tokenizer, ends, head.rows), head.rows, notes
-    )
+    return LanguageModel(model, tokenizer, head, path, digest, ends, pad_id(tokenizer, ends, head.rows), vocab, notes)

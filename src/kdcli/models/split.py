@@ -44,12 +44,12 @@ class Head:
         """Vocabulary rows of the weight, padding rows included."""
         return self.weight.shape[0]
 
-    def logits(self, hidden: Float[Tensor, "*n d"], rows: int | None = None) -> Float[Tensor, "*n r"]:
+    def logits(self, hidden: Float[Tensor, "*n d"], rows: int) -> Float[Tensor, "*n r"]:
         """Return the logits of hidden states.
 
         Args:
             hidden: ``[.., d]``.
-            rows: compute only the first so many vocabulary entries.
+            rows: compute only the first so many vocabulary entries: the ids that have a token.
 
         Returns:
             ``[.., rows]`` in the dtype of ``hidden``.
@@ -181,7 +181,7 @@ def prove_split(model: PreTrainedModel, head: Head) -> None:
 def _apart(model: PreTrainedModel, head: Head, ids: Tensor, mask: Tensor) -> Tensor:
     trunk = trunk_of(model)
     try:
-        return head.logits(trunk_output(trunk, ids, mask))
+        return head.logits(trunk_output(trunk, ids, mask), head.rows)
     except _RUN_ERRORS as error:
         raise _refuse(model, f"its trunk cannot be called alone ({one_line(str(error), 160)})") from error
 

@@ -72,7 +72,7 @@ def _table(tokenizer: PreTrainedTokenizerBase, rows: int | None) -> dict[str, in
     return {name: index for name, index in table.items() if name not in beyond}
 
 
-def real_ids(tokenizer: PreTrainedTokenizerBase, rows: int, role: str) -> int:
+def real_ids(tokenizer: PreTrainedTokenizerBase, rows: int, role: str, *, where: str = "") -> int:
     """Return how many leading vocabulary rows of a model have a token.
 
     Added tokens without a row, such as a padding token that was never trained, are not counted: they can only come
@@ -82,11 +82,12 @@ def real_ids(tokenizer: PreTrainedTokenizerBase, rows: int, role: str) -> int:
         tokenizer: what gives the ids.
         rows: rows of the model's head.
         role: "student" or "teacher", for the message.
+        where: the model's path, for the message.
 
     Raises:
         InputError: TOK-04, there are ids without a row that no added token has.
     """
-    check_rows(tokenizer, rows, "", f" of the {role}")
+    check_rows(tokenizer, rows, where, f" of the {role}")
     return min(rows, max(tokenizer.get_vocab().values()) + 1)
 
 

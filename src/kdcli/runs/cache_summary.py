@@ -35,7 +35,7 @@ class Summary:
     """
 
     def __init__(self, key: dict[str, Any], teacher: LanguageModel, device: Device) -> None:
-        self.top_k = min(int(key["top_k"]), teacher.vocab - 1)
+        self.top_k = int(key["top_k"])
         self.vocab, self.device, self.workspace = teacher.vocab, device, Workspace()
         self.tried = 0
         self._sums: dict[str, list[float]] = {}

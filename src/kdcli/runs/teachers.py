@@ -14,6 +14,7 @@ from kdcli.errors import InputError, UsageError
 from kdcli.losses.base import DistillLoss
 from kdcli.losses.build import build_objective
 from kdcli.metrics.describe import describe
+from kdcli.models.vocabulary import real_ids
 from kdcli.registry import LOSSES
 from kdcli.runs.cache_build import build_cache
 from kdcli.runs.cache_key import WHOLE, cache_key, check_key, read_key, seen_as
@@ -247,9 +248,10 @@ def _check_served(config: CacheConfig) -> None:
 
 def _key(config: CacheConfig, facts: ModelFacts, device: Device) -> dict[str, Any]:
     top_k = config.top_k if config.kind == "compact" else None
-    if top_k is not None and top_k >= facts.rows:
-        what = f"{top_k} of {facts.rows:,} tokens leave no rest"
-        raise UsageError("CACHE-07", what, where="--top-k", fix=f"keep fewer, at most {facts.rows - 1:,}")
+    real = real_ids(facts.tokenizer, facts.rows, "teacher") if top_k is not None else 0
+    if top_k is not None and top_k >= real:
+        what = f"{top_k} of {real:,} tokens leave no rest"
+        raise UsageError("CACHE-07", what, where="--top-k", fix=f"keep fewer, at most {real - 1:,}")
     return cache_key(
         facts, config.data, config.hardware, device, kind=config.kind, dtype=config.store_dtype, top_k=top_k
     )

@@ -55,7 +55,8 @@ def difficulties(by: Difficulty, ground: Ground) -> list[float]:
 def _kept_at(by: Difficulty, model: LanguageModel, ground: Ground) -> Path | None:
     if ground.folder is None:
         return None
-    key = json.dumps([by, model.digest, ground.dataset.digest])
+    restricted = [] if model.vocab == model.head.rows else [model.vocab]
+    key = json.dumps([by, model.digest, ground.dataset.digest, *restricted])
     return ground.folder / f"difficulty-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
@@ -100,6 +101,6 @@ def _label_log_probs(model: LanguageModel, hidden: Tensor, labels: Tensor) -> Te
     rows = max(1, _ROWS_BYTES // (4 * model.vocab))
     pieces = []
     for start in range(0, len(labels), rows):
-        logits = model.head.logits(hidden[start : start + rows]).float()
+        logits = model.logits(hidden[start : start + rows]).float()
         pieces.append(torch.log_softmax(logits, -1).gather(1, labels[start : start + rows, None]).squeeze(1))
     return torch.cat(pieces) if pieces else hidden.new_zeros(0)

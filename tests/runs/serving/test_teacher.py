@@ -43,7 +43,7 @@ def test_a_served_teacher_equals_the_same_teacher_here(form):
     one = batch()
     packing = find_valid(one.labels)
     side = LiveTeacher(running.model("teacher", seed=2)).side(one, packing)
-    want = coarse_view(side.head.logits(side.hidden), 5)
+    want = coarse_view(side.head.logits(side.hidden, side.head.rows), 5)
     with loopback.serving(script(form)) as server:
         found = served(server.url).side(one, packing)
     assert torch.equal(found.ids, want.ids)

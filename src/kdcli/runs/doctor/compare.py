@@ -79,7 +79,7 @@ def with_itself(served: ServedTeacher, batch: Batch) -> int:
 
 def _log_probs(model: LanguageModel, batch: Batch) -> Tensor:
     side = LiveTeacher(model).side(batch, find_valid(batch.labels))
-    return torch.log_softmax(model.head.logits(side.hidden).double(), dim=1)
+    return torch.log_softmax(model.logits(side.hidden).double(), dim=1)
 
 
 def _difference(tops: list[Tensor], kls: list[Tensor], gaps: list[Tensor]) -> Difference:

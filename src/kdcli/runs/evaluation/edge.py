@@ -153,7 +153,7 @@ def _speak(model: LanguageModel, prompt: Tensor, new: int, device: Device) -> _T
 
 
 def _likeliest(model: LanguageModel, hidden: Tensor) -> Tensor:
-    return model.head.logits(hidden[:, -1]).argmax(-1, keepdim=True)
+    return model.logits(hidden[:, -1]).argmax(-1, keepdim=True)
 
 
 def _now(device: Device) -> float:
