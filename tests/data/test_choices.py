@@ -13,7 +13,7 @@ from kdcli.errors import InputError
 
 def row(choices=("ab", "cd"), answer=None, reference="cd"):
     listed = list(choices) if isinstance(choices, tuple) else choices
-    return Example((1, 5, 2), 2, "p", (reference,), "test.jsonl line 3", listed, answer)
+    return Example((1, 19, 2), 2, "p", (reference,), "test.jsonl line 3", listed, answer)
 
 
 def load(tmp_path, *rows, **settings):
@@ -80,9 +80,10 @@ def test_choices_that_cannot_be_used_are_one_line(example, code, what):
 
 
 def test_choices_are_encoded_without_an_end_token():
-    ((choices, ids),) = encode_choices(tiny.tokenizer(), TokenDataset((row(),)))
-    assert choices.right == 1
-    assert ids == [[4, 5], [6, 7]]
+    (found,) = encode_choices(tiny.tokenizer(), TokenDataset((row(),)))
+    assert found.choices.right == 1
+    assert found.context == (1, 19)
+    assert found.ids == [[4, 5], [6, 7]]
 
 
 def test_choices_a_tokenizer_cannot_tell_apart_are_refused():

@@ -109,7 +109,7 @@ def test_an_answer_that_begins_as_the_rows_own_is_read_by_itself(translator):
     assert mine.response.startswith(said)
     assert said != mine.response
     found = translator.counterpart((*ids, translator.own.ends.default), mine.prompt_length, 1)
-    assert found.ids[found.prompt_length :] == tuple(translator.other.tokenizer.encode(said, add_special_tokens=False))
+    assert found.ids == tuple(translator.other.tokenizer.encode(mine.prompt + said))
     assert found.places[-1] == len(found.ids) - found.prompt_length
 
 

@@ -183,14 +183,13 @@ def test_a_sequence_no_row_holds_is_read_from_its_tokens(student, teacher, trans
     one = Batch(torch.tensor([ids[:-1]]), torch.ones(1, len(ids) - 1, dtype=torch.int64), labels, torch.tensor([2]))
     seen = aligned(teacher, translator).aligned(one, find_valid(labels))
     prompt = translator.other.rows.examples[2]
-    text = (*prompt.ids[: prompt.prompt_length],
-            *teacher.tokenizer.encode(" a little girl", add_special_tokens=False))  # fmt: skip
+    text = teacher.tokenizer.encode(prompt.prompt + " a little girl")
+    assert text[: prompt.prompt_length] == list(prompt.question)
     with torch.no_grad():
         logits = teacher.model(torch.tensor([text])).logits[0]
     ours = seen.side.head.logits(seen.side.hidden, seen.vocab)
     assert seen.known[[0, -1]].tolist() == [1.0, 1.0]
-    after_the_space_in_front = logits[prompt.prompt_length]
-    torch.testing.assert_close(ours[0], after_the_space_in_front, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(ours[0], logits[prompt.prompt_length - 1], rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(ours[-1], logits[-1], rtol=1e-9, atol=1e-10)
 
 

@@ -102,7 +102,7 @@ def test_the_teachers_text_goes_to_the_student_as_text(base):
     for one in written:
         prompt, said = one["ids"][: one["prompt_tokens"]], one["ids"][one["prompt_tokens"] :]
         assert prompt == teacher(one["prompt"])["input_ids"]
-        assert one["response"] == teacher.decode(said, skip_special_tokens=True)
+        assert one["prompt"] + one["response"] == teacher.decode([*prompt, *said], skip_special_tokens=True)
 
 
 def test_uld_goes_with_the_teachers_text_and_with_the_students_own(base):

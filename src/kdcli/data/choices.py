@@ -1,13 +1,14 @@
 """Classification rows: answers to choose from, and which of them is right."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from kdcli.data.examples import Example, TokenDataset
 from kdcli.data.json_rows import kind_of
-from kdcli.data.tokens import encode
+from kdcli.data.tokens import follow
 from kdcli.errors import InputError
 from kdcli.text import one_line
 
@@ -55,20 +56,45 @@ def check_choices(example: Example) -> Choices:
     return Choices(tuple(given), _right(example, bare))
 
 
-def encode_choices(tokenizer: PreTrainedTokenizerBase, dataset: TokenDataset) -> list[tuple[Choices, list[list[int]]]]:
-    """Return each row's choices with the tokens of each choice, no end token after it.
+@dataclass(frozen=True)
+class ChoiceTokens:
+    """The choices of one row as tokens.
+
+    Args:
+        choices: the choices.
+        context: what is read before every choice: the prompt, as far as all choices leave its tokens as they are.
+        ids: what is read after it for each choice, no end token at its end.
+    """
+
+    choices: Choices
+    context: tuple[int, ...]
+    ids: list[list[int]]
+
+
+def encode_choices(tokenizer: PreTrainedTokenizerBase, dataset: TokenDataset) -> list[ChoiceTokens]:
+    """Return each row's choices as tokens; prompt and choice are tokenised as one text.
 
     Raises:
         InputError: choices that cannot be used, that have no token, or that two of a row share.
     """
-    found, known = [], {}
+    found = []
     for example in dataset.examples:
         choices = check_choices(example)
-        if choices.texts not in known:
-            known[choices.texts] = encode(tokenizer, choices.texts, [example.where] * len(choices.texts))
-            _check_tokens(choices, known[choices.texts], example)
-        found.append((choices, known[choices.texts]))
+        wholes = [ids for ids, _ in follow(tokenizer, example, choices.texts)]
+        shared = min(_alike(example.question, ids) for ids in wholes)
+        if not shared:
+            what, fix = "the tokenizer reads prompt and choice as one token", "end the prompt with a line break"
+            raise _refuse("DATA-24", what, example, fix)
+        tokens = ChoiceTokens(choices, example.question[:shared], [list(ids[shared:]) for ids in wholes])
+        _check_tokens(choices, tokens.ids, example)
+        found.append(tokens)
     return found
+
+
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two sequences begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
 def _check_tokens(choices: Choices, ids: list[list[int]], example: Example) -> None:

@@ -1,7 +1,7 @@
 """Turns rows into token sequences whose response part is exactly known."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -12,7 +12,7 @@ from kdcli.data.prompts import check_template, choose_template, render, template
 from kdcli.data.rows import Row, RowReport, read_rows
 from kdcli.data.tables import counted
 from kdcli.data.template_guard import try_template
-from kdcli.data.tokens import decode, encode, first_context, prompt_prefix
+from kdcli.data.tokens import Joined, decode, encode_pairs, first_context, prompt_prefix
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
 
@@ -32,7 +32,7 @@ def load_dataset(
     limit: int | None = None,
     role: Role = "train",
 ) -> TokenDataset:
-    """Read rows, put them into their template and tokenise prompt and response apart.
+    """Read rows, put them into their template and tokenise prompt and response as one text.
 
     Args:
         path: file, saved ``datasets`` folder or hub id.
@@ -104,34 +104,54 @@ class _Maker:
     cut: list[str] = field(default_factory=list)
     end_inside: list[str] = field(default_factory=list)
     end_first: list[str] = field(default_factory=list)
+    straddled: list[str] = field(default_factory=list)
 
     def make(self, texts: Sequence[_Text]) -> tuple[Example, ...]:
         where = [text.row.where for text in texts]
-        prompts = encode(self.tokenizer, [text.prompt for text in texts], where)
-        responses = encode(self.tokenizer, [text.response for text in texts], where)
+        pairs = encode_pairs(self.tokenizer, [text.prompt for text in texts], [text.response for text in texts], where)
         prefix = prompt_prefix(self.tokenizer)
         shared: dict[int, int] = {}  # one int object per id keeps millions of tokens small
         examples = []
-        for text, prompt, response in zip(texts, prompts, responses, strict=True):
+        for text, pair in zip(texts, pairs, strict=True):
             # A chat template writes its own special tokens.
-            context = ([] if text.chat else [*prefix]) + prompt or [first_context(self.tokenizer, self.ends)]
-            ids = self._fit(context, response, text.row.where)
-            if ids is not None:
-                ids = tuple(shared.setdefault(number, number) for number in ids)
-                row = text.row
-                told = (text.prompt, row.responses, row.where, row.choices, row.answer)
-                examples.append(Example(ids, len(context), *told, response=text.response))
+            example = self._example(text, pair, () if text.chat else prefix)
+            if example is not None:
+                ids, asked = (
+                    tuple(shared.setdefault(number, number) for number in part) for part in (example.ids, example.asked)
+                )
+                examples.append(replace(example, ids=ids, asked=asked))
         return tuple(examples)
 
-    def _fit(self, context: list[int], response: list[int], where: str) -> list[int] | None:
-        limit = self.config.max_prompt_length
-        if limit is not None and len(context) > limit:
+    def _example(self, text: _Text, pair: Joined, prefix: tuple[int, ...]) -> Example | None:
+        row = text.row
+        before = () if tuple(pair.ids[: len(prefix)]) == prefix else prefix
+        ids, border, asked = [*before, *pair.ids], len(before) + pair.border, (*before, *pair.prompt)
+        if not border:
+            first = prefix or (first_context(self.tokenizer, self.ends),)
+            written = tuple(ids[: len(first)]) == first  # a text that spells it has no second one
+            ids, border, asked = ids if written else [*first, *ids], len(first), first
+            if written and first[-1] in self.ends:
+                self.end_first.append(row.where)
+        if pair.straddled and text.response:
+            self.straddled.append(row.where)
+        whole = self._fit(ids, border, len(asked), row.where)
+        if whole is None:
+            return None
+        differs = asked != tuple(whole[:border])
+        return Example(
+            tuple(whole), border, text.prompt, row.responses, row.where, row.choices, row.answer, text.response,
+            asked if differs else (),
+        )  # fmt: skip
+
+    def _fit(self, ids: list[int], border: int, asked: int, where: str) -> list[int] | None:
+        limit, longest = self.config.max_prompt_length, max(border, asked)
+        if limit is not None and longest > limit:
             self.over_prompt_limit.append(where)
             return None
-        if len(context) >= self.config.max_length:
+        if longest >= self.config.max_length:
             self.too_long.append(where)
             return None
-        ids = context + self._ended(response, where)
+        ids = ids[:border] + self._ended(ids[border:], where)
         if len(ids) > self.config.max_length:
             self.cut.append(where)
         return ids[: self.config.max_length]
@@ -155,6 +175,11 @@ class _Maker:
             (self.cut, "response", f"cut at {longest} tokens, without end token"),
             (self.end_inside, "response", "ended early: an end token stood inside"),
             (self.end_first, "response", "opened with an end token, which ends nothing there"),
+            (
+                self.straddled,
+                "answer",
+                "begun by a token of the prompt, which is not learnt; let prompts end in no space",
+            ),
         )
         return [f"{counted(len(places), noun)} {what} ({_first(places)})" for places, noun, what in told if places]
 

@@ -21,6 +21,7 @@ class Example:
         choices: answers to choose from, as the data give them and unchecked; None if there are none.
         answer: the right one or its place, likewise; None if the first reference is meant.
         response: the response as text, whole, template and all; empty where a model wrote it.
+        asked: tokens of the prompt by itself, where they are others than the first ``prompt_length`` ids; else empty.
     """
 
     ids: tuple[int, ...]
@@ -31,6 +32,12 @@ class Example:
     choices: Any = None
     answer: Any = None
     response: str = ""
+    asked: tuple[int, ...] = ()
+
+    @property
+    def question(self) -> tuple[int, ...]:
+        """The prompt's tokens as a model is asked them, before anything is known to follow."""
+        return self.asked or self.ids[: self.prompt_length]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kdcli.data.collate import IGNORED, collate
 from kdcli.data.dataset import TokenDataset
-from kdcli.data.tokens import decode
+from kdcli.data.tokens import decode_after
 from kdcli.text import visible
 
 
@@ -43,8 +43,10 @@ def _show(dataset: TokenDataset, tokenizer: PreTrainedTokenizerBase, index: int)
     example = dataset.examples[index]
     labels = collate(dataset.examples, [index], pad_id=0).labels[0].tolist()
     is_target = [False, *(label != IGNORED for label in labels)]
-    segments = tuple(
-        (visible(decode(tokenizer, [token for token, _ in run])), target)
-        for target, run in groupby(zip(example.ids, is_target, strict=True), key=lambda pair: pair[1])
-    )
-    return Preview(example.where, segments, len(example.ids), sum(is_target))
+    segments, end = [], 0
+    for target, run in groupby(is_target):
+        start, end = end, end + len(list(run))
+        segments.append(
+            (visible(decode_after(tokenizer, example.ids[:start], example.ids[start:end], special=True)), target)
+        )
+    return Preview(example.where, tuple(segments), len(example.ids), sum(is_target))

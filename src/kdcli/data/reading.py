@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from kdcli.data.tokens import decode, encode_one
+from kdcli.data.tokens import decode, decode_after, encode_one, encode_pairs
 
 NOWHERE = -1
 """Stands for an end that is no place in the text: inside a character, or inside what one token was made of."""
 
 _BROKEN = "\ufffd"
+_CONTEXT = 8
+"""Tokens before others that are decoded with them."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,11 @@ class Reading:
     ends: tuple[int, ...]
 
 
-def read_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Reading:
+def read_text(tokenizer: PreTrainedTokenizerBase, text: str, prompt: str = "") -> Reading:
     """Cut a text into tokens and find their ends by the places that the tokenizer itself reports.
+
+    Behind a prompt, both are cut as one text; the tokens are those of the text alone, and the first end lies behind
+    its beginning where the prompt's last token reaches into it.
 
     These places are of the text as given, whatever the tokenizer does to it: a space put in front, spaces
     dropped, characters composed anew, bytes of one character apart. A place holds only if every later token
@@ -40,10 +45,24 @@ def read_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Reading:
     Args:
         tokenizer: any tokenizer; one that reports no places is asked for the text of its first k tokens instead.
         text: the text.
+        prompt: what stands before it.
     """
-    ids, spans = encode_one(tokenizer, text)
+    (joined,) = encode_pairs(tokenizer, [prompt], [text], ["the text"])
+    ids, border, start = tuple(joined.ids), joined.border, len(prompt)
+    spans = encode_one(tokenizer, prompt + text)[1]
     if spans is None:
-        return _by_decoding(tokenizer, ids, text)
+        return _by_decoding(tokenizer, ids[border:], text, ids[:border])
+    ends = [NOWHERE if end == NOWHERE else max(0, end - start) for end in _ends(tokenizer, ids, spans, prompt + text)]
+    if not joined.straddled and border < len(ids):
+        ends[border] = 0
+    if len(ids) - border > 1 and ends[border + 1] == NOWHERE and not decode(tokenizer, ids[border : border + 1]):
+        ends[border + 1] = 0
+    return Reading(text, ids[border:], tuple(ends[border:]))
+
+
+def _ends(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], spans: Sequence[tuple[int, int]], text: str
+) -> list[int]:
     later = [len(text)]
     for start, end in reversed(spans):
         later.append(min(later[-1], start if end > start else later[-1]))
@@ -52,22 +71,25 @@ def read_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Reading:
     for (_, end), bound in zip(spans, later[1:], strict=True):
         reached = max(reached, end)
         ends.append(reached if bound >= reached else NOWHERE)
-    if len(ids) > 1 and ends[1] == NOWHERE and not decode(tokenizer, ids[:1]):
-        ends[1] = 0
     ends[-1] = len(text)
-    return Reading(text, ids, tuple(ends))
+    return ends
 
 
-def read_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Reading:
+def read_ids(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], prompt: str = "", context: Sequence[int] = ()
+) -> Reading:
     """Return the text that some tokens stand for, and their ends in it, be the text cut as the tokenizer would or not.
 
     Args:
         tokenizer: the tokenizer.
         ids: tokens, such as a model wrote.
+        prompt: the text before them.
+        context: the tokens before them.
     """
-    text = decode(tokenizer, ids)
-    found = read_text(tokenizer, text)
-    return found if found.ids == tuple(ids) else _by_decoding(tokenizer, tuple(ids), text)
+    context = context[-_CONTEXT:]
+    text = decode_after(tokenizer, context, ids, special=True)
+    found = read_text(tokenizer, text, prompt)
+    return found if found.ids == tuple(ids) else _by_decoding(tokenizer, tuple(ids), text, context)
 
 
 def meet(own: Reading, other: Reading) -> tuple[int, ...]:
@@ -104,11 +126,13 @@ def _shared(one: str, other: str) -> int:
     return next(apart, min(len(one), len(other)))
 
 
-def _by_decoding(tokenizer: PreTrainedTokenizerBase, ids: tuple[int, ...], text: str) -> Reading:
+def _by_decoding(
+    tokenizer: PreTrainedTokenizerBase, ids: tuple[int, ...], text: str, context: Sequence[int]
+) -> Reading:
     """Take for the text of the first k tokens what the tokenizer decodes them to, where the text begins with that."""
     ends = [0]
     for count in range(1, len(ids) + 1):
-        said = decode(tokenizer, ids[:count])
+        said = decode_after(tokenizer, context, ids[:count], special=True)
         whole = text.startswith(said) and not said.endswith(_BROKEN)
         ends.append(len(said) if whole else NOWHERE)
     return Reading(text, ids, tuple(ends))

@@ -1,6 +1,7 @@
 """Calls a tokenizer on many texts and names the row at which it fails."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
@@ -86,6 +87,132 @@ def prompt_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         if full[start : start + len(bare)] == bare:
             return tuple(full[:start])
     return ()
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A prompt and what follows it, tokenised as one text.
+
+    Args:
+        ids: tokens of the whole text.
+        border: how many of them are prompt; a token that stands for text on both sides is.
+        prompt: tokens of the prompt by itself, which a model is asked; mostly the first of ``ids``.
+        straddled: whether a token stands for text on both sides.
+    """
+
+    ids: list[int]
+    border: int
+    prompt: list[int]
+    straddled: bool = False
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], texts: Sequence[str], where: Sequence[str]
+) -> list[Joined]:
+    """Tokenise each prompt together with what follows it, and find the border between the two.
+
+    The ids are those of the whole text. Where the prompt by itself has the same first tokens, the border lies behind
+    them: what follows is what a model has to write. Elsewhere the tokenizer's own report of characters says it, and
+    for a tokenizer that reports none, the texts of the first k tokens.
+
+    Args:
+        tokenizer: any tokenizer; no special tokens are put around a text.
+        prompts: may be empty.
+        texts: what follows each.
+        where: for each its file and line.
+
+    Raises:
+        InputError: TOK-07, the tokenizer fails on a text; TOK-14, it does not tell where the prompt ends.
+    """
+    asked = [at for at, prompt in enumerate(prompts) if prompt]
+    alone: list[list[int]] = [[] for _ in prompts]
+    for at, ids in zip(
+        asked, encode(tokenizer, [prompts[at] for at in asked], [where[at] for at in asked]), strict=True
+    ):
+        alone[at] = ids
+    wholes = encode(tokenizer, [prompt + text for prompt, text in zip(prompts, texts, strict=True)], where)
+    found = []
+    for prompt, text, place, before, ids in zip(prompts, texts, where, alone, wholes, strict=True):
+        if ids[: len(before)] == before:
+            found.append(Joined(ids, len(before), before))
+        else:
+            border, straddled = _border(tokenizer, prompt, text, ids, before, place)
+            found.append(Joined(ids, border, before, straddled))
+    return found
+
+
+def _border(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, text: str, ids: list[int], alone: list[int], where: str
+) -> tuple[int, bool]:
+    """Return how many tokens of a whole text begin before the end of its prompt, and whether one reaches beyond."""
+    spans = encode_one(tokenizer, prompt + text)[1]
+    if spans is None:
+        return _border_by_decoding(tokenizer, prompt, prompt + text, ids, where)
+    count = next((at for at, (start, _) in enumerate(spans) if start >= len(prompt)), len(spans))
+    reached = max((end for _, end in spans[:count]), default=0)
+    # Byte-level tokenizers may report a token without the space in front of it, which may be the prompt's last.
+    swallowed = reached < len(prompt) and count < len(spans) and len(alone) > count
+    return count + swallowed, swallowed or reached > len(prompt)
+
+
+def _border_by_decoding(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, whole: str, ids: list[int], where: str
+) -> tuple[int, bool]:
+    if decode(tokenizer, ids) == whole:
+        for count in range(len(ids) + 1):
+            said = decode(tokenizer, ids[:count])
+            if len(said) >= len(prompt) and whole.startswith(said):
+                return count, len(said) > len(prompt)
+    what = "the tokenizer reads the prompt otherwise when the answer follows, and does not tell where it ends"
+    raise InputError("TOK-14", what, where=where, fix="use a tokenizer with a tokenizer.json, or another --template")
+
+
+def follow(
+    tokenizer: PreTrainedTokenizerBase, example: Example, texts: Sequence[str]
+) -> list[tuple[tuple[int, ...], int]]:
+    """Return the tokens of a row's prompt followed by each of some texts, and how many of them are prompt.
+
+    Special tokens before the row's prompt stay as they are; no end token is added.
+
+    Args:
+        tokenizer: what made the row.
+        example: the row, of which only the prompt is read.
+        texts: what follows.
+
+    Raises:
+        InputError: the tokenizer fails on a text.
+    """
+    asked, found = example.question, []
+    prompts, places = [example.prompt] * len(texts), [example.where] * len(texts)
+    for joined in encode_pairs(tokenizer, prompts, texts, places):
+        before = asked[: len(asked) - len(joined.prompt)]
+        found.append(((*before, *joined.ids), len(before) + joined.border))
+    return found
+
+
+def decode_after(
+    tokenizer: PreTrainedTokenizerBase, context: Sequence[int], ids: Sequence[int], *, special: bool = False
+) -> str:
+    """Return the text that some ids stand for behind others; by themselves, tokenizers drop a space in front.
+
+    Args:
+        tokenizer: what made them.
+        context: the ids before.
+        ids: the ids.
+        special: whether special tokens are part of the text.
+    """
+    read = decode if special else decode_words
+    before, whole = read(tokenizer, context), read(tokenizer, [*context, *ids])
+    return whole[len(before) :] if whole.startswith(before) else read(tokenizer, ids)
+
+
+def without_prefix(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """Return a text without the special tokens in front that a tokenizer of this kind puts there by itself.
+
+    A server that reads a text puts them there; a chat template may have written them already.
+    """
+    written = "".join(str(tokenizer.convert_ids_to_tokens(token)) for token in prompt_prefix(tokenizer))
+    return text.removeprefix(written)
 
 
 def first_context(tokenizer: PreTrainedTokenizerBase, ends: EndTokens) -> int:

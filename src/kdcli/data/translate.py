@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kdcli.data.examples import Example, TokenDataset
 from kdcli.data.reading import NOWHERE, meet, read_ids, read_text
-from kdcli.data.tokens import decode_words, encode_one, first_context, prompt_prefix
+from kdcli.data.tokens import decode_words, encode_one, first_context, follow, prompt_prefix
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
 
@@ -94,29 +94,35 @@ class Translator:
         mine, theirs = self._row(row, ids[:prompt_length])
         labels = len(ids) - prompt_length
         body = self.own.ends.body(ids[prompt_length:])
-        own = read_text(self.own.tokenizer, mine.response) if mine is not None and mine.ids == ids else None
+        asked = ids[:prompt_length]
+        whole = mine is not None and theirs is not None and mine.ids == ids
+        own = read_text(self.own.tokenizer, mine.response, mine.prompt) if whole and mine is not None else None
         if own is None or own.ids[: len(body)] != body or theirs is None:
-            own = read_ids(self.own.tokenizer, body)
-            read = read_text(self.other.tokenizer, own.text)
+            prompt = self._prompt(asked, theirs)
+            own = read_ids(self.own.tokenizer, body, mine.prompt if mine is not None else prompt.prompt, asked)
+            response = own.text
         else:
-            read = read_text(self.other.tokenizer, theirs.response)
-        prompt, places = self._prompt(ids[:prompt_length], theirs), meet(own, read)[:labels]
-        return Counterpart((*prompt, *read.ids[: max(0, *places)]), len(prompt), places)
+            prompt, response = theirs, theirs.response
+        read = read_text(self.other.tokenizer, response, prompt.prompt)
+        ((whole_ids, border),) = follow(self.other.tokenizer, prompt, [response])
+        places = meet(own, read)[:labels]
+        return Counterpart((*whole_ids[:border], *read.ids[: max(0, *places)]), border, places)
 
     def _row(self, row: int, prompt: tuple[int, ...]) -> tuple[Example | None, Example | None]:
         """Return the row as both read it, if the prompt is that row's."""
         mine = self.own.rows.examples[row] if row >= 0 else None
-        if mine is None or mine.ids[: mine.prompt_length] != prompt:
+        if mine is None or prompt not in (mine.ids[: mine.prompt_length], mine.question):
             return None, None
         return mine, self.other.rows.examples[row]
 
-    def _prompt(self, prompt: tuple[int, ...], theirs: Example | None) -> tuple[int, ...]:
+    def _prompt(self, prompt: tuple[int, ...], theirs: Example | None) -> Example:
+        """Return a row of the teacher's whose prompt says what the student's does."""
         if theirs is not None:
-            return theirs.ids[: theirs.prompt_length]
-        if prompt == (self.own.beginning,):
-            return (self.other.beginning,)
-        text = decode_words(self.own.tokenizer, prompt)
-        return (*self.other.prefix, *encode_one(self.other.tokenizer, text)[0]) or (self.other.beginning,)
+            return theirs
+        text = "" if prompt == (self.own.beginning,) else decode_words(self.own.tokenizer, prompt)
+        read = encode_one(self.other.tokenizer, text)[0] if text else ()
+        ids = (*self.other.prefix, *read) if text else (self.other.beginning,)
+        return Example(ids, len(ids), text, (), "a prompt of no row")
 
 
 def matched(own: TokenDataset, other: TokenDataset) -> TokenDataset:

@@ -144,8 +144,7 @@ def pad_id(tokenizer: PreTrainedTokenizerBase, ends: EndTokens, rows: int) -> in
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Return the tokens that were added to a tokenizer's own table: text -> id."""
-    table: dict[str, int] = tokenizer.get_added_vocab()  # pyright: ignore[reportCallIssue]
-    return table
+    return {str(token): index for index, token in tokenizer.added_tokens_decoder.items()}
 
 
 def check_rows(tokenizer: PreTrainedTokenizerBase, rows: int, path: str, whose: str = "") -> None:

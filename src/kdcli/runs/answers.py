@@ -8,7 +8,7 @@ import numpy as np
 
 from kdcli.config import CompareConfig
 from kdcli.data.dataset import Example, TokenDataset
-from kdcli.data.tokens import encode, prompt_prefix
+from kdcli.data.tokens import encode_pairs, prompt_prefix
 from kdcli.engine.devices import Device, prepare
 from kdcli.engine.events import Event, Report, silent
 from kdcli.engine.token_facts import token_facts
@@ -40,11 +40,11 @@ class Spread:
 
 def spread(label: str, model: LanguageModel, task: Task, device: Device) -> Spread:
     """Return the probability of each valid answer, end token included."""
-    prompt, *answers = encode(model.tokenizer, [task.prompt, *task.answers], ["demo"] * (1 + len(task.answers)))
-    context = [*prompt_prefix(model.tokenizer), *prompt]
+    prefix, count = prompt_prefix(model.tokenizer), len(task.answers)
+    pairs = encode_pairs(model.tokenizer, [task.prompt] * count, task.answers, ["demo"] * count)
     examples = tuple(
-        Example((*context, *answer, model.ends.default), len(context), task.prompt, (text,), "demo")
-        for answer, text in zip(answers, task.answers, strict=True)
+        Example((*prefix, *pair.ids, model.ends.default), len(prefix) + pair.border, task.prompt, (text,), "demo")
+        for pair, text in zip(pairs, task.answers, strict=True)
     )
     facts, example = token_facts(
         model, None, TokenDataset(examples), vocab=model.vocab, micro_tokens=4096, device=device, report=silent

@@ -51,7 +51,7 @@ class LocalAuthor:
     ) -> Iterator[tuple[int, int, Answer]]:
         if source.decode == "beam":
             for row in wanted:
-                prompt = prompts[row].ids[: prompts[row].prompt_length]
+                prompt = prompts[row].question
                 found = beam_answers(
                     self.model, prompt, width=source.beams, best=source.answers, ids=ground.vocab or self.model.vocab,
                     most=min(source.max_new_tokens, room(prompts[row], ground) or source.max_new_tokens),
@@ -64,7 +64,7 @@ class LocalAuthor:
         rows = list(wanted)
         asked = [
             Asked(
-                prompts[row].ids[: prompts[row].prompt_length], row, tuple(back[n] for n in wanted[row]),
+                prompts[row].question, row, tuple(back[n] for n in wanted[row]),
                 room(prompts[row], ground),
             )
             for row in rows

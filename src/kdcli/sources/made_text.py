@@ -91,7 +91,7 @@ def text_key(source: "TeacherSource", ground: Ground, prompts: Mapping[int, Exam
     """Return the sha256 over everything the text follows from; filters only choose among it."""
     state = hashlib.sha256(json.dumps(made_of(source, ground), sort_keys=True).encode())
     for row, one in prompts.items():
-        state.update(repr((row, one.ids[: one.prompt_length])).encode())
+        state.update(repr((row, one.question)).encode())
     return state.hexdigest()
 
 

@@ -150,4 +150,4 @@ class ReplayWindows(RowWindows):
             at += length
 
     def _example(self, row: int, ids: tuple[int, ...], prompt_length: int) -> Example:
-        return replace(self.ground.dataset.examples[row], ids=ids, prompt_length=prompt_length)
+        return replace(self.ground.dataset.examples[row], ids=ids, prompt_length=prompt_length, response="", asked=())

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from kdcli.data.tokens import encode_one, first_context
+from kdcli.data.examples import Example
+from kdcli.data.tokens import first_context, follow, refuse_rowless
 from kdcli.errors import InputError
 from kdcli.models.load import LanguageModel
 from kdcli.sources.base import Ground
@@ -56,14 +57,17 @@ def _in_students_tokens(sentences: Iterable[Sentence], ground: Ground) -> Iterat
     beginning = (first_context(student.tokenizer, student.ends),)
     for one in sentences:
         cut, mine = one.example.prompt_length, ground.dataset.examples[one.row]
-        asked = one.example.ids[:cut] == rows.examples[one.row].ids[: rows.examples[one.row].prompt_length]
-        prompt = mine.ids[: mine.prompt_length] if asked else beginning
-        text = said(one, teacher.tokenizer)
+        asked = one.example.ids[:cut] == rows.examples[one.row].question
+        base = mine if asked else Example(beginning, 1, "", (), one.example.where)
+        ((ids, border),) = follow(student.tokenizer, base, [said(one, teacher.tokenizer)])
         end = (_end_of(one, teacher, student),) if one.ended else ()
-        ids = (*prompt, *encode_one(student.tokenizer, text)[0], *end)[: ground.longest]
-        if len(ids) > len(prompt):
-            base = mine if asked else one.example
-            example = replace(base, ids=ids, prompt_length=len(prompt), response="")
+        ids = (*ids, *end)[: ground.longest]
+        if len(ids) > border:
+            example = replace(
+                mine if asked else one.example, ids=ids, prompt_length=border, response="",
+                asked=base.question if ids[:border] != base.question else (),
+            )  # fmt: skip
+            refuse_rowless([example], student.tokenizer, ground.vocab or student.vocab)
             yield replace(one, example=example)
 
 

@@ -92,7 +92,7 @@ def drawn(
     examples, places = ground.dataset.examples, list(prompts)
     seed = draw_seed(ground.train.seed, SAID, number)
     asked = [
-        Asked(one.ids[: one.prompt_length], place, (seed,), room(one, ground))
+        Asked(one.question, place, (seed,), room(one, ground))
         for place, one in ((place, examples[row]) for place, row in prompts.items())
     ]
     speaking = student if ground.autocast is None else twin(student, ground.autocast)
@@ -190,7 +190,8 @@ def unpacked(state: Mapping[str, Tensor], examples: Sequence[Example]) -> tuple[
     logps = [state[name].split(sizes) for name in ("behaviour", "student", "teacher")]
     found = []
     for place, (row, ended) in enumerate(zip(state["rows"].tolist(), state["ended"].tolist(), strict=True)):
-        prompt = examples[row].ids[: examples[row].prompt_length]
-        example = replace(examples[row], ids=(*prompt, *said[place].tolist()))
+        prompt = examples[row].question
+        ids = (*prompt, *said[place].tolist())
+        example = replace(examples[row], ids=ids, prompt_length=len(prompt), response="", asked=())
         found.append(Rollout(place, row, example, bool(ended), *(part[place] for part in logps)))
     return int(state["number"]), found

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kdcli import stored
 from kdcli.data.examples import Example
+from kdcli.data.tokens import decode_after
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Sentence:
 
 def said(one: Sentence, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return an answer as text, without special tokens."""
-    ids = list(one.example.ids[one.example.prompt_length :])
-    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    cut = one.example.prompt_length
+    return decode_after(tokenizer, one.example.ids[:cut], one.example.ids[cut:])
 
 
 def line_of(one: Sentence, tokenizer: PreTrainedTokenizerBase) -> bytes:
@@ -63,7 +64,7 @@ def read_sentences(path: Path, prompts: Mapping[int, Example]) -> list[Sentence]
             continue
         if isinstance(entry, dict) and entry.get("check") == _check(entry):
             ids, cut = tuple(entry["ids"]), entry["prompt_tokens"]
-            example = replace(prompts[entry["row"]], ids=ids, prompt_length=cut, response="")
+            example = replace(prompts[entry["row"]], ids=ids, prompt_length=cut, response="", asked=())
             found.append(Sentence(example, entry["row"], entry["answer"], entry["ended"], entry["nll"]))
     return found
 

@@ -103,7 +103,7 @@ def write(
     numbers = list(prompts)
     seed = draw_seed(ground.train.seed, SAID, step)
     speaking = model if ground.autocast is None else twin(model, ground.autocast)
-    asked = [Asked(one.ids[: one.prompt_length], number, (seed,), room(one, ground)) for number, one in prompts.items()]
+    asked = [Asked(one.question, number, (seed,), room(one, ground)) for number, one in prompts.items()]
     said: dict[int, Answer] = {}
     for place, _, answer in answers(speaking, asked, sampling, rows=ground.vocab, report=ground.report):
         said[place] = answer
@@ -112,7 +112,7 @@ def write(
 
 def room(example: Example, ground: Ground) -> int | None:
     """Return how many tokens may follow a prompt, end token included, at least 1; None for any number."""
-    return None if ground.longest is None else max(1, ground.longest - example.prompt_length)
+    return None if ground.longest is None else max(1, ground.longest - len(example.question))
 
 
 def continued(example: Example, answer: Answer) -> Example:
@@ -122,7 +122,8 @@ def continued(example: Example, answer: Answer) -> Example:
     >>> continued(one, Answer((8, 9), end=3)).ids
     (5, 6, 8, 9, 3)
     """
-    return replace(example, ids=(*example.ids[: example.prompt_length], *answer.tokens), response="")
+    asked = example.question
+    return replace(example, ids=(*asked, *answer.tokens), prompt_length=len(asked), response="", asked=())
 
 
 def batches(written: Sequence[Written], ground: Ground) -> list[Batch]:

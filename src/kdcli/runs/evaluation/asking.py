@@ -15,8 +15,7 @@ def questions_of(dataset: TokenDataset, config: GenerationConfig) -> list[Questi
     """Return one question per row with all sampling seeds; greedy answers are all the same, so one seed does."""
     seeds = config.seeds if config.temperature > 0 else config.seeds[:1]
     return [
-        Question(number, example.ids[: example.prompt_length], example.prompt, seeds)
-        for number, example in enumerate(dataset.examples)
+        Question(number, example.question, example.prompt, seeds) for number, example in enumerate(dataset.examples)
     ]
 
 

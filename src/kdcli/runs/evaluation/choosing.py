@@ -54,16 +54,13 @@ def read_choices(model: LanguageModel, dataset: TokenDataset, device: Device, re
         InputError: a row whose choices cannot be used, or a prompt and choice that exceed the model's context.
     """
     rows = encode_choices(model.tokenizer, dataset)
-    longest = max(
-        example.prompt_length + max(map(len, ids)) for example, (_, ids) in zip(dataset.examples, rows, strict=True)
-    )
-    model.check_length(longest)
+    model.check_length(max(len(row.context) + max(map(len, row.ids)) for row in rows))
     reader, scores = Reader(model, device), []
     report(Event("stage", "reading choices", total=len(rows)))
-    for example, (_, ids) in zip(dataset.examples, rows, strict=True):
-        scores.append(reader.logp(example.ids[: example.prompt_length], ids))
+    for row in rows:
+        scores.append(reader.logp(row.context, row.ids))
         report(Event("progress", "reading choices", done=len(scores), total=len(rows)))
-    return _table([choices for choices, _ in rows], scores, [list(map(len, ids)) for _, ids in rows])
+    return _table([row.choices for row in rows], scores, [list(map(len, row.ids)) for row in rows])
 
 
 def _table(rows: list[Choices], found: list[list[float]], tokens: list[list[int]]) -> ChoiceTable:

@@ -53,7 +53,7 @@ class Speakers:
         Raises:
             InputError: names the model and how long answers can be.
         """
-        longest = max(example.prompt_length for example in dataset.examples)
+        longest = max(len(example.question) for example in dataset.examples)
         for model in (self.student, self.teacher):
             if model is None or model.positions is None or longest + self.config.max_new_tokens <= model.positions:
                 continue
@@ -111,7 +111,7 @@ def facts_of_drafting(dataset: TokenDataset, speakers: Speakers) -> OwnFacts:
     seeds, stage, tests = speakers.seeds, "drafting for the teacher", []
     speakers.report(Event("stage", stage, total=len(dataset)))
     for number, example in enumerate(dataset.examples):
-        prompt = example.ids[: example.prompt_length]
+        prompt = example.question
         for seed in seeds:
             _, found = speculate(
                 speakers.student, speakers.teacher, prompt, speakers.config,
@@ -126,5 +126,5 @@ def facts_of_drafting(dataset: TokenDataset, speakers: Speakers) -> OwnFacts:
 
 def _spoken(example: Example, answer: Answer) -> Example:
     """A row whose response is a sampled answer."""
-    prompt = example.ids[: example.prompt_length]
-    return Example((*prompt, *answer.tokens), example.prompt_length, example.prompt, (), example.where)
+    prompt = example.question
+    return Example((*prompt, *answer.tokens), len(prompt), example.prompt, (), example.where)

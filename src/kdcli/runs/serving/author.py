@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kdcli.config import ServerConfig
 from kdcli.data.examples import Example
-from kdcli.data.tokens import encode
+from kdcli.data.tokens import follow, refuse_rowless, without_prefix
 from kdcli.errors import InputError, UsageError
 from kdcli.generate import Answer
 from kdcli.runs.model_facts import ModelFacts
@@ -95,7 +95,7 @@ class ServedAuthor:
         told = {"logprobs": 1, **({"return_tokens_as_token_ids": True} if self._send == "ids" else {})}
         return {
             "model": self._model,
-            "prompt": prompt.prompt if self._send == "text" else [*prompt.ids[: prompt.prompt_length]],
+            "prompt": without_prefix(self.tokenizer, prompt.prompt) if self._send == "text" else [*prompt.question],
             "max_tokens": min(source.max_new_tokens, left),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -106,26 +106,29 @@ class ServedAuthor:
         }
 
     def _sentence(self, prompt: Example, row: int, number: int, spoken: Spoken, ground: Ground) -> Sentence:
-        answer = self._answer(prompt, spoken, ground)
-        ids, ended = (*prompt.ids[: prompt.prompt_length], *answer.tokens), answer.ended
-        if ground.longest is not None and len(ids) > max(ground.longest, prompt.prompt_length + 1):
-            ids, ended = ids[: max(ground.longest, prompt.prompt_length + 1)], False
-        ground.report(len(ids) - prompt.prompt_length)
-        return Sentence(replace(prompt, ids=ids, response=""), row, number, ended, spoken.nll)
+        asked, answer = self._answer(prompt, spoken, ground)
+        ids, ended = (*asked, *answer.tokens), answer.ended
+        if ground.longest is not None and len(ids) > max(ground.longest, len(asked) + 1):
+            ids, ended = ids[: max(ground.longest, len(asked) + 1)], False
+        ground.report(len(ids) - len(asked))
+        example = replace(prompt, ids=ids, prompt_length=len(asked), response="", asked=())
+        return Sentence(example, row, number, ended, spoken.nll)
 
-    def _answer(self, prompt: Example, spoken: Spoken, ground: Ground) -> Answer:
-        """Return an answer's tokens up to the end token, and that token: the one told, else the usual one."""
+    def _answer(self, prompt: Example, spoken: Spoken, ground: Ground) -> tuple[tuple[int, ...], Answer]:
+        """Return the prompt's tokens, an answer's up to the end token, and that token: the one told, else the usual."""
         limit = ground.vocab or len(self.tokenizer)
         told = spoken.ids if self._send == "ids" else None
         if told is not None and all(0 <= number < limit for number in told):
-            said = [*told]
+            asked, said = prompt.question, [*told]
         else:
-            (said,) = encode(self.tokenizer, [spoken.text], [prompt.where])
+            ((ids, border),) = follow(self.tokenizer, prompt, [spoken.text])
+            asked, said = ids[:border], [*ids[border:]]
+            refuse_rowless([replace(prompt, ids=ids)], self.tokenizer, limit)
         place = next((at for at, token in enumerate(said) if token in self.ends), None)
         if place is not None:
-            return Answer(tuple(said[:place]), said[place])
+            return asked, Answer(tuple(said[:place]), said[place])
         usual = spoken.stop if spoken.stop in self.ends else self.ends.default
-        return Answer(tuple(said), usual if spoken.ended or not said else None)
+        return asked, Answer(tuple(said), usual if spoken.ended or not said else None)
 
 
 def _check_words(prompts: Iterator[Example]) -> None:
