@@ -6,13 +6,12 @@ that import ``kdcli`` name their code themselves, so that for them nothing is wi
 """
 
 import re
-import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from kdcli.errors import UsageError
-from kdcli.text import one_line
+from kdcli.text import one_line, typed
 
 _SEPARATORS = re.compile(r"[\s=(),+*@]+")
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
@@ -107,7 +106,7 @@ def check(name: str, where: str) -> None:
     code = _code_of(name)
     if not may_run(name):
         what = f"a file or record names the code {one_line(code, 200)}, your command line does not; it was not run"
-        fix = f"read it, and if you trust it add --plugin {shlex.quote(one_line(code, 400))}"
+        fix = f"read it, and if you trust it add --plugin {typed(one_line(code, 400))}"
         raise WithheldError("PLUG-09", what, where=where, fix=fix)
     _used[code] = None
 
@@ -124,7 +123,7 @@ def again(command: str) -> str:
     >>> again("kd compare -o study")
     'kd compare -o study'
     """
-    return " ".join([command, *map(shlex.quote, flags())])
+    return " ".join([command, *map(typed, flags())])
 
 
 def _code_of(name: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from kdcli import catalog, plugins
 from kdcli.errors import InputError, UsageError
-from kdcli.text import one_line
+from kdcli.text import one_line, typed
 
 _GUEST_FILE = "kd_guest_"
 """First part of the module name given to a guest's file."""
@@ -183,8 +183,8 @@ def _import_fix(name: str) -> str:
     if Path(f"{name}.py").is_file():
         return f"for the file in this folder write ./{name}.py:Class"
     if name.endswith(".py"):
-        return f"make `python {name}` work first"
-    return f"make `python -c 'import {name}'` work first"
+        return f"make `python {typed(name)}` work first"
+    return f"make `python -c {typed(f'import {name}')}` work first"
 
 
 def _import_file(path: Path) -> Any:

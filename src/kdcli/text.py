@@ -2,11 +2,12 @@
 
 import html
 import re
+import shlex
 import unicodedata
 
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _MARKDOWN = re.compile(r"([|\\`*_\[\]~#])")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -50,6 +51,15 @@ def one_line(text: str, width: int = 120) -> str:
     """
     flat = visible(text).replace("\n", "\\n").replace("\t", " ")
     return flat if len(flat) <= width else flat[: width - 1] + "…"
+
+
+def typed(value: object) -> str:
+    """Return a path or another word as it is typed in a shell, in a command that is printed to be pasted.
+
+    >>> typed("runs/a"), typed("a b;$(x)")
+    ('runs/a', "'a b;$(x)'")
+    """
+    return shlex.quote(str(value))
 
 
 def fold(text: str, width: int) -> str:

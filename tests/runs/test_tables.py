@@ -4,10 +4,12 @@ import csv
 import html.parser
 import io
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
 
+import pandas
 import pytest
 
 from kdcli.runs import tables
@@ -201,8 +203,21 @@ def test_latex_has_only_our_commands(text):
 def test_a_spreadsheet_finds_no_formula(text):
     rows = list(csv.reader(io.StringIO(tables.render(hostile(text), "csv"))))
     assert {len(row) for row in rows} == {len(rows[0])}
-    names = [row[0] for row in rows[1:]] + [row[2] for row in rows[1:]]
-    assert not [name for name in names if name.startswith(("=", "+", "-", "@"))]
+    assert not [cell for row in rows for cell in row if cell.startswith(FORMULA) and not is_number(cell)]
+    assert any(cell.startswith("'-1.5") for cell in rows[3])
+    frame = pandas.read_csv(io.StringIO(tables.render(hostile(text), "csv")))
+    assert frame["difference"].dropna().tolist() == [-1.5]
+    assert frame["mean"].tolist() == [20.123, 2.5, 20.123, 2.5]
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
+
+def is_number(cell):
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))

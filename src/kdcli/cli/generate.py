@@ -7,7 +7,7 @@ import typer
 
 from kdcli.cli import flags
 from kdcli.errors import UsageError
-from kdcli.text import one_line
+from kdcli.text import one_line, typed
 
 if TYPE_CHECKING:
     from kdcli.runs.writing.record import TextRecord
@@ -74,9 +74,10 @@ def generate(
 def _check_folder(output: str | None) -> None:
     if output is None or Path(output).suffix not in (".jsonl", ".json"):
         return
-    name = one_line(str(Path(output).with_suffix("")), 80)
     what = "-o is a folder; the rows are a file in it, rows.jsonl"
-    raise UsageError("CLI-10", what, where=f"-o {one_line(output, 80)}", fix=f"give -o {name}")
+    raise UsageError(
+        "CLI-10", what, where=f"-o {one_line(output, 80)}", fix=f"give -o {typed(Path(output).with_suffix(''))}"
+    )
 
 
 def _planned(plan: dict[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """Contenders times seeds on an equal budget: one table, with what it can say."""
 
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from kdcli.runs.tabulate import Finished, tabulate
 from kdcli.runs.tuned_by import tuned_by
 from kdcli.runs.tuning import Tuning, choose, forget_tuning, real_failures, winners, write_tuning
 from kdcli.runs.workshop import Workshop
+from kdcli.text import typed
 from kdcli.variations import words
 
 __all__ = ["compare", "compare_runs", "named", "plan_compare"]
@@ -87,7 +87,7 @@ def _check(config: CompareConfig) -> Path:
 
 
 def _again(output: Path) -> str:
-    return plugins.again(f"kd compare -o {shlex.quote(str(output))}")
+    return plugins.again(f"kd compare -o {typed(output)}")
 
 
 def _tuned(

@@ -25,6 +25,7 @@ from kdcli.runs.distill import distill
 from kdcli.runs.fits import draw_fits, fit
 from kdcli.runs.records import Comparison, RunRecord
 from kdcli.runs.workshop import Workshop
+from kdcli.text import typed
 
 LOSSES = ("fkl", "rkl", "akl", "atkd")
 STUDENT = "random:layers=2,width=48,heads=4"
@@ -42,7 +43,7 @@ def demo(output: Path, report: Report) -> Comparison:
     Returns:
         the comparison; tables and pictures are in ``output``.
     """
-    command, workshop = f"kd demo -o {output}", Workshop()
+    command, workshop = f"kd demo -o {typed(output)}", Workshop()
     data = output / "data"
     if not (data / "test.jsonl").is_file():
         report(Event("stage", "making data and tokenizer"))
@@ -56,7 +57,7 @@ def demo(output: Path, report: Report) -> Comparison:
     report(Event("note", _about_models(output, workshop)))
     config = study_config(output)
     durable.write_file(output / "study.yaml", settings.to_yaml(config))
-    repeat = f"kd compare -c {output / 'study.yaml'}"
+    repeat = f"kd compare -c {typed(output / 'study.yaml')}"
     comparison = compare(config, report, command=command, repeat=repeat, workshop=workshop)
     if not (output / "fits.svg").is_file():
         report(Event("stage", "drawing the four divergences' fits"))

@@ -1,6 +1,5 @@
 """One training run: settings -> checked parts -> training -> saved student -> evaluation."""
 
-import shlex
 import shutil
 import time
 from dataclasses import asdict, replace
@@ -28,6 +27,7 @@ from kdcli.runs.serving.places import ASKED
 from kdcli.runs.serving.teacher import ServedTeacher
 from kdcli.runs.workshop import Workshop
 from kdcli.sources.effort import Effort, Made
+from kdcli.text import typed
 
 __all__ = ["distill", "plan_distill", "read_run"]
 
@@ -177,5 +177,4 @@ def _record(folder: RunFolder, identity: dict[str, Any], outcome: Outcome, *, al
 
 
 def _again(folder: RunFolder) -> str:
-    config, output = (shlex.quote(str(path)) for path in (folder.path / CONFIG, folder.path))
-    return plugins.again(f"kd distill -c {config} -o {output}")
+    return plugins.again(f"kd distill -c {typed(folder.path / CONFIG)} -o {typed(folder.path)}")

@@ -47,9 +47,13 @@ def _revision() -> str | None:
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    git = ["git", "--no-optional-locks", "-C", str(root)]
+    commands = (["describe", "--always", "--abbrev=12", "--exclude=*"], ["status", "--porcelain", "-uno"])
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        revision, changed = (
+            subprocess.run([*git, *command], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            for command in commands
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip()
+    return f"{revision}-dirty" if changed else revision

@@ -14,6 +14,7 @@ from kdcli.runs.prepare import objective_of
 from kdcli.runs.records import Comparison
 from kdcli.runs.same import check_same, label_runs
 from kdcli.runs.tabulate import Finished, tabulate
+from kdcli.text import typed
 
 
 def compare_runs(
@@ -73,7 +74,7 @@ def _read_all(folders: Sequence[Path]) -> list[Finished]:
             "CMP-04",
             "no evaluation on a test set that all runs share",
             where=str(bare),
-            fix=f"make it with: kd eval {bare} --data test.jsonl",
+            fix=f"make it with: kd eval {typed(bare)} --data test.jsonl",
         )
     return [(run, read_results(found[shared[0]])) for run, found in zip(runs, there, strict=True)]
 

@@ -14,6 +14,7 @@ from kdcli.runs.environment import changes
 from kdcli.runs.folder import CONFIG, RunFolder
 from kdcli.runs.prepare import prepare_run
 from kdcli.runs.workshop import Workshop
+from kdcli.text import typed
 
 _WEIGHTS = ".safetensors"
 _ALSO = ("platform", "device", "python", "revision")
@@ -66,7 +67,10 @@ def rerun(run: Path, output: Path, report: Report, *, command: str = "") -> Reru
     if config.hardware.gpus > 1:
         what = f"the run was trained by {config.hardware.gpus} processes"
         raise UsageError(
-            "CLI-21", what, where=str(run), fix=f"repeat it with: kd distill -c {run / CONFIG} -o {output}"
+            "CLI-21",
+            what,
+            where=str(run),
+            fix=f"repeat it with: kd distill -c {typed(run / CONFIG)} -o {typed(output)}",
         )
     workshop = Workshop()
     prepared = prepare_run(config, workshop)

@@ -9,6 +9,7 @@ from typing import Any
 from kdcli import durable, stored
 from kdcli.errors import ExperimentChangedError, InputError
 from kdcli.runs.seal import seal_again
+from kdcli.text import typed
 
 SETTINGS, CELLS_FILE = "study.yaml", "study.json"
 SCHEMA = 1
@@ -89,7 +90,7 @@ def read_study(folder: Path) -> Study:
     path = folder / CELLS_FILE
     if not path.is_file():
         raise InputError("CMP-05", "not a study", where=str(folder), fix="give a folder that kd compare -o wrote")
-    fix = f"start the comparison again with kd compare -c {folder / SETTINGS}: finished cells are kept"
+    fix = f"start the comparison again with kd compare -c {typed(folder / SETTINGS)}: finished cells are kept"
     found = stored.read_record(path, dict[str, Any], fix=fix)
     if found.get("schema") != SCHEMA:
         what = f"schema {found.get('schema')}; this version reads schema {SCHEMA}"

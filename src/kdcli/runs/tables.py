@@ -95,7 +95,9 @@ def comma_separated(comparison: Comparison, sheet: Sheet) -> str:
             texts = [line.cells[index].text, changed[row.label].cells[index].text if row.label in changed else ""]
             spent = [getattr(row, name) for name in costs]
             name = csv_cell(info.name)
-            writer.writerow([csv_cell(row.label), seeds, name, info.better, *_numbers(row, info), *texts, *spent])
+            writer.writerow(
+                [csv_cell(row.label), seeds, name, info.better, *_numbers(row, info), *map(csv_cell, texts), *spent]
+            )
     return buffer.getvalue()
 
 

@@ -9,6 +9,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from kdcli.runs.doctor.check import Examination
+from kdcli.text import typed
 
 
 def locked_versions() -> dict[str, str]:
@@ -48,7 +49,7 @@ def examine_versions(found: Examination, version: Callable[[str], str] = importl
             other.append(f"{name} {here} (tested {tested.get(name)})")
         else:
             same += 1
-    fix = f"pip install -c {files('kdcli').joinpath('constraints.txt')} kdcli"
+    fix = f"pip install -c {typed(files('kdcli').joinpath('constraints.txt'))} kdcli"
     if outside:
         found.add("tested versions", "fail", f"outside the ranges of kd: {', '.join(outside)}", fix)
     elif other:
