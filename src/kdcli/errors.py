@@ -1,7 +1,10 @@
 """The one error type users meet: what is wrong, where, and what to type instead."""
 
 import errno
+import os
+from collections.abc import Iterator
 
+_OF_PATHS = frozenset({errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EFBIG})
 _REFUSALS = frozenset({errno.EACCES, errno.EPERM, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE})
 
 
@@ -99,8 +102,8 @@ def raise_machine_fault(error: BaseException, where: str = "") -> None:
         where: what was being read.
 
     Raises:
-        MachineError: ENV-05, a package is not installed, by name; ENV-03, the disk or the permissions refuse.
-        MemoryError: as it came.
+        MachineError: ENV-05, a package is not installed, by name; ENV-03, the disk or the permissions refuse; ENV-02,
+            there is no memory left, or no further thread.
 
     >>> raise_machine_fault(ModuleNotFoundError("No module named 'x'", name="x"))
     Traceback (most recent call last):
@@ -108,10 +111,10 @@ def raise_machine_fault(error: BaseException, where: str = "") -> None:
     kdcli.errors.MachineError: error[ENV-05]: the Python package x is not installed. Fix: pip install x
     >>> raise_machine_fault(ValueError("no"))
     """
+    if (lacking := _what_is_lacking(error)) is not None:
+        raise lacking from error
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, MemoryError):
-            raise seen
         if isinstance(seen, ImportError):
             name = (seen.name or "").partition(".")[0]
             said = " ".join(str(seen).split())[:160]
@@ -122,3 +125,83 @@ def raise_machine_fault(error: BaseException, where: str = "") -> None:
             what, fix = f"cannot be read: {seen.strerror}", "check owner, mode, disk and mount of the path"
             raise MachineError("ENV-03", what, where=where or str(seen.filename or ""), fix=fix) from error
         seen = seen.__cause__
+
+
+def explained(error: BaseException) -> KDError | None:
+    """Return what a user can do about an error, None if it is a bug: our own errors as they are, else the machine's.
+
+    An error of ours that blames an input, raised from a lack of memory or a full disk, is the machine's, too.
+
+    Args:
+        error: anything that was raised.
+
+    >>> explained(MemoryError()).exit_code, explained(ValueError("x")) is None
+    (4, True)
+    """
+    lacking = _what_is_lacking(error)
+    if isinstance(error, KDError):
+        return lacking if lacking is not None and isinstance(error, InputError | UsageError) else error
+    if lacking is not None:
+        return lacking
+    for seen in _chain(error):
+        if isinstance(seen, KDError):
+            return None
+        if isinstance(seen, FileNotFoundError) and _is_gone():
+            fix = "change to a folder that is there, then run it again"
+            return MachineError("ENV-06", "the working directory was removed", fix=fix)
+        if isinstance(seen, OSError) and seen.errno in _REFUSALS | _OF_PATHS:
+            reason = (seen.strerror or str(seen)).lower()
+            return MachineError("ENV-03", reason, where=_file(seen), fix="check owner, mode and mount of the path")
+    return None
+
+
+OUT_OF_MEMORY = "ENV-02"
+"""The code of what is said where there is no memory left."""
+
+_NO_MEMORY = (os.strerror(errno.ENOMEM), "can't allocate memory", "std::bad_alloc", "failed to map segment")
+_NO_THREAD = ("can't start new thread", "pthread_create failed")
+"""What is said by libraries that raise no type of their own for it."""
+
+
+def _what_is_lacking(error: BaseException) -> MachineError | None:
+    """Return what the machine has no more of, if an error or one that it was raised from says so."""
+    for seen in _chain(error):
+        text, number = str(seen), seen.errno if isinstance(seen, OSError) else None
+        if isinstance(seen, MachineError):
+            return None
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text:
+            return MachineError(
+                "ENV-01", "the disk is full", where=_file(seen), fix="free some space, then run it again"
+            )
+        memory = isinstance(seen, MemoryError) or number == errno.ENOMEM or type(seen).__name__ == "OutOfMemoryError"
+        foreign = not isinstance(seen, KDError)
+        if memory or (foreign and any(words.lower() in text.lower() for words in _NO_MEMORY)):
+            return MachineError(OUT_OF_MEMORY, "out of memory", fix="free some, or use a machine with more")
+        if foreign and any(words in text for words in _NO_THREAD):
+            fix = "end other programs, or raise the limits that ulimit -u and ulimit -v show"
+            return MachineError(OUT_OF_MEMORY, "no further thread can be started", fix=fix)
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those that it was raised from."""
+    seen: BaseException | None = error
+    known: set[int] = set()
+    while seen is not None and id(seen) not in known:
+        known.add(id(seen))
+        yield seen
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+
+
+def _is_gone() -> bool:
+    """Whether the working directory was removed."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def _file(error: BaseException) -> str:
+    name = getattr(error, "filename", None)
+    return os.fsdecode(name) if isinstance(name, str | bytes) else ""

@@ -7,6 +7,8 @@ import signal
 import sys
 from collections.abc import Mapping, MutableMapping
 
+from kdcli.errors import UsageError
+
 _PARENT_DEATH = 1  # PR_SET_PDEATHSIG
 _FIRST_PORT, _PORTS = 20_000, 20_000
 
@@ -17,7 +19,7 @@ def rank(environ: Mapping[str, str] = os.environ) -> int:
     >>> rank({}), rank({"RANK": "3"})
     (0, 3)
     """
-    return int(environ.get("RANK", "0"))
+    return _number(environ, "RANK", "0")
 
 
 def world(environ: Mapping[str, str] = os.environ) -> int:
@@ -26,7 +28,7 @@ def world(environ: Mapping[str, str] = os.environ) -> int:
     >>> world({}), world({"WORLD_SIZE": "4"})
     (1, 4)
     """
-    return int(environ.get("WORLD_SIZE", "1"))
+    return _number(environ, "WORLD_SIZE", "1")
 
 
 def local_rank(environ: Mapping[str, str] = os.environ) -> int:
@@ -35,7 +37,21 @@ def local_rank(environ: Mapping[str, str] = os.environ) -> int:
     >>> local_rank({"RANK": "9", "LOCAL_RANK": "1"})
     1
     """
-    return int(environ.get("LOCAL_RANK", environ.get("RANK", "0")))
+    return _number(environ, "LOCAL_RANK", environ.get("RANK", "0"))
+
+
+def _number(environ: Mapping[str, str], name: str, otherwise: str) -> int:
+    """Return a launcher's number.
+
+    Raises:
+        UsageError: it is none.
+    """
+    text = environ.get(name, otherwise)
+    if not (text.isascii() and text.isdecimal()) or (name == "WORLD_SIZE" and not int(text[:9])) or len(text) > 9:
+        what = f'must be a whole number, got "{text[:40]}"'
+        fix = f"unset {name}, or set RANK, WORLD_SIZE and LOCAL_RANK as torchrun does"
+        raise UsageError("CLI-22", what, where=f"variable {name}", fix=fix)
+    return int(text)
 
 
 def adopt_slurm(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -54,7 +70,7 @@ def adopt_slurm(environ: MutableMapping[str, str] = os.environ) -> None:
     if "WORLD_SIZE" in environ or "SLURM_STEP_ID" not in environ or "SLURM_PROCID" not in environ or tasks == "1":
         return
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "localhost")
-    number = int(environ.get("SLURM_JOB_ID", "0")) + 101 * int(environ["SLURM_STEP_ID"])
+    number = _number(environ, "SLURM_JOB_ID", "0") + 101 * _number(environ, "SLURM_STEP_ID", "0")
     environ["RANK"], environ["WORLD_SIZE"] = environ["SLURM_PROCID"], tasks
     environ["LOCAL_RANK"] = environ.get("SLURM_LOCALID", "0")
     environ.setdefault("MASTER_ADDR", first_host(nodes))

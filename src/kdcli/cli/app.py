@@ -1,8 +1,8 @@
 """The ``kd`` command: its subcommands, and the way in."""
 
-import io
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -30,9 +30,10 @@ from kdcli.cli import (
     presets,
     reproduce,
     sources,
+    streams,
     toy,
 )  # fmt: skip
-from kdcli.cli.boundary import ARGUMENTS, PIPE_CLOSED, RUN_FOLDER, guarded
+from kdcli.cli.boundary import ARGUMENTS, RUN_FOLDER, guarded
 from kdcli.cli.flags import canonical
 from kdcli.errors import UsageError
 from kdcli.spelling import nearest
@@ -150,6 +151,8 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in words or os.environ.get("KD_DEBUG", "") not in ("", "0")
 
     def work() -> int:
+        if not {"--help", "-h", "--version"} & set(words):
+            os.getcwd()
         try:
             code = typer.main.get_command(app).main(list(words), prog_name="kd", standalone_mode=False)
         except Carried as carried:
@@ -169,10 +172,8 @@ def main() -> NoReturn:
         os.environ.setdefault(name, value)
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    streams.prepare()
     code = run(sys.argv[1:])
-    if code == PIPE_CLOSED:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    streams.let_go()
     sys.exit(code)

@@ -1,8 +1,6 @@
 """The only place where errors are printed: one line, and an exit code that scripts can rely on."""
 
 import contextvars
-import errno
-import os
 import re
 import signal
 import sys
@@ -10,7 +8,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -19,7 +17,7 @@ import typer
 from kdcli import durable, processes
 from kdcli.cli import ranks
 from kdcli.cli.flags import canonical
-from kdcli.errors import InterruptedRunError, KDError, MachineError, UsageError
+from kdcli.errors import OUT_OF_MEMORY, InterruptedRunError, KDError, MachineError, UsageError, explained
 from kdcli.spelling import ALIASES, nearest
 from kdcli.text import one_line
 
@@ -29,7 +27,15 @@ RUN_FOLDER: contextvars.ContextVar[Path | None] = contextvars.ContextVar("run fo
 ARGUMENTS: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("arguments", default=())
 """What stands after ``kd`` on the command line at hand."""
 
-_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.EIO, errno.ENOMEM}
+_LESS_TRAINING = "try a smaller --batch-size, --set train.micro_tokens=1024, or --set train.chunk_tokens=128"
+_LESS = {
+    "distill": _LESS_TRAINING,
+    "compare": _LESS_TRAINING,
+    "eval": "try a smaller --max-length, or --set evaluation.generation.batch_tokens=1024",
+    "cache": "try a smaller --max-length",
+    "generate": "try a smaller --max-length",
+}
+"""Command -> what takes less memory."""
 _WIDTH = 4000
 
 PIPE_CLOSED = 141
@@ -52,17 +58,24 @@ def guarded(work: Callable[[], int], *, debug: bool) -> int:
             code = work()
         sys.stdout.flush()
         return code
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 1
-    except BrokenPipeError:
-        return PIPE_CLOSED
-    except KeyboardInterrupt as stop:
-        number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
-        return _end(ranks.STOPPED, "stopped at once; what was saved before stays usable", 128 + number)
     except BaseException as error:
-        if debug:
-            traceback.print_exc(file=sys.stderr)
-        return _report(error)
+        return _ended(error, debug=debug)
+
+
+def _ended(error: BaseException, *, debug: bool) -> int:
+    """Say how a command ended that did not end well; libraries may have put something else in place of its cause."""
+    causes = [error, error.__cause__, error.__context__]
+    if any(isinstance(cause, BrokenPipeError) for cause in causes) and not isinstance(error, KDError):
+        return PIPE_CLOSED
+    stops = [cause for cause in causes if isinstance(cause, KeyboardInterrupt)]
+    if stops and not isinstance(error, KDError):
+        number = signal.SIGTERM if isinstance(stops[0], Terminated) else signal.SIGINT
+        return _end(ranks.STOPPED, "stopped at once; what was saved before stays usable", 128 + number)
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if debug:
+        _say_whole(error)
+    return _report(error)
 
 
 @contextmanager
@@ -96,12 +109,16 @@ def _report(error: BaseException) -> int:
 
 def _end(code: str, text: str, exit_code: int) -> int:
     """Say how this process ended; of several, the one that started them speaks, or each says which one it is."""
+    try:
+        rank = processes.rank()
+    except UsageError:
+        rank = 0
     if ranks.is_started_by_kd():
         ranks.record(code, one_line(text, _WIDTH), exit_code)
-    elif processes.rank() == 0:
+    elif rank == 0:
         _say(f"kd: {text}")
     elif code != ranks.STOPPED:
-        _say(f"kd: process {processes.rank()}: {text}")
+        _say(f"kd: process {rank}: {text}")
     return exit_code
 
 
@@ -111,43 +128,24 @@ def explain(error: BaseException) -> KDError | None:
     >>> explain(MemoryError()).exit_code, explain(ValueError("x")) is None
     (4, True)
     """
-    if isinstance(error, KDError):
-        return error
     if isinstance(error, typer.TyperException):
         return _usage(error)
     if isinstance(error, typer.Abort):
         return UsageError("CLI-00", "the input ended", fix="answer, or give the value as a flag")
-    seen: BaseException | None = error
-    while seen is not None:
-        machine = _machine(seen)
-        if machine is not None:
-            return machine
-        seen = seen.__cause__ or seen.__context__
-    return None
+    known = explained(error)
+    if known is not None and known.code == OUT_OF_MEMORY and known.what == "out of memory":
+        return MachineError(known.code, known.what, where=known.where, fix=_LESS.get(_command(), known.fix))
+    return known
 
 
-def _machine(error: BaseException) -> MachineError | None:
-    text = str(error)
-    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in text:
-        return MachineError("ENV-01", "the disk is full", where=_file(error), fix="free some space, then run it again")
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
-        fix = "try a smaller --batch-size, --set train.micro_tokens=1024, or --set train.chunk_tokens=128"
-        return MachineError("ENV-02", "out of memory", fix=fix)
-    if isinstance(error, OSError) and error.errno in _MACHINE:
-        reason = (error.strerror or text).lower()
-        return MachineError("ENV-03", reason, where=_file(error), fix="check owner, mode and mount of the path")
-    return None
-
-
-def _file(error: BaseException) -> str:
-    name = getattr(error, "filename", None)
-    return one_line(os.fsdecode(name)) if isinstance(name, str | bytes) else ""
+def _command() -> str:
+    return next(iter(ARGUMENTS.get()), "")
 
 
 def _usage(error: typer.TyperException) -> UsageError:
     """Say in our form what Typer found wrong with the command line."""
     context = getattr(error, "ctx", None)
-    first = next(iter(ARGUMENTS.get()), "")
+    first = _command()
     command = context.command_path if context else f"kd {first}" if first.isalpha() else "kd"
     option, message = getattr(error, "option_name", ""), error.format_message().rstrip(".")
     if type(error).__name__ == "NoSuchOption":
@@ -189,5 +187,12 @@ def _write_log(error: BaseException) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(one_line(text, _WIDTH) + "\n")
-    sys.stderr.flush()
+    """Write a line to stderr; where that cannot be, the exit code tells."""
+    with suppress(OSError):
+        sys.stderr.write(one_line(text, _WIDTH) + "\n")
+        sys.stderr.flush()
+
+
+def _say_whole(error: BaseException) -> None:
+    with suppress(OSError):
+        traceback.print_exception(error, file=sys.stderr)

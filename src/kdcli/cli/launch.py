@@ -21,13 +21,12 @@ def join() -> None:
     Raises:
         UsageError: what a launcher says of this process is not a number.
     """
-    try:
-        processes.adopt_slurm()
-        there = processes.world(), processes.rank(), processes.local_rank()
-    except ValueError as error:
-        what = f"the launcher's numbers of processes cannot be read: {error}"
-        raise UsageError("CLI-22", what, fix="set RANK, WORLD_SIZE and LOCAL_RANK, as torchrun does") from error
-    if there[0] > 1:
+    processes.adopt_slurm()
+    world, rank, _ = processes.world(), processes.rank(), processes.local_rank()
+    if rank >= world:
+        what = f"this is process {rank} of {world}, counted from 0"
+        raise UsageError("CLI-22", what, where="variable RANK", fix="unset RANK and WORLD_SIZE, or start with torchrun")
+    if world > 1:
         os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
     if ranks.is_started_by_kd():
         processes.end_with(os.getppid())
@@ -56,8 +55,8 @@ def are_started(wanted: int) -> bool:
     Raises:
         UsageError: a launcher started another number of processes.
     """
-    started = os.environ.get("WORLD_SIZE")
-    if started is not None and wanted > 1 and int(started) != wanted:
+    started = processes.world() if "WORLD_SIZE" in os.environ else None
+    if started is not None and wanted > 1 and started != wanted:
         what = f"a launcher started {started} processes"
         raise UsageError("CLI-22", what, where=f"--gpus {wanted}", fix="leave --gpus out under a launcher")
     return started is not None or wanted == 1

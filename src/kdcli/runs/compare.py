@@ -1,13 +1,12 @@
 """Contenders times seeds on an equal budget: one table, with what it can say."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdcli import plugins, settings
+from kdcli import plugins, processes, settings
 from kdcli.config import CompareConfig
 from kdcli.engine.events import Event, Report
-from kdcli.errors import UsageError
+from kdcli.errors import MachineError, UsageError
 from kdcli.runs import notes
 from kdcli.runs.cells import Cell, baseline_of, contenders, make_cells
 from kdcli.runs.distill import tell
@@ -75,7 +74,7 @@ def compare(
 
 def _check(config: CompareConfig) -> Path:
     """Refuse, before anything is loaded, what cannot become a study."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes.world() > 1:
         fix = "start kd compare once; --gpus N gives each cell N processes"
         raise UsageError("CLI-22", "kd compare was started by a launcher of several processes", fix=fix)
     if config.output is None:
@@ -144,8 +143,9 @@ def _conclude(
         if index in outcome.finished:
             groups.setdefault(cell.label, {})[cell.seed] = outcome.finished[index]
     if not groups:
-        first = failed[0]
-        raise UsageError("CMP-02", f"every cell failed; the first: {first.message}", fix=f"see {first.log}")
+        machine = [one for one in failed if one.exit_code == MachineError.exit_code]
+        first, kind = (machine[0], MachineError) if machine else (failed[0], UsageError)
+        raise kind("CMP-02", f"every cell failed; the first: {first.message}", fix=f"see {first.log}")
     baseline = baseline_of(config, contenders(config))
     remarks = tuple(tuning.sentences()) if tuning is not None else ()
     if baseline not in groups:

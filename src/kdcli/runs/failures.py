@@ -4,7 +4,7 @@ import traceback
 from pathlib import Path
 
 from kdcli import durable
-from kdcli.errors import KDError
+from kdcli.errors import explained
 from kdcli.runs.executors.base import Ended
 from kdcli.runs.records import Failure
 
@@ -15,9 +15,11 @@ def failure_of(ended: Ended) -> Failure:
     log = cell.folder.path / "error.log"
     code = ended.exit_code if ended.exit_code >= 0 else 4
     if error is not None:
+        known = explained(error)
+        code = known.exit_code if known is not None else 1
         if cell.folder.path.is_dir() and not log.is_file():
             durable.write_file(log, "".join(traceback.format_exception(error)))
-        message = str(error) if isinstance(error, KDError) else f"{type(error).__name__}: {error}"
+        message = str(known) if known is not None else f"{type(error).__name__}: {error}"
         return Failure(cell.label, cell.seed, message, log, code)
     if ended.exit_code < 0:
         message = f"the process was ended by signal {-ended.exit_code}; is the machine out of memory?"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdcli.errors import MachineError
 from kdcli.metrics.curve import Curve
 from kdcli.statistics import Estimate, VarianceShares
 
@@ -240,8 +241,9 @@ class Comparison:
 
     @property
     def exit_code(self) -> int:
-        """0 if every cell is finished, else the exit code of the first failure."""
-        return self.failed[0].exit_code if self.failed else 0
+        """0 if every cell is finished; 4 if one failed by the machine's fault, else the first failure's exit code."""
+        codes = [one.exit_code for one in self.failed]
+        return MachineError.exit_code if MachineError.exit_code in codes else next(iter(codes), 0)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Runs cells one after another in this process; teacher and data are loaded once for all."""
 
 from kdcli.engine.events import Report
-from kdcli.errors import InterruptedRunError, KDError
+from kdcli.errors import InterruptedRunError, explained
 from kdcli.runs.distill import distill
 from kdcli.runs.executors.base import Ended, Executor, Job
 from kdcli.runs.workshop import Workshop
@@ -33,7 +33,8 @@ class InlineExecutor(Executor):
         except InterruptedRunError:
             raise
         except Exception as error:  # one cell must not stop the others, whatever is wrong with it
-            self._ended.append(Ended(job, error.exit_code if isinstance(error, KDError) else 1, error))
+            known = explained(error)
+            self._ended.append(Ended(job, known.exit_code if known is not None else 1, error))
             return ""
         found = (record, record.evaluation) if record.evaluation is not None else None
         self._ended.append(Ended(job, 0, None, found))
