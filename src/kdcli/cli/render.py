@@ -61,7 +61,7 @@ def evaluation(record: EvalRecord) -> Group:
     parts: list[RenderableType] = [Text(title, style="italic"), table] if record.infos else []
     parts += [Text(one_line(line, 2000), style="dim", no_wrap=True) for line in signatures]
     parts += edge_parts(record.edge) if record.edge is not None else []
-    parts += [Text(f"· {one_line(note, 500)}") for note in record.notes]
+    parts += [Text(f"· {one_line(note, 500)}") for note in record.remarks]
     if record.folder is not None:
         parts.append(Text(f"written to {one_line(str(record.folder), 500)}", overflow="fold"))
     return Group(*parts)

@@ -65,6 +65,11 @@ class TokenDataset:
         return tuple(len(example.ids) for example in self.examples)
 
     @cached_property
+    def without_prompt(self) -> int:
+        """Rows that have no prompt to answer, such as plain texts."""
+        return sum(not example.prompt for example in self.examples)
+
+    @cached_property
     def targets(self) -> int:
         """Response tokens in all, end tokens included."""
         return sum(len(example.ids) - example.prompt_length for example in self.examples)

@@ -37,11 +37,13 @@ class TextMetric(Metric):
         needs_references: whether every example must have one.
         also_reads: what it is told besides the texts: "ended" (whether the model itself ended each answer,
             ``[example][sampling seed]``), "reference_tokens" (tokens of each example's first reference).
+        splits_at_spaces: whether its words are what stands between spaces, which some scripts do not write.
     """
 
     eats: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "texts"
     needs_references: ClassVar[bool] = True
     also_reads: tuple[str, ...] = ()
+    splits_at_spaces: bool = False
 
     @abstractmethod
     def measure(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Score]:

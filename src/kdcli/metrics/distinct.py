@@ -29,6 +29,7 @@ class Distinct(TextMetric):
     }
     settings: ClassVar[str] = "tok:space|case:kept|set:seed|agg:mean|x100"
     needs_references: ClassVar[bool] = False
+    splits_at_spaces: bool = True
 
     def measure(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Score]:
         """Average over sampling seeds the share of distinct n-grams in that seed's answers."""

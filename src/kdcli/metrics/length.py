@@ -26,6 +26,7 @@ class Length(TextMetric):
     description: ClassVar[str] = "mean words per answer, and their ratio to the references' words"
     scores: ClassVar[dict[str, Better]] = {"length": "neither", "length_ratio": "neither"}
     settings: ClassVar[str] = "unit:word|tok:space|refs:mean|agg:mean"
+    splits_at_spaces: bool = True
 
     def measure(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Score]:
         """Count the words of each example's answers and references."""

@@ -25,6 +25,7 @@ class Repetition(TextMetric):
     scores: ClassVar[dict[str, Better]] = {"repetition": "lower"}
     settings: ClassVar[str] = "n:4|tok:space|case:kept|agg:mean|x100"
     needs_references: ClassVar[bool] = False
+    splits_at_spaces: bool = True
 
     def measure(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Score]:
         """Average over answers and examples the share of repeated 4-grams."""

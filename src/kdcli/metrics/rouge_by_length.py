@@ -55,7 +55,7 @@ class RougeLByLength(RougeL):
             fix = "use tokens or words"
             raise UsageError("METRIC-02", f'no length_unit "{unit}"', where=f"metric {self.name}", fix=fix)
         if unit == "words":
-            self.also_reads = ()
+            self.also_reads, self.splits_at_spaces = (), True
 
     def measure(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Score]:
         """Keep the statistics of each bucket's examples and set the others to 0."""

@@ -37,6 +37,7 @@ class SelfBleu(TextMetric):
     scores: ClassVar[dict[str, Better]] = {"self_bleu": "lower"}
     settings: ClassVar[str] = "n:4|smooth:0.1|tok:space|case:kept|set:seed|agg:mean|x100"
     needs_references: ClassVar[bool] = False
+    splits_at_spaces: bool = True
 
     def measure(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Score]:
         """Average over sampling seeds the self-BLEU of that seed's answers."""

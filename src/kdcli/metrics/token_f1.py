@@ -31,6 +31,7 @@ class TokenF1(TextMetric):
     description: ClassVar[str] = "words in common with the best reference after normalisation, as F1"
     scores: ClassVar[dict[str, Better]] = {"token_f1": "higher"}
     settings: ClassVar[str] = "case:lower|punct:removed|articles:removed|refs:max|agg:mean|x100"
+    splits_at_spaces: bool = True
 
     def measure(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Score]:
         """Score each example by the mean over its answers of the best F1."""

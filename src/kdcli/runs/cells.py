@@ -125,11 +125,14 @@ def make_cells(config: CompareConfig, workshop: Workshop) -> list[Cell]:
     lines, tried = contenders(config), combinations(read_axes(config.tune, "--tune"))
     baseline_of(config, lines)
     root = Path(config.output) if config.output is not None else None
-    cells = []
+    cells, by = [], tuned_by(config).metric if config.tune else None
     for line in lines:
         for choice in tried:
             for seed in config.seeds:
-                prepared = prepare_run(_run_config(config, line, choice, seed), workshop)
+                prepared = prepare_run(_run_config(config, line, choice, seed, by), workshop)
+                if by is not None and (fitting := tuned_by(config, prepared.test).metric) != by:
+                    by = fitting
+                    prepared = prepare_run(_run_config(config, line, choice, seed, by), workshop)
                 cells.append(Cell(line.label, seed, prepared, _folder(root, prepared), choice))
     return cells
 
@@ -163,12 +166,12 @@ def slug(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", short).strip("-.")[:40] or "objective"
 
 
-def _run_config(config: CompareConfig, line: Contender, tried: Choice, seed: int) -> DistillConfig:
+def _run_config(config: CompareConfig, line: Contender, tried: Choice, seed: int, by: str | None) -> DistillConfig:
     data, evaluation = config.data, config.evaluation
-    if config.tune:
+    if by is not None:
         share = 0.0 if data.dev else data.dev_share or SHARE
         data = data.model_copy(update={"dev_share": share})
-        evaluation = evaluation.model_copy(update={"split": "dev", "metrics": (tuned_by(config).metric,)})
+        evaluation = evaluation.model_copy(update={"split": "dev", "metrics": (by,)})
     if config.output is not None and data.made is None:
         data = data.model_copy(update={"made": str(Path(config.output) / MADE)})
     train = applied(config.train, line.varied, tried)

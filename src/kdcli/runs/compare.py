@@ -97,7 +97,7 @@ def _tuned(
     if not config.tune:
         forget_tuning(output)
         return cells, outcome, None, []
-    tuning = choose(cells, outcome, tuned_by(config))
+    tuning = choose(cells, outcome, tuned_by(config, cells[0].prepared.test))
     write_tuning(output, tuning)
     for sentence in tuning.sentences():
         report(Event("note", sentence))

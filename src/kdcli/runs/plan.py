@@ -5,11 +5,13 @@ from pathlib import Path
 
 from kdcli.config import DistillConfig
 from kdcli.data.preview import Preview, preview
+from kdcli.metrics.describe import describe
 from kdcli.runs.estimate import Estimate, estimate
 from kdcli.runs.folder import RunFolder
 from kdcli.runs.model_facts import Pair
 from kdcli.runs.prepare import Prepared, prepare_run
 from kdcli.runs.records import Plan, Shown
+from kdcli.runs.splits import leaves_answers_out
 from kdcli.runs.teaching import share_met
 from kdcli.runs.workshop import Workshop
 
@@ -94,7 +96,9 @@ def describe_run(prepared: Prepared) -> dict[str, str]:
         met, seen = share_met(prepared, _SAMPLED), min(_SAMPLED, len(data))
         facts["alignment"] = f"the teacher speaks of {met:.1%} of the response tokens (first {seen} rows)"
     if prepared.test is not None:
-        metrics = ", ".join(config.evaluation.metrics)
+        bare = leaves_answers_out(config.evaluation, prepared.test)
+        names = [name for name in config.evaluation.metrics if not (bare and describe(name).eats == "texts")]
+        metrics = ", ".join(names)
         facts["held-out rows"] = f"{len(prepared.test):,} rows; {metrics}"
     return facts
 

@@ -69,6 +69,44 @@ class Edge:
 
 
 @dataclass(frozen=True)
+class AnswerCounts:
+    """How many answers a model gave, and how many of them are not whole, or nothing.
+
+    Args:
+        answers: how many.
+        empty: those without a letter, digit or sign.
+        cut: those that no end token ended; None where that is not known.
+        most: tokens they were cut at; None where that is not known.
+    """
+
+    answers: int
+    empty: int
+    cut: int | None = None
+    most: int | None = None
+
+    @property
+    def sentences(self) -> list[str]:
+        """What a reader of scores of these answers must know.
+
+        >>> AnswerCounts(100, 0, 98, 128).sentences
+        ['98 of 100 answers were cut at 128 tokens, before an end token']
+        """
+        found = []
+        if self.cut:
+            found.append(f"{self.cut:,} of {self.answers:,} answers were cut{self.place}, before an end token")
+        if self.empty == self.answers:
+            found.append(f"all {self.answers:,} answers are empty: no score of their words means anything")
+        elif self.empty:
+            found.append(f"{self.empty:,} of {self.answers:,} answers are empty")
+        return found
+
+    @property
+    def place(self) -> str:
+        """Where answers were cut, in words that follow the verb."""
+        return "" if self.most is None else f" at {self.most:,} tokens"
+
+
+@dataclass(frozen=True)
 class EvalRecord:
     """One evaluation.
 
@@ -85,6 +123,7 @@ class EvalRecord:
         curves: what is worth a picture, as data.
         edge: what the model costs on this machine; None where that was not measured.
         documents: benchmark score -> what each document adds to it, where it is their mean.
+        answers: how many answers there were, cut and empty ones; None without any, or of an older evaluation.
     """
 
     name: str
@@ -99,6 +138,12 @@ class EvalRecord:
     curves: tuple[Curve, ...] = field(default=(), repr=False)
     edge: Edge | None = None
     documents: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
+    answers: AnswerCounts | None = None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """The notes, and what is to be known of the answers."""
+        return (*self.notes, *(self.answers.sentences if self.answers is not None else ()))
 
 
 @dataclass(frozen=True)

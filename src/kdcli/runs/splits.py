@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kdcli.config import DataConfig
+from kdcli.config import DataConfig, EvalSettings
 from kdcli.data.dataset import TokenDataset
 from kdcli.data.development import split_development
 from kdcli.errors import UsageError
@@ -42,6 +42,16 @@ def measured_rows(data: DataConfig, split: str, reader: ModelFacts, workshop: Wo
     if split == "test" or data.dev is not None:
         return workshop.data(path, reader, data, role="eval")
     return split_development(workshop.data(path, reader, data, role="train"), data.dev_share)[1]
+
+
+def leaves_answers_out(settings: EvalSettings, rows: TokenDataset | None) -> bool:
+    """Whether metrics of answers are left out: no row has a prompt to answer, and nobody asked for them by name.
+
+    Args:
+        settings: the metrics' names.
+        rows: what is measured; None where that is not known yet.
+    """
+    return rows is not None and rows.without_prompt == len(rows) and settings.metrics == EvalSettings().metrics
 
 
 def measures_after_training(data: DataConfig, split: str) -> bool:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from kdcli.errors import InputError, IntegrityError
 from kdcli.metrics.score import Score
 from kdcli.runs.costs import Cost
 from kdcli.runs.evaluation.results import SAMPLES, read_evaluation_settings, read_samples, scores_of
-from kdcli.runs.records import EvalRecord, Failure, RunRecord, ScoreInfo
+from kdcli.runs.records import AnswerCounts, EvalRecord, Failure, RunRecord, ScoreInfo
 
 RESULTS = "results.parquet"
 SCHEMA = 1
@@ -187,11 +187,26 @@ def make_tidy(cells: Sequence[Cell], infos: Sequence[ScoreInfo], about: About) -
         "about": {"baseline": _storable(about.baseline), "remarks": about.remarks, "failed": failed},
         "infos": [asdict(info) for info in infos],
         "evaluation": read_evaluation_settings(_folder(cells[0])),
-        "notes": list(dict.fromkeys(note for cell in cells for note in cell.found.notes)),
+        "notes": [*dict.fromkeys(note for cell in cells for note in cell.found.notes), *_answer_notes(cells)],
     }
     results = pa.Table.from_pylist(lines, schema=_COLUMNS.with_metadata({_ABOUT: json.dumps(facts).encode()}))
     samples = pa.concat_tables([_samples(cell, infos) for cell in cells], promote_options="permissive")
     return Tidy(results, samples)
+
+
+def _answer_notes(cells: Sequence[Cell]) -> Iterator[str]:
+    """Say how many answers of each line were cut or empty, where any was."""
+    totals: dict[str, list[AnswerCounts]] = {}
+    for cell in cells:
+        if cell.found.answers is not None:
+            totals.setdefault(str(_storable(cell.label)), []).append(cell.found.answers)
+    place = next((one.place for found in totals.values() for one in found), "")
+    for what, name in ((f"cut{place}, before an end token", "cut"), ("empty", "empty")):
+        counts = {label: sum(getattr(one, name) or 0 for one in found) for label, found in totals.items()}
+        if any(counts.values()):
+            of = {label: sum(one.answers for one in found) for label, found in totals.items()}
+            parts = [f"{label} {count:,} of {of[label]:,}" for label, count in counts.items()]
+            yield f"answers {what}: {', '.join(parts)}"
 
 
 def write_tidy(folder: Path, tidy: Tidy) -> None:

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 from kdcli.config import CompareConfig
+from kdcli.data.examples import TokenDataset
 from kdcli.errors import UsageError
 from kdcli.metrics.describe import MetricCard, cards, describe
+from kdcli.runs.splits import leaves_answers_out
 from kdcli.spelling import nearest
 from kdcli.text import one_line
 
@@ -24,8 +26,12 @@ class TunedBy:
     higher: bool
 
 
-def tuned_by(config: CompareConfig) -> TunedBy:
+def tuned_by(config: CompareConfig, rows: TokenDataset | None = None) -> TunedBy:
     """Return the score that chooses: the one asked for, else the first one measured that has a better direction.
+
+    Args:
+        config: the study's settings.
+        rows: what is measured, as far as it is known; where no row has a prompt, default metrics of answers are not.
 
     Raises:
         UsageError: no such score, or none of which more or less is better.
@@ -34,7 +40,10 @@ def tuned_by(config: CompareConfig) -> TunedBy:
     TunedBy(metric='perplexity', score='nll', higher=False)
     """
     if config.tune_by is None:
+        left_out = leaves_answers_out(config.evaluation, rows)
         for card in map(describe, config.evaluation.metrics):
+            if card.eats == "texts" and left_out:
+                continue
             for score, better in card.scores.items():
                 if better != "neither":
                     return TunedBy(card.name, score, better == "higher")

@@ -136,6 +136,7 @@ def _ask(config: EvalConfig, model: str, workshop: Workshop) -> _Asked:
     facts = own.look(model)
     other = workshop.look_teacher(teacher, config.teacher_quantization) if teacher else None
     data = splits.measured_rows(config.data, config.evaluation.split, facts, workshop)
+    chosen = scoring.without_prompts(chosen, config.evaluation, data)
     protocol = _protocol(config, chosen, data, device, facts, other)
     development = splits.measured_rows(config.data, "dev", facts, workshop) if chosen.needs_development else None
     if development is not None:

@@ -9,7 +9,7 @@ from kdcli.runs.evaluation import scoring
 from kdcli.runs.evaluation.beside import Beside
 from kdcli.runs.evaluation.results import Rows, make_place, write_results
 from kdcli.runs.evaluation.scoring import Scored
-from kdcli.runs.records import EvalRecord
+from kdcli.runs.records import AnswerCounts, EvalRecord
 from kdcli.statistics import over_examples
 
 
@@ -53,8 +53,9 @@ def keep(measured: Measured, config: EvalConfig) -> EvalRecord:
         estimates={score.name: over_examples(score) for score, _ in pairs},
         infos=tuple(scoring.complete(info, measured.protocol) for _, info in pairs),
         protocol=measured.protocol,
-        notes=tuple(dict.fromkeys([*measured.notes, *said])),
+        notes=tuple(dict.fromkeys([*measured.notes, *said, *measured.scored.notes])),
         curves=measured.scored.curves,
+        answers=_counts(measured, config),
     )
     record = measured.beside.join(record)
     if measured.folder is not None:
@@ -62,3 +63,13 @@ def keep(measured: Measured, config: EvalConfig) -> EvalRecord:
         make_place(measured.folder, config.output)
         write_results(measured.folder, record, config.evaluation, measured.rows, scores, pictures=config.pictures)
     return record
+
+
+def _counts(measured: Measured, config: EvalConfig) -> AnswerCounts | None:
+    texts = measured.rows.texts
+    if texts is None:
+        return None
+    said = [text for answers in texts.predictions for text in answers]
+    cut = sum(not ended for answers in texts.ended for ended in answers) if texts.ended_is_known else None
+    most = config.evaluation.generation.max_new_tokens if measured.protocol["generation"] is not None else None
+    return AnswerCounts(len(said), sum(not text.strip() for text in said), cut, most)

@@ -20,7 +20,7 @@ from kdcli.runs.evaluation.curves import read_curves, write_curves
 from kdcli.runs.evaluation.documents import score_of
 from kdcli.runs.evaluation.kept import KeptAnswers
 from kdcli.runs.evaluation.scoring import Texts, choose_metrics, finishes
-from kdcli.runs.records import Edge, EvalRecord, ScoreInfo
+from kdcli.runs.records import AnswerCounts, Edge, EvalRecord, ScoreInfo
 from kdcli.statistics import Estimate
 
 SCHEMA = 1
@@ -70,6 +70,7 @@ class _Document(BaseModel):
     evaluation: dict[str, Any]
     notes: list[str]
     edge: Edge | None = None
+    answers: AnswerCounts | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def write_results(
         "evaluation": settings.model_dump(mode="json"),
         "notes": list(record.notes),
         "edge": asdict(record.edge) if record.edge is not None else None,
+        "answers": asdict(record.answers) if record.answers is not None else None,
     }
 
     def fill(target: Path) -> None:
@@ -172,6 +174,7 @@ def read_results(folder: Path) -> EvalRecord:
         read_curves(folder),
         _edge(document.get("edge")),
         {entry["name"]: tuple(entry["documents"]) for entry in document["scores"] if "documents" in entry},
+        None if document.get("answers") is None else AnswerCounts(**document["answers"]),
     )
 
 

@@ -23,8 +23,10 @@ from kdcli.metrics.choices import ChoiceMetric, ChoiceTable
 from kdcli.metrics.curve import Curve
 from kdcli.metrics.own import OwnMetric, one_token
 from kdcli.metrics.score import Finish, Score
+from kdcli.metrics.scripts import unspaced_note
 from kdcli.models.load import LanguageModel
 from kdcli.runs.records import ScoreInfo
+from kdcli.runs.splits import leaves_answers_out
 
 _MICRO_TOKENS = 4096
 _NO_TEACHER = "needs a teacher; give --teacher"
@@ -71,14 +73,16 @@ class Scored:
     Args:
         pairs: each score with what a reader must know about it.
         curves: what is worth a picture.
+        notes: what a reader of several scores must know.
     """
 
     pairs: tuple[tuple[Score, ScoreInfo], ...] = ()
     curves: tuple[Curve, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __add__(self, other: "Scored") -> "Scored":
         """Join what was measured on several roads."""
-        return Scored(self.pairs + other.pairs, self.curves + other.curves)
+        return Scored(self.pairs + other.pairs, self.curves + other.curves, self.notes + other.notes)
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,24 @@ def _lacking(
     return found
 
 
+def without_prompts(chosen: Chosen, settings: EvalSettings, dataset: TokenDataset) -> Chosen:
+    """Leave the default metrics of answers out where no row has a prompt to answer; say so where some have none.
+
+    Args:
+        chosen: the metrics.
+        settings: their names; what was asked for by name stays.
+        dataset: the rows.
+    """
+    bare = dataset.without_prompt
+    if not bare or not chosen.texts:
+        return chosen
+    names = ", ".join(metric.name for metric in chosen.texts)
+    if leaves_answers_out(settings, dataset):
+        return replace(chosen, texts=(), notes=(*chosen.notes, f"{names} left out: the rows have no prompt to answer"))
+    note = f"{bare:,} of {len(dataset):,} rows have no prompt: {names} compare what follows the first token alone"
+    return replace(chosen, notes=(*chosen.notes, note))
+
+
 def beside(texts: Texts, dataset: TokenDataset, ends: EndTokens) -> Texts:
     """Return the texts with the number of tokens of each example's first reference, end token left out."""
     answers = [example.ids[example.prompt_length :] for example in dataset.examples]
@@ -173,7 +195,9 @@ def score_texts(chosen: Chosen, texts: Texts) -> Scored:
         scores = metric.scores_from_texts(texts.predictions, texts.references, **texts.also)
         pairs += [(score, info_of(score, metric)) for score in scores]
         curves += metric.curves(texts.predictions, texts.references, **texts.also)
-    return Scored(tuple(pairs), tuple(curves))
+    names = [metric.name for metric in chosen.texts if metric.splits_at_spaces]
+    note = unspaced_note(names, (text for several in (*texts.predictions, *texts.references) for text in several))
+    return Scored(tuple(pairs), tuple(curves), (note,) if note else ())
 
 
 def score_tokens(
