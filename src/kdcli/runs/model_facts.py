@@ -11,10 +11,13 @@ from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
 from kdcli.models.ends import ends_differ, folder_end_tokens
 from kdcli.models.folder import ModelFolder
+from kdcli.models.plain import passed_over
 from kdcli.models.quantise import NONE
 from kdcli.models.random import is_random
 from kdcli.models.vocabulary import shared_vocabulary
+from kdcli.models.weights import read_generation_config
 from kdcli.runs.ensemble import Blend
+from kdcli.text import one_line
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
@@ -37,6 +40,7 @@ class ModelFacts:
         blend: how several teachers are mixed, if it is several.
         members: each of them.
         notes: what its files do not agree on.
+        passed_over: settings of its generation_config.json that no way of writing applies.
         vocab: how many leading ids it shares with its partner; None where all its rows count.
     """
 
@@ -54,6 +58,15 @@ class ModelFacts:
     members: tuple["ModelFacts", ...] = ()
     notes: tuple[str, ...] = ()
     vocab: int | None = None
+    passed_over: tuple[str, ...] = ()
+
+    @property
+    def writing_notes(self) -> tuple[str, ...]:
+        """What to know where this model writes."""
+        if not self.passed_over:
+            return self.notes
+        named = ", ".join(self.passed_over)
+        return (*self.notes, f"{one_line(self.path)}: {named} of its generation_config.json change no answer here")
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,7 @@ def facts_of(path: str, checked: ModelFolder, tokenizer: PreTrainedTokenizerBase
         parameters=sum(info.numel for info in checked.tensors.values()),
         width=int(table.get("hidden_size") or table.get("n_embd") or table.get("d_model") or 0),
         notes=notes,
+        passed_over=passed_over(read_generation_config(checked.folder)),
     )
 
 

@@ -86,7 +86,9 @@ class Prepared:
     def notes(self) -> list[str]:
         """What was detected, cut and left out in models and data."""
         held_out = self.test.notes if self.test is not None else ()
-        return [*self.pair.notes, *self.dataset.notes, *held_out]
+        writers = () if self.source.needs().fixed else (self.pair.reader, *filter(None, [self.pair.teacher]))
+        writing = [note for one in writers for note in one.writing_notes]
+        return [*dict.fromkeys([*self.pair.notes, *writing]), *self.dataset.notes, *held_out]
 
     @property
     def warnings(self) -> list[str]:

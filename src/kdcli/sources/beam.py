@@ -10,6 +10,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from kdcli.end_tokens import EndTokens
 from kdcli.generate.answers import Answer
 from kdcli.models.load import LanguageModel
+from kdcli.models.plain import plain_generation
 
 
 class _RealIds(LogitsProcessor):
@@ -19,9 +20,9 @@ class _RealIds(LogitsProcessor):
         self.ids = ids
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return the scores, minus infinity for padding rows."""
+        """Return log-probabilities among the real ids, minus infinity for padding rows."""
         scores[:, self.ids :] = -torch.inf
-        return scores
+        return torch.log_softmax(scores, -1)
 
 
 @torch.no_grad()
@@ -48,10 +49,11 @@ def beam_answers(
     model.model.eval()
     try:
         search: Any = model.model.generate
-        found = search(
-            tokens, attention_mask=torch.ones_like(tokens), generation_config=setting,
-            logits_processor=LogitsProcessorList([_RealIds(ids)]),
-        )  # fmt: skip
+        with plain_generation(model):
+            found = search(
+                tokens, attention_mask=torch.ones_like(tokens), generation_config=setting,
+                logits_processor=LogitsProcessorList([_RealIds(ids)]),
+            )  # fmt: skip
     finally:
         model.model.train(training)
     assert isinstance(found, Tensor), "no dictionary was asked for"

@@ -170,7 +170,9 @@ def _score_model(config: EvalConfig, model: str, report: Report, workshop: Works
     if reuse and (there := asked.already_there()) is not None:
         return there
     ready = ready_beside(config)
-    for note in (*asked.facts.notes, *asked.data.notes, *asked.chosen.notes):
+    writes = asked.protocol["generation"] is not None
+    told = asked.facts.writing_notes if writes else asked.facts.notes
+    for note in (*told, *asked.data.notes, *asked.chosen.notes):
         report(Event("note", note))
     inside = asked.folder is not None and config.output is None
     with alone(Path(model)) if inside else nullcontext():

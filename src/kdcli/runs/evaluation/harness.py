@@ -21,6 +21,7 @@ from kdcli.data.hub import asked_only_in_reach
 from kdcli.engine.events import Event, Report, silent
 from kdcli.errors import UsageError
 from kdcli.models.load import LanguageModel
+from kdcli.models.plain import plain_generation
 
 _BAR = re.compile(r"\| (\d{1,12})/(\d{1,12}) \[")
 _SEEDS = {"python": 0, "numpy": 1234, "torch": 1234, "shots": 1234}
@@ -97,7 +98,8 @@ class LmEval:
                 _set_shots(task, config.shots)
             spoken = wrap(pretrained=model.model, tokenizer=model.tokenizer, batch_size=config.batch_size)
             evaluate = importlib.import_module("lm_eval.evaluator").evaluate
-            return evaluate(spoken, {"tasks": tasks.tasks, "groups": tasks.groups}, limit=config.limit)
+            with plain_generation(model):
+                return evaluate(spoken, {"tasks": tasks.tasks, "groups": tasks.groups}, limit=config.limit)
 
 
 def _group_in(file: Path) -> str | None:

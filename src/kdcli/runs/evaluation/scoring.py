@@ -25,6 +25,7 @@ from kdcli.metrics.own import OwnMetric, one_token
 from kdcli.metrics.score import Finish, Score
 from kdcli.metrics.scripts import unspaced_note
 from kdcli.models.load import LanguageModel
+from kdcli.models.plain import SETTING
 from kdcli.runs.records import ScoreInfo
 from kdcli.runs.splits import leaves_answers_out
 
@@ -256,7 +257,7 @@ def complete(info: ScoreInfo, protocol: dict[str, Any]) -> ScoreInfo:
         sampled = [f"temp:{generation['temperature']:g}", f"top_p:{generation['top_p']:g}"]
         seeds = ",".join(map(str, generation["seeds"]))
         parts += [*sampled, f"seeds:{seeds}"] if generation["temperature"] else ["gen:greedy"]
-        parts.append(f"max:{generation['max_new_tokens']}")
+        parts += [f"max:{generation['max_new_tokens']}", "processors:server" if "server" in protocol else SETTING]
     elif info.eats == "texts":
         parts.append("answers:given")
     parts += [f"server:{protocol['server']}"] if "server" in protocol and info.eats == "texts" else []

@@ -90,7 +90,11 @@ def prepare_task(config: GenerateConfig, workshop: Workshop) -> Task:
     dataset = _prompts(config, path, pair, workshop)
     vocab, reader = pair.teacher_vocab or pair.vocab, teacher if across else pair.reader
     longest = positions_stated(model_of(teacher.path)) if across else _longest(config, (config.teacher, student))
-    return Task(source, teacher, reader, dataset, vocab, longest, device, path, pair.notes or teacher.notes)
+    return Task(source, teacher, reader, dataset, vocab, longest, device, path, _notes(pair, teacher))
+
+
+def _notes(pair: Pair, teacher: ModelFacts) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*pair.notes, *teacher.writing_notes]))
 
 
 def _prompts(config: GenerateConfig, path: str | None, pair: Pair, workshop: Workshop) -> TokenDataset:
