@@ -193,7 +193,7 @@ def verify_folder(folder: Path) -> dict[str, Any]:
     Raises:
         IntegrityError: names the first file that is not what the manifest says.
     """
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     listed = manifest.get("files")
     if not isinstance(listed, dict):
         raise _damaged(folder / MANIFEST, "lists no files")
@@ -468,7 +468,12 @@ def _flush(handle: int) -> None:
     os.fsync(handle)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return a folder's manifest; the digest that it carries of itself is checked, its files are not.
+
+    Raises:
+        IntegrityError: it is missing or damaged, or the folder is a link.
+    """
     path = folder / MANIFEST
     if folder.is_symlink():
         raise linked(folder)

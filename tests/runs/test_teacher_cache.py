@@ -1,4 +1,6 @@
+import errno
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -6,16 +8,26 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
+from kdcli import durable
 from kdcli.config import CacheConfig, HardwareConfig, TrainConfig
 from kdcli.data.collate import collate
 from kdcli.data.examples import Example, TokenDataset
 from kdcli.engine.events import silent
-from kdcli.errors import ExperimentChangedError, InputError, IntegrityError, InterruptedRunError, UsageError
+from kdcli.errors import (
+    ExperimentChangedError,
+    InputError,
+    IntegrityError,
+    InterruptedRunError,
+    MachineError,
+    UsageError,
+)
 from kdcli.models.load import load_model
 from kdcli.runs.cache_build import _Build
+from kdcli.runs.cache_key import read_key
 from kdcli.runs.cache_summary import ERRORS
 from kdcli.runs.distill import distill
 from kdcli.runs.doctor.compare import between_models
+from kdcli.runs.teacher_cache import open_cache
 from kdcli.runs.teachers import cache, plan_cache
 from kdcli.sources.base import Ground
 from kdcli.sources.difficulty import difficulties
@@ -203,6 +215,124 @@ def test_the_command_says_what_it_would_take_and_what_it_took(parts):
     assert refused.code == 8
     assert "dtype float32, here it is float16" in refused.error_lines[0]
     assert kd(*line, "--kind", "compact", "--top-k", "5000", "--dry-run").code == 2
+
+
+def stable(folder):
+    """What a cache holds, without its lock."""
+    return {name: data for name, data in tree(folder).items() if name != ".lock"}
+
+
+def test_a_shard_that_could_not_be_flushed_is_not_written_twice(parts, exact, monkeypatch):
+    config, whole, refused = settings(parts, "flush"), durable.flush_folder, []
+
+    def refuse_once(folder):
+        if list(folder.glob("shard-*")) and not refused:
+            refused.append(folder)
+            raise OSError(errno.EIO, "Input/output error")
+        whole(folder)
+
+    monkeypatch.setattr(durable, "flush_folder", refuse_once)
+    with pytest.raises(MachineError, match="Input/output error"):
+        cache(config, silent)
+    assert [path.name for path in Path(config.output).glob("shard-*")] == ["shard-00000"]
+    assert cache(config, silent).teacher_tokens == exact.teacher_tokens
+    assert stable(Path(config.output)) == stable(exact.folder)
+
+
+def edited(old, new):
+    def change(folder):
+        path = folder / "cache.json"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    return change
+
+
+def flipped(name):
+    def change(folder):
+        path = folder / name
+        raw = bytearray(path.read_bytes())
+        raw[-9] ^= 1
+        path.write_bytes(raw)
+
+    return change
+
+
+def foreign_shard(folder):
+    """A shard of another teacher's cache, whole in itself."""
+    shard = folder / "shard-00000"
+    manifest = durable.verify_folder(shard)
+    content = {name: (shard / name).read_bytes() for name in manifest["files"]}
+    durable.commit_folder(
+        shard, lambda target: [(target / name).write_bytes(data) for name, data in content.items()] and None,
+        {**{name: value for name, value in manifest.items() if name not in ("files", "schema")}, "of": "0" * 64},
+    )  # fmt: skip
+
+
+DAMAGE = {
+    "scale": edited('"scale": 1.0', '"scale": 9.0'),
+    "digest renamed": edited('"digest"', '"digesu"'),
+    "no cache.json": lambda folder: (folder / "cache.json").unlink(),
+    "cache.json": lambda folder: (folder / "cache.json").write_text("{"),
+    "head": flipped("head/head.safetensors"),
+    "no head": lambda folder: shutil.rmtree(folder / "head"),
+    "no manifest of the head": lambda folder: (folder / "head" / "manifest.json").unlink(),
+    "manifest of the head": flipped("head/manifest.json"),
+    "shard": flipped("shard-00000/tokens.safetensors"),
+    "manifest of a shard": flipped("shard-00000/manifest.json"),
+    "shard of another": foreign_shard,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_every_damage_to_a_cache_is_found_and_the_same_line_mends_it(parts, exact, name, monkeypatch):
+    monkeypatch.chdir(parts.root)
+    folder = Path("damaged") / name
+    shutil.copytree(exact.folder, folder)
+    assert kd("verify", str(folder)).code == 0
+    DAMAGE[name](folder)
+    assert kd("verify", str(folder)).code == 6
+    key = read_key(exact.folder)["key"]
+    with pytest.raises((IntegrityError, InputError)):
+        open_cache(folder, key, torch.device("cpu"))
+    cache(settings(parts, f"damaged/{name}"), silent)
+    assert stable(folder) == stable(exact.folder)
+    assert kd("verify", str(folder)).code == 0
+
+
+def test_what_a_compact_cache_loses_is_known_after_every_end(parts, compact):
+    folder = parts.root / "losing"
+    shutil.copytree(compact.folder, folder)
+    before = (folder / ERRORS).read_bytes()
+    (folder / ERRORS).write_text("{}")
+    assert kd("verify", str(folder)).code == 6
+    (folder / ERRORS).unlink()
+    cache(settings(parts, "losing", kind="compact", top_k=8), silent)
+    assert (folder / ERRORS).read_bytes() == before
+
+
+def test_a_log_of_an_error_does_not_make_a_cache_another_folder(parts):
+    folder = parts.root / "logged"
+    folder.mkdir()
+    (folder / "error.log").write_text("Traceback")
+    assert cache(settings(parts, "logged"), silent).added > 0
+
+
+def test_an_older_cache_without_digests_is_read_and_extended(parts, exact):
+    """Its first file counts what the teacher has read, and its shards do not say what they belong to."""
+    folder = parts.root / "older"
+    shutil.copytree(exact.folder, folder)
+    found = read_key(folder)
+    old = {"kind": found["kind"], "key": found["key"], "head": found["head"], "teacher_tokens": 77}
+    (folder / "cache.json").write_text(json.dumps(old, indent=1))
+    for part in folder.glob("*/manifest.json"):
+        manifest = json.loads(part.read_text())
+        rest = {name: value for name, value in manifest.items() if name not in ("of", "teacher_tokens", "digest")}
+        part.write_text(json.dumps({**rest, "schema": 1}))
+    assert open_cache(folder, found["key"], torch.device("cpu")).store
+    record = cache(settings(parts, "older"), silent)
+    assert (record.added, record.teacher_tokens) == (0, 77)
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,14 @@
 
     shard-00000/tokens.safetensors   name -> [tokens, ...], one sequence after another
     shard-00000/index.json           sequence key -> [first row, rows]
-    shard-00000/manifest.json        digests of both
+    shard-00000/manifest.json        digests of both, and what the shard belongs to
 
 A shard appears whole or not at all, so a build that was killed goes on with what is missing.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,20 +73,39 @@ class TokenStore:
             except IntegrityError as error:
                 yield error
 
-    def drop_damaged(self) -> list[str]:
-        """Remove the shards that are not what their manifests say; return their names."""
+    def drop_damaged(self, belongs: Callable[[dict[str, Any]], bool] = lambda manifest: True) -> list[str]:
+        """Remove the shards that are not what their manifests say, and those of something else; return their names.
+
+        Args:
+            belongs: whether a shard of such a manifest is one of ours; by default any is.
+        """
         damaged = []
         for shard in self.shards():
             try:
-                _check(shard)
+                ours = belongs(_check(shard))
             except IntegrityError:
+                ours = False
+            if not ours:
                 durable.remove_folder(shard)
                 damaged.append(shard.name)
         self._scan()
         return damaged
 
-    def add(self, entries: Sequence[tuple[str, dict[str, Tensor]]]) -> None:
-        """Write a shard of sequences: each a key and its tensors, of as many rows as it has tokens."""
+    def manifests(self) -> list[dict[str, Any]]:
+        """Return what the manifest of each shard says, in order; the digests of its files are not checked.
+
+        Raises:
+            IntegrityError: a manifest is damaged.
+        """
+        return [durable.read_manifest(shard) for shard in self.shards()]
+
+    def add(self, entries: Sequence[tuple[str, dict[str, Tensor]]], about: Mapping[str, Any] | None = None) -> None:
+        """Write a shard of sequences.
+
+        Args:
+            entries: of each sequence its key and its tensors, of as many rows as it has tokens.
+            about: what the shard's manifest says besides.
+        """
         taken = [int(path.name.removeprefix("shard-")) for path in self.shards()]
         final = self.folder / f"shard-{max(taken, default=-1) + 1:05d}"
         index, start = {}, 0
@@ -102,7 +121,7 @@ class TokenStore:
             save_file(whole, target / _TOKENS)
             (target / _INDEX).write_text(json.dumps(index), encoding="utf-8")
 
-        durable.commit_folder(final, fill, {"kind": "shard"})
+        durable.commit_folder(final, fill, {**(about or {}), "kind": "shard"})
         self._learn(final)
 
     def read(self, keys: Sequence[str], names: Sequence[str]) -> dict[str, Tensor]:
@@ -147,7 +166,8 @@ def _index(shard: Path) -> dict[str, tuple[int, int]]:
     return stored.read_record(shard / _INDEX, dict[str, tuple[int, int]], fix=_BUILD)
 
 
-def _check(shard: Path) -> None:
-    """Raise IntegrityError unless a shard is what its manifest says, and its index one."""
-    durable.verify_folder(shard)
+def _check(shard: Path) -> dict[str, Any]:
+    """Return a shard's manifest; raise IntegrityError unless the shard is what it says, and its index one."""
+    manifest = durable.verify_folder(shard)
     _index(shard)
+    return manifest

@@ -1,9 +1,9 @@
 """Builds a teacher cache: the teacher runs once, whoever learns from it and however often."""
 
-import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from kdcli.engine.pack import find_valid
 from kdcli.engine.stop import StopRequest
 from kdcli.engine.teacher import LiveTeacher, Teacher
 from kdcli.engine.token_store import TokenStore, sequence_keys
-from kdcli.errors import InputError, InterruptedRunError, MachineError
+from kdcli.errors import InputError, IntegrityError, InterruptedRunError, MachineError
 from kdcli.losses.coarse import Coarse
 from kdcli.models.load import LanguageModel
 from kdcli.runs import lock
-from kdcli.runs.cache_key import KEY, check_key, read_key
-from kdcli.runs.cache_summary import ERRORS, Summary
+from kdcli.runs.cache_key import KEY, check_key, read_key, write_key
+from kdcli.runs.cache_summary import ERRORS, Summary, errors_text, tried_of
+from kdcli.runs.folder import NOT_CONTENT
 from kdcli.runs.model_facts import ModelFacts
 from kdcli.runs.serving.teacher import ServedTeacher
 from kdcli.runs.teacher_cache import HEAD, CacheRecord, estimated_bytes, missing_from
@@ -67,22 +68,25 @@ def build_cache(
         MachineError: it does not fit on the disk.
     """
     started = time.monotonic()
-    store = _begin(folder, key)
+    durable.make_folder(folder)
+    _refuse_others(folder)
     with lock.hold(folder), StopRequest() as stop:
         durable.sweep(folder)
-        if not (folder / KEY).is_file():
-            store = _without_orphans(folder)
-        for name in store.drop_damaged():
+        known = _known(folder, key, report)
+        store, of = TokenStore(folder), durable.digest_record(key)
+        for name in store.drop_damaged(partial(_belongs, of=of, known=known)):
             report(Event("warning", f"{folder / name} was damaged; it is built again"))
-        missing = missing_from(store, datasets)
-        if len(missing) or not (folder / KEY).is_file():
+        missing, whole = missing_from(store, datasets), known and _has_head(folder, key, of, report)
+        if len(missing) or not whole:
             _check_room(folder, estimated_bytes(key, teacher.width, teacher.rows, missing.targets), missing, report)
             if teacher.server is None:
                 source = workshop.load_teacher(teacher.path, device.device, teacher.quantization)
             else:
                 source = ServedTeacher(teacher.server, teacher.tokenizer, teacher.rows, key["top_k"])
-            work = _Build(folder, key, store, source, device, report)
-            _through(work, missing, stop, command)
+            if not whole:
+                _write_key(folder, key, source if isinstance(source, LanguageModel) else None)
+            _through(_Build(folder, key, store, source, device, report), missing, stop, command)
+        _write_errors(folder, key, store)
     return _record(folder, store, len(missing), time.monotonic() - started)
 
 
@@ -99,24 +103,46 @@ def _through(work: "_Build", missing: TokenDataset, stop: StopRequest, command: 
         raise
 
 
-def _begin(folder: Path, key: dict[str, Any]) -> TokenStore:
-    """Make the folder, or check that it is a cache of the same."""
-    durable.make_folder(folder)
-    if (folder / KEY).is_file():
-        check_key(read_key(folder)["key"], key, folder, free=())
-    elif any(
-        item.name not in (lock.NAME, HEAD) and not item.name.startswith((".tmp-", "shard-"))
-        for item in folder.iterdir()
-    ):
+def _refuse_others(folder: Path) -> None:
+    """Refuse a folder that holds something else."""
+    ours = (KEY, ERRORS, HEAD, *NOT_CONTENT)
+    if any(item.name not in ours and not item.name.startswith((".tmp-", "shard-")) for item in folder.iterdir()):
         raise InputError("CACHE-01", "not a teacher cache, and not empty", where=str(folder), fix="choose another -o")
-    return TokenStore(folder)
 
 
-def _without_orphans(folder: Path) -> TokenStore:
-    """Remove shards that a killed build left before it wrote what they are made of."""
-    for shard in TokenStore(folder).shards():
-        shutil.rmtree(shard)
-    return TokenStore(folder)
+def _known(folder: Path, key: dict[str, Any], report: Report) -> bool:
+    """Whether the folder says that it is a cache of this; one without a shard becomes one of anything.
+
+    Raises:
+        ExperimentChangedError: it is a cache of something else.
+    """
+    if not (folder / KEY).is_file():
+        return False
+    try:
+        found = read_key(folder)["key"]
+    except IntegrityError as error:
+        report(Event("warning", f"{error.where} was damaged ({error.what}); it is made again"))
+        return False
+    if found != key and not TokenStore(folder).shards():
+        return False
+    check_key(found, key, folder, free=())
+    return True
+
+
+def _belongs(manifest: dict[str, Any], *, of: str, known: bool) -> bool:
+    """Whether a shard or the head is part of this cache; older ones do not say: ``cache.json`` speaks for them."""
+    return known if "of" not in manifest else manifest["of"] == of
+
+
+def _has_head(folder: Path, key: dict[str, Any], of: str, report: Report) -> bool:
+    """Whether the teacher's head is there, where the cache needs it."""
+    if key["kind"] != "exact":
+        return True
+    try:
+        return _belongs(durable.verify_folder(folder / HEAD), of=of, known=True)
+    except IntegrityError as error:
+        report(Event("warning", f"{error.where} was damaged ({error.what}); it is made again"))
+        return False
 
 
 def _check_room(folder: Path, size: int, missing: TokenDataset, report: Report) -> None:
@@ -148,7 +174,7 @@ class _Build:
         self.bytes, self.since, self.read = 0, time.monotonic(), 0
         self.summary = None
         if self.model is not None and key["kind"] == "compact":
-            self.summary = Summary(key, self.model, device)
+            self.summary = Summary(key, self.model, device, tried=tried_of(store))
 
     def run(self, missing: TokenDataset) -> Iterator[None]:
         """Work through the sequences, longest first; yields after every micro-batch."""
@@ -164,15 +190,16 @@ class _Build:
                 self.flush()
             yield
         self.flush()
-        if self.summary is not None:
-            durable.write_file(self.folder / ERRORS, json.dumps(self.summary.errors(), indent=1, sort_keys=True) + "\n")
 
     def flush(self) -> None:
-        """Write what has gathered as a shard."""
-        if self.entries:
-            self.store.add(self.entries)
-            _write_key(self.folder, self.key, self.model, self.read)
-        self.entries, self.bytes, self.since, self.read = [], 0, time.monotonic(), 0
+        """Write what has gathered as a shard; what could not be written is forgotten, never written again."""
+        entries, self.entries = self.entries, []
+        about = {"of": durable.digest_record(self.key), "teacher_tokens": self.read}
+        if self.summary is not None:
+            about |= {"lost": self.summary.take()}
+        self.bytes, self.since, self.read = 0, time.monotonic(), 0
+        if entries:
+            self.store.add(entries, about)
 
     def _take(self, batch: Batch) -> None:
         moved = batch.to(self.device.device)
@@ -196,17 +223,25 @@ class _Build:
         self.read += batch.tokens
 
 
-def _write_key(folder: Path, key: dict[str, Any], teacher: LanguageModel | None, read: int) -> None:
-    """Write what the cache is, with its head the first time, and how much the teacher has read for it."""
-    before = read_key(folder)["teacher_tokens"] if (folder / KEY).is_file() else 0
-    if teacher is not None and not (folder / KEY).is_file():
-        durable.commit_folder(folder / HEAD, lambda target: save_head(teacher.head, target), {"kind": "head"})
-    head = {} if teacher is None else {"scale": teacher.head.scale, "softcap": teacher.head.softcap}
-    text = json.dumps({"kind": "teacher cache", "key": key, "head": head, "teacher_tokens": before + read}, indent=1)
-    durable.write_file(folder / KEY, text + "\n")
+def _write_key(folder: Path, key: dict[str, Any], teacher: LanguageModel | None) -> None:
+    """Write the head that an exact cache needs, then what the cache is."""
+    head = {}
+    if teacher is not None and key["kind"] == "exact":
+        head = {"scale": teacher.head.scale, "softcap": teacher.head.softcap}
+        about = {"kind": "head", "of": durable.digest_record(key)}
+        durable.commit_folder(folder / HEAD, lambda target: save_head(teacher.head, target), about)
+    write_key(folder, key, head)
+
+
+def _write_errors(folder: Path, key: dict[str, Any], store: TokenStore) -> None:
+    """Write what a compact cache loses, which its shards know."""
+    text = errors_text(key, store)
+    if text is not None and not ((folder / ERRORS).is_file() and (folder / ERRORS).read_bytes() == text.encode()):
+        durable.write_file(folder / ERRORS, text)
 
 
 def _record(folder: Path, store: TokenStore, added: int, seconds: float) -> CacheRecord:
     found = read_key(folder)
+    read = found["teacher_tokens"] + sum(int(one.get("teacher_tokens", 0)) for one in store.manifests())
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return CacheRecord(folder, found["key"]["kind"], len(store), added, found["teacher_tokens"], size, seconds)
+    return CacheRecord(folder, found["key"]["kind"], len(store), added, read, size, seconds)

@@ -1,14 +1,15 @@
 """What a teacher cache was made of: equal keys give equal hidden states, others are refused by field."""
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from kdcli import stored
+from kdcli import durable, stored
 from kdcli.config import DataConfig, HardwareConfig
 from kdcli.engine.devices import Device
-from kdcli.errors import ExperimentChangedError, InputError
+from kdcli.errors import ExperimentChangedError, InputError, IntegrityError
 from kdcli.runs.model_facts import ModelFacts
 from kdcli.text import one_line
 
@@ -40,7 +41,8 @@ class _Cache(BaseModel):
 
     key: _Key
     head: _Head
-    teacher_tokens: int
+    digest: str = ""
+    teacher_tokens: int = 0
 
 
 def cache_key(
@@ -82,7 +84,7 @@ def cache_key(
 
 
 def read_key(folder: Path) -> dict[str, Any]:
-    """Return what a cache says of itself.
+    """Return what a cache says of itself; older ones carry no digest, and count what their teacher has read.
 
     Raises:
         InputError: there is no cache.
@@ -91,10 +93,26 @@ def read_key(folder: Path) -> dict[str, Any]:
     path = folder / KEY
     if not path.is_file():
         raise InputError("CACHE-01", "no teacher cache", where=str(folder), fix="make one with kd cache")
-    fix = "remove the cache, build again"
+    fix = "make it again with the same kd cache line"
     found = stored.read_record(path, dict[str, Any], fix=fix, code="CACHE-02")
     stored.fit(found, _Cache, path, fix=fix, code="CACHE-02")
-    return found
+    old = found.keys() == {"kind", "key", "head", "teacher_tokens"}
+    if not old and found.get("digest") != durable.digest_record(found):
+        raise IntegrityError("CACHE-02", "digest differs from the one it carries", where=str(path), fix=fix)
+    return {"teacher_tokens": 0, **found}
+
+
+def write_key(folder: Path, key: dict[str, Any], head: dict[str, Any]) -> None:
+    """Write what a cache is.
+
+    Args:
+        folder: the cache.
+        key: what it is made of.
+        head: scale and soft cap of the teacher's head; empty without one.
+    """
+    record = {"kind": "teacher cache", "key": key, "head": head}
+    record |= {"digest": durable.digest_record(record)}
+    durable.write_file(folder / KEY, json.dumps(record, indent=1) + "\n")
 
 
 def check_key(found: dict[str, Any], wanted: dict[str, Any], folder: Path, *, free: tuple[str, ...] = _CHOSEN) -> None:

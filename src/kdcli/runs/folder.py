@@ -29,7 +29,7 @@ SCHEMA = 1
 CONFIG, MANIFEST, STATUS, MODEL, EVAL = "config.yaml", "manifest.json", "status.json", "model", "eval"
 BEST = "best"
 MADE = "made"
-_NOT_CONTENT = (".lock", "error.log")
+NOT_CONTENT = (".lock", "error.log")
 _SEALED = (CONFIG, MANIFEST, "metrics.jsonl", "timing.jsonl")
 _RESTORE = "restore the file, or start in a new folder"
 
@@ -219,7 +219,7 @@ class RunFolder:
         if not self.path.is_dir():
             return []
         names = [item.name for item in self.path.iterdir()]
-        return [name for name in names if name not in _NOT_CONTENT and not name.startswith(".tmp-")]
+        return [name for name in names if name not in NOT_CONTENT and not name.startswith(".tmp-")]
 
     def _read(self, name: str) -> dict[str, Any]:
         return stored.read_record(self.path / name, dict[str, Any], fix=_RESTORE)

@@ -12,7 +12,9 @@ from kdcli.data.collate import collate
 from kdcli.data.examples import TokenDataset
 from kdcli.engine.cached_teacher import CachedTeacher, CompactTeacher, load_head
 from kdcli.engine.token_store import TokenStore, sequence_keys
-from kdcli.runs.cache_key import check_key, read_key
+from kdcli.errors import IntegrityError
+from kdcli.runs.cache_key import KEY, check_key, read_key
+from kdcli.runs.cache_summary import ERRORS, errors_text
 
 HEAD = "head"
 _SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -29,7 +31,7 @@ class CacheRecord:
         kind: "exact" or "compact".
         sequences: sequences in it.
         added: those that this call added.
-        teacher_tokens: tokens that the teacher has read for it, over all calls.
+        teacher_tokens: tokens that the teacher has read for what is in it, over all calls.
         bytes: size on disk.
         seconds: what this call took.
     """
@@ -70,13 +72,56 @@ def open_cache(folder: Path, key: dict[str, Any], device: torch.device) -> Remem
     """
     found = read_key(folder)
     check_key(found["key"], key, folder)
-    store = TokenStore(folder)
-    for error in store.verify():
-        raise error
+    store = checked_store(folder, found)
     if found["key"]["kind"] == "compact":
         return CompactTeacher(store, found["key"]["top_k"])
-    durable.verify_folder(folder / HEAD)
     return CachedTeacher(store, load_head(folder / HEAD, device, **found["head"]))
+
+
+def checked_store(folder: Path, found: dict[str, Any]) -> TokenStore:
+    """Return a cache's shards, after checking every digest, and that shards and head are parts of this cache.
+
+    Args:
+        folder: the cache.
+        found: what its ``cache.json`` says.
+
+    Raises:
+        IntegrityError: names the first file that is not what it should be.
+    """
+    store, of = TokenStore(folder), durable.digest_record(found["key"])
+    for error in store.verify():
+        raise error
+    parts = list(zip(store.shards(), store.manifests(), strict=True))
+    if found["key"]["kind"] == "exact":
+        parts.append((folder / HEAD, durable.verify_folder(folder / HEAD)))
+    for part, manifest in parts:
+        if manifest.get("of", of) != of:
+            fix = "make it again with the same kd cache line"
+            raise IntegrityError("CACHE-02", "is part of another cache", where=str(part), fix=fix)
+    return store
+
+
+def check_cache(folder: Path) -> int:
+    """Check everything in a cache; return how many files that is.
+
+    Raises:
+        IntegrityError: names the first file that is not what it should be.
+    """
+    if not (folder / KEY).is_file():
+        fix = "make it again with the same kd cache line"
+        raise IntegrityError("CACHE-02", "is missing", where=str(folder / KEY), fix=fix)
+    found = read_key(folder)
+    store = checked_store(folder, found)
+    text = errors_text(found["key"], store)
+    if text is not None and not ((folder / ERRORS).is_file() and (folder / ERRORS).read_bytes() == text.encode()):
+        fix = "make it again with the same kd cache line"
+        raise IntegrityError("CACHE-02", "is not what the shards say", where=str(folder / ERRORS), fix=fix)
+    return sum(path.is_file() for path in folder.rglob("*") if not path.name.startswith("."))
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether a folder is a teacher cache, even one whose ``cache.json`` is gone."""
+    return (folder / KEY).is_file() or any(path.is_dir() for path in folder.glob("shard-?????"))
 
 
 def missing_rows(teacher: Remembered, dataset: TokenDataset) -> int:

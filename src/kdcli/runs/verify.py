@@ -9,6 +9,7 @@ from kdcli import durable
 from kdcli.errors import InputError, IntegrityError
 from kdcli.runs import seal
 from kdcli.runs.folder import BEST, CONFIG, EVAL, MANIFEST, MODEL, STATUS, RunFolder
+from kdcli.runs.teacher_cache import check_cache, is_cache
 
 _DEEP = 4
 """How far below the folder asked for runs are looked for."""
@@ -20,7 +21,7 @@ class Checked:
 
     Args:
         folder: relative to the one asked for.
-        what: run, checkpoint, model, evaluation, comparison, text or folder.
+        what: run, checkpoint, model, evaluation, comparison, cache, text or folder.
         files: files whose digests were compared; 0 where something is wrong.
         problem: the one line that says what is wrong; empty if nothing is.
     """
@@ -65,6 +66,9 @@ def _pieces(folder: Path, deep: int) -> Iterator[Piece]:
         return
     if (folder / MANIFEST).is_file():
         yield folder, "folder", _check_folder
+        return
+    if is_cache(folder):
+        yield folder, "cache", check_cache
         return
     if deep:
         for inner in sorted(folder.iterdir()):
