@@ -33,8 +33,8 @@ class CrossEntropy(DistillLoss):
     cost: ClassVar[str] = "about 10 FLOP a vocabulary entry; no teacher"
 
     def needs(self) -> Needs:
-        """Ask for no teacher."""
-        return Needs(teacher=False)
+        """Ask for no teacher, and for labels that are right."""
+        return Needs(teacher=False, right_labels=True)
 
     def token_loss(self, tok: Tokens) -> TokenValues:
         """Return -log q of the label, never negative."""

@@ -1,5 +1,6 @@
 """One objective for each origin of a token: the training rows, the student's words, the teacher's, a corpus."""
 
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import torch
@@ -66,10 +67,10 @@ class Route(DistillLoss):
         return found or {origin: build_objective(spec) for origin, spec in _HALVES.items()}
 
     def needs(self) -> Needs:
-        """Ask for each token's origin and its share of the step, and for what each objective asks."""
+        """Ask for each token's origin and its share of the step, and for what each objective asks of its own labels."""
         routes = self.routes
         own = Needs(teacher=False, facts=frozenset({ORIGIN, ORIGIN_SHARE}), origins=frozenset(routes))
-        return own | merged_needs(routes)
+        return replace(own | merged_needs(routes), right_labels=False)
 
     def survey(self, tok: Tokens) -> Facts:
         """Survey the objectives that ask for it, over all tokens."""

@@ -51,6 +51,29 @@ def refuse_pair(config: DistillConfig, loss: DistillLoss, source: Source, label:
         _refuse_score(config, needs.monitor, label)
 
 
+def own_words_note(loss: DistillLoss, source: Source) -> str | None:
+    """Return the warning for an objective that takes what the student wrote for right answers; None otherwise.
+
+    Args:
+        loss: the objective.
+        source: where its sequences come from.
+
+    >>> from kdcli.losses.build import build_objective
+    >>> from kdcli.sources.build import build_source
+    >>> own_words_note(build_objective("0.5*ce+0.5*jsd"), build_source("student"))[:56]
+    "cross-entropy takes the student's own words for right an"
+    >>> own_words_note(build_objective("jsd"), build_source("student")) is None
+    True
+    """
+    own = sorted(source.needs().origins & {"student", "rollout"})
+    if not own or not loss.needs().right_labels:
+        return None
+    return (
+        f"cross-entropy takes the student's own words for right answers, of which @{source.name} supplies some; "
+        f"route gives each origin its own objective, as in route:data=ce,{own[0]}=jsd"
+    )
+
+
 def _refuse_score(config: DistillConfig, score: str, label: str) -> None:
     known = {name: better for metric in config.monitor.metrics for name, better in describe(metric).scores.items()}
     if known.get(score) == "lower":

@@ -23,7 +23,8 @@ def plan_compare(config: CompareConfig) -> Plan:
     facts["cells"] = _count(config, cells)
     facts |= cost_facts(max(costs, key=lambda one: one.peak_bytes))
     facts["training time"] = _time(config, cells, states, costs)
-    notes = (*said, *first.notes, *first.warnings)
+    warned = dict.fromkeys(warning for cell in cells for warning in cell.prepared.warnings)
+    notes = (*said, *first.notes, *warned)
     named = tuple(zip([cell.folder.path.name for cell in cells], states, strict=True))
     return Plan(facts, named, shown_examples(first), notes, cost_numbers(costs, first.steps))
 

@@ -19,7 +19,7 @@ from kdcli.runs.identity import identity_of, source_identity
 from kdcli.runs.inside import refuse_features
 from kdcli.runs.model_facts import Pair
 from kdcli.runs.monitor import Watched, watched_by
-from kdcli.runs.pairs import refuse_pair
+from kdcli.runs.pairs import own_words_note, refuse_pair
 from kdcli.runs.served_run import refuse_served
 from kdcli.runs.teachers import refuse_coarse, server_of, view_of
 from kdcli.runs.workshop import Workshop, check_data_path
@@ -93,8 +93,8 @@ class Prepared:
     @property
     def warnings(self) -> list[str]:
         """What may make the numbers mean less than they seem to."""
-        found = overlap_note(self.dataset, self.test) if self.test is not None else None
-        return [found] if found else []
+        overlap = overlap_note(self.dataset, self.test) if self.test is not None else None
+        return [found for found in (overlap, own_words_note(self.loss, self.source)) if found]
 
 
 def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
