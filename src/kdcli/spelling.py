@@ -83,7 +83,6 @@ ALIASES = {
     "num_epochs": "epochs",
     "max_train_steps": "max_steps",
     "steps": "max_steps",
-    "per_device_train_batch_size": "batch_size",
     "train_batch_size": "batch_size",
     "learning_rate": "lr",
     "max_seq_length": "max_length",
@@ -101,6 +100,14 @@ ALIASES = {
     "lora_rank": "lora",
 }
 """Other tools' spellings, in snake case -> our flag."""
+
+OTHER_MEANINGS = {
+    "per_device_train_batch_size": "--batch-size counts the sequences of a step over all processes: give that number",
+    "per_device_batch_size": "--batch-size counts the sequences of a step over all processes: give that number",
+    "per_device_eval_batch_size": "give --set evaluation.generation.batch_tokens=N, in tokens",
+    "gradient_accumulation_steps": "--batch-size is cut by --set train.micro_tokens=N: give the whole of it",
+}
+"""Other tools' flags, in snake case, that mean something else than a flag of ours -> what to give instead."""
 
 
 def flag_path(flag: str, known: Iterable[str]) -> str:

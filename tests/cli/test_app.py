@@ -72,7 +72,9 @@ USAGE = [
     (["xyzzy"], "CLI-01", "kd --help lists the commands"),
     (["losses", "shw"], "CLI-01", 'did you mean "show"?'),
     (["distill", "--learningrate", "1"], "CLI-19", "did you mean --lr?"),
-    (["distill", "--per-device-batch-size", "1"], "CLI-19", "did you mean --batch-size?"),
+    (["distill", "--per-device-batch-size", "1"], "CLI-19", "over all processes: give that number"),
+    (["distill", "--per_device_train_batch_size", "1"], "CLI-19", "--batch-size counts the sequences"),
+    (["distill", "--gradient-accumulation-steps", "4"], "CLI-19", "train.micro_tokens"),
     (["distill", "--xyzzy"], "CLI-19", "--help lists the flags"),
     (["distill", "--lr"], "CLI-20", "--lr: a value is missing"),
     (["distill", "stray"], "CLI-00", "unexpected extra argument"),
@@ -127,8 +129,8 @@ def test_output_through_a_file_is_refused(tmp_path):
 SPELLINGS = [
     ["--batch-size", "x"],
     ["--batch_size", "x"],
-    ["--per_device_train_batch_size", "x"],
-    ["--per-device-train-batch-size=x"],
+    ["--train_batch_size", "x"],
+    ["--train-batch-size=x"],
 ]
 
 

@@ -1,5 +1,6 @@
 """Model cards, and the way to the hub."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -136,7 +137,7 @@ def hub(monkeypatch):
     return calls
 
 
-def test_pushing_is_last_and_never_fatal(parts, tmp_path, hub, monkeypatch):
+def test_pushing_is_last_and_its_failure_is_the_machines(parts, tmp_path, hub, monkeypatch):
     arguments = (
         "distill",
         "--teacher",
@@ -160,13 +161,16 @@ def test_pushing_is_last_and_never_fatal(parts, tmp_path, hub, monkeypatch):
 
     monkeypatch.setattr(HfApi, "create_repo", refuse)
     answer = kd(*arguments)
-    assert answer.code == 0
-    assert "not pushed to me/student: ConnectionError: no \\x1b[31mnetwork" in answer.err
+    assert answer.code == 4
+    (said,) = answer.error_lines
+    assert "not pushed to me/student, the run is complete: ConnectionError: no \\x1b[31mnetwork" in said
+    assert said.endswith(f"hf upload me/student {model}")
     assert answer.out.splitlines()[-1] == model
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "done"
 
 
 def test_nothing_is_pushed_unless_asked(hub, tmp_path):
     heard = study.Heard()
-    assert push(tmp_path, "me/student", heard)
+    push(tmp_path, "me/student", heard)
     assert heard.messages("warning") == []
     assert silent is not heard

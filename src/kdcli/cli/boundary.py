@@ -18,7 +18,7 @@ from kdcli import durable, processes
 from kdcli.cli import ranks
 from kdcli.cli.flags import canonical
 from kdcli.errors import OUT_OF_MEMORY, InterruptedRunError, KDError, MachineError, UsageError, explained
-from kdcli.spelling import ALIASES, nearest
+from kdcli.spelling import ALIASES, OTHER_MEANINGS, nearest
 from kdcli.text import one_line
 
 RUN_FOLDER: contextvars.ContextVar[Path | None] = contextvars.ContextVar("run folder", default=None)
@@ -156,6 +156,7 @@ def _usage(error: typer.TyperException) -> UsageError:
         }
         near = nearest(canonical(option.lstrip("-")), known)
         fix = f"did you mean {near}?" if near else f"{command} --help lists the flags"
+        fix = OTHER_MEANINGS.get(option.lstrip("-").replace("-", "_"), fix)
         return UsageError("CLI-19", f"{command} has no such flag", where=one_line(option, 60), fix=fix)
     if type(error).__name__ == "BadOptionUsage":
         what = "takes no value" if "not take" in message else "a value is missing"

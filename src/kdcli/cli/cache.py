@@ -62,6 +62,12 @@ def cache(
     settle.require(teacher=settings.teacher, data=settings.data.train)
     if settings.student is not None and settings.student.startswith("random:"):
         settings = settings.model_copy(update={"student": None})
+    if settings.kind == "exact":
+        settle.refuse_unused(
+            typed, ("top_k",), "has no effect on an exact cache", "add --kind compact, or leave it out"
+        )
+    if settings.data.eval is None:
+        settle.refuse_unused(typed, ("eval_limit",), "has no effect without held-out rows", "add --eval-data")
     settle.output_folder(settings.output, needed=not dry_run)
     with terminal.work() as report:
         from kdcli.runs import teachers

@@ -87,6 +87,12 @@ def compare(
     terminal = Terminal(json, quiet)
     folders = run_folders(losses or ())
     study = studies.named_study(folders, output, objectives=bool(losses) and not folders, config=bool(config))
+    if status or to is not None:
+        typed |= {"plain": losses if not folders else None}
+        studies.refuse_settings(typed, "--status" if status else "--to")
+    if study is not None and output is not None and study.resolve() != Path(output).resolve():
+        what = f"the study {one_line(str(study), 100)} is named, too"
+        raise UsageError("CLI-09", what, where=f"-o {one_line(output, 100)}", fix="leave one of them out")
     if status:
         studies.show_status(study, output, terminal)
     elif to is not None:

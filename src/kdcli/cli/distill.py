@@ -1,14 +1,19 @@
 """``kd distill``: train a student on a teacher."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from kdcli import processes
 from kdcli.cli import flags
+from kdcli.errors import MachineError
 
 if TYPE_CHECKING:
     from kdcli.cli.terminal import Terminal
+    from kdcli.config import DistillConfig
+    from kdcli.engine.events import Report
 
 EPILOG = "Example: kd distill --teacher ./T --student ./S --data train.jsonl --loss akl -o runs/a"
 
@@ -77,6 +82,7 @@ def distill(
     settle.require(student=settings.student, data=settings.data.train)
     if settle.needs_teacher(settings.loss):
         settle.require(teacher=settings.teacher)
+    _refuse_unused(settings, typed)
     settle.output_folder(settings.output, needed=not dry_run)
     if push_to_hub is not None:
         from kdcli.runs.push import check_repository
@@ -95,15 +101,36 @@ def distill(
 
         report = show if launch.is_first() else silent
         record = runs.distill(settings, report, resume=again, command=settle.command_line())
-        if push_to_hub is not None and launch.is_first():
-            from kdcli.runs.push import push
-
-            push(record.model, push_to_hub, report)
+        failed = _pushed(record.model, push_to_hub, report) if push_to_hub is not None and launch.is_first() else None
     if not launch.is_first():
         return
     terminal.result(record, render.run)
     if not json:
         terminal.show(str(record.model))
+    if failed is not None:
+        raise failed
+
+
+def _pushed(model: Path, name: str, report: "Report") -> MachineError | None:
+    """Upload the student; what the hub refuses is raised after the result was shown."""
+    from kdcli.runs.push import push
+
+    try:
+        push(model, name, report)
+    except MachineError as error:
+        return error
+    return None
+
+
+def _refuse_unused(settings: "DistillConfig", typed: Mapping[str, Any]) -> None:
+    """Refuse flags that would change nothing."""
+    from kdcli.cli.settle import refuse_unused
+
+    if settings.data.eval is None and settings.evaluation.split == "test":
+        names = ("eval_limit", "metric", "sampling_seeds", "max_new_tokens")
+        refuse_unused(typed, names, "has no effect without held-out rows", "add --eval-data, or use kd eval afterwards")
+    if settings.hardware.gpus == processes.world() == 1:
+        refuse_unused(typed, ("shard",), "has no effect in one process", "add --gpus N")
 
 
 def _plan(settings: Any, terminal: "Terminal") -> None:

@@ -1,6 +1,7 @@
 """``kd eval``: measure a model folder, or answers made elsewhere."""
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -66,6 +67,7 @@ def evaluate(
     terminal = Terminal(json, quiet)
     settings = settle.settle(EvalConfig, config, sets, typed)
     _check_sources(settings)
+    _refuse_unused(settings, typed)
     settle.output_folder(settings.output, needed=False)
     with terminal.work() as report:
         from kdcli.cli import render
@@ -73,6 +75,25 @@ def evaluate(
 
         record = evaluate_run(settings, report)
     terminal.result(record, render.evaluation)
+
+
+_OF_MODELS = ("teacher", "dev_data", "device", "dtype", "threads", "matmul_precision")
+_OF_ROWS = ("data", "columns", "template", "max_length", "limit", "skip_bad", "sampling_seeds", "max_new_tokens")
+
+
+def _refuse_unused(settings: "EvalConfig", typed: Mapping[str, Any]) -> None:
+    """Refuse flags that would change nothing."""
+    from kdcli.cli.settle import refuse_unused
+
+    if settings.predictions is not None:
+        refuse_unused(typed, (*_OF_MODELS, *_OF_ROWS), "has no effect on answers made elsewhere", "leave it out")
+    if settings.model is None:
+        refuse_unused(typed, _OF_MODELS, "has no effect without a model here", "leave it out, or give its folder")
+    if settings.server.url is None:
+        refuse_unused(typed, ("server_model",), "has no effect without a server", "add --server-url")
+    if settings.model is not None and settings.data.eval is None:
+        names = ("dev_data", "metric", "protocol", *_OF_ROWS[1:])
+        refuse_unused(typed, names, "has no effect without rows", "add --data")
 
 
 def _check_sources(settings: "EvalConfig") -> None:

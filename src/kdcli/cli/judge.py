@@ -44,6 +44,8 @@ def judge(
 
     terminal = Terminal(json, quiet)
     settings = settle.settle(JudgeConfig, config, sets, typed)
+    if settings.scores is not None:
+        settle.refuse_unused(typed, ("server_model",), "has no effect on scores given elsewhere", "leave it out")
     settle.output_folder(settings.output, needed=settings.server.url is not None)
     with terminal.work() as report:
         from kdcli.cli import render

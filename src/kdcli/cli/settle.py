@@ -102,6 +102,23 @@ def require(**values: str | None) -> None:
             raise UsageError("CLI-20", f"{flag} is missing", fix=f"give {flag}, or set it in a file read with -c")
 
 
+def refuse_unused(typed: Mapping[str, Any], names: Sequence[str], what: str, fix: str) -> None:
+    """Refuse flags that were typed and would change nothing.
+
+    Args:
+        typed: a command's parameters in snake case -> what was typed.
+        names: the parameters that mean nothing here.
+        what: why.
+        fix: what to do instead.
+
+    Raises:
+        UsageError: names the first one typed.
+    """
+    for name in names:
+        if typed.get(name) not in (None, False, [], ()):
+            raise UsageError("CLI-09", what, where="--" + name.replace("_", "-"), fix=fix)
+
+
 def output_folder(output: str | None, *, needed: bool) -> None:
     """Check the folder to write into, and make it the place of the error log.
 

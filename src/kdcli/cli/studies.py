@@ -58,6 +58,24 @@ def settings_typed(typed: Mapping[str, Any]) -> list[str]:
     return [name for name in FLAGS if typed.get(name) and name not in ("losses", "output")]
 
 
+def refuse_settings(typed: Mapping[str, Any], flag: str) -> None:
+    """Refuse whatever would change a study, where one that exists is only looked at.
+
+    Args:
+        typed: what was typed; ``plain`` holds the objectives.
+        flag: what asks to look.
+    """
+    wording = ("caption", "label", "digits", "to") if flag == "--status" else ()
+    names = [*settings_typed(typed), *(name for name in ("config", "sets", "dry_run", *wording) if typed.get(name))]
+    if typed.get("plain"):
+        what = f"{flag} shows a study that exists, and objectives are given"
+        raise UsageError("CLI-09", what, where="kd compare", fix=f"give its folder alone: kd compare STUDY {flag}")
+    if names:
+        spelt = {"sets": "set"}.get(names[0], names[0]).replace("_", "-")
+        what = f"has no effect on a study that exists, which {flag} shows as it is"
+        raise UsageError("CLI-09", what, where=f"--{spelt}", fix="leave it out")
+
+
 def run(
     config: Sequence[str] | None,
     sets: Sequence[str] | None,

@@ -1,6 +1,6 @@
 """Tells a step's numbers to the run's journal, to trackers, and to whoever listens."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,8 @@ from kdcli.engine.checkpoint import State
 from kdcli.engine.events import Event
 from kdcli.engine.journal import Deaf, Journal
 from kdcli.engine.training import Training
+from kdcli.errors import MachineError
+from kdcli.text import one_line
 
 
 class Teller:
@@ -49,13 +51,22 @@ class Teller:
         self._report(Event("progress", "training", done=state.step, total=self._total, values=shown))
 
 
+def _start(accelerator: Accelerator, names: Sequence[str]) -> None:
+    try:
+        accelerator.init_trackers("kd")
+    except Exception as error:  # each tracker raises what it likes
+        what = f"{', '.join(names)} cannot be started: {type(error).__name__}: {one_line(str(error), 200)}"
+        fix = "make it work in Python first, or leave train.report_to out"
+        raise MachineError("TRACK-03", what, where="train.report_to", fix=fix) from error
+
+
 @contextmanager
 def telling(training: Training, accelerator: Accelerator, state: State) -> Iterator[Teller]:
     """Open journal and trackers for a run that goes on from a state, and close them after it."""
     journal = Journal(training.folder, state.metrics_bytes) if accelerator.is_main_process else Deaf()
     try:
         if training.train.report_to:
-            accelerator.init_trackers("kd")
+            _start(accelerator, training.train.report_to)
         try:
             yield Teller(training, accelerator, journal)
         finally:

@@ -7,6 +7,7 @@ from kdcli.config import DistillConfig
 from kdcli.data.dataset import TokenDataset, overlap_note
 from kdcli.engine.devices import Device, prepare
 from kdcli.engine.toolchain import check_toolchain
+from kdcli.engine.trackers import check_trackers
 from kdcli.errors import UsageError
 from kdcli.losses.base import DistillLoss
 from kdcli.losses.build import build_objective, spec_of
@@ -116,6 +117,7 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
         splits.check_measured(config.data, split)
     _check_tasks(config, measured=measured)
     refuse_served(config, source, label, measured=measured)
+    check_trackers(config.train.report_to)
     device = prepare(config.hardware)
     if config.hardware.compile:
         check_toolchain(device.device.type)

@@ -8,8 +8,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from kdcli.durable import MANIFEST
 from kdcli.engine.events import Event, Report
-from kdcli.errors import UsageError
-from kdcli.text import one_line
+from kdcli.errors import MachineError, UsageError
+from kdcli.text import one_line, typed
 
 
 def check_repository(name: str) -> str:
@@ -26,16 +26,16 @@ def check_repository(name: str) -> str:
     return name
 
 
-def push(model: Path, name: str, report: Report) -> bool:
-    """Upload a model folder; a failure is a warning.
+def push(model: Path, name: str, report: Report) -> None:
+    """Upload a model folder.
 
     Args:
         model: the student's folder, card included.
         name: the repository; made if it does not exist.
-        report: told where it went, or why it did not.
+        report: told where it went.
 
-    Returns:
-        whether it was uploaded.
+    Raises:
+        MachineError: PUSH-01, the hub or the network refuses; the run itself is complete.
     """
     report(Event("stage", f"pushing to {name}"))
     try:
@@ -43,8 +43,7 @@ def push(model: Path, name: str, report: Report) -> bool:
         api.create_repo(name, exist_ok=True)
         where = api.upload_folder(repo_id=name, folder_path=str(model), ignore_patterns=[MANIFEST])
     except Exception as error:  # whatever the hub or the network answers, the run itself is done
-        said = one_line(f"{type(error).__name__}: {error}", 300)
-        report(Event("warning", f"not pushed to {name}: {said}. The run is complete; later: hf upload {name} {model}"))
-        return False
+        what = f"not pushed to {name}, the run is complete: {one_line(f'{type(error).__name__}: {error}', 300)}"
+        fix = f"later: hf upload {typed(name)} {typed(model)}"
+        raise MachineError("PUSH-01", what, where="--push-to-hub", fix=fix) from error
     report(Event("note", f"pushed to {one_line(str(where), 300)}"))
-    return True
