@@ -1,6 +1,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from rich.console import Console
 from kdcli.cli import render, render_plan
 from kdcli.cli.numbers import decimals, duration, size, with_half
 from kdcli.cli.terminal import Terminal, console, jsonable
-from kdcli.runs.records import Comparison, ComparisonRow, EvalRecord, Failure, Plan, ScoreInfo, Shown
+from kdcli.runs.records import Comparison, ComparisonRow, EvalRecord, Failure, Plan, ReferenceRow, ScoreInfo, Shown
 from kdcli.statistics import Estimate
 
 HOSTILE = [
@@ -157,9 +158,27 @@ def test_costs_that_are_the_same_for_all_stand_once():
     assert "seconds" not in text
 
 
-def test_fronts_against_time_are_shown():
-    found = comparison(pareto={"rougeL": {"seconds": ("akl",), "flops": ("fkl",)}})
-    assert "· not beaten in rougeL by anything faster: akl" in drawn(render.comparison(found, 80))
+def test_a_time_is_shown_with_its_spread_and_nobody_is_called_faster():
+    first, other = comparison(pareto={"rougeL": {"seconds": ("akl",), "flops": ("fkl",)}}).rows
+    rows = (replace(first, seconds_range=(66.0, 84.0)), other)
+    text = drawn(render.comparison(Comparison("fkl", rows, INFOS, (), None), 100))
+    assert "1 min 06 s to 1 min 24 s" in text
+    assert "time: least to greatest of the seeds" in " ".join(text.split())
+    assert "faster" not in text
+    single = tuple(replace(row, seeds=(0,)) for row in rows)
+    text = " ".join(drawn(render.comparison(Comparison("fkl", single, INFOS, (), None), 100)).split())
+    assert "time: of one run, which says little about the next" in text
+
+
+def test_reference_lines_stand_above_the_contenders():
+    before = ReferenceRow("before", "student, before", {"rougeL": estimate(28.0), "perplexity": estimate(5.5)})
+    teacher = ReferenceRow("teacher", "teacher", {"rougeL": estimate(35.0)})
+    lines = drawn(render.comparison(comparison(references=(before, teacher)), 100)).splitlines()
+    places = [next(i for i, line in enumerate(lines) if line.startswith(f" {label} ")) for label in
+              ("student, before", "teacher", "fkl")]  # fmt: skip
+    assert places == sorted(places)
+    assert "28.00 ± 0.10" in lines[places[0]]
+    assert lines[places[1]].split()[-1] == "-"
 
 
 def test_long_names_break_between_their_parts():

@@ -9,12 +9,13 @@ from rich.text import Text
 
 from kdcli.cli.numbers import decimals, duration, size, with_half
 from kdcli.cli.render_edge import edge_parts
-from kdcli.runs.records import Comparison, ComparisonRow, EvalRecord, RunRecord, ScoreInfo
+from kdcli.runs.records import Comparison, ComparisonRow, EvalRecord, ReferenceRow, RunRecord, ScoreInfo
 from kdcli.statistics import LEVEL, Estimate
 from kdcli.text import fold, one_line
 
 LABEL_WIDTH = 26
 BEST, TIED = "●", "○"
+_ONE_TIME = "time: of one run, which says little about the next"
 ARROWS = {"higher": " ↑", "lower": " ↓", "neither": ""}
 
 
@@ -25,12 +26,11 @@ def comparison(found: Comparison, width: int) -> Group:
         found: the comparison.
         width: columns to stay within; scores that do not fit side by side follow below.
     """
-    cells = {info.name: _column(found.rows, info) for info in found.scores}
+    cells = {info.name: _column([*found.references, *found.rows], info) for info in found.scores}
     parts: list[RenderableType] = [_score_table(found, names, cells) for names in _fitting(found, cells, width)]
     if len(found.rows) > 1 and found.scores:
         parts.append(Text(_legend(found), style="dim"))
     parts.append(_cost_table(found.rows))
-    parts += [Text(f"· {one_line(line, 500)}") for line in _fastest(found)]
     parts += [Text(f"· {one_line(note, 500)}") for note in found.notes]
     for failure in found.failed:
         where = one_line(str(failure.log), 200)
@@ -92,7 +92,7 @@ def run(record: RunRecord) -> Group:
     return Group(*parts)
 
 
-def _column(rows: Sequence[ComparisonRow], info: ScoreInfo) -> list[str]:
+def _column(rows: Sequence[ComparisonRow | ReferenceRow], info: ScoreInfo) -> list[str]:
     """Return one score's cells: the mean, and below it the difference to the baseline."""
     estimates = [row.scores.get(info.name) for row in rows]
     differences = [row.differences.get(info.name) for row in rows]
@@ -101,12 +101,16 @@ def _column(rows: Sequence[ComparisonRow], info: ScoreInfo) -> list[str]:
     lines = []
     for row, estimate, difference in zip(rows, estimates, differences, strict=True):
         mean = "-" if estimate is None else with_half(estimate.mean, estimate.half_width, places)
-        cell = [(mean, BEST if info.name in row.best else TIED if info.name in row.tied else "")]
+        cell = [(mean, "" if isinstance(row, ReferenceRow) else _rank(row, info.name))]
         if difference is not None:
             change = with_half(difference.mean, difference.half_width, places, signed=True)
             cell.append((change, verdict(difference, info.better)))
         lines.append(cell)
     return _aligned(lines, any(mark for cell in lines for _, mark in cell))
+
+
+def _rank(row: ComparisonRow, score: str) -> str:
+    return BEST if score in row.best else TIED if score in row.tied else ""
 
 
 def _aligned(cells: Sequence[Sequence[tuple[str, str]]], marked: bool) -> list[str]:
@@ -139,7 +143,8 @@ def verdict(difference: Estimate, better: str) -> str:
 
 def _fitting(found: Comparison, cells: dict[str, list[str]], width: int) -> Iterator[list[str]]:
     """Cut the scores into groups that fit side by side."""
-    label = min(LABEL_WIDTH, max([len("objective"), *(len(row.label) for row in found.rows)]))
+    labels = [row.label for row in (*found.references, *found.rows)]
+    label = min(LABEL_WIDTH, max(map(len, ["objective", *labels])))
     group: list[str] = []
     used = label + 4
     for info in found.scores:
@@ -161,10 +166,10 @@ def _score_table(found: Comparison, names: Sequence[str], cells: dict[str, list[
     for name in names:
         wide = max(len(line) for cell in cells[name] for line in cell.split("\n"))
         table.add_column(f"{_heading(infos[name]):>{wide}}", no_wrap=True)
-    for number, row in enumerate(found.rows):
-        table.add_row(
-            _label(row, LABEL_WIDTH), *(Text(cells[name][number], style=_style(cells[name][number])) for name in names)
-        )
+    lines = [*found.references, *found.rows]
+    for number, row in enumerate(lines):
+        shown = (Text(cells[name][number], style=_style(cells[name][number])) for name in names)
+        table.add_row(_label(row.label, LABEL_WIDTH), *shown, end_section=number + 1 == len(found.references))
     return table
 
 
@@ -183,7 +188,7 @@ def _cost_table(rows: Sequence[ComparisonRow]) -> Table:
         "passes": ["" if row.teacher_passes is None else f"{row.teacher_passes:.2f}" for row in rows],
         "generated": [f"{row.generated_tokens:,}" if row.generated_tokens else "" for row in rows],
         "FLOPs": ["" if row.flops is None else f"{row.flops:.2g}" for row in rows],
-        "time": [duration(row.seconds) for row in rows],
+        "time": [_time(row) for row in rows],
         "memory": [size(row.peak_bytes) for row in rows],
     }
     same = [name for name in ("seeds", "steps", "response tokens") if len(set(columns[name])) == 1]
@@ -191,25 +196,25 @@ def _cost_table(rows: Sequence[ComparisonRow]) -> Table:
     for heading in shown:
         table.add_column(heading, justify="right", no_wrap=True)
     for number, row in enumerate(rows):
-        table.add_row(_label(row, LABEL_WIDTH), *(cells[number] for cells in shown.values()))
+        table.add_row(_label(row.label, LABEL_WIDTH), *(cells[number] for cells in shown.values()))
     facts = [f"each: {', '.join(f'{name} {columns[name][0]}' for name in same)}"] if same else []
     facts += ["passes: teacher tokens needed per token the student reads"] if "passes" in shown else []
+    facts += ["time: least to greatest of the seeds" if any(len(row.seeds) > 1 for row in rows) else _ONE_TIME]
     if facts:
         table.caption = Text("; ".join(facts), style="dim")
         table.caption_justify = "left"
     return table
 
 
-def _label(row: ComparisonRow, width: int) -> Text:
+def _time(row: ComparisonRow) -> str:
+    """Return a line's training time with its spread over the seeds; one run has none."""
+    low, high = row.seconds_range
+    return f"{duration(low)} to {duration(high)}" if len(row.seeds) > 1 and high else duration(row.seconds)
+
+
+def _label(label: str, width: int) -> Text:
     """Break a label where it may be broken, so that no name is cut in its middle."""
-    return Text(fold(one_line(row.label), width))
-
-
-def _fastest(found: Comparison) -> Iterator[str]:
-    """Name the lines that no other beats in quality and time; time is of this machine, so no note holds it."""
-    for score, fronts in found.pareto.items():
-        if "seconds" in fronts:
-            yield f"not beaten in {score} by anything faster: {', '.join(fronts['seconds'])}"
+    return Text(fold(one_line(label), width))
 
 
 def _legend(found: Comparison) -> str:

@@ -15,14 +15,15 @@ from kdcli.runs.finished import compare_runs
 from kdcli.runs.grid import Grid, Outcome, named
 from kdcli.runs.plan_study import plan_compare
 from kdcli.runs.records import Comparison, Failure
-from kdcli.runs.study import Entry, Study, write_study
+from kdcli.runs.references import Measured, measure_references, plan_references
+from kdcli.runs.study import Entry, ReferenceEntry, Study, write_study
 from kdcli.runs.study_cache import with_cache
 from kdcli.runs.tabulate import Finished, tabulate
 from kdcli.runs.tuned_by import tuned_by
 from kdcli.runs.tuning import Tuning, choose, forget_tuning, real_failures, winners, write_tuning
 from kdcli.runs.workshop import Workshop
 from kdcli.text import typed
-from kdcli.variations import words
+from kdcli.variations import read_axes, words
 
 __all__ = ["compare", "compare_runs", "named", "plan_compare"]
 
@@ -60,7 +61,7 @@ def compare(
     states = [cell.state() for cell in cells]
     done, resumed = states.count("done"), sum(state.startswith("to resume") for state in states)
     report(Event("note", f"{len(cells)} cells: {done} done, {resumed} to resume, {len(cells) - done - resumed} to run"))
-    _write(config, output, cells)
+    _write(config, output, cells, workshop)
     cells = with_cache(config, output, cells, report, workshop, command or _again(output))
     executor = make_executor(config, cells[0].prepared.device, workshop, command or _again(output))
     try:
@@ -69,7 +70,8 @@ def compare(
     finally:
         executor.close()
     failed = [*lost, *(outcome.failed[index] for index in sorted(outcome.failed))]
-    return _conclude(config, output, cells, outcome, failed, tuning, repeat or _again(output))
+    lines = _references(config, output, cells, outcome, report, workshop)
+    return _conclude(config, output, cells, outcome, failed, tuning, repeat or _again(output), lines)
 
 
 def _check(config: CompareConfig) -> Path:
@@ -104,11 +106,24 @@ def _tuned(
     lost = real_failures([outcome.failed[index] for index in sorted(outcome.failed)], tuning)
     metrics = config.evaluation.metrics
     final = [cell.measured_on("test", workshop, metrics=metrics) for cell in winners(cells, tuning)]
-    _write(config, output, [*cells, *final], tuning)
+    _write(config, output, [*cells, *final], workshop, tuning)
     return final, grid.run(final), tuning, lost
 
 
-def _write(config: CompareConfig, output: Path, cells: Sequence[Cell], tuning: Tuning | None = None) -> None:
+def _references(
+    config: CompareConfig, output: Path, cells: Sequence[Cell], outcome: Outcome, report: Report, workshop: Workshop
+) -> Measured:
+    """Measure the student before training and the teacher on the rows that the finished cells were measured on."""
+    if not outcome.finished:
+        return Measured()
+    index = min(outcome.finished)
+    planned = plan_references(cells[index].prepared, config.seeds, workshop)
+    return measure_references(planned, output, outcome.finished[index][1], workshop, report)
+
+
+def _write(
+    config: CompareConfig, output: Path, cells: Sequence[Cell], workshop: Workshop, tuning: Tuning | None = None
+) -> None:
     """Write what the study consists of, so that it can be looked at and continued by its folder alone."""
     lines = contenders(config)
     entries = tuple(
@@ -125,7 +140,9 @@ def _write(config: CompareConfig, output: Path, cells: Sequence[Cell], tuning: T
     )
     labels = tuple(line.label for line in lines)
     chosen = tuning.chosen if tuning is not None else {}
-    study = Study(baseline_of(config, lines), labels, config.seeds, entries, chosen)
+    planned = plan_references(cells[-1].prepared, config.seeds, workshop).measurements
+    references = tuple(ReferenceEntry(one.label, one.role, one.seed, one.folder) for one in planned)
+    study = Study(baseline_of(config, lines), labels, config.seeds, entries, chosen, references)
     write_study(output, study, settings.to_yaml(config))
 
 
@@ -137,6 +154,7 @@ def _conclude(
     failed: Sequence[Failure],
     tuning: Tuning | None,
     repeat: str,
+    lines: Measured,
 ) -> Comparison:
     groups: dict[str, dict[int, Finished]] = {}
     for index, cell in enumerate(cells):
@@ -151,4 +169,19 @@ def _conclude(
     if baseline not in groups:
         remarks += (f"the baseline {baseline} has no finished run: differences are taken to {next(iter(groups))}",)
         baseline = next(iter(groups))
-    return tabulate(groups, baseline, tuple(failed), output, remarks, notes.Next(repeat, config.seeds))
+    remarks += tuple(lines.remarks)
+    after, rates = notes.Next(repeat, config.seeds), _rates(config, cells)
+    return tabulate(groups, baseline, tuple(failed), output, remarks, after, lines.references, rates)
+
+
+def _rates(config: CompareConfig, cells: Sequence[Cell]) -> dict[str, tuple[float, tuple[float, ...]]]:
+    """Return label -> its learning rate, and all that the study tries for its objective."""
+    tuned = [value for axis in read_axes(config.tune, "--tune") if axis.name == "lr" for value in axis.values]
+    objectives = {line.label: line.objective for line in contenders(config)}
+    used: dict[str, set[float]] = {}
+    for cell in cells:
+        used.setdefault(objectives[cell.label], set()).add(cell.prepared.config.train.lr)
+    return {
+        cell.label: (cell.prepared.config.train.lr, tuple(sorted({*used[objectives[cell.label]], *tuned})))
+        for cell in cells
+    }

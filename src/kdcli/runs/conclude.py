@@ -6,14 +6,17 @@ from pathlib import Path
 
 from kdcli import durable
 from kdcli.runs import notes
-from kdcli.runs.aggregate import Group, Machine, judge, make_rows, pareto
+from kdcli.runs.against_start import against_start
+from kdcli.runs.aggregate import Group, Machine, judge, make_references, make_rows, pareto
 from kdcli.runs.costs import COSTS, cost_of, machine_table, read_machine
-from kdcli.runs.records import Comparison, EvalRecord, ScoreInfo
+from kdcli.runs.records import Comparison, EvalRecord, Reference, ScoreInfo
 from kdcli.runs.tables import write_tables
 from kdcli.runs.tidy import About, Cell, Tidy, make_tidy, read_tidy, write_tidy
 
 
-def conclude(groups: Sequence[Group], about: About, folder: Path | None) -> Comparison:
+def conclude(
+    groups: Sequence[Group], about: About, folder: Path | None, references: Sequence[Reference] = ()
+) -> Comparison:
     """Put finished runs into one comparison, and write it.
 
     With a folder, ``results.parquet`` and ``samples.parquet`` are written first and the comparison
@@ -23,6 +26,7 @@ def conclude(groups: Sequence[Group], about: About, folder: Path | None) -> Comp
         groups: the runs behind each line.
         about: what is needed beside the numbers.
         folder: where to write, which is there; None writes nothing.
+        references: models that were not trained here, measured on the same rows.
     """
     infos = shared_scores([found for group in groups for _, found in group.runs.values()])
     cells = [
@@ -30,7 +34,7 @@ def conclude(groups: Sequence[Group], about: About, folder: Path | None) -> Comp
         for group in groups
         for _, (run, found) in sorted(group.runs.items())
     ]
-    tidy = make_tidy(cells, infos, about)
+    tidy = make_tidy(cells, infos, about, references)
     machine = {(cell.label, cell.run.seed): (cell.run.seconds, cell.run.peak_bytes) for cell in cells}
     if folder is None:
         return _with_next(compare_tidy(tidy, machine, None), about)
@@ -77,15 +81,17 @@ def compare_tidy(tidy: Tidy, machine: Machine, folder: Path | None) -> Compariso
     fronts = pareto(rows, infos)
     after = notes.Next(about.command, about.seeds)
     tuned = any(remark.startswith("tuned on ") for remark in about.remarks)
+    references = make_references(tidy, verdicts)
     said = [
         *about.remarks,
+        *against_start(rows, references, infos, about.rates),
         *notes.conclusions(rows, about.baseline, infos, detectable, variance, fronts, tuned=tuned),
         *tidy.notes,
         *after.sentences(rows),
     ]
     return Comparison(
         about.baseline, rows, infos, tuple(said), folder, about.failed,
-        detectable=detectable, variance=variance, pareto=fronts,
+        detectable=detectable, variance=variance, pareto=fronts, references=references,
     )  # fmt: skip
 
 

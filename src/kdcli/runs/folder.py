@@ -29,6 +29,9 @@ SCHEMA = 1
 CONFIG, MANIFEST, STATUS, MODEL, EVAL = "config.yaml", "manifest.json", "status.json", "model", "eval"
 BEST = "best"
 MADE = "made"
+REFERENCES = "reference"
+"""In a study's folder: the evaluations of models that it does not train."""
+
 NOT_CONTENT = (".lock", "error.log")
 _SEALED = (CONFIG, MANIFEST, "metrics.jsonl", "timing.jsonl")
 _RESTORE = "restore the file, or start in a new folder"

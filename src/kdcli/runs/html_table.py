@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from kdcli.runs.records import Comparison
-from kdcli.runs.sheet import ARROWS, Entry, Line, Sheet
+from kdcli.runs.sheet import ARROWS, BEFORE_TITLE, CLOSED_TITLE, Entry, Line, Sheet
 from kdcli.text import html_cell
 
 
@@ -17,10 +17,15 @@ def html_fragment(comparison: Comparison, sheet: Sheet, caption: str = "") -> st
     """
     heads = ["objective", *(f"{info.name} {ARROWS[info.better]}".strip() for info in sheet.scores)]
     first = caption or "Scores: mean ± half the 95 % interval; bold is best, underlined cannot be told from it"
-    parts = [*_table(first, heads, [_line(line) for line in sheet.means])]
+    parts = [*_table(first, heads, [_line(line) for line in (*sheet.references, *sheet.means)])]
     if sheet.differences:
         text = f"Difference to {sheet.baseline}, paired, with its 95 % interval; * is p < 0.05 after Holm's rule"
         parts += _table(text, heads, [_line(line) for line in sheet.differences])
+    if sheet.before:
+        text = f"{BEFORE_TITLE}, with its 95 % interval; * is p < 0.05 after Holm's rule over the contenders"
+        parts += _table(text, heads, [_line(line) for line in sheet.before])
+    if sheet.closed:
+        parts += _table(f"{CLOSED_TITLE}, with its 95 % interval", heads, [_line(line) for line in sheet.closed])
     costs = [[html_cell(label), *map(html_cell, cells)] for label, cells in sheet.costs]
     parts += _table("Cost of one run", ["objective", *sheet.cost_names], costs)
     said = [*comparison.notes, *(f"failed: {one.loss} seed {one.seed}: {one.message}" for one in comparison.failed)]

@@ -18,11 +18,18 @@ def latex(sheet: Sheet, caption: str = "", label: str = "") -> str:
         label: for ``\ref``.
     """
     heads = ["objective", *(latex_cell(info.name) + _ARROWS[info.better] for info in sheet.scores)]
-    body = [r"\toprule", _row(heads), r"\midrule", *(_line(line) for line in sheet.means)]
-    if sheet.differences:
-        text = rf"difference to {latex_cell(sheet.baseline)}, paired; $\ast$: $p < 0.05$ after Holm's rule"
-        body += [r"\midrule", rf"\multicolumn{{{len(heads)}}}{{l}}{{\emph{{{text}}}}} \\"]
-        body += [_line(line) for line in sheet.differences]
+    body = [r"\toprule", _row(heads), r"\midrule", *(_line(line) for line in sheet.references)]
+    body += [r"\midrule"] if sheet.references else []
+    body += [_line(line) for line in sheet.means]
+    holm = r"paired; $\ast$: $p < 0.05$ after Holm's rule"
+    for text, lines in (
+        (f"difference to {latex_cell(sheet.baseline)}, {holm}", sheet.differences),
+        (f"difference to the student before training, {holm}", sheet.before),
+        ("share of the gap from the student before training to the teacher that was closed", sheet.closed),
+    ):
+        if lines:
+            body += [r"\midrule", rf"\multicolumn{{{len(heads)}}}{{l}}{{\emph{{{text}}}}} \\"]
+            body += [_line(line) for line in lines]
     lines = [r"\begin{table}", r"\centering"]
     lines += [rf"\caption{{{latex_cell(caption, 2000)}}}"] if caption else []
     lines += [rf"\label{{{_reference(label)}}}"] if label else []
@@ -54,7 +61,7 @@ def _number(text: str) -> str:
     """Write minus signs as such, and what is no number as LaTeX can."""
     if text in _INFINITE:
         return _INFINITE[text]
-    return text.replace("-", "$-$").replace("+", "$+$").replace("–", "--")
+    return text.replace("-", "$-$").replace("+", "$+$").replace("–", "--").replace(" %", r"\,\%")
 
 
 def _reference(label: str) -> str:

@@ -9,6 +9,10 @@ from kdcli.errors import MachineError
 from kdcli.metrics.curve import Curve
 from kdcli.statistics import Estimate, VarianceShares
 
+BEFORE, TEACHER, MODEL = "before", "teacher", "model"
+CONTENDER = "contender"
+"""Roles of lines: the student before training, the teacher, a model trained elsewhere, and what is compared."""
+
 
 @dataclass(frozen=True)
 class ScoreInfo:
@@ -181,6 +185,24 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """A model that a comparison did not train, measured on its rows.
+
+    Args:
+        role: "before" for the student before training, "teacher", or "model" for one trained elsewhere.
+        label: what its line is called.
+        found: training seed -> evaluation of a student that was made at random with this seed; a model that lies
+            in a folder has one evaluation, under None.
+        parameters: of the model; None if not known.
+    """
+
+    role: str
+    label: str
+    found: Mapping[int | None, EvalRecord]
+    parameters: int | None = None
+
+
+@dataclass(frozen=True)
 class Failure:
     """One cell of a comparison that could not be finished.
 
@@ -214,6 +236,7 @@ class ComparisonRow:
         steps: optimizer steps of one run.
         tokens: response tokens of one run.
         seconds: mean training time of one run; depends on the machine.
+        seconds_range: least and greatest training time of its runs; both 0 where that was not recorded.
         peak_bytes: largest peak memory; depends on the machine.
         models: score -> the same difference as a statement about these trained models alone: BCa
             interval over examples and permutation p, adjusted likewise.
@@ -228,6 +251,10 @@ class ComparisonRow:
             included; None if not known.
         generated_tokens: tokens that were generated for one run to train on, by student or teacher; None if not
             recorded.
+        before: score -> paired difference to the student before training, with p adjusted for the number of
+            contenders in a family of its own; None where it was not measured.
+        closed: score -> share of the gap between the student before training and the teacher that was closed, with
+            the interval of Fieller's method; None where there is no clear gap that ends at the teacher.
     """
 
     label: str
@@ -247,6 +274,9 @@ class ComparisonRow:
     teacher_parameters: int | None = None
     flops: float | None = None
     generated_tokens: int | None = None
+    before: Mapping[str, Estimate | None] = field(default_factory=dict)
+    closed: Mapping[str, Estimate | None] = field(default_factory=dict)
+    seconds_range: tuple[float, float] = (0.0, 0.0)
 
     @property
     def teacher_passes(self) -> float | None:
@@ -254,6 +284,32 @@ class ComparisonRow:
         if self.teacher_tokens is None or not self.student_tokens:
             return None
         return self.teacher_tokens / self.student_tokens
+
+
+@dataclass(frozen=True)
+class ReferenceRow:
+    """The line of a model that the comparison did not train, measured on the same rows.
+
+    Args:
+        role: "before" for the student before training, "teacher", or "model" for one trained elsewhere.
+        label: what the line is called.
+        scores: score -> value with interval; a score that makes no sense for this model is left out.
+        parameters: of the model; None if not known.
+        seeds: training seeds of a student made at random, one start each; empty for a model that was measured once.
+        differences: of a model trained elsewhere: score -> paired difference to the baseline, as in
+            ``ComparisonRow``, with p adjusted for the number of such models.
+        before: of such a model: score -> paired difference to the student before training, likewise.
+        closed: of such a model: score -> share of the gap that it closes.
+    """
+
+    role: str
+    label: str
+    scores: dict[str, Estimate]
+    parameters: int | None = None
+    seeds: tuple[int, ...] = ()
+    differences: Mapping[str, Estimate | None] = field(default_factory=dict)
+    before: Mapping[str, Estimate | None] = field(default_factory=dict)
+    closed: Mapping[str, Estimate | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -270,8 +326,9 @@ class Comparison:
         detectable: score -> smallest true difference to the baseline that this design finds in 8 of
             10 repeats; None where it is unknown.
         variance: score -> where the variance of a difference to the baseline comes from.
-        pareto: score -> cost ("parameters", "flops", "seconds") -> labels that no other line beats
+        pareto: score -> cost ("parameters", "flops") -> labels that no other line beats
             in both; a cost that is unknown or the same for all is left out.
+        references: the student before training, the teacher, and models trained elsewhere, on the same rows.
     """
 
     baseline: str
@@ -283,6 +340,7 @@ class Comparison:
     detectable: Mapping[str, float | None] = field(default_factory=dict)
     variance: Mapping[str, VarianceShares] = field(default_factory=dict)
     pareto: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    references: tuple[ReferenceRow, ...] = ()
 
     @property
     def exit_code(self) -> int:

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kdcli.digits import decimals, with_half
-from kdcli.runs.records import Comparison, ComparisonRow, ScoreInfo
+from kdcli.runs.against_start import percent
+from kdcli.runs.records import BEFORE, Comparison, ComparisonRow, ReferenceRow, ScoreInfo
 from kdcli.statistics import LEVEL, Estimate
 
 ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
@@ -12,6 +13,8 @@ ABSENT = "–"
 SURE = "*"
 COSTS = ("seeds", "steps", "response tokens", "teacher passes", "parameters", "FLOPs")
 GENERATED = "generated tokens"
+BEFORE_TITLE = "Difference to the student before training, paired"
+CLOSED_TITLE = "Share of the gap from the student before training to the teacher that was closed"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,9 @@ class Sheet:
         differences: paired difference to the baseline with its 95 % interval, without the baseline's line.
         costs: label and one string per name in ``cost_names``.
         baseline: as it came.
+        references: the student before training, the teacher, and models trained elsewhere: as ``means``.
+        before: paired difference to the student before training, as ``differences``; empty where that was not measured.
+        closed: share of the gap from there to the teacher that was closed; empty where there is none.
     """
 
     scores: tuple[ScoreInfo, ...]
@@ -69,6 +75,9 @@ class Sheet:
     costs: tuple[tuple[str, tuple[str, ...]], ...]
     baseline: str
     cost_names: tuple[str, ...] = COSTS
+    references: tuple[Line, ...] = ()
+    before: tuple[Line, ...] = ()
+    closed: tuple[Line, ...] = ()
 
 
 def make_sheet(comparison: Comparison, digits: int | None = None) -> Sheet:
@@ -78,20 +87,32 @@ def make_sheet(comparison: Comparison, digits: int | None = None) -> Sheet:
         comparison: the numbers.
         digits: decimals of every number; by default those that show two digits of the median interval.
     """
-    rows = comparison.rows
+    rows, others = comparison.rows, comparison.references
     generates = any(row.generated_tokens for row in rows)
     places = {info.name: digits if digits is not None else _places(rows, info.name) for info in comparison.scores}
+
+    def changes(lines: Iterable[ComparisonRow | ReferenceRow], field: str) -> tuple[Line, ...]:
+        return tuple(
+            Line(row.label, tuple(_difference(getattr(row, field).get(name), places[name]) for name in places))
+            for row in lines
+        )
+
+    outside = [row for row in others if row.differences]
+    start = any(row.role == BEFORE for row in others)
+    closed = [row for row in (*outside, *rows) if any(row.closed.values())]
     return Sheet(
         scores=comparison.scores,
         means=tuple(Line(row.label, tuple(_mean(row, name, places[name]) for name in places)) for row in rows),
-        differences=tuple(
-            Line(row.label, tuple(_difference(row.differences.get(name), places[name]) for name in places))
-            for row in rows
-            if row.label != comparison.baseline
+        differences=changes([*outside, *(row for row in rows if row.label != comparison.baseline)], "differences"),
+        costs=(
+            *((row.label, _size(row) + (ABSENT,) * generates) for row in others),
+            *((row.label, _costs(row) + _generated(row) * generates) for row in rows),
         ),
-        costs=tuple((row.label, _costs(row) + _generated(row) * generates) for row in rows),
         baseline=comparison.baseline,
         cost_names=COSTS + (GENERATED,) * generates,
+        references=tuple(Line(row.label, tuple(_mean(row, name, places[name]) for name in places)) for row in others),
+        before=changes([*outside, *rows], "before") if start else (),
+        closed=tuple(Line(row.label, tuple(_share(row.closed.get(name)) for name in places)) for row in closed),
     )
 
 
@@ -116,12 +137,26 @@ def _values(estimates: Iterable[Estimate]) -> list[float]:
     return [one.mean for one in estimates]
 
 
-def _mean(row: ComparisonRow, name: str, places: int) -> Entry:
+def _mean(row: ComparisonRow | ReferenceRow, name: str, places: int) -> Entry:
     one = row.scores.get(name)
     if one is None or one.mean != one.mean:
         return Entry(ABSENT)
     mean, _, half = with_half(one.mean, one.half_width, places).partition(" ")
+    if isinstance(row, ReferenceRow):
+        return Entry(mean, half)
     return Entry(mean, half, best=name in row.best, tied=name in row.tied)
+
+
+def _share(one: Estimate | None) -> Entry:
+    if one is None:
+        return Entry(ABSENT)
+    mean, _, interval = percent(one).partition(" [")
+    return Entry(mean, f"[{interval}" if interval else "")
+
+
+def _size(row: ReferenceRow) -> tuple[str, ...]:
+    """Return the costs of a model that was not trained here: its size alone."""
+    return tuple(count(row.parameters) if name == "parameters" else ABSENT for name in COSTS)
 
 
 def _difference(one: Estimate | None, places: int) -> Entry:

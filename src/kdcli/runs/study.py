@@ -39,6 +39,23 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class ReferenceEntry:
+    """One evaluation of a model that the study does not train, as ``study.json`` lists it.
+
+    Args:
+        label: what its line is called.
+        role: "before" for the student before training, or "teacher".
+        seed: of a student made at random; None for a model that lies in a folder.
+        folder: of the evaluation, relative to the study.
+    """
+
+    label: str
+    role: str
+    seed: int | None
+    folder: str
+
+
+@dataclass(frozen=True)
 class Study:
     """What a study consists of.
 
@@ -48,6 +65,7 @@ class Study:
         seeds: training seeds.
         cells: every cell.
         chosen: label -> the value that tuning chose, in words; empty without tuning or before it ended.
+        references: evaluations of the student before training and of the teacher; a study of an older version has none.
     """
 
     baseline: str
@@ -55,6 +73,7 @@ class Study:
     seeds: tuple[int, ...]
     cells: tuple[Entry, ...]
     chosen: Mapping[str, str]
+    references: tuple[ReferenceEntry, ...] = ()
 
 
 def is_study(folder: Path) -> bool:

@@ -16,15 +16,15 @@ from kdcli import durable
 from kdcli.digits import decimals, with_half
 from kdcli.runs.html_table import html_fragment
 from kdcli.runs.latex_table import latex
-from kdcli.runs.records import Comparison, ComparisonRow, ScoreInfo
-from kdcli.runs.sheet import ABSENT, ARROWS, Entry, Line, Sheet, make_sheet
+from kdcli.runs.records import CONTENDER, Comparison, ComparisonRow, ReferenceRow, ScoreInfo
+from kdcli.runs.sheet import ABSENT, ARROWS, BEFORE_TITLE, CLOSED_TITLE, Entry, Line, Sheet, make_sheet
 from kdcli.statistics import Estimate
 from kdcli.text import csv_cell, markdown_cell, one_line
 
 FORMS = ("md", "csv", "json", "tex", "html")
-_MACHINE = ("seconds", "peak_bytes")
+_MACHINE = ("seconds", "seconds_range", "peak_bytes")
 _LEGEND = (
-    "± and [ ] are 95 % intervals; bold is best, underlined cannot be told from it; "
+    "± and [ ] are 95 % intervals; bold is best, underlined cannot be told from it, among the objectives trained here; "
     "\\* marks p < 0.05 after Holm's rule. Seconds and memory are in costs.csv."
 )
 _ESTIMATE = ("mean", "low", "high", "count", "unit")
@@ -59,10 +59,14 @@ def render(comparison: Comparison, form: str, *, digits: int | None = None, capt
 def markdown(comparison: Comparison, sheet: Sheet) -> str:
     """Return the tables of scores, differences and costs, and the notes, as Markdown."""
     heads = ["objective", *(f"{markdown_cell(info.name)} {ARROWS[info.better]}".strip() for info in sheet.scores)]
-    parts = ["## Scores", "", *_grid(heads, [_line(line) for line in sheet.means]), ""]
+    parts = ["## Scores", "", *_grid(heads, [_line(line) for line in (*sheet.references, *sheet.means)]), ""]
     if sheet.differences:
         head = f"## Difference to {markdown_cell(sheet.baseline)}, paired"
         parts += [head, "", *_grid(heads, [_line(line) for line in sheet.differences]), ""]
+    if sheet.before:
+        parts += [f"## {BEFORE_TITLE}", "", *_grid(heads, [_line(line) for line in sheet.before]), ""]
+    if sheet.closed:
+        parts += [f"## {CLOSED_TITLE}", "", *_grid(heads, [_line(line) for line in sheet.closed]), ""]
     costs = [[markdown_cell(label), *cells] for label, cells in sheet.costs]
     parts += ["## Cost of one run", "", *_grid(["objective", *sheet.cost_names], costs), ""]
     parts += [_LEGEND, ""]
@@ -86,18 +90,24 @@ def comma_separated(comparison: Comparison, sheet: Sheet) -> str:
     models = ["models_low", "models_high", "models_p"]
     shown = ["shown", "shown_difference"]
     costs = ["steps", "tokens", "teacher_passes", "parameters", "flops", "generated_tokens"]
+    start = ["before_difference", "before_low", "before_high", "before_p", "gap_closed", "gap_low", "gap_high"]
     heads = ["objective", "seeds", "score", "better", *_ESTIMATE, *changes, *models, "best", "tied", *shown, *costs]
+    heads += ["role", *start]
     writer.writerow(heads)
     changed = {line.label: line for line in sheet.differences}
-    for row, line in zip(comparison.rows, sheet.means, strict=True):
+    lines = zip((*comparison.rows, *comparison.references), (*sheet.means, *sheet.references), strict=True)
+    for row, line in lines:
+        role = row.role if isinstance(row, ReferenceRow) else CONTENDER
         for index, info in enumerate(sheet.scores):
+            if info.name not in row.scores and role != CONTENDER:
+                continue
             seeds = " ".join(map(str, row.seeds))
             texts = [line.cells[index].text, changed[row.label].cells[index].text if row.label in changed else ""]
-            spent = [getattr(row, name) for name in costs]
-            name = csv_cell(info.name)
-            writer.writerow(
-                [csv_cell(row.label), seeds, name, info.better, *_numbers(row, info), *map(csv_cell, texts), *spent]
-            )
+            spent = [getattr(row, name, None) for name in costs]
+            name, numbers = csv_cell(info.name), _numbers(row, info)
+            after = [role, *_against_start(row, info)]
+            cells = [*numbers, *map(csv_cell, texts), *spent, *after]
+            writer.writerow([csv_cell(row.label), seeds, name, info.better, *cells])
     return buffer.getvalue()
 
 
@@ -115,10 +125,15 @@ def as_json(comparison: Comparison, sheet: Sheet) -> str:
         score: {cost: labels for cost, labels in costs.items() if cost not in _MACHINE}
         for score, costs in comparison.pareto.items()
     }
+    references = [
+        asdict(row) | {"shown": _shown(sheet.scores, line)}
+        for row, line in zip(comparison.references, sheet.references, strict=True)
+    ]
     document = {
         "baseline": comparison.baseline,
         "scores": [asdict(info) for info in comparison.scores],
         "rows": rows,
+        "references": references,
         "detectable": dict(comparison.detectable),
         "variance": {name: asdict(shares) for name, shares in comparison.variance.items()},
         "pareto": {score: costs for score, costs in fronts.items() if costs},
@@ -155,7 +170,15 @@ def _grid(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (heads, ruler, *lines)]
 
 
-def _numbers(row: ComparisonRow, info: ScoreInfo) -> list[Any]:
+def _against_start(row: ComparisonRow | ReferenceRow, info: ScoreInfo) -> list[Any]:
+    change, share = row.before.get(info.name), row.closed.get(info.name)
+    return [*_fields(change, ("mean", "low", "high", "p_value")), *_fields(share, ("mean", "low", "high"))]
+
+
+def _numbers(row: ComparisonRow | ReferenceRow, info: ScoreInfo) -> list[Any]:
+    if isinstance(row, ReferenceRow):
+        changes = _fields(row.differences.get(info.name), ("mean", "low", "high", "p_value"))
+        return [*_fields(row.scores[info.name], _ESTIMATE), *changes, None, None, None, 0, 0]
     found, change, models = (side.get(info.name) for side in (row.scores, row.differences, row.models))
     return [
         *_fields(found, _ESTIMATE),

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from kdcli.errors import InputError, IntegrityError
 from kdcli.metrics.score import Score
 from kdcli.runs.costs import Cost
 from kdcli.runs.evaluation.results import SAMPLES, read_evaluation_settings, read_samples, scores_of
-from kdcli.runs.records import AnswerCounts, EvalRecord, Failure, RunRecord, ScoreInfo
+from kdcli.runs.records import CONTENDER, AnswerCounts, EvalRecord, Failure, Reference, RunRecord, ScoreInfo
 
 RESULTS = "results.parquet"
 SCHEMA = 1
@@ -43,6 +43,7 @@ _COLUMNS = pa.schema(
         ("generated_tokens", pa.int64()),
         ("documents", pa.list_(pa.float64())),
         ("generation_flops", pa.float64()),
+        ("role", pa.string()),
     ]
 )
 _MAKE = "run the kd compare that wrote it again; finished cells are kept"
@@ -60,6 +61,7 @@ class About:
             folders, so it is not stored.
         seeds: its training seeds; not stored either.
         failed: cells without numbers.
+        rates: label -> the learning rate of its runs, and all that were tried for its objective.
     """
 
     baseline: str
@@ -67,6 +69,7 @@ class About:
     command: str = ""
     seeds: tuple[int, ...] = ()
     failed: tuple[Failure, ...] = ()
+    rates: Mapping[str, tuple[float, tuple[float, ...]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class _About:
     baseline: str
     remarks: tuple[str, ...]
     failed: tuple[Failure, ...]
+    rates: dict[str, tuple[float, tuple[float, ...]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class Tidy:
 
     results: pa.Table
     samples: pa.Table
-    _scores: dict[tuple[str, int], dict[str, Score]] = field(default_factory=dict, repr=False)
+    _scores: dict[tuple[str, str, int | None], dict[str, Score]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -139,7 +143,8 @@ class Tidy:
         """What is stored beside the numbers."""
         facts = self.facts["about"]
         failed = tuple(Failure(**{**one, "log": Path(one["log"])}) for one in facts["failed"])
-        return About(facts["baseline"], tuple(facts["remarks"]), failed=failed)
+        rates = {label: (rate, tuple(tried)) for label, (rate, tried) in facts.get("rates", {}).items()}
+        return About(facts["baseline"], tuple(facts["remarks"]), failed=failed, rates=rates)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -151,55 +156,84 @@ class Tidy:
         """The scores, in the order of the columns."""
         return tuple(ScoreInfo(**info) for info in self.facts["infos"])
 
-    @cached_property
+    @property
     def runs(self) -> dict[str, dict[int, dict[str, Any]]]:
         """Label -> seed -> facts of the run, with its scores' values and documents under ``values``."""
-        found: dict[str, dict[int, dict[str, Any]]] = {}
-        for line in self.results.to_pylist():
-            run = found.setdefault(line["objective"], {}).setdefault(line["seed"], {**line, "values": {}})
-            run["values"][line["score"]] = {"value": line["value"], "documents": line.get("documents")}
+        found = {label: seeds for (role, label), seeds in self._lines.items() if role == CONTENDER}
         return {label: dict(sorted(seeds.items())) for label, seeds in found.items()}
 
-    def score(self, label: str, seed: int, name: str) -> Score | None:
+    @property
+    def references(self) -> dict[tuple[str, str], dict[int | None, dict[str, Any]]]:
+        """Role and label of a reference model -> seed, None without one -> the same facts."""
+        return {line: seeds for line, seeds in self._lines.items() if line[0] != CONTENDER}
+
+    def score(self, label: str, seed: int | None, name: str, role: str = CONTENDER) -> Score | None:
         """Return one run's score with its statistics per example; None if it has none of that name."""
-        values = self.runs[label][seed]["values"]
-        if (label, seed) not in self._scores:
+        key = (role, label, seed)
+        values = self._lines[role, label][seed]["values"]
+        if key not in self._scores:
             infos = {info.name: asdict(info) for info in self.infos}
             entries = [infos[one] | found for one, found in values.items()]
-            owners = zip(self.samples["objective"].to_pylist(), self.samples["seed"].to_pylist(), strict=True)
-            rows = self.samples.filter(pa.array([owner == (label, seed) for owner in owners], pa.bool_()))
-            self._scores[label, seed] = scores_of(rows, entries, self.facts["evaluation"])
-        return self._scores[label, seed].get(name)
+            rows = self.samples.filter(pa.array([owner == key for owner in self._owners], pa.bool_()))
+            self._scores[key] = scores_of(rows, entries, self.facts["evaluation"])
+        return self._scores[key].get(name)
+
+    @cached_property
+    def _lines(self) -> dict[tuple[str, str], dict[Any, dict[str, Any]]]:
+        found: dict[tuple[str, str], dict[Any, dict[str, Any]]] = {}
+        for line in self.results.to_pylist():
+            key = (line.get("role") or CONTENDER, line["objective"])
+            run = found.setdefault(key, {}).setdefault(line["seed"], {**line, "values": {}})
+            run["values"][line["score"]] = {"value": line["value"], "documents": line.get("documents")}
+        return found
+
+    @cached_property
+    def _owners(self) -> list[tuple[str, str, int | None]]:
+        """Role, label and seed of each row of the samples."""
+        known = "role" in self.samples.column_names
+        roles = self.samples["role"].to_pylist() if known else [CONTENDER] * len(self.samples)
+        labels, seeds = (self.samples[name].to_pylist() for name in ("objective", "seed"))
+        return list(zip(roles, labels, seeds, strict=True))
 
 
-def make_tidy(cells: Sequence[Cell], infos: Sequence[ScoreInfo], about: About) -> Tidy:
+def make_tidy(
+    cells: Sequence[Cell], infos: Sequence[ScoreInfo], about: About, references: Sequence[Reference] = ()
+) -> Tidy:
     """Put evaluated runs into the two tables.
 
     Args:
         cells: line by line, seed by seed.
         infos: the scores that all of them have.
         about: what is needed beside the numbers.
+        references: models that were not trained here.
     """
     lines = [_line(cell, info) for cell in cells for info in infos if info.name in cell.found.estimates]
+    others = [(one, seed, found) for one in references for seed, found in one.found.items()]
+    lines += [
+        _reference_line(one, seed, found, info) for one, seed, found in others for info in infos if _has(found, info)
+    ]
+    measured = [*((one.label, found) for one, _, found in others), *((cell.label, cell.found) for cell in cells)]
     failed = [asdict(one) | {"log": str(one.log)} for one in about.failed]
     facts = {
         "schema": SCHEMA,
-        "about": {"baseline": _storable(about.baseline), "remarks": about.remarks, "failed": failed},
+        "about": {"baseline": _storable(about.baseline), "remarks": about.remarks, "failed": failed, **_rates(about)},
         "infos": [asdict(info) for info in infos],
-        "evaluation": read_evaluation_settings(_folder(cells[0])),
-        "notes": [*dict.fromkeys(note for cell in cells for note in cell.found.notes), *_answer_notes(cells)],
+        "evaluation": read_evaluation_settings(_folder_of(cells[0].found)),
+        "notes": [*dict.fromkeys(note for cell in cells for note in cell.found.notes), *_answer_notes(measured)],
     }
     results = pa.Table.from_pylist(lines, schema=_COLUMNS.with_metadata({_ABOUT: json.dumps(facts).encode()}))
-    samples = pa.concat_tables([_samples(cell, infos) for cell in cells], promote_options="permissive")
+    tables = [_samples(cell.found, (CONTENDER, cell.label, cell.run.seed), infos) for cell in cells]
+    tables += [_samples(found, (one.role, one.label, seed), infos) for one, seed, found in others]
+    samples = pa.concat_tables(tables, promote_options="permissive")
     return Tidy(results, samples)
 
 
-def _answer_notes(cells: Sequence[Cell]) -> Iterator[str]:
+def _answer_notes(measured: Sequence[tuple[str, EvalRecord]]) -> Iterator[str]:
     """Say how many answers of each line were cut or empty, where any was."""
     totals: dict[str, list[AnswerCounts]] = {}
-    for cell in cells:
-        if cell.found.answers is not None:
-            totals.setdefault(str(_storable(cell.label)), []).append(cell.found.answers)
+    for label, found in measured:
+        if found.answers is not None:
+            totals.setdefault(str(_storable(label)), []).append(found.answers)
     place = next((one.place for found in totals.values() for one in found), "")
     for what, name in ((f"cut{place}, before an end token", "cut"), ("empty", "empty")):
         counts = {label: sum(getattr(one, name) or 0 for one in found) for label, found in totals.items()}
@@ -235,11 +269,34 @@ def read_tidy(folder: Path) -> Tidy:
     return tidy
 
 
+def _rates(about: About) -> dict[str, Any]:
+    rates = {_storable(label): [rate, list(tried)] for label, (rate, tried) in about.rates.items()}
+    return {"rates": rates} if rates else {}
+
+
 def _line(cell: Cell, info: ScoreInfo) -> dict[str, Any]:
-    one = cell.found.estimates[info.name]
     return {
-        "objective": _storable(cell.label),
-        "seed": cell.run.seed,
+        **_value(cell.label, cell.run.seed, cell.found, info),
+        "run": _storable(cell.run.folder.name),
+        "role": CONTENDER,
+        **asdict(cell.cost),
+    }
+
+
+def _reference_line(one: Reference, seed: int | None, found: EvalRecord, info: ScoreInfo) -> dict[str, Any]:
+    return {**_value(one.label, seed, found, info), "role": one.role, "parameters": one.parameters}
+
+
+def _has(found: EvalRecord, info: ScoreInfo) -> bool:
+    """Whether an evaluation has a score, taken by the same settings but for the teacher it compares with."""
+    return any(one.name == info.name and one.metric == info.metric for one in found.infos)
+
+
+def _value(label: str, seed: int | None, found: EvalRecord, info: ScoreInfo) -> dict[str, Any]:
+    one = found.estimates[info.name]
+    return {
+        "objective": _storable(label),
+        "seed": seed,
         "score": info.name,
         "value": one.mean,
         "low": one.low,
@@ -247,24 +304,24 @@ def _line(cell: Cell, info: ScoreInfo) -> dict[str, Any]:
         "better": info.better,
         "metric": info.metric,
         "settings": info.settings,
-        "run": _storable(cell.run.folder.name),
-        "documents": cell.found.documents.get(info.name),
-        **asdict(cell.cost),
+        "documents": found.documents.get(info.name),
     }
 
 
-def _samples(cell: Cell, infos: Sequence[ScoreInfo]) -> pa.Table:
-    table = read_samples(_folder(cell))
+def _samples(found: EvalRecord, owner: tuple[str, str, int | None], infos: Sequence[ScoreInfo]) -> pa.Table:
+    table = read_samples(_folder_of(found))
     wanted = [*_SHARED, *(f"{info.name}{kind}" for info in infos for kind in ("", ".sums", ".answers"))]
     table = table.select([name for name in wanted if name in table.column_names])
+    role, label, seed = owner
     count = len(table)
-    table = table.add_column(0, "objective", pa.array([_storable(cell.label)] * count, pa.string()))
-    return table.add_column(1, "seed", pa.array([cell.run.seed] * count, pa.int64()))
+    table = table.add_column(0, "objective", pa.array([_storable(label)] * count, pa.string()))
+    table = table.add_column(1, "seed", pa.array([seed] * count, pa.int64()))
+    return table.append_column("role", pa.array([role] * count, pa.string()))
 
 
-def _folder(cell: Cell) -> Path:
-    assert cell.found.folder is not None, "the evaluation of a run lies in its folder"
-    return cell.found.folder
+def _folder_of(found: EvalRecord) -> Path:
+    assert found.folder is not None, "an evaluation in a comparison lies in a folder"
+    return found.folder
 
 
 def _storable(text: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from kdcli import durable
 from kdcli.errors import InputError, IntegrityError
 from kdcli.runs import seal
-from kdcli.runs.folder import BEST, CONFIG, EVAL, MANIFEST, MODEL, STATUS, RunFolder
+from kdcli.runs.folder import BEST, CONFIG, EVAL, MANIFEST, MODEL, REFERENCES, STATUS, RunFolder
 from kdcli.runs.teacher_cache import check_cache, is_cache
 
 _DEEP = 4
@@ -65,7 +65,7 @@ def _pieces(folder: Path, deep: int) -> Iterator[Piece]:
         yield from _run(folder)
         return
     if (folder / MANIFEST).is_file():
-        yield folder, "folder", _check_folder
+        yield folder, "evaluation" if folder.parent.name == REFERENCES else "folder", _check_folder
         return
     if is_cache(folder):
         yield folder, "cache", check_cache

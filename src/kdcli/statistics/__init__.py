@@ -15,6 +15,7 @@ from kdcli.statistics.estimate import (
     Estimate,
     smallest_detectable_difference,
 )
+from kdcli.statistics.gap import share_of_gap
 from kdcli.statistics.jackknife import counted, over_examples
 from kdcli.statistics.over_seeds import difference_over_seeds, over_seeds
 from kdcli.statistics.paired import (
@@ -46,6 +47,7 @@ __all__ = [
     "over_seeds",
     "pareto_front",
     "sampling_noise",
+    "share_of_gap",
     "smallest_detectable_difference",
     "split",
     "tied_for_best",

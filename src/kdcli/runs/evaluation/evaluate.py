@@ -1,5 +1,6 @@
 """One evaluation: a model folder, a run, or answers made elsewhere."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from kdcli.config import BenchmarkConfig, DistillConfig, EvalConfig
 from kdcli.data.dataset import TokenDataset
 from kdcli.engine.devices import Device, prepare
 from kdcli.engine.events import Event, Report
-from kdcli.errors import UsageError
+from kdcli.errors import IntegrityError, UsageError
 from kdcli.metrics.describe import describe
 from kdcli.models.ends import answer_key
 from kdcli.models.load import LanguageModel, load_model
@@ -76,12 +77,50 @@ def evaluate_run(
 
 def evaluate_student(run: Path, config: DistillConfig, workshop: Workshop, report: Report) -> EvalRecord:
     """Evaluate a run's student on the run's held-out rows, or its development rows, unless that is done."""
-    return evaluate_run(_student_config(run, config), report, workshop=workshop, reuse=True)
+    return evaluate_run(student_config(str(run), config), report, workshop=workshop, reuse=True)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be measured that is no run's student: what identifies it, whose tokens it reads, and its weights.
+
+    Args:
+        facts: what is known of it before its weights are loaded.
+        reader: the model whose tokenizer and template read the rows.
+        load: gives the model on a device.
+    """
+
+    facts: ModelFacts
+    reader: ModelFacts
+    load: Callable[[Device], LanguageModel]
+
+
+def evaluate_subject(subject: Subject, config: EvalConfig, workshop: Workshop, report: Report) -> EvalRecord:
+    """Evaluate a model on the rows that settings name, unless that is done by the same protocol; again if damaged.
+
+    Args:
+        subject: the model.
+        config: what to measure, and on what; ``output`` is the folder of the record.
+        workshop: what is loaded already.
+        report: told what happens.
+
+    Raises:
+        KDError: the model or the data cannot be used, or do not fit a metric.
+    """
+    asked = _ask(config, subject.facts.path, workshop, subject)
+    try:
+        there = asked.already_there()
+    except IntegrityError as error:
+        report(Event("warning", f"{error.where} {error.what}: measured again"))
+        there = None
+    if there is not None:
+        return there
+    return _score_asked(config, subject.facts.path, asked, report, workshop)
 
 
 def find_evaluation(run: Path, config: DistillConfig, workshop: Workshop) -> EvalRecord | None:
     """Return a run's evaluation if it was made by the protocol that these settings ask for, else None."""
-    asked = _ask(_student_config(run, config), str(run), workshop)
+    asked = _ask(student_config(str(run), config), str(run), workshop)
     return asked.already_there()
 
 
@@ -90,7 +129,7 @@ class _Asked:
     """An evaluation, its parts looked at; no weight is read."""
 
     chosen: Chosen
-    facts: ModelFacts
+    subject: Subject
     teacher: ModelFacts | None
     data: TokenDataset
     device: Device
@@ -98,6 +137,11 @@ class _Asked:
     folder: Path | None
     name: str
     development: TokenDataset | None = None
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What is known of the model before its weights are loaded."""
+        return self.subject.facts
 
     def already_there(self) -> EvalRecord | None:
         """Return what was measured before by the same protocol."""
@@ -110,9 +154,15 @@ class _Asked:
         return there if same else None
 
 
-def _student_config(run: Path, config: DistillConfig) -> EvalConfig:
+def student_config(model: str, config: DistillConfig) -> EvalConfig:
+    """Return the settings by which a run's student is measured, for any model.
+
+    Args:
+        model: run or model folder.
+        config: the run's settings.
+    """
     return EvalConfig(
-        model=str(run),
+        model=model,
         teacher=config.teacher,
         teacher_cache=config.teacher_cache,
         teacher_quantization=config.teacher_quantization,
@@ -124,35 +174,41 @@ def _student_config(run: Path, config: DistillConfig) -> EvalConfig:
     )
 
 
-def _ask(config: EvalConfig, model: str, workshop: Workshop) -> _Asked:
+def _ask(config: EvalConfig, model: str, workshop: Workshop, subject: Subject | None = None) -> _Asked:
     fitted_on = splits.has_development_apart(config.data, config.evaluation.split)
     own = Workshop()  # not the shared one: a run's student may have changed since
-    apart = _has_other_tokens(config, model, own, workshop)
+    apart = _has_other_tokens(config, lambda: subject.reader if subject is not None else own.look(model), workshop)
     compared = config.teacher is not None and not apart
     chosen = scoring.choose_metrics(config.evaluation, teacher=compared, development=fitted_on, other_tokens=apart)
     path = splits.check_measured(config.data, config.evaluation.split)
     device = prepare(config.hardware)
     teacher = config.teacher if chosen.needs_teacher else None
-    facts = own.look(model)
+    subject = subject or _subject(own.look(model))
+    reader = subject.reader
     other = workshop.look_teacher(teacher, config.teacher_quantization) if teacher else None
-    data = splits.measured_rows(config.data, config.evaluation.split, facts, workshop)
+    data = splits.measured_rows(config.data, config.evaluation.split, reader, workshop)
     chosen = scoring.without_prompts(chosen, config.evaluation, data)
-    protocol = _protocol(config, chosen, data, device, facts, other)
-    development = splits.measured_rows(config.data, "dev", facts, workshop) if chosen.needs_development else None
+    protocol = _protocol(config, chosen, data, device, reader, other)
+    development = splits.measured_rows(config.data, "dev", reader, workshop) if chosen.needs_development else None
     if development is not None:
         protocol["development"] = evaluation_digest(development)
     if config.benchmarks.tasks:
         protocol["benchmarks"] = asked_of(config.benchmarks)
     name = splits.evaluation_name(path) if config.evaluation.split == "test" else splits.DEV
-    return _Asked(chosen, facts, other, data, device, protocol, _folder(config, model), name, development)
+    return _Asked(chosen, subject, other, data, device, protocol, _folder(config, model), name, development)
 
 
-def _has_other_tokens(config: EvalConfig, model: str, own: Workshop, workshop: Workshop) -> bool:
+def _subject(facts: ModelFacts) -> Subject:
+    """Return a model that reads its own tokens and lies in a folder."""
+    return Subject(facts, facts, lambda device: load_model(model_of(facts.path), device=device.device, role="teacher"))
+
+
+def _has_other_tokens(config: EvalConfig, reader: Callable[[], ModelFacts], workshop: Workshop) -> bool:
     """Whether a metric asks for the teacher, and the teacher's tokenizer is not the model's."""
     asked = any(describe(name).needs_teacher for name in config.evaluation.metrics)
     if config.teacher is None or is_served(config.teacher) or not asked:
         return False
-    return difference(own.look(model).tokenizer, workshop.look(config.teacher).tokenizer) is not None
+    return difference(reader().tokenizer, workshop.look(config.teacher).tokenizer) is not None
 
 
 def _score_beside(config: EvalConfig, model: str, report: Report) -> EvalRecord:
@@ -169,6 +225,10 @@ def _score_model(config: EvalConfig, model: str, report: Report, workshop: Works
     asked = _ask(config, model, workshop)
     if reuse and (there := asked.already_there()) is not None:
         return there
+    return _score_asked(config, model, asked, report, workshop)
+
+
+def _score_asked(config: EvalConfig, model: str, asked: _Asked, report: Report, workshop: Workshop) -> EvalRecord:
     ready = ready_beside(config)
     writes = asked.protocol["generation"] is not None
     told = asked.facts.writing_notes if writes else asked.facts.notes
@@ -192,10 +252,10 @@ _Measurement: TypeAlias = tuple[Scored, Texts | None, KeptAnswers | None]
 def _measure(config: EvalConfig, asked: _Asked, report: Report, workshop: Workshop) -> _Measurement:
     """Load what is needed, ask, and score."""
     facts, other, data, chosen = asked.facts, asked.teacher, asked.data, asked.chosen
-    against = other or facts
+    against = other or asked.subject.reader
     vocab = shared_vocabulary(facts.tokenizer, against.tokenizer, facts.rows, against.rows)
     device = asked.device
-    student = replace(load_model(model_of(facts.path), device=device.device, role="teacher"), vocab=vocab)
+    student = replace(asked.subject.load(device), vocab=vocab)
     student.check_length(max(data.lengths))
     mentor = speakers = None
     if other is not None and any(metric.needs_teacher() for metric in chosen.tokens):
@@ -206,7 +266,8 @@ def _measure(config: EvalConfig, asked: _Asked, report: Report, workshop: Worksh
         speakers = Speakers(student, living, settings.generation, settings.draft_tokens, device, report)
         check_own(chosen.own, data, speakers)
     texts, kept = _answers(config, asked, student, report)
-    scored = scoring.score_texts(chosen, scoring.beside(texts, data, facts.ends)) if texts else Scored()
+    ends = asked.subject.reader.ends
+    scored = scoring.score_texts(chosen, scoring.beside(texts, data, ends)) if texts else Scored()
     scored += scoring.score_tokens(chosen, student, mentor, data, device, report, asked.development)
     scored += score_choices(chosen.choices, student, data, asked.development, device, report)
     if speakers is not None:

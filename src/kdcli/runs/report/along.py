@@ -9,6 +9,7 @@ import numpy as np
 from kdcli.metrics.curve import Curve, Series, series
 from kdcli.runs.aggregate import Group
 from kdcli.runs.pictures import figure_of
+from kdcli.runs.records import EvalRecord
 from kdcli.runs.report.material import Material, short
 from kdcli.runs.report.parts import Picture, Section
 from kdcli.runs.report.svg import inline
@@ -24,7 +25,7 @@ def along(material: Material) -> Section | None:
         picture
         for number, name in enumerate(_names(material.groups))
         for picture in _pictures(
-            material, name, {group.label: _curves(group, name) for group in material.groups}, number
+            material, name, {label: _curves(found, name) for label, found in material.evaluations.items()}, number
         )
     ]
     if not pictures:
@@ -72,9 +73,9 @@ def _names(groups: Sequence[Group]) -> list[str]:
     return list(dict.fromkeys(curve.name for curve in curves))
 
 
-def _curves(group: Group, name: str) -> list[Curve]:
+def _curves(seeds: Sequence[EvalRecord], name: str) -> list[Curve]:
     """Return the curve of every seed; none where a seed lacks it, for then there is no mean over the seeds."""
-    found = [[curve for curve in record.curves if curve.name == name] for _, record in group.runs.values()]
+    found = [[curve for curve in record.curves if curve.name == name] for record in seeds]
     return [curve for (curve,) in found] if all(len(curves) == 1 for curves in found) else []
 
 

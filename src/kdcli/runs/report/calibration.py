@@ -1,12 +1,14 @@
 """Reliability diagrams: how often the model is right when it is so sure."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from kdcli.metrics.bins import calibration_error
 from kdcli.metrics.own_calibration import expected_series
 from kdcli.metrics.reliability import equal_width_series, reliability_curve
-from kdcli.runs.aggregate import Group
 from kdcli.runs.pictures import figure_of
+from kdcli.runs.records import EvalRecord
 from kdcli.runs.report.material import Material, short
 from kdcli.runs.report.parts import Picture, Section
 from kdcli.runs.report.svg import inline
@@ -32,10 +34,10 @@ def reliability(material: Material) -> Section | None:
     """Return one diagram per score and contender, its seeds taken together; None if calibration was not measured."""
     pictures, words = [], []
     for kind in KINDS:
-        found = [(group, bins(material, group, kind)) for group in material.groups]
+        found = [(label, bins(material, seeds, kind)) for label, seeds in material.evaluations.items()]
         drawn = [
-            _draw(material, group, kind, sums, len(pictures) + index)
-            for index, (group, sums) in enumerate(found)
+            _draw(material, label, kind, sums, len(pictures) + index)
+            for index, (label, sums) in enumerate(found)
             if sums is not None
         ]
         pictures += drawn
@@ -45,16 +47,16 @@ def reliability(material: Material) -> Section | None:
     return Section("calibration", "Reliability diagrams", [*words, _READING], pictures=pictures)
 
 
-def bins(material: Material, group: Group, kind: str = "ece") -> np.ndarray | None:
+def bins(material: Material, seeds: Sequence[EvalRecord], kind: str = "ece") -> np.ndarray | None:
     """Return count, confidence and correct of each bin, added up over all seeds, ``[examples, 3 * bins]``.
 
     Args:
         material: what the report reads.
-        group: one contender.
+        seeds: evaluations of one contender.
         kind: a score in ``KINDS``.
     """
     total = None
-    for _, found in group.runs.values():
+    for found in seeds:
         samples = material.samples(found)
         if samples is None or f"{kind}.sums" not in samples.column_names:
             continue
@@ -63,10 +65,10 @@ def bins(material: Material, group: Group, kind: str = "ece") -> np.ndarray | No
     return total
 
 
-def _draw(material: Material, group: Group, kind: str, sums: np.ndarray, index: int) -> Picture:
+def _draw(material: Material, label: str, kind: str, sums: np.ndarray, index: int) -> Picture:
     error = float(calibration_error(sums.sum(0)))
-    part = KINDS[kind](f"{short(group.label)}, {kind} {error:.3f}", sums)
+    part = KINDS[kind](f"{short(label)}, {kind} {error:.3f}", sums)
     with look():
-        figure = figure_of(reliability_curve(f"reliability{index}", "", (part,)), (material.colour(group.label),))
-        words = f"Reliability diagram of {group.label}, {kind} {error:.3f}"
+        figure = figure_of(reliability_curve(f"reliability{index}", "", (part,)), (material.colour(label),))
+        words = f"Reliability diagram of {label}, {kind} {error:.3f}"
         return Picture(inline(figure, f"reliability{index}", words))

@@ -1,12 +1,12 @@
 """Quality by answer length: where along the length of the reference a contender gains or loses."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import stdtrit
 
-from kdcli.runs.aggregate import Group
-from kdcli.runs.records import ScoreInfo
+from kdcli.runs.records import EvalRecord, ScoreInfo
 from kdcli.runs.report.material import Material, short
 from kdcli.runs.report.parts import Picture, Section, Table
 from kdcli.runs.report.svg import inline
@@ -92,15 +92,16 @@ def _draw(material: Material, info: ScoreInfo, buckets: Buckets, index: int) -> 
     with look():
         figure, (ax,) = panels(1, width=4.2, height=2.9)
         drawn = 0
-        for number, group in enumerate(material.groups):
-            values = _values(material, group, info.name, len(buckets.member))
+        lines = material.evaluations
+        for number, (label, seeds) in enumerate(lines.items()):
+            values = _values(material, seeds, info.name, len(buckets.member))
             if values is None:
                 continue
-            shift = (number - (len(material.groups) - 1) / 2) * 0.6 / max(1, len(material.groups))
+            shift = (number - (len(lines) - 1) / 2) * 0.6 / max(1, len(lines))
             means, halves = _means(values, buckets)
             ax.errorbar(
                 np.arange(len(means)) + shift, means, yerr=halves, fmt="o", markersize=4.5, linewidth=1.1,
-                linestyle=DASHES[number % len(DASHES)], color=material.colour(group.label), label=short(group.label),
+                linestyle=DASHES[number % len(DASHES)], color=material.colour(label), label=short(label),
             )  # fmt: skip
             drawn += 1
         if not drawn:
@@ -113,10 +114,10 @@ def _draw(material: Material, info: ScoreInfo, buckets: Buckets, index: int) -> 
         return Picture(inline(figure, f"length{index}", f"{info.name} by length of the reference, for each contender"))
 
 
-def _values(material: Material, group: Group, score: str, examples: int) -> np.ndarray | None:
+def _values(material: Material, seeds: Sequence[EvalRecord], score: str, examples: int) -> np.ndarray | None:
     """Return the mean over seeds of each example's score, ``[examples]``; NaN where no seed has one."""
     found = []
-    for _, record in group.runs.values():
+    for record in seeds:
         samples = material.samples(record)
         if samples is not None and score in samples.column_names and samples.num_rows == examples:
             found.append(samples[score].to_numpy(zero_copy_only=False).astype(np.float64))
@@ -138,9 +139,9 @@ def _means(values: np.ndarray, buckets: Buckets) -> tuple[list[float], list[floa
 
 def _answer_lengths(material: Material, buckets: Buckets) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     rows = []
-    for group in material.groups:
+    for label, seeds in material.evaluations.items():
         lengths = []
-        for _, record in group.runs.values():
+        for record in seeds:
             samples = material.samples(record)
             if samples is not None and "predictions" in samples.column_names:
                 answers = samples["predictions"].to_pylist()
@@ -148,9 +149,9 @@ def _answer_lengths(material: Material, buckets: Buckets) -> tuple[tuple[str, ..
         if lengths:
             mean = np.mean(lengths, axis=0)
             cells = [f"{mean[buckets.member == index].mean():.1f}" for index in range(len(buckets.names))]
-            rows.append((group.label, *cells))
+            rows.append((label, *cells))
     return ("objective", *buckets.names), tuple(rows)
 
 
 def _long(material: Material) -> bool:
-    return max(len(group.label) for group in material.groups) > 18
+    return max(map(len, material.evaluations)) > 18

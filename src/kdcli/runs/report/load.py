@@ -11,7 +11,8 @@ from kdcli.runs.distill import read_run
 from kdcli.runs.evaluation.results import read_results
 from kdcli.runs.finished import gather
 from kdcli.runs.folder import RunFolder
-from kdcli.runs.records import Comparison, EvalRecord, RunRecord
+from kdcli.runs.records import Comparison, EvalRecord, Reference, RunRecord
+from kdcli.runs.references import read_references
 from kdcli.runs.report.page import write_report
 from kdcli.runs.seal import seal_again
 from kdcli.runs.study import Entry, Study, is_study, read_study
@@ -20,8 +21,8 @@ from kdcli.runs.tidy import RESULTS, About
 Finished = tuple[RunRecord, EvalRecord]
 
 
-def load(folders: Sequence[Path]) -> tuple[Comparison, list[Group]]:
-    """Return a comparison and its groups.
+def load(folders: Sequence[Path]) -> tuple[Comparison, list[Group], list[Reference]]:
+    """Return a comparison, its groups, and the reference models' evaluations.
 
     Args:
         folders: one folder that kd compare wrote, or run folders, each with an evaluation.
@@ -34,13 +35,16 @@ def load(folders: Sequence[Path]) -> tuple[Comparison, list[Group]]:
     if not first.is_dir():
         raise InputError("RUN-03", "no such folder", where=str(first), fix="give a study, or run folders")
     if len(folders) == 1 and (first / RESULTS).is_file():
-        return read_comparison(first), groups_of(read_study(first), first) if is_study(first) else []
+        if not is_study(first):
+            return read_comparison(first), [], []
+        study = read_study(first)
+        return read_comparison(first), groups_of(study, first), read_references(first, study.references)
     if len(folders) == 1 and not RunFolder(first).is_run:
         fix = "give a folder of kd compare -o, or of kd distill"
         raise InputError("CMP-05", "neither a study nor a run", where=str(first), fix=fix)
     groups, remarks = gather(folders, silent)
     made = [Group(label, runs) for label, runs in groups.items()]
-    return conclude(made, About(next(iter(groups)), remarks), None), made
+    return conclude(made, About(next(iter(groups)), remarks), None), made, []
 
 
 def finished_table(folder: Path) -> Comparison | None:
@@ -91,6 +95,6 @@ def write_page(folders: Sequence[Path], target: Path) -> None:
         folders: as for :func:`load`.
         target: the file.
     """
-    comparison, groups = load(folders)
-    write_report(target, comparison, groups)
+    comparison, groups, references = load(folders)
+    write_report(target, comparison, groups, references)
     seal_again(target)

@@ -9,9 +9,12 @@ import pyarrow as pa
 from kdcli.engine.journal import METRICS, read_metrics
 from kdcli.runs.aggregate import Group
 from kdcli.runs.evaluation.results import SAMPLES, read_samples
-from kdcli.runs.records import Comparison, EvalRecord, RunRecord, ScoreInfo
-from kdcli.runs.style import COLOURS
+from kdcli.runs.records import BEFORE, TEACHER, Comparison, EvalRecord, Reference, RunRecord, ScoreInfo
+from kdcli.runs.style import COLOURS, GREY
 from kdcli.text import one_line
+
+REFERENCE_GREYS = {BEFORE: "#A0A0A0", TEACHER: "#505050"}
+"""Greys of the reference models, told apart by their lightness."""
 
 LONGEST = 44
 """Letters of a contender's name in a picture."""
@@ -24,10 +27,12 @@ class Material:
     Args:
         comparison: the tables.
         groups: the runs behind each line.
+        references: the reference models' evaluations.
     """
 
     comparison: Comparison
     groups: tuple[Group, ...]
+    references: tuple[Reference, ...] = ()
     _metrics: dict[Path, list[dict[str, Any]]] = field(default_factory=dict)
     _samples: dict[Path, pa.Table | None] = field(default_factory=dict)
 
@@ -43,10 +48,19 @@ class Material:
         return [info for info in self.scores if info.better != "neither"]
 
     def colour(self, label: str) -> str:
-        """Return a contender's colour, the same in every picture."""
+        """Return a contender's colour, the same in every picture; reference models are grey."""
+        roles = {one.label: one.role for one in (*self.comparison.references, *self.references)}
+        if label in roles and label not in {row.label for row in self.comparison.rows}:
+            return REFERENCE_GREYS.get(roles[label], GREY)
         lines = [*self.comparison.rows, *self.groups]
         labels = list(dict.fromkeys(line.label for line in lines))
         return COLOURS[labels.index(label) % len(COLOURS)]
+
+    @property
+    def evaluations(self) -> dict[str, list[EvalRecord]]:
+        """Return the evaluations behind each line, seed by seed: the reference models, then the contenders."""
+        found = {one.label: list(one.found.values()) for one in self.references}
+        return found | {group.label: [record for _, record in group.runs.values()] for group in self.groups}
 
     def metrics(self, run: RunRecord) -> list[dict[str, Any]]:
         """Return the lines of a run's log; none if it was removed."""

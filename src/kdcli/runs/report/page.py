@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from kdcli import __version__, durable
 from kdcli.runs.aggregate import Group
-from kdcli.runs.records import Comparison
+from kdcli.runs.records import Comparison, Reference
 from kdcli.runs.report import along, calibration, lengths, pareto, provenance, ranking, side_by_side, training
 from kdcli.runs.report.material import Material
 from kdcli.runs.report.parts import Section
@@ -26,24 +26,28 @@ _NEXT = "next: "
 _TEMPLATES = resources.files("kdcli.runs.report") / "templates"
 
 
-def write_report(path: Path, comparison: Comparison, groups: Sequence[Group]) -> None:
+def write_report(
+    path: Path, comparison: Comparison, groups: Sequence[Group], references: Sequence[Reference] = ()
+) -> None:
     """Write the report of a comparison; equal comparisons give equal bytes.
 
     Args:
         path: the file, ``report.html`` by habit.
         comparison: the tables.
         groups: the runs behind each line.
+        references: the reference models' evaluations.
     """
-    durable.write_file(path, report(comparison, groups))
+    durable.write_file(path, report(comparison, groups, references))
 
 
-def report(comparison: Comparison, groups: Sequence[Group]) -> str:
+def report(comparison: Comparison, groups: Sequence[Group], references: Sequence[Reference] = ()) -> str:
     """Return the page; a section whose data do not exist is left out."""
-    material = Material(comparison, tuple(groups))
+    material = Material(comparison, tuple(groups), tuple(references))
     made = [
         _findings(comparison),
         ranking.ranking(material) if material.scores else None,
         ranking.differences(material),
+        ranking.since_start(material),
         training.curves(material),
         training.adaptive(material),
         calibration.reliability(material),

@@ -21,17 +21,21 @@ class Cost:
     Args:
         name: as on the axis.
         of: what one line of the table costs; None where it is not known.
+        machine: whether it depends on the machine and on what else ran there: then nobody is on a front.
+        spread: its least and greatest value over the runs.
     """
 
     name: str
     of: Callable[[ComparisonRow], int | float | None]
+    machine: bool = False
+    spread: Callable[[ComparisonRow], tuple[float, float]] | None = None
 
 
 COSTS = (
     Cost("parameters of the student (million)", lambda row: _scaled(row.parameters, 1e6)),
     Cost("training arithmetic (PFLOP)", lambda row: _scaled(row.flops, 1e15)),
-    Cost("training time of one run (s)", lambda row: row.seconds),
-    Cost("peak memory of training (MiB)", lambda row: row.peak_bytes / 2**20),
+    Cost("training time of one run (s)", lambda row: row.seconds, True, lambda row: row.seconds_range),
+    Cost("peak memory of training (MiB)", lambda row: row.peak_bytes / 2**20, True),
 )
 
 
@@ -50,7 +54,10 @@ def pareto(material: Material) -> Section | None:
     words = [
         "Each mark is a contender: what it cost (across) and how good it is (up). Full marks, joined by the grey line, "
         "are the front: no other contender is both cheaper and at least as good. Hollow marks are beaten by one. "
-        "Times and memory are of this machine; intervals are in the ranking above, and small gaps here may be noise.",
+        "Times and memory are of this machine and of what else it did: there no front is drawn, and the bar of a time "
+        "goes from the fastest to the slowest of the seeds; one run has no bar, and says little about the next. Dashed "
+        "grey lines are the models that were not trained here. Intervals are in the ranking above; small gaps may be "
+        "noise.",
     ]
     return Section("pareto", "Quality against cost", words, pictures=pictures)
 
@@ -76,28 +83,34 @@ def front(points: Sequence[tuple[float, float]], *, higher: bool) -> list[int]:
 
 
 def _draw(material: Material, info: ScoreInfo, cost: Cost, key: str) -> Picture:
-    labels, points = [], []
+    labels, points, spreads = [], [], []
     for row in material.comparison.rows:
         spent = cost.of(row)
         if spent is not None and info.name in row.scores:
             labels.append(row.label)
             points.append((spent, row.scores[info.name].mean))
-    ahead = front(points, higher=info.better == "higher")
+            spreads.append(cost.spread(row) if cost.spread is not None else (spent, spent))
+    ahead = [] if cost.machine else front(points, higher=info.better == "higher")
     with look():
         figure, (ax,) = panels(1, width=3.7, height=2.5 + 0.17 * len(labels))
         ax.plot([points[index][0] for index in ahead], [points[index][1] for index in ahead], color=GREY, linewidth=1.0)
         for index, (label, point) in enumerate(zip(labels, points, strict=True)):
             colour = material.colour(label)
             face = colour if index in ahead else "white"
+            ax.plot(spreads[index], [point[1]] * 2, color=colour, linewidth=1.1)
             marker = MARKERS[index % len(MARKERS)]
             ax.plot(*point, marker, color=colour, markerfacecolor=face, markersize=7, label=short(label), linestyle="")
+        for row in material.comparison.references:
+            if info.name in row.scores:
+                height, colour = row.scores[info.name].mean, material.colour(row.label)
+                ax.axhline(height, color=colour, linewidth=1.0, linestyle="--", label=short(row.label))
         ax.set_xlabel(cost.name)
         ax.set_ylabel(f"{info.name} ({info.better} is better)")
         ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.margins(0.12)
         figure.legend(loc="outside lower left", fontsize=7.5, ncols=1)
-        names = ", ".join(labels[index] for index in ahead)
-        return Picture(inline(figure, key, f"{info.name} against {cost.name}; on the front: {names}"))
+        names = "; on the front: " + ", ".join(labels[index] for index in ahead) if ahead else ""
+        return Picture(inline(figure, key, f"{info.name} against {cost.name}{names}"))
 
 
 def _chosen(infos: Sequence[ScoreInfo]) -> list[ScoreInfo]:

@@ -61,6 +61,7 @@ def manifest(material: Material) -> Section:
     tables = [
         Table("Shared by the runs", ("what", "value"), tuple(rows), numbers=False),
         _runs(material),
+        *_references(material),
         _scores(material),
     ]
     commands = list(dict.fromkeys(_command(run) for run in runs))
@@ -107,6 +108,17 @@ def _runs(material: Material) -> Table:
             rows.append(cells)
     heads = ("objective", "seed", "folder", "weights", "evaluated model", "started – finished")
     return Table("Runs", heads, tuple(rows), numbers=False)
+
+
+def _references(material: Material) -> list[Table]:
+    """Return the models that were not trained here, if there are any."""
+    rows = tuple(
+        (one.label, "" if seed is None else str(seed), found.model_digest)
+        for one in material.references
+        for seed, found in one.found.items()
+    )
+    heads = ("model", "seed", "evaluated model")
+    return [Table("Reference models", heads, rows, numbers=False)] if rows else []
 
 
 def _scores(material: Material) -> Table:

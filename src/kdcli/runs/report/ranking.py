@@ -1,18 +1,22 @@
 """The ranking with its intervals, and the paired differences as a forest plot."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from kdcli.runs.records import ComparisonRow, ScoreInfo
+from kdcli.runs.against_start import percent
+from kdcli.runs.records import BEFORE, ComparisonRow, ReferenceRow, ScoreInfo
 from kdcli.runs.report.material import Material, short
 from kdcli.runs.report.parts import Picture, Section, Table
 from kdcli.runs.report.svg import inline
+from kdcli.runs.sheet import BEFORE_TITLE, CLOSED_TITLE
 from kdcli.runs.style import GREY, look, panels
 from kdcli.runs.tables import number
 from kdcli.statistics import Estimate
 
+Row: TypeAlias = ComparisonRow | ReferenceRow
 SIGNIFICANT = 0.05
 ENDS = {"higher": "higher is better →", "lower": "← lower is better", "neither": "neither end is better"}
 
@@ -29,7 +33,10 @@ def ranking(material: Material) -> Section:
     ]
     heads = ("objective", *(f"{info.name} {_arrow(info)}".strip() for info in infos))
     first = material.ranked[0] if material.ranked else infos[0]
-    lines = tuple((row.label, *(_score(row, info) for info in infos)) for row in ordered(rows, first))
+    others = material.comparison.references
+    if others:
+        words += ["Grey lines are models that were not trained here, measured on the same rows."]
+    lines = tuple((row.label, *(_score(row, info) for info in infos)) for row in (*others, *ordered(rows, first)))
     table = Table(f"Scores, mean ± half of the 95 % interval, in the order of {first.name}", heads, lines)
     pictures = [_draw(material, info, index) for index, info in enumerate(infos)]
     return Section("ranking", "Ranking", words, pictures=pictures, tables=[table])
@@ -37,8 +44,9 @@ def ranking(material: Material) -> Section:
 
 def differences(material: Material) -> Section | None:
     """Return the differences to the baseline, None where there is nothing to differ from."""
-    baseline = material.comparison.baseline
-    rows = [row for row in material.comparison.rows if row.label != baseline]
+    baseline, outside = material.comparison.baseline, material.comparison.references
+    rows: list[Row] = [row for row in outside if any(row.differences.values())]
+    rows += [row for row in material.comparison.rows if row.label != baseline]
     infos = [info for info in material.scores if any(row.differences.get(info.name) for row in rows)]
     if not infos:
         return None
@@ -54,7 +62,34 @@ def differences(material: Material) -> Section | None:
     return Section("differences", "Paired differences", words, pictures=pictures, tables=[table])
 
 
-def ordered(rows: Sequence[ComparisonRow], info: ScoreInfo) -> list[ComparisonRow]:
+def since_start(material: Material) -> Section | None:
+    """Return the differences to the student before training; None where it was not measured."""
+    start = [row for row in material.comparison.references if row.role == BEFORE]
+    rows = [row for row in (*material.comparison.references, *material.comparison.rows) if any(row.before.values())]
+    infos = [info for info in material.scores if any(row.before.get(info.name) for row in rows)]
+    if not start or not infos:
+        return None
+    words = [
+        "What training did: the dot is the mean difference to the student before training on the same examples, and "
+        "the same seeds where it was made at random. p is adjusted by Holm's rule for the number of contenders, apart "
+        "from the tests against the baseline; a full dot marks p < 0.05.",
+    ]
+    heads = ("objective", *(f"{info.name} {_arrow(info)}".strip() for info in infos))
+    changes = tuple((row.label, *(_change(row.before.get(info.name)) for info in infos)) for row in rows)
+    tables = [Table(BEFORE_TITLE, heads, changes)]
+    closed = [row for row in rows if any(row.closed.values())]
+    if closed:
+        shares = tuple((row.label, *(_share(row.closed.get(info.name)) for info in infos)) for row in closed)
+        tables.append(Table(CLOSED_TITLE, heads, shares))
+        words += [
+            "A share of 100 % reaches the teacher, a negative one moves away from it; intervals are Fieller's, and a "
+            "share is given only where the teacher is clearly better than the student before training."
+        ]
+    pictures = [_forest(material, rows, info, index, "before") for index, info in enumerate(infos)]
+    return Section("start", "Against no training", words, pictures=pictures, tables=tables)
+
+
+def ordered(rows: Sequence[Row], info: ScoreInfo) -> list[Row]:
     """Return the lines from best to worst; those without the score come last."""
     sign = -1.0 if info.better == "higher" else 1.0
     known = [row for row in rows if info.name in row.scores]
@@ -62,7 +97,9 @@ def ordered(rows: Sequence[ComparisonRow], info: ScoreInfo) -> list[ComparisonRo
 
 
 def _draw(material: Material, info: ScoreInfo, index: int) -> Picture:
-    rows = [row for row in ordered(material.comparison.rows, info) if info.name in row.scores]
+    every = [*material.comparison.rows, *material.comparison.references]
+    rows = [row for row in ordered(every, info) if info.name in row.scores]
+    first = next((row for row in rows if isinstance(row, ComparisonRow)), rows[0])
     seeds = {group.label: group.values(info.name) for group in material.groups}
     with look():
         figure, (ax,) = panels(1, width=3.9, height=0.75 + 0.4 * len(rows))
@@ -71,15 +108,17 @@ def _draw(material: Material, info: ScoreInfo, index: int) -> Picture:
             values = seeds.get(row.label, {})
             if len(values) > 1:
                 ax.plot([*values.values()], [place] * len(values), "|", color=colour, alpha=0.5, markersize=7)
-            _interval(ax, row.scores[info.name], place, colour, full=True)
+            _interval(ax, row.scores[info.name], place, colour, full=isinstance(row, ComparisonRow))
         _label_lines(ax, [row.label for row in rows])
         ax.set_title(f"{info.name}   ({ENDS[info.better]})", loc="left")
-        best = f"{rows[0].label} stands first" if info.better != "neither" else "no order"
+        best = f"{first.label} stands first" if info.better != "neither" else "no order"
         return Picture(inline(figure, f"rank{index}", f"{info.name} of each contender with intervals: {best}"))
 
 
-def _forest(material: Material, rows: Sequence[ComparisonRow], info: ScoreInfo, index: int) -> Picture:
-    shown = [(row, change) for row in rows if (change := row.differences.get(info.name)) is not None]
+def _forest(
+    material: Material, rows: Sequence[Row], info: ScoreInfo, index: int, against: str = "differences"
+) -> Picture:
+    shown = [(row, change) for row in rows if (change := getattr(row, against).get(info.name)) is not None]
     with look():
         figure, (ax,) = panels(1, width=3.9, height=0.75 + 0.4 * len(shown))
         ax.axvline(0.0, color="#333333", linewidth=0.9)
@@ -88,8 +127,9 @@ def _forest(material: Material, rows: Sequence[ComparisonRow], info: ScoreInfo, 
             _interval(ax, change, place, material.colour(row.label), full=sure)
         _label_lines(ax, [row.label for row, _ in shown])
         ax.set_title(f"Δ {info.name}   ({ENDS[info.better]})", loc="left")
-        words = f"Difference in {info.name} to {material.comparison.baseline}, one line per contender"
-        return Picture(inline(figure, f"forest{index}", words))
+        other = material.comparison.baseline if against == "differences" else "the student before training"
+        words = f"Difference in {info.name} to {other}, one line per contender"
+        return Picture(inline(figure, f"forest{index}{against}", words))
 
 
 def _interval(ax: Axes, estimate: Estimate, place: int, colour: str, *, full: bool) -> None:
@@ -118,7 +158,13 @@ def _label_lines(ax: Axes, labels: Sequence[str]) -> None:
         line.set_alpha(0.25)
 
 
-def _score(row: ComparisonRow, info: ScoreInfo) -> str:
+def _share(share: Estimate | None) -> str:
+    return "–" if share is None else percent(share)
+
+
+def _score(row: Row, info: ScoreInfo) -> str:
+    if isinstance(row, ReferenceRow):
+        return number(row.scores.get(info.name))
     mark = " (best)" if info.name in row.best else " (tied)" if info.name in row.tied else ""
     return number(row.scores.get(info.name)) + mark
 

@@ -1,8 +1,10 @@
 """The contenders' answers to the same prompts, chosen by rule and not by hand."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
+from kdcli.runs.records import EvalRecord
 from kdcli.runs.report.material import Material
 from kdcli.runs.report.parts import Section, Sheet
 from kdcli.text import visible
@@ -23,9 +25,10 @@ def side_by_side(material: Material) -> Section | None:
     rows = _rows(material)
     if not rows:
         return None
+    every = _references(material) | rows
     score = next((info.name for info in material.ranked if info.eats == "texts"), "")
     chosen = choose(rows, score)
-    sheets = [_sheet(rows, index, why, score) for index, why in chosen]
+    sheets = [_sheet(every, index, why, score) for index, why in chosen]
     words = [
         f"First sampled answer of each contender's first seed: the {APART} prompts on which the contenders' scores are "
         f"furthest apart, then {DRAWN} drawn by the digest of the prompt, so nobody chose them. Control characters "
@@ -73,13 +76,20 @@ def shown(text: str, most: int = LONGEST) -> str:
 
 
 def _rows(material: Material) -> Rows:
+    return _answered(material, {group.label: group.runs[min(group.runs)][1] for group in material.groups})
+
+
+def _references(material: Material) -> Rows:
+    return _answered(material, {one.label: next(iter(one.found.values())) for one in material.references})
+
+
+def _answered(material: Material, records: Mapping[str, EvalRecord]) -> Rows:
     found: Rows = {}
-    for group in material.groups:
-        seed = min(group.runs)
-        samples = material.samples(group.runs[seed][1])
+    for label, record in records.items():
+        samples = material.samples(record)
         if samples is not None and {"prompt", "references", "predictions"} <= set(samples.column_names):
             plain = [name for name in samples.column_names if not name.endswith(".sums")]
-            found[group.label] = samples.select(plain).to_pylist()
+            found[label] = samples.select(plain).to_pylist()
     return found
 
 
