@@ -33,7 +33,7 @@ def done(parts):
 @pytest.fixture(autouse=True)
 def no_pictures(done, monkeypatch):
     """Draw for the first comparison only."""
-    monkeypatch.setattr(tabulate, "publish", lambda folder, comparison, groups: None)
+    monkeypatch.setattr(tabulate, "publish", lambda *parts: None)
 
 
 def cells(parts, name="study"):
@@ -66,15 +66,19 @@ def test_several_seeds_give_intervals_over_seeds(done):
 
 def test_the_tables_hold_the_records_numbers(done):
     found, _ = done
-    tidy = pd.read_parquet(found.folder / "results.parquet")
+    every = pd.read_parquet(found.folder / "results.parquet")
+    tidy = every[every.role == "contender"]
     assert len(tidy) == 4 * len(found.scores)
+    assert len(every) == len(tidy) + sum(len(row.scores) for row in found.references)
     for row in found.rows:
         for info in found.scores:
             values = tidy[(tidy.objective == row.label) & (tidy.score == info.name)].value
             assert values.mean() == pytest.approx(row.scores[info.name].mean)
     assert {"samples.parquet", "costs.csv", "table.tex", "table.html"} <= {path.name for path in found.folder.iterdir()}
     table = pd.read_csv(found.folder / "table.csv")
-    assert table["mean"].tolist() == [row.scores[info.name].mean for row in found.rows for info in found.scores]
+    assert table[table.role == "contender"]["mean"].tolist() == [
+        row.scores[info.name].mean for row in found.rows for info in found.scores
+    ]
 
 
 def test_repeating_it_trains_nothing_and_changes_no_number(done, parts):

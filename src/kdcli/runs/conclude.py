@@ -82,10 +82,10 @@ def compare_tidy(tidy: Tidy, machine: Machine, folder: Path | None) -> Compariso
     after = notes.Next(about.command, about.seeds)
     tuned = any(remark.startswith("tuned on ") for remark in about.remarks)
     references = make_references(tidy, verdicts)
+    start = against_start(rows, references, infos, about.rates)
     said = [
         *about.remarks,
-        *against_start(rows, references, infos, about.rates),
-        *notes.conclusions(rows, about.baseline, infos, detectable, variance, fronts, tuned=tuned),
+        *notes.conclusions(rows, about.baseline, infos, detectable, variance, fronts, tuned=tuned, start=start),
         *tidy.notes,
         *after.sentences(rows),
     ]

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kdcli.runs.records import ComparisonRow, ScoreInfo
@@ -20,6 +20,7 @@ def conclusions(
     pareto: Mapping[str, Mapping[str, tuple[str, ...]]],
     *,
     tuned: bool = False,
+    start: Iterable[str] = (),
 ) -> Iterator[str]:
     """Say what follows from the differences to the baseline, and what does not.
 
@@ -31,10 +32,12 @@ def conclusions(
         variance: score -> where the variance of a difference comes from.
         pareto: score -> cost -> labels on the front of quality against that cost.
         tuned: whether each line chose its own value of a setting.
+        start: what is said of the student before training.
     """
     fewest = min(len(row.seeds) for row in rows)
     if fewest == 1:
         yield _one_seed(rows)
+    yield from start
     contenders = [row for row in rows if row.label != baseline]
     for row in contenders:
         yield _found(row, baseline, infos)
