@@ -6,13 +6,17 @@ that import ``kdcli`` name their code themselves, so that for them nothing is wi
 """
 
 import re
+import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
-from kdcli.errors import UsageError
+from kdcli.errors import InputError, KDError, UsageError
 from kdcli.text import one_line, typed
 
+_OURS = Path(__file__).resolve().parent
 _SEPARATORS = re.compile(r"[\s=(),+*@]+")
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
 _BEFORE, _AFTER = set("=(),+*@ "), set(":(),+@ ")
@@ -44,6 +48,9 @@ _named: _Named | None = None
 
 _used: dict[str, None] = {}
 """Code that was asked for and may be run."""
+
+_parts: dict[Path, str] = {}
+"""File or package folder of plug-in code that was imported -> what it is to the user, such as ``loss "./a.py:A"``."""
 
 
 @contextmanager
@@ -109,6 +116,40 @@ def check(name: str, where: str) -> None:
         fix = f"read it, and if you trust it add --plugin {typed(one_line(code, 400))}"
         raise WithheldError("PLUG-09", what, where=where, fix=fix)
     _used[code] = None
+
+
+def imported(part: str, module: ModuleType) -> None:
+    """Remember where the code of a plug-in lies, to know its errors again.
+
+    Args:
+        part: what it is to the user.
+        module: where its class is defined.
+    """
+    top = sys.modules.get(module.__name__.partition(".")[0])
+    place = next(iter(getattr(top, "__path__", ())), None) or getattr(module, "__file__", None)
+    if place is not None:
+        _parts[Path(place).resolve()] = part
+
+
+def blamed(error: BaseException) -> InputError | None:
+    """Return an error of a plug-in's own as bad input that names it, None where the code that raised it is ours.
+
+    Args:
+        error: anything that is no error of ours.
+    """
+    if isinstance(error, KDError):
+        return None
+    for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
+        file = Path(frame.f_code.co_filename)
+        if file.is_relative_to(_OURS):
+            return None
+        part = next((part for place, part in _parts.items() if file.resolve().is_relative_to(place)), None)
+        if part is not None:
+            said = one_line(str(error), 300)
+            what = f"raised {type(error).__name__}{': ' if said else ''}{said}"
+            where = f"{part}, {one_line(file.name)} line {line} in {frame.f_code.co_name}"
+            return InputError("PLUG-10", what, where=where, fix="mend the plug-in; --debug shows the traceback")
+    return None
 
 
 def flags() -> list[str]:

@@ -128,9 +128,12 @@ class Registry:
         name = self.canonical(name)
         target = self.table.get(name) or self.guests.get(name) or name
         module_name, _, class_name = target.partition(":")
-        if target == name and not self._is_ours(module_name):
-            plugins.check(name, f'{self.kind} "{one_line(name, 200)}"')
+        guest, part = not self._is_ours(module_name), f'{self.kind} "{one_line(name, 200)}"'
+        if guest and target == name:
+            plugins.check(name, part)
         module = _import(module_name)
+        if guest:
+            plugins.imported(part, module)
         found = getattr(module, class_name, None)
         base_module, _, base_name = self.base.partition(":")
         base = getattr(importlib.import_module(base_module), base_name)

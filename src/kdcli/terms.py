@@ -63,6 +63,29 @@ def construct(kind: type[_Part], values: Mapping[str, Any], where: str) -> _Part
     return made
 
 
+def asked(made: Any, answer: type, where: str) -> None:
+    """Refuse a part that does not say what it needs.
+
+    Args:
+        made: the part.
+        answer: what its ``needs`` must return.
+        where: the term as typed.
+
+    Raises:
+        InputError: PLUG-10.
+    """
+    try:
+        needs = made.needs()
+    except (Exception, SystemExit) as error:
+        what = f"needs() raised {type(error).__name__}: {one_line(str(error))}"
+        raise InputError(
+            "PLUG-10", what, where=where, fix="mend the plug-in: needs() answers from its options"
+        ) from error
+    if not isinstance(needs, answer):
+        what = f"needs() must return {answer.__module__}.{answer.__name__}, got {one_line(repr(needs), 60)}"
+        raise InputError("PLUG-10", what, where=where, fix="mend the plug-in, or leave needs() out")
+
+
 def _fold(kind: type[Part], term: Term) -> dict[str, str]:
     """Move dotted options, as in ``hard.mu=0.7``, into the spec of the option before the dot."""
     folded = {key: value for key, value in term.options.items() if "." not in key}

@@ -14,7 +14,7 @@ from types import FrameType
 
 import typer
 
-from kdcli import durable, processes
+from kdcli import durable, plugins, processes
 from kdcli.cli import ranks
 from kdcli.cli.flags import canonical
 from kdcli.errors import OUT_OF_MEMORY, InterruptedRunError, KDError, MachineError, UsageError, explained
@@ -71,7 +71,7 @@ def _ended(error: BaseException, *, debug: bool) -> int:
     if stops and not isinstance(error, KDError):
         number = signal.SIGTERM if isinstance(stops[0], Terminated) else signal.SIGINT
         return _end(ranks.STOPPED, "stopped at once; what was saved before stays usable", 128 + number)
-    if isinstance(error, SystemExit):
+    if isinstance(error, SystemExit) and plugins.blamed(error) is None:
         return error.code if isinstance(error.code, int) else 1
     if debug:
         _say_whole(error)
@@ -132,7 +132,7 @@ def explain(error: BaseException) -> KDError | None:
         return _usage(error)
     if isinstance(error, typer.Abort):
         return UsageError("CLI-00", "the input ended", fix="answer, or give the value as a flag")
-    known = explained(error)
+    known = explained(error) or plugins.blamed(error)
     if known is not None and known.code == OUT_OF_MEMORY and known.what == "out of memory":
         return MachineError(known.code, known.what, where=known.where, fix=_LESS.get(_command(), known.fix))
     return known

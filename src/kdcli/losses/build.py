@@ -7,10 +7,11 @@ from pydantic import BeforeValidator, PlainSerializer
 
 from kdcli.errors import UsageError
 from kdcli.losses.base import DistillLoss
+from kdcli.losses.needs import Needs
 from kdcli.options import value_text
 from kdcli.registry import LOSSES
 from kdcli.spec import ObjectiveSpec, Term, parse_objective
-from kdcli.terms import build_term, construct, nested_spec
+from kdcli.terms import asked, build_term, construct, nested_spec
 from kdcli.text import one_line
 
 _SUM = "kdcli.losses.combine:Sum"
@@ -31,6 +32,8 @@ def build_objective(spec: str | ObjectiveSpec) -> DistillLoss:
     """
     parsed = parse_objective(spec) if isinstance(spec, str) else spec
     terms = tuple((term.weight, build_term(LOSSES.resolve(term.name), term)) for term in parsed.terms)
+    for (_, made), term in zip(terms, parsed.terms, strict=True):
+        asked(made, Needs, f'loss "{one_line(str(term))}"')
     if len(terms) == 1 and terms[0][0] == 1.0:
         return terms[0][1]
     return construct(LOSSES.resolve(_SUM), {"terms": terms}, one_line(str(parsed)))

@@ -5,11 +5,12 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kdcli.errors import InputError
 from kdcli.losses import contract_manners as manners
 from kdcli.losses import contract_numbers as numbers
 from kdcli.losses.base import DistillLoss
 from kdcli.losses.broken import Broken
-from kdcli.text import one_line
+from kdcli.text import one_line, typed
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,24 @@ def check_loss(loss: DistillLoss) -> list[Finding]:
                 if finding.passed:
                     kept.add(check.name)
     return findings
+
+
+def try_loss(loss: DistillLoss, name: str) -> None:
+    """Refuse a plug-in that fails on a few made-up tokens, before it is trained with.
+
+    Args:
+        loss: with its options.
+        name: how it was named.
+
+    Raises:
+        InputError: PLUG-11, what the first of the checks that a training cannot do without has found.
+    """
+    with manners.surroundings_restored():
+        for check in CHECKS:
+            found = _run(check, loss) if check.name in ("facts", "answers", "shape", "float32") else None
+            if found is not None and not found.passed:
+                fix = f"mend the plug-in; kd losses check {typed(name)} says more"
+                raise InputError("PLUG-11", f"{check.name}: {found.detail}", where=f"loss {name}", fix=fix)
 
 
 def _run(check: Check, loss: DistillLoss) -> Finding:

@@ -11,6 +11,7 @@ import numpy as np
 from kdcli.errors import InputError, NumericsError
 from kdcli.metrics.score import Better, Score
 from kdcli.metrics.signature import Option, signature
+from kdcli.registry import METRICS
 
 
 class Metric(evaluate.Metric, ABC):
@@ -89,11 +90,14 @@ class Metric(evaluate.Metric, ABC):
     def _refuse(self, code: str, what: str, fix: str) -> InputError:
         return InputError(code, what, where=f"metric {self.name}", fix=fix)
 
-    def _proven(self, scores: list[Score]) -> list[Score]:
+    def _proven(self, scores: Any) -> list[Score]:
         """Stop at a value that is not a number; infinity is an honest answer, NaN is none.
 
         An optional score that counts no example is left out.
         """
+        if not (isinstance(scores, list | tuple) and all(isinstance(score, Score) for score in scores)):
+            what = f"must return a list of {Score.__module__}.{Score.__name__}, got {type(scores).__name__}"
+            raise InputError("PLUG-10", what, where=f"metric {METRICS.name_of(type(self))}", fix="mend the plug-in")
         scores = [score for score in scores if not (score.optional and np.isnan(score.value))]
         for score in scores:
             if np.isnan(score.value):

@@ -108,8 +108,9 @@ def _made_from(prepared: Prepared) -> list[str]:
 def _objective(loss: DistillLoss) -> list[str]:
     lines = ["## Objective", ""]
     for kind in dict.fromkeys(type(one) for one in _leaves(loss)):
-        formula = kind.formula.replace("`", "'")
-        lines.append(f"- {markdown_cell(kind.name)}: `{one_line(formula)}` ({markdown_cell(kind.reference, 400)})")
+        formula, reference = (str(getattr(kind, name, "not stated")) for name in ("formula", "reference"))
+        formula = formula.replace("`", "'")
+        lines.append(f"- {markdown_cell(kind.name)}: `{one_line(formula)}` ({markdown_cell(reference, 400)})")
     return lines
 
 

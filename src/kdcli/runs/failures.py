@@ -3,7 +3,7 @@
 import traceback
 from pathlib import Path
 
-from kdcli import durable
+from kdcli import durable, plugins
 from kdcli.errors import explained
 from kdcli.runs.executors.base import Ended
 from kdcli.runs.records import Failure
@@ -15,7 +15,7 @@ def failure_of(ended: Ended) -> Failure:
     log = cell.folder.path / "error.log"
     code = ended.exit_code if ended.exit_code >= 0 else 4
     if error is not None:
-        known = explained(error)
+        known = explained(error) or plugins.blamed(error)
         code = known.exit_code if known is not None else 1
         if cell.folder.path.is_dir() and not log.is_file():
             durable.write_file(log, "".join(traceback.format_exception(error)))

@@ -8,15 +8,16 @@ from kdcli.data.dataset import TokenDataset, overlap_note
 from kdcli.engine.devices import Device, prepare
 from kdcli.engine.toolchain import check_toolchain
 from kdcli.engine.trackers import check_trackers
-from kdcli.errors import UsageError
+from kdcli.errors import InputError, UsageError
 from kdcli.losses.base import DistillLoss
 from kdcli.losses.build import build_objective, spec_of
+from kdcli.losses.contract import try_loss
 from kdcli.metrics.describe import describe
 from kdcli.models.adapter import check_adapter
 from kdcli.runs import splits
 from kdcli.runs.across import refuse_across, rows_of_teacher
 from kdcli.runs.evaluation.benchmarks import check_tasks
-from kdcli.runs.identity import identity_of, source_identity
+from kdcli.runs.identity import guest_code, identity_of, source_identity
 from kdcli.runs.inside import refuse_features
 from kdcli.runs.model_facts import Pair
 from kdcli.runs.monitor import Watched, watched_by
@@ -107,6 +108,8 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
         MachineError: the device is missing.
     """
     loss, label, source = objective_of(config.loss)
+    if guest_code(loss) is not None:
+        try_loss(loss, spec_of(loss))
     for name in config.evaluation.metrics:
         describe(name)
     refuse_pair(config, loss, source, label)
@@ -129,7 +132,7 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
     corpus = splits.corpus_rows(config.data, pair.reader, workshop) if source.needs().corpus else None
     reads = loss.needs().anything_of_teacher or source.needs().teacher
     theirs = rows_of_teacher(pair, dataset, config.data, workshop) if reads else None
-    steps = source.open(Ground(dataset, config.train, pad_id=0, corpus=corpus)).total_steps
+    steps = _opened(source, Ground(dataset, config.train, pad_id=0, corpus=corpus)).total_steps
     seen = None
     if loss.needs().anything_of_teacher and pair.teacher is not None:
         refuse_features(loss, label, pair, config.teacher_cache)
@@ -143,6 +146,14 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
     identity = identity_of(config, label, loss, pair, dataset, device, steps, seen, ending, source)
     identity |= source_identity(source, corpus, config, pair)
     return Prepared(config, loss, label, pair, dataset, test, device, steps, identity, source, corpus, watched, theirs)
+
+
+def _opened(source: Source, ground: Ground) -> Windows:
+    windows = source.open(ground)
+    if not isinstance(windows, Windows):
+        what = f"open() must return {Windows.__module__}.{Windows.__name__}, got {type(windows).__name__}"
+        raise InputError("PLUG-10", what, where=f"source {tail_of(source)[1:]}", fix="mend the plug-in")
+    return windows
 
 
 def _check_tasks(config: DistillConfig, *, measured: bool) -> None:

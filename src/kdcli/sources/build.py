@@ -8,9 +8,9 @@ from pydantic import BeforeValidator, PlainSerializer
 from kdcli.errors import UsageError
 from kdcli.options import value_text
 from kdcli.registry import SOURCES
-from kdcli.sources.base import Source
+from kdcli.sources.base import Source, SourceNeeds
 from kdcli.spec import Term
-from kdcli.terms import build_term, nested_spec
+from kdcli.terms import asked, build_term, nested_spec
 from kdcli.text import one_line
 
 DATASET = Term("dataset")
@@ -31,7 +31,9 @@ def build_source(term: Term | str | None) -> Source:
     0.5
     """
     parsed = _read(term) if isinstance(term, str) else term or DATASET
-    return build_term(SOURCES.resolve(parsed.name), parsed)
+    made = build_term(SOURCES.resolve(parsed.name), parsed)
+    asked(made, SourceNeeds, f'source "{one_line(str(parsed))}"')
+    return made
 
 
 def spec_of(source: Source) -> str:

@@ -1,5 +1,6 @@
 """Runs cells one after another in this process; teacher and data are loaded once for all."""
 
+from kdcli import plugins
 from kdcli.engine.events import Report
 from kdcli.errors import InterruptedRunError, explained
 from kdcli.runs.distill import distill
@@ -33,7 +34,7 @@ class InlineExecutor(Executor):
         except InterruptedRunError:
             raise
         except Exception as error:  # one cell must not stop the others, whatever is wrong with it
-            known = explained(error)
+            known = explained(error) or plugins.blamed(error)
             self._ended.append(Ended(job, known.exit_code if known is not None else 1, error))
             return ""
         found = (record, record.evaluation) if record.evaluation is not None else None
