@@ -51,9 +51,14 @@ def digest_file(path: Path) -> str:
 
 def digest_files(paths: Iterable[Path]) -> str:
     """Return one sha256 over several files' names and bytes, in the order of their names."""
+    return joint_digest({path.name: digest_file(path) for path in paths})
+
+
+def joint_digest(digests: Mapping[str, str]) -> str:
+    """Return one sha256 over files' names and digests, in the order of their names."""
     total = hashlib.sha256()
-    for path in sorted(paths, key=lambda item: item.name):
-        total.update(f"{path.name}\0{digest_file(path)}\n".encode())
+    for name in sorted(digests):
+        total.update(f"{name}\0{digests[name]}\n".encode())
     return total.hexdigest()
 
 

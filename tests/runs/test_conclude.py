@@ -12,6 +12,7 @@ import evaluated
 from kdcli.errors import InputError, IntegrityError, UsageError
 from kdcli.runs.conclude import conclude, read_comparison
 from kdcli.runs.export import export
+from kdcli.runs.seal import unseal
 from kdcli.runs.tables import FORMS, render
 from kdcli.runs.tidy import About
 
@@ -184,3 +185,23 @@ def test_a_folder_without_a_comparison_is_refused(written, tmp_path):
     shutil.copy(written[1] / "samples.parquet", tmp_path / "results.parquet")
     with pytest.raises(InputError, match="not a comparison"):
         read_comparison(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["results.parquet", "samples.parquet", "costs.csv"])
+def test_a_table_that_is_not_what_was_sealed_makes_no_numbers(written, tmp_path, name):
+    folder = shutil.copytree(written[1], tmp_path / "study")
+    raw = bytearray((folder / name).read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (folder / name).write_bytes(raw)
+    for use in (lambda: read_comparison(folder), lambda: export(folder, tmp_path / "table.md")):
+        with pytest.raises(IntegrityError, match="digest differs") as caught:
+            use()
+        assert caught.value.where == str(folder / name)
+    assert not (tmp_path / "table.md").exists()
+
+
+def test_tables_that_a_kill_left_unsealed_are_told_from_damaged_ones(written, tmp_path):
+    folder = shutil.copytree(written[1], tmp_path / "study")
+    unseal(folder)
+    with pytest.raises(IntegrityError, match="it was not finished"):
+        read_comparison(folder)

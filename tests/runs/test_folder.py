@@ -95,7 +95,50 @@ def test_status_keeps_what_was_there(folder):
     assert status | {"updated": ""} == {
         "started": started, "updated": "", "state": "done", "steps": 10, "total": 10,
     }  # fmt: skip
-    assert folder.status_is_whole()
+
+
+@pytest.mark.parametrize("name", ["status.json", "manifest.json"])
+def test_a_record_carries_its_own_digest(folder, name):
+    path = folder.path / name
+    path.write_text(path.read_text().replace('"total": 10', '"total": 11').replace('"steps": 10', '"steps": 11'))
+    with pytest.raises(IntegrityError, match="digest differs from the one it carries") as caught:
+        folder.manifest(), folder.status()
+    assert caught.value.where == str(path)
+
+
+def test_records_of_an_earlier_version_carry_no_digest(folder):
+    for name in ("manifest.json", "status.json"):
+        path = folder.path / name
+        old = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("digest", "files")}
+        path.write_text(json.dumps(old))
+    assert folder.check(IDENTITY, resume=True)
+    assert folder.status()["total"] == 10
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "manifest.json"])
+def test_settings_and_identity_are_covered_before_the_run_is_done(folder, name):
+    path = folder.path / name
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(IntegrityError, match="digest differs") as caught:
+        folder.check(IDENTITY, resume=True)
+    assert caught.value.where == str(path)
+
+
+def test_other_settings_of_the_same_experiment_take_their_place(folder):
+    folder.begin("loss: fkl\nsave_every: 5\n", IDENTITY, {"kd": "0.1.0"})
+    assert folder.check(IDENTITY, resume=True)  # a kill here leaves a file without a digest
+    folder.set_status("training")
+    assert folder.check(IDENTITY, resume=True)
+    (folder.path / "config.yaml").write_text("loss: fkl\nsave_every: 7\n")
+    with pytest.raises(IntegrityError):
+        folder.check(IDENTITY, resume=True)
+
+
+def test_what_was_flipped_before_the_end_is_not_sealed_as_right(folder):
+    (folder.path / "config.yaml").write_text("loss: fkm\n")
+    folder.set_status("done", steps=10)
+    with pytest.raises(IntegrityError):
+        folder.check_files()
     assert not folder.is_done
     folder.model.mkdir()
     assert folder.is_done
@@ -127,3 +170,9 @@ def test_a_lock_is_held_and_dropped(tmp_path):
 
 def test_an_unreadable_lock_still_refuses(tmp_path):
     assert isinstance(lock._busy(tmp_path, b"\xff"), BusyError)
+
+
+def test_a_command_line_of_bytes_that_are_no_text_is_kept(tmp_path):
+    made = RunFolder(tmp_path)
+    made.begin("loss: fkl\n", IDENTITY, {"argv": ["kd", "caf\udce9"]})
+    assert made.manifest()["environment"]["argv"] == ["kd", "caf\udce9"]

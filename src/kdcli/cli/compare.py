@@ -8,7 +8,7 @@ import typer
 
 from kdcli.cli import flags
 from kdcli.errors import UsageError
-from kdcli.runs.study import SETTINGS
+from kdcli.runs.study import SETTINGS, check_settings
 from kdcli.text import one_line
 
 EPILOG = """Example: kd compare fkl rkl akl --seeds 0,1,2 --teacher T --student S --data a.jsonl \
@@ -104,6 +104,7 @@ def compare(
     else:
         alone = study is not None and not (sets or config or studies.settings_typed(typed))
         if study is not None:
+            check_settings(study)
             typed |= {"losses": None, "output": str(study)}
             config = config or [str(study / SETTINGS)]
         studies.run(config, sets, typed, terminal, dry_run=dry_run, named=study if alone else None)

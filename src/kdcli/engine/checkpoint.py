@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from kdcli import durable, stored
 from kdcli.engine.events import Event, Report
+from kdcli.engine.journal import Mark
 from kdcli.engine.placement import like, together
 from kdcli.errors import ExperimentChangedError, IntegrityError
 from kdcli.sources.base import Windows
@@ -38,6 +39,9 @@ class State:
         generated_tokens: tokens that were generated to train on.
         generation_seconds: the part of ``seconds`` that this took.
         metrics_bytes: length of ``metrics.jsonl`` that belongs to these steps.
+        metrics_sha256: its digest; empty in older checkpoints.
+        timing_bytes: length of ``timing.jsonl``.
+        timing_sha256: its digest; empty in older checkpoints.
         effort: what generating took, as ``Effort`` counts it.
     """
 
@@ -47,9 +51,24 @@ class State:
     seconds: float = 0.0
     peak_bytes: int = 0
     metrics_bytes: int = 0
+    metrics_sha256: str = ""
+    timing_bytes: int = 0
+    timing_sha256: str = ""
     generated_tokens: int = 0
     generation_seconds: float = 0.0
     effort: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def marks(self) -> tuple[Mark, Mark]:
+        """What counts of ``metrics.jsonl`` and ``timing.jsonl``."""
+        return Mark(self.metrics_bytes, self.metrics_sha256), Mark(self.timing_bytes, self.timing_sha256)
+
+    def at(self, metrics: Mark, timing: Mark) -> "State":
+        """Return this state with logs of another length."""
+        return replace(
+            self, metrics_bytes=metrics.size, metrics_sha256=metrics.sha256, timing_bytes=timing.size,
+            timing_sha256=timing.sha256,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -87,11 +87,12 @@ class _Loop:
                     raise
                 raise self._bereft(teller.journal) from error
             self.place.finish()
+            files = teller.journal.digests()
         self.model.eval()
         made = training.windows.made
         return Outcome(
             state.step, state.tokens, state.student_tokens, state.seconds, self._peak(state), state.generated_tokens,
-            state.generation_seconds, asdict(Effort.of_counts(state.effort)), made.tokens, asdict(made.effort),
+            state.generation_seconds, asdict(Effort.of_counts(state.effort)), made.tokens, asdict(made.effort), files,
         )  # fmt: skip
 
     def _compile(self) -> None:
@@ -187,7 +188,7 @@ class _Loop:
         return state
 
     def _write(self, state: State, journal: Journal, collected: Collected) -> State:
-        state = replace(state, metrics_bytes=journal.settle(), peak_bytes=self._peak(state))
+        state = replace(state.at(*journal.settle()), peak_bytes=self._peak(state))
         if self.ranks.main:
             path = checkpoint.save(self.training.folder, self.kept, state, self.training.train.keep, collected)
             self.training.report(Event("saved", path.name, done=state.step, total=self.total))

@@ -63,7 +63,7 @@ def _start(accelerator: Accelerator, names: Sequence[str]) -> None:
 @contextmanager
 def telling(training: Training, accelerator: Accelerator, state: State) -> Iterator[Teller]:
     """Open journal and trackers for a run that goes on from a state, and close them after it."""
-    journal = Journal(training.folder, state.metrics_bytes) if accelerator.is_main_process else Deaf()
+    journal = Journal(training.folder, *state.marks) if accelerator.is_main_process else Deaf()
     try:
         if training.train.report_to:
             _start(accelerator, training.train.report_to)

@@ -69,6 +69,7 @@ class Outcome:
         effort: tokens that went through the models for it, as ``Effort`` counts them; None if not recorded.
         made_tokens: tokens of a text that was written before the first step.
         made_effort: what writing it takes, whoever did it and whenever.
+        files: log -> sha256 of what was written into it.
     """
 
     steps: int
@@ -81,3 +82,4 @@ class Outcome:
     effort: dict[str, int] | None = None
     made_tokens: int = 0
     made_effort: dict[str, int] | None = None
+    files: dict[str, str] = field(default_factory=dict)

@@ -8,13 +8,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdcli.durable import digest_files
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
 from kdcli.models.activations import fuse_activations
 from kdcli.models.ends import end_tokens, folder_end_tokens
 from kdcli.models.folder import open_folder, open_settings
 from kdcli.models.linear import quicken
+from kdcli.models.own import model_digest
 from kdcli.models.quantise import NONE, quantise
 from kdcli.models.split import Head, prove_split, split_head, trunk_of, trunk_output
 from kdcli.models.tokenizer import load_tokenizer, pad_id
@@ -134,12 +134,13 @@ def load_model(
 
     Raises:
         InputError: what is wrong with the folder, by identifier.
+        IntegrityError: a file is not what the folder's manifest says.
     """
     checked = open_folder(path)
     tokenizer = load_tokenizer(path)
     model = load_weights(checked, build_config(checked.settings, str(checked.folder)), dtype)
     quantise(model, quantization, device)
-    digest = digest_files([*checked.files, checked.folder / "config.json"])
+    digest = model_digest(checked)
     ends, _ = folder_end_tokens(checked, tokenizer, split_head(model).rows, path)
     return assemble(model, tokenizer, path, digest, device=device, role=role, notes=checked.notes, ends=ends)
 

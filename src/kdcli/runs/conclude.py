@@ -5,13 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdcli import durable
-from kdcli.runs import notes
+from kdcli.runs import notes, seal
 from kdcli.runs.against_start import against_start
 from kdcli.runs.aggregate import Group, Machine, judge, make_references, make_rows, pareto
 from kdcli.runs.costs import COSTS, cost_of, machine_table, read_machine
+from kdcli.runs.evaluation.results import SAMPLES
 from kdcli.runs.records import Comparison, EvalRecord, Reference, ScoreInfo
+from kdcli.runs.study import is_study
 from kdcli.runs.tables import write_tables
-from kdcli.runs.tidy import About, Cell, Tidy, make_tidy, read_tidy, write_tidy
+from kdcli.runs.tidy import MAKE, RESULTS, About, Cell, Tidy, make_tidy, read_tidy, write_tidy
 
 
 def conclude(
@@ -38,10 +40,12 @@ def conclude(
     machine = {(cell.label, cell.run.seed): (cell.run.seconds, cell.run.peak_bytes) for cell in cells}
     if folder is None:
         return _with_next(compare_tidy(tidy, machine, None), about)
+    seal.unseal(folder)
     write_tidy(folder, tidy)
     durable.write_file(folder / COSTS, machine_table([(cell.label, cell.run, cell.cost) for cell in cells]))
-    comparison = read_comparison(folder)
+    comparison = _computed(folder)
     write_tables(folder, comparison)
+    seal.seal(folder)
     return _with_next(comparison, about)
 
 
@@ -59,8 +63,15 @@ def read_comparison(folder: Path) -> Comparison:
 
     Raises:
         InputError: it holds no comparison.
-        IntegrityError: a table cannot be read.
+        IntegrityError: a table is not what it was when the comparison was finished.
     """
+    names = tuple(name for name in (RESULTS, SAMPLES, COSTS) if (folder / name).is_file())
+    sealed = is_study(folder) or (folder / seal.NAME).is_file()  # the tables alone may have been copied elsewhere
+    seal.check_named(folder, names, MAKE, needed=sealed and bool(names))
+    return _computed(folder)
+
+
+def _computed(folder: Path) -> Comparison:
     tidy = read_tidy(folder)
     return compare_tidy(tidy, read_machine(folder / COSTS, list(tidy.runs)), folder)
 

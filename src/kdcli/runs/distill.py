@@ -101,6 +101,7 @@ def read_run(path: Path) -> RunRecord:
             where=str(path),
             fix=f"finish it with: {_again(folder)}",
         )
+    folder.check_files()
     outcome = stored.fit(status, Outcome, folder.path / STATUS, fix=f"train it again: {_again(folder)}")
     return _record(folder, identity, outcome, already_done=True)
 

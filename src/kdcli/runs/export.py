@@ -7,7 +7,7 @@ from kdcli.errors import UsageError
 from kdcli.runs.conclude import read_comparison
 from kdcli.runs.seal import seal_again
 from kdcli.runs.tables import FORMS, render
-from kdcli.runs.tidy import RESULTS, read_tidy
+from kdcli.runs.tidy import RESULTS
 from kdcli.text import one_line
 
 
@@ -31,7 +31,7 @@ def export(study: Path, target: Path, *, caption: str = "", label: str = "", dig
     """
     form = check(target, caption=caption, label=label, digits=digits)
     if form == "parquet":
-        read_tidy(study)
+        read_comparison(study)
         durable.write_file(target, (study / RESULTS).read_bytes())
         seal_again(target)
         return target

@@ -3,8 +3,8 @@
 ::
 
     config.yaml      every setting, can be fed back by -c
-    manifest.json    identity, digests, versions, command line
-    status.json      state, what the run cost, digests of the small files
+    manifest.json    identity, digests, versions, command line, its own digest
+    status.json      state, what the run cost, digests of the small files and its own
     metrics.jsonl    one line per step; timing.jsonl: wall-clock times
     checkpoint-*/    to resume from
     model/           the trained student
@@ -14,6 +14,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,17 +24,17 @@ from pydantic import BaseModel, Field
 
 from kdcli import durable, stored
 from kdcli.engine.checkpoint import check_identity
-from kdcli.errors import ExperimentChangedError, InputError, UsageError
+from kdcli.errors import ExperimentChangedError, InputError, IntegrityError, UsageError
 
 SCHEMA = 1
 CONFIG, MANIFEST, STATUS, MODEL, EVAL = "config.yaml", "manifest.json", "status.json", "model", "eval"
-BEST = "best"
+ADAPTER, BEST = "adapter", "best"
 MADE = "made"
 REFERENCES = "reference"
 """In a study's folder: the evaluations of models that it does not train."""
 
 NOT_CONTENT = (".lock", "error.log")
-_SEALED = (CONFIG, MANIFEST, "metrics.jsonl", "timing.jsonl")
+SEALED = (CONFIG, MANIFEST, "metrics.jsonl", "timing.jsonl")
 _RESTORE = "restore the file, or start in a new folder"
 
 
@@ -143,6 +144,7 @@ class RunFolder:
                 where=str(self.path),
                 fix="use that version, or choose another -o",
             )
+        self._check_digest(MANIFEST, manifest)
         stored.fit(manifest, _Manifest, self.path / MANIFEST, fix=_RESTORE)
         return manifest
 
@@ -151,6 +153,7 @@ class RunFolder:
         if not (self.path / STATUS).is_file():
             return {}
         status = self._read(STATUS)
+        self._check_digest(STATUS, status)
         stored.fit(status, _Status, self.path / STATUS, fix=_RESTORE)
         return status
 
@@ -166,6 +169,7 @@ class RunFolder:
             InputError: it holds something else.
             UsageError: it holds a run, and ``resume`` is off.
             ExperimentChangedError: it holds another experiment; names the key, old and new.
+            IntegrityError: a file that was written before is not what it was.
         """
         if not self._content():
             return False
@@ -182,7 +186,21 @@ class RunFolder:
         if not self.holds_work and saved != identity:
             return False
         check_identity(saved, identity, self.path)
+        self.check_files((CONFIG, MANIFEST))
         return True
+
+    def check_files(self, names: Iterable[str] = SEALED) -> None:
+        """Compare small files with the digests in the status; those that are gone or have none are passed over.
+
+        Raises:
+            IntegrityError: one differs; names it.
+        """
+        known = self.status().get("files", {})
+        for name in names:
+            if name in known and self._has(name) and durable.digest_file(self.path / name) != known[name]:
+                fix = "restore the file; settings changed on purpose belong in a copy elsewhere, given with -c"
+                where = str(self.path / name)
+                raise IntegrityError("RUN-01", "digest differs from the recorded one", where=where, fix=fix)
 
     def begin(self, config: str, identity: dict[str, Any], environment: dict[str, Any]) -> None:
         """Write config and, unless work is saved under it, the manifest."""
@@ -190,7 +208,10 @@ class RunFolder:
             durable.remove_file(self.path / STATUS)
         if not self.holds_work or not (self.path / MANIFEST).is_file():
             manifest = {"kind": "run", "schema": SCHEMA, "identity": identity, "environment": environment}
-            durable.write_file(self.path / MANIFEST, _json(manifest))
+            durable.write_file(self.path / MANIFEST, _json({**manifest, "digest": _digest(manifest)}))
+        known = self.status().get("files", {})
+        if known and known.get(CONFIG) != hashlib.sha256(config.encode()).hexdigest():
+            self._write_status(self.status() | {"files": {}})
         durable.write_file(self.path / CONFIG, config)
 
     def set_status(self, state: str, **values: Any) -> None:
@@ -198,14 +219,21 @@ class RunFolder:
         now = datetime.now(UTC).isoformat("T", "seconds")
         before = self.status()
         status = {"started": now, **before, **values, "state": state, "updated": now}
-        if state == "done":
-            status["files"] = {name: durable.digest_file(self.path / name) for name in _SEALED if self._has(name)}
+        known = {**before.get("files", {}), **values.get("files", {})}
+        names = SEALED if state == "done" else (CONFIG, MANIFEST)
+        status["files"] = {
+            name: known.get(name) or durable.digest_file(self.path / name) for name in names if self._has(name)
+        }
+        self._write_status(status)
+
+    def _write_status(self, status: dict[str, Any]) -> None:
         durable.write_file(self.path / STATUS, _json({**status, "digest": _digest(status)}))
 
-    def status_is_whole(self) -> bool:
-        """Whether the status is as it was written, by the digest it carries; True for one without."""
-        status = self.status()
-        return status.get("digest") in (None, _digest(status))
+    def _check_digest(self, name: str, found: dict[str, Any]) -> None:
+        """Compare a record with the digest it carries; older ones carry none."""
+        if found.get("digest") not in (None, _digest(found)):
+            what, where = "digest differs from the one it carries", str(self.path / name)
+            raise IntegrityError("RUN-01", what, where=where, fix=_RESTORE)
 
     def evaluations(self) -> dict[str, Path]:
         """Return the evaluations there are, name -> folder."""
@@ -236,11 +264,13 @@ def model_of(path: str) -> str:
     return str(inner) if (here / MANIFEST).is_file() and not whole else path
 
 
-def _digest(status: dict[str, Any]) -> str:
-    """Return the sha256 over a status, its own digest left out."""
-    rest = {key: value for key, value in status.items() if key != "digest"}
-    return hashlib.sha256(_json(rest).encode()).hexdigest()
+def _digest(record: dict[str, Any]) -> str:
+    """Return the sha256 over a record, its own digest left out."""
+    rest = {key: value for key, value in record.items() if key != "digest"}
+    return hashlib.sha256(_json(rest)).hexdigest()
 
 
-def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+def _json(value: dict[str, Any]) -> bytes:
+    """Return a record's bytes; a command line may hold bytes that are no text, and keeps them."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "surrogatepass")

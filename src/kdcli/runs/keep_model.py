@@ -8,8 +8,7 @@ from kdcli.models.adapter import save_adapter
 from kdcli.models.load import LanguageModel
 from kdcli.models.save import save_student
 from kdcli.runs.card import CARD
-
-ADAPTER = "adapter"
+from kdcli.runs.folder import ADAPTER
 
 
 def save_model(model: LanguageModel, final: Path, extra: dict[str, Any], card: str) -> None:

@@ -11,6 +11,7 @@ from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
 from kdcli.models.ends import ends_differ, folder_end_tokens
 from kdcli.models.folder import ModelFolder
+from kdcli.models.own import model_digest
 from kdcli.models.plain import passed_over
 from kdcli.models.quantise import NONE
 from kdcli.models.random import is_random
@@ -109,6 +110,9 @@ def facts_of(path: str, checked: ModelFolder, tokenizer: PreTrainedTokenizerBase
         path: folder or hub id, as it was given.
         checked: the folder.
         tokenizer: its tokenizer.
+
+    Raises:
+        IntegrityError: a file is not what the folder's manifest says.
     """
     table = checked.settings.get("text_config") or checked.settings
     rows = table.get("vocab_size") or checked.settings.get("vocab_size") or len(tokenizer)
@@ -119,7 +123,7 @@ def facts_of(path: str, checked: ModelFolder, tokenizer: PreTrainedTokenizerBase
         tokenizer=tokenizer,
         rows=rows,
         ends=ends,
-        digest=durable.digest_files([*checked.files, checked.folder / "config.json"]),
+        digest=model_digest(checked),
         tokenizer_digest=durable.digest_files(files or _all_files(checked.folder)),
         parameters=sum(info.numel for info in checked.tensors.values()),
         width=int(table.get("hidden_size") or table.get("n_embd") or table.get("d_model") or 0),

@@ -1,7 +1,8 @@
 """Digests of what lies loose in a folder: a study's settings, tables, pictures and report; a teacher's rows."""
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,8 @@ _SEALED = (
     "tuning.json",
     "tuning.md",
 )
+_BEFORE = ("study.json", "study.yaml", "tuning.json", "tuning.md")
+"""What is written before the cells run."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,47 @@ class _Digests:
 def seal(folder: Path, names: Sequence[str] = _SEALED, kind: str = "comparison") -> None:
     """Write the digests of the files that a command writes into its folder; by default, those of a comparison."""
     digests = {name: durable.digest_file(folder / name) for name in names if (folder / name).is_file()}
-    _write(folder / NAME, digests, kind)
+    before = _read(folder / NAME) if (folder / NAME).is_file() else {}
+    _write(folder / NAME, digests | {name: before[name] for name in _BEFORE if name in before}, kind)
+
+
+def unseal(folder: Path) -> None:
+    """Take out the digests of the files that a comparison is about to write anew, until they are sealed again.
+
+    What a kill leaves between the two is so told from damage: such files have no digest.
+    """
+    path = folder / NAME
+    if path.is_file():
+        _write(path, {name: digest for name, digest in _read(path).items() if name in _BEFORE})
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file whose digest counts from now on, unless it says so already; makes its folder's digests.
+
+    Raises:
+        MachineError: the disk is full or may not be written.
+    """
+    digests = path.parent / NAME
+    known = _read(digests) if digests.is_file() else {}
+    wanted = hashlib.sha256(text.encode()).hexdigest()
+    if known.get(path.name) == wanted and path.is_file() and durable.digest_file(path) == wanted:
+        return
+    if path.name in known:
+        _write(digests, {name: digest for name, digest in known.items() if name != path.name})
+    durable.write_file(path, text)
+    _write(digests, {**known, path.name: wanted})
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file and its digest.
+
+    Raises:
+        MachineError: it may not be removed.
+    """
+    digests = path.parent / NAME
+    if digests.is_file() and path.name in (known := _read(digests)):
+        _write(digests, {name: digest for name, digest in known.items() if name != path.name})
+    durable.remove_file(path)
 
 
 def seal_again(path: Path) -> None:
@@ -56,7 +99,8 @@ def _write(path: Path, files: dict[str, str], kind: str = "comparison") -> None:
 
 
 def _read(path: Path) -> dict[str, str]:
-    return stored.read_record(path, _Digests).files
+    fix = "remove this file, then run the command that wrote the folder again; what is finished is kept"
+    return stored.read_record(path, _Digests, fix=fix).files
 
 
 def kind_of(folder: Path) -> str:
@@ -65,6 +109,30 @@ def kind_of(folder: Path) -> str:
         return "text" if stored.read_record(folder / NAME, _Digests).kind == "text" else "comparison"
     except (IntegrityError, MachineError):
         return "comparison"
+
+
+def check_named(folder: Path, names: Sequence[str], fix: str, *, needed: bool = False) -> None:
+    """Check some files of a folder against its digests.
+
+    Args:
+        folder: the folder.
+        names: the files.
+        fix: how to make them again.
+        needed: whether each must be there with a digest; else those without one are passed over.
+
+    Raises:
+        IntegrityError: names the first that has none, is missing or differs.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        if needed:
+            raise broken(path, f"is missing: nothing says what {names[0]} must be", fix)
+        return
+    known = _read(path)
+    for name in names:
+        if needed and name not in known:
+            raise broken(folder / name, f"has no digest in {NAME}: it was not finished", fix)
+    check_files({folder / name: known[name] for name in names if name in known}, fix)
 
 
 def check_seal(folder: Path) -> int:
@@ -82,24 +150,23 @@ def check_seal(folder: Path) -> int:
     return len(named) + 1
 
 
-def check_files(digests: dict[Path, str]) -> None:
+def check_files(digests: Mapping[Path, str], fix: str = stored.AGAIN) -> None:
     """Check files against digests.
 
     Args:
         digests: file -> sha256.
+        fix: what to do about one that differs.
 
     Raises:
         IntegrityError: names the first that is missing or differs.
     """
     for path, digest in digests.items():
         if not path.is_file() or path.is_symlink():
-            raise broken(path, "is missing")
+            raise broken(path, "is missing", fix)
         if durable.digest_file(path) != digest:
-            raise broken(path, "digest differs from the recorded one")
+            raise broken(path, "digest differs from the recorded one", fix)
 
 
-def broken(path: Path, what: str) -> IntegrityError:
+def broken(path: Path, what: str, fix: str = stored.AGAIN) -> IntegrityError:
     """Return the error that names a file."""
-    return IntegrityError(
-        "RUN-01", what, where=str(path), fix="restore the file, or make it again with the command that wrote it"
-    )
+    return IntegrityError("RUN-01", what, where=str(path), fix=fix)

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdcli import durable, stored
 from kdcli.errors import ExperimentChangedError, InputError
-from kdcli.runs.seal import seal_again
+from kdcli.runs.seal import check_named, replace_file
 from kdcli.text import typed
 
 SETTINGS, CELLS_FILE = "study.yaml", "study.json"
@@ -94,8 +94,8 @@ def write_study(folder: Path, study: Study, settings: str) -> None:
     """
     durable.make_folder(folder)
     document = {"kind": "study", "schema": SCHEMA, "settings": SETTINGS, **asdict(study)}
-    _replace(folder / SETTINGS, settings)
-    _replace(folder / CELLS_FILE, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    replace_file(folder / SETTINGS, settings)
+    replace_file(folder / CELLS_FILE, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_study(folder: Path) -> Study:
@@ -110,6 +110,7 @@ def read_study(folder: Path) -> Study:
     if not path.is_file():
         raise InputError("CMP-05", "not a study", where=str(folder), fix="give a folder that kd compare -o wrote")
     fix = f"start the comparison again with kd compare -c {typed(folder / SETTINGS)}: finished cells are kept"
+    check_named(folder, (CELLS_FILE,), fix)
     found = stored.read_record(path, dict[str, Any], fix=fix)
     if found.get("schema") != SCHEMA:
         what = f"schema {found.get('schema')}; this version reads schema {SCHEMA}"
@@ -117,8 +118,11 @@ def read_study(folder: Path) -> Study:
     return stored.fit(found, Study, path, fix=fix)
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a file unless it says so already."""
-    if not path.is_file() or path.read_bytes() != text.encode():
-        durable.write_file(path, text)
-        seal_again(path)
+def check_settings(folder: Path) -> None:
+    """Refuse to go on by settings that are not those the study was started with.
+
+    Raises:
+        IntegrityError: ``study.yaml`` is not what was written.
+    """
+    fix = "restore it, or repeat the command line; where it was changed on purpose, copy it and give the copy with -c"
+    check_named(folder, (SETTINGS,), fix)

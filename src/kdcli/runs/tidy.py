@@ -46,7 +46,7 @@ _COLUMNS = pa.schema(
         ("role", pa.string()),
     ]
 )
-_MAKE = "run the kd compare that wrote it again; finished cells are kept"
+MAKE = "run the kd compare that wrote it again; finished cells are kept"
 _SHARED = ("example", "where", "prompt", "references", "predictions", "ended")
 
 
@@ -131,11 +131,11 @@ class Tidy:
         try:
             facts = stored.parse(raw)
         except ValueError as error:
-            raise IntegrityError("RUN-01", "its metadata is not JSON", where=RESULTS, fix=_MAKE) from error
+            raise IntegrityError("RUN-01", "its metadata is not JSON", where=RESULTS, fix=MAKE) from error
         if isinstance(facts, dict) and facts.get("schema") != SCHEMA:
             what = f"has schema {facts.get('schema')}, this version reads {SCHEMA}"
             raise InputError("CMP-05", what, where=RESULTS, fix="make it again with kd compare")
-        stored.fit(facts, _Facts, Path(RESULTS), fix=_MAKE)
+        stored.fit(facts, _Facts, Path(RESULTS), fix=MAKE)
         return facts
 
     @property
@@ -264,7 +264,7 @@ def read_tidy(folder: Path) -> Tidy:
     try:
         tidy = Tidy(*(pq.read_table(folder / name) for name in (RESULTS, SAMPLES)))
     except (pa.ArrowException, OSError) as error:
-        raise IntegrityError("RUN-01", "cannot be read as parquet", where=str(folder), fix=_MAKE) from error
+        raise IntegrityError("RUN-01", "cannot be read as parquet", where=str(folder), fix=MAKE) from error
     assert tidy.facts, "reading them checks them"
     return tidy
 

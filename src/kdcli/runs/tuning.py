@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kdcli import durable, stored
+from kdcli import stored
 from kdcli.errors import NumericsError
 from kdcli.runs.cells import Cell
 from kdcli.runs.grid import Outcome
 from kdcli.runs.records import Failure
-from kdcli.runs.seal import seal_again
+from kdcli.runs.seal import check_named, remove_file, replace_file
 from kdcli.runs.tuned_by import TunedBy
 from kdcli.text import markdown_cell
 from kdcli.variations import words
@@ -110,8 +110,7 @@ def write_tuning(folder: Path, tuning: Tuning) -> None:
     """Write ``tuning.json`` and ``tuning.md``."""
     document = json.dumps(asdict(tuning), indent=1, ensure_ascii=False) + "\n"
     for name, text in ((FILE, document), (TABLE, "\n".join(tuning_lines(tuning)) + "\n")):
-        durable.write_file(folder / name, text)
-        seal_again(folder / name)
+        replace_file(folder / name, text)
 
 
 def read_tuning(folder: Path) -> Tuning | None:
@@ -123,13 +122,15 @@ def read_tuning(folder: Path) -> Tuning | None:
     path = folder / FILE
     if not path.is_file():
         return None
-    return stored.read_record(path, Tuning, fix="run kd compare -o again")
+    fix = "run kd compare -o again"
+    check_named(folder, (FILE,), fix)
+    return stored.read_record(path, Tuning, fix=fix)
 
 
 def forget_tuning(folder: Path) -> None:
     """Remove what an earlier, tuned comparison in this folder left."""
     for name in (FILE, TABLE):
-        durable.remove_file(folder / name)
+        remove_file(folder / name)
 
 
 def tuning_lines(tuning: Tuning) -> list[str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from kdcli import durable
 from kdcli.errors import InputError, IntegrityError
 from kdcli.runs import seal
-from kdcli.runs.folder import BEST, CONFIG, EVAL, MANIFEST, MODEL, REFERENCES, STATUS, RunFolder
+from kdcli.runs.folder import ADAPTER, BEST, CONFIG, EVAL, MADE, MANIFEST, MODEL, REFERENCES, STATUS, RunFolder
+from kdcli.runs.study import is_study
 from kdcli.runs.teacher_cache import check_cache, is_cache
 
 _DEEP = 4
@@ -59,7 +60,7 @@ Piece = tuple[Path, str, Callable[[Path], int]]
 
 def _pieces(folder: Path, deep: int) -> Iterator[Piece]:
     """Yield what is to be checked, in reading order."""
-    if (folder / seal.NAME).is_file():
+    if (folder / seal.NAME).is_file() or is_study(folder):
         yield folder, seal.kind_of(folder), seal.check_seal
     if _looks_like_run(folder):
         yield from _run(folder)
@@ -94,9 +95,14 @@ def _run(folder: Path) -> Iterator[Piece]:
         yield folder / MODEL, "model", _check_folder
     if (folder / BEST).exists():
         yield folder / BEST, "model", _check_folder
+    if (folder / ADAPTER).exists():
+        yield folder / ADAPTER, "model", _check_folder
     for path in sorted(folder.glob(f"{EVAL}/*")):
         if path.is_dir() and not path.name.startswith("."):
             yield path, "evaluation", _check_folder
+    for path in sorted(folder.glob(f"{MADE}/*")):
+        if path.is_dir() and not path.name.startswith("."):
+            yield path, "text", _check_folder
 
 
 def _says_done(folder: Path) -> bool:
@@ -117,8 +123,6 @@ def _check_run(folder: Path) -> int:
         raise seal.broken(folder / MANIFEST, "is missing")
     run.manifest()
     status = run.status()
-    if status and not run.status_is_whole():
-        raise seal.broken(folder / STATUS, "digest differs from the one it carries")
     files = status.get("files", {})
     seal.check_files({folder / name: digest for name, digest in files.items()})
     return len(files) + bool(status)

@@ -16,6 +16,7 @@ from kdcli.errors import UsageError
 from kdcli.models.adapter import attach
 from kdcli.models.folder import open_folder
 from kdcli.models.load import LanguageModel, load_model, load_tokenizer
+from kdcli.models.own import check_manifest
 from kdcli.models.quantise import NONE, check_quantization
 from kdcli.models.random import is_random, random_student
 from kdcli.models.vocabulary import difference, padding_note, real_ids, refuse_same_model, shared_vocabulary
@@ -43,8 +44,11 @@ class Workshop:
         if path not in self._facts and blend is not None:
             self._facts[path] = facts_of_several(path, blend, tuple(self.look(one) for one in blend.members))
         if path not in self._facts:
-            checked = open_folder(model_of(path))
-            tokenizer = load_tokenizer(model_of(path))
+            folder = model_of(path)
+            checked = open_folder(folder)
+            if folder != path:
+                check_manifest(checked.folder)
+            tokenizer = load_tokenizer(folder)
             self._facts[path] = facts_of(path, checked, tokenizer)
         return self._facts[path]
 

@@ -44,7 +44,8 @@ class Kept:
             MachineError: the disk is full or may not be written.
         """
         reply = raw.decode("utf-8", "replace")
-        line = json.dumps({"key": _key(question), "asked": question[1], "reply": reply}) + "\n"
+        entry = {"key": _key(question), "asked": question[1], "reply": reply}
+        line = json.dumps({**entry, "check": _check(entry)}) + "\n"
         durable.make_folder(self._path.parent)
         file = durable.Lines(self._path, self._size)
         try:
@@ -77,9 +78,16 @@ def _entry(raw: bytes) -> dict[str, str]:
     try:
         entry = stored.parse(raw)
         key, reply = entry["key"], entry["reply"]
-    except (ValueError, TypeError, KeyError):
+        if entry.get("check", _check(entry)) != _check(entry):  # older files carry none
+            return {}
+    except (ValueError, TypeError, KeyError, AttributeError):
         return {}
     return {key: reply} if isinstance(key, str) and isinstance(reply, str) else {}
+
+
+def _check(entry: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in entry.items() if name != "check"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _key(question: tuple[str, Mapping[str, Any]]) -> str:
