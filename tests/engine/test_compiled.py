@@ -184,7 +184,7 @@ def test_layers_that_cannot_be_compiled_are_refused_in_one_line(tmp_path, backen
 
 def test_a_model_without_known_layers_is_refused(backend):
     model = tiny.model("llama")
-    model._no_split_modules = None
+    model.model.layers = model.model.layers[:1]
     with pytest.raises(MachineError, match=r"COMPILE-02.*LlamaForCausalLM cannot be compiled: its layers"):
         CompiledLayers([model])
 

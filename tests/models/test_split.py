@@ -3,8 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import tiny
 from kdcli.errors import InputError
@@ -60,10 +59,9 @@ def build(family: str, dtype: torch.dtype = torch.float32, **own):
     named = {blank.attribute_map.get(key, key): value for key, value in COMMON.items()}
     sizes = {key: value for key, value in named.items() if hasattr(blank, key)} | FAMILIES.get(family, {}) | own
     config = AutoConfig.for_model(family, **sizes)
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        model = kind._from_config(config, attn_implementation="sdpa" if kind._supports_sdpa else "eager")
+        model = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 # Far from initialisation, so that scale, cap and bias are seen.

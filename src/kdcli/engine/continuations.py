@@ -1,7 +1,6 @@
 """How likely a model finds several continuations of one prompt; the prompt is read once."""
 
 import copy
-import inspect
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ from transformers import DynamicCache
 
 from kdcli.engine.devices import Device
 from kdcli.losses.logits import log_softmax
-from kdcli.models.cache import prompt_cache, rows_can_leave
+from kdcli.models.internals import prompt_cache, read_into
 from kdcli.models.load import LanguageModel
 from kdcli.models.split import trunk_of
 
@@ -27,8 +26,7 @@ class Reader:
     def __init__(self, model: LanguageModel, device: Device, tokens: int = 8192) -> None:
         self.model, self.device, self.tokens = model, device, tokens
         self.trunk = trunk_of(model.model)
-        takes_cache = "past_key_values" in inspect.signature(self.trunk.forward).parameters
-        self._remembers = takes_cache and rows_can_leave(prompt_cache(model.model.config).layers)
+        self._remembers = model.reading.cache is not None
 
     @torch.no_grad()
     def logp(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:
@@ -72,13 +70,8 @@ class Reader:
         width = max(len(row) for row in rows)
         padded = [[*row, *[self.model.pad_id] * (width - len(row))] for row in rows]
         mask = [[1] * (seen + len(row)) + [0] * (width - len(row)) for row in rows]
-        output = self.trunk(
-            input_ids=torch.tensor(padded, device=self.device.device),
-            attention_mask=torch.tensor(mask, device=self.device.device),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return output.last_hidden_state
+        ids, seen_or_new = (torch.tensor(one, device=self.device.device) for one in (padded, mask))
+        return read_into(self.trunk, self.model.reading, ids, seen_or_new, cache)
 
     def _sum(self, hidden: Tensor, tokens: Sequence[int]) -> float:
         labels = torch.tensor(list(tokens), device=hidden.device)

@@ -16,7 +16,9 @@ from kdcli.engine.pack import Packing
 from kdcli.engine.placement import MakeStep, Placement, Side, nothing_on, together
 from kdcli.engine.projection import Projection
 from kdcli.engine.teacher import LiveTeacher, Teacher
+from kdcli.models.internals import layers_of
 from kdcli.models.load import LanguageModel
+from kdcli.models.split import trunk_of
 
 
 class Sharded(Placement):
@@ -155,8 +157,5 @@ def _twin(given: LanguageModel, mesh: DeviceMesh) -> LanguageModel:
 
 
 def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the layers that are gathered one at a time: those that transformers keeps on one device."""
-    names = set(model._no_split_modules or ())
-    return [
-        module for module in model.modules() if not names.isdisjoint(kind.__name__ for kind in type(module).__mro__)
-    ]
+    """Return the layers that are gathered one at a time."""
+    return [*(layers_of(model, trunk_of(model)) or ())]

@@ -14,6 +14,7 @@ from kdcli.engine.drafting import Array, accepts, apart, distribution, pick, res
 from kdcli.errors import NumericsError
 from kdcli.generate import Answer, uniforms
 from kdcli.generate.speaker import Speaker
+from kdcli.models.internals import read_into
 from kdcli.models.load import LanguageModel
 from kdcli.models.split import trunk_of
 
@@ -102,14 +103,11 @@ class _Reader:
         if kept < len(self.seen):
             self.cache.crop(kept - len(self.seen))
         device = self.model.model.device
-        output = self.trunk(
-            input_ids=torch.tensor([text[kept:]], device=device),
-            attention_mask=torch.ones(1, len(text), dtype=torch.int64, device=device),
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        ids = torch.tensor([text[kept:]], device=device)
+        mask = torch.ones(1, len(text), dtype=torch.int64, device=device)
+        hidden = read_into(self.trunk, self.model.reading, ids, mask, self.cache)
         self.seen = list(text)
-        logits = self.model.head.logits(output.last_hidden_state[0, -count:], self.vocab)
+        logits = self.model.head.logits(hidden[0, -count:], self.vocab)
         self._check(logits)
         return distribution(logits, temperature=self.config.temperature, top_p=self.config.top_p)
 

@@ -1,14 +1,15 @@
 """The forward passes of generation: a prompt once, one token of every row at a step, and a row alone."""
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from kdcli.errors import InputError, NumericsError
-from kdcli.models.cache import Kept, RowCache, cache_of, kept_of, prompt_cache, rows_can_leave
+from kdcli.models.cache import Kept, RowCache, cache_of, kept_of
+from kdcli.models.internals import prompt_cache, read_into
 from kdcli.models.load import LanguageModel, positions_of
 from kdcli.models.products import product, worthwhile
 from kdcli.models.rounding import differs_little, has_experts
@@ -47,9 +48,6 @@ class Speaker:
         self.trunk = trunk_of(model.model)
         self.device = model.model.device
         self.limit = positions_of(model.model)
-        parameters = inspect.signature(self.trunk.forward).parameters
-        self._takes_positions = "position_ids" in parameters
-        self._takes_cache = "past_key_values" in parameters
         self.is_exact = differs_little(model.model)
         self.reads_blocks = not has_experts(model.model)
         self.cache = RowCache(model.model.config)
@@ -63,8 +61,9 @@ class Speaker:
             if self.limit is not None and len(prompt) >= self.limit:
                 what = f"{len(prompt)} tokens leave no room in the model's context of {self.limit}"
                 raise InputError("GEN-02", what, where=where, fix=f"set data.max_prompt_length below {self.limit}")
-        if not self._takes_cache or not rows_can_leave(prompt_cache(self.model.model.config).layers):
-            what = f"{type(self.model.model).__name__} has recurrent layers; answers need a cache of keys and values"
+        if self.model.reading.cache is None:
+            family, seen = type(self.model.model).__name__, self.model.reading.seen
+            what = f"answers need a cache of keys and values, and {family} offers none: {seen}"
             fix = "choose metrics of tokens, such as perplexity"
             raise InputError("GEN-04", what, where=self.model.path, fix=fix)
 
@@ -72,15 +71,9 @@ class Speaker:
         """Read a prompt, alone."""
         cache = prompt_cache(self.model.model.config)
         ids = torch.tensor([list(prompt)], device=self.device)
-        positions = {"position_ids": torch.arange(len(prompt), device=self.device)[None]}
-        output = self.trunk(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            past_key_values=cache,
-            use_cache=True,
-            **(positions if self._takes_positions else {}),
-        )
-        return Read(kept_of(cache), self._logits(output.last_hidden_state[:, -1]))
+        positions = torch.arange(len(prompt), device=self.device)[None]
+        hidden = self._read(ids, torch.ones_like(ids), cache, positions)
+        return Read(kept_of(cache), self._logits(hidden[:, -1]))
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Let every row in the cache read one token; returns the next one's logits, ``[rows, ids]``."""
@@ -89,15 +82,10 @@ class Speaker:
         window = cache.window
         lengths = torch.tensor(cache.lengths, device=self.device)[:, None]
         columns = torch.arange(window.end - window.begin + 1, device=self.device)
-        output = self.trunk(
-            input_ids=torch.tensor(tokens, device=self.device)[:, None],
-            attention_mask=(columns >= columns[-1] - lengths).long(),
-            past_key_values=cache.cache,
-            use_cache=True,
-            **({"position_ids": lengths} if self._takes_positions else {}),
-        )
+        ids = torch.tensor(tokens, device=self.device)[:, None]
+        hidden = self._read(ids, (columns >= columns[-1] - lengths).long(), cache.cache, lengths)
         cache.advance()
-        return self._logits(output.last_hidden_state[:, -1])
+        return self._logits(hidden[:, -1])
 
     def alone(self, tokens: Sequence[int]) -> Tensor:
         """Return the logits after a sequence that is read anew, by itself, ``[1, ids]``."""
@@ -117,14 +105,10 @@ class Speaker:
         cache = cache_of(self.model.model.config, past)
         seen = cache.get_seq_length()
         positions = torch.arange(seen, seen + len(tokens), device=self.device)[None]
-        output = self.trunk(
-            input_ids=torch.tensor([list(tokens)], device=self.device),
-            attention_mask=torch.ones(1, seen + len(tokens), dtype=torch.int64, device=self.device),
-            past_key_values=cache,
-            use_cache=True,
-            **({"position_ids": positions} if self._takes_positions else {}),
-        )
-        return Read(kept_of(cache), self._logits(output.last_hidden_state[0]))
+        ids = torch.tensor([list(tokens)], device=self.device)
+        mask = torch.ones(1, seen + len(tokens), dtype=torch.int64, device=self.device)
+        hidden = self._read(ids, mask, cache, positions)
+        return Read(kept_of(cache), self._logits(hidden[0]))
 
     def tolerance(self, logits: Tensor) -> Tensor | None:
         """Return by how much each row's logits may differ from those of the row alone, ``[b]``.
@@ -136,6 +120,9 @@ class Speaker:
         least, most = logits.amin(-1), logits.amax(-1)
         largest = torch.maximum(least.where(least.isfinite(), 0.0).abs(), most.abs())
         return largest * (_ROUNDINGS * torch.finfo(logits.dtype).eps)
+
+    def _read(self, ids: Tensor, mask: Tensor, cache: DynamicCache, positions: Tensor) -> Tensor:
+        return read_into(self.trunk, self.model.reading, ids, mask, cache, positions)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self._project(hidden)

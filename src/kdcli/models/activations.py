@@ -1,7 +1,8 @@
 """Lets activations that a library writes in several passes run in one."""
 
 from torch import nn
-from transformers.activations import FastGELUActivation, NewGELUActivation
+
+from kdcli.models.internals import FastGELUActivation, NewGELUActivation
 
 _SAME_AS_TANH_GELU = (NewGELUActivation, FastGELUActivation)
 

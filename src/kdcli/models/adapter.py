@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from kdcli.config import LoraConfig
 from kdcli.errors import InputError, MachineError, UsageError
+from kdcli.models.internals import Conv1D
 from kdcli.models.linear import quicken
 from kdcli.models.quiet import quiet
 from kdcli.models.split import trunk_of

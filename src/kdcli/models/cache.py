@@ -1,18 +1,16 @@
 """A cache of keys and values whose rows come and go while others stay."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+
+from kdcli.models.internals import PLAIN, DynamicLayer, prompt_cache
 
 Kept: TypeAlias = list[tuple[Tensor, Tensor]]
 """Keys and values of one row, a pair for each layer that has some, ``[heads seen d]``."""
-
-_PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 @dataclass
@@ -74,7 +72,7 @@ class RowCache:
         self.cache = DynamicCache(config=config)
         self._layers: list[RowsLayer] = []
         for place, layer in enumerate(self.cache.layers):
-            if type(layer) in _PLAIN:
+            if type(layer) in PLAIN:
                 self._layers.append(RowsLayer(self.window))
                 self.cache.layers[place] = self._layers[-1]
         self.lengths: list[int] = []
@@ -157,13 +155,6 @@ class RowCache:
         self.window.begin, self.window.end = 0, self.window.end - self.window.begin
 
 
-def prompt_cache(config: PreTrainedConfig) -> DynamicCache:
-    """Return a cache for one prompt; no layer forgets what lies before its window."""
-    cache = DynamicCache(config=config)
-    cache.layers = [DynamicLayer() if type(layer) in _PLAIN else layer for layer in cache.layers]
-    return cache
-
-
 def cache_of(config: PreTrainedConfig, kept: Kept) -> DynamicCache:
     """Return a cache that holds a copy of what was kept of one row, laid out the same wherever that lay."""
     cache = prompt_cache(config)
@@ -178,11 +169,6 @@ def kept_of(cache: DynamicCache) -> Kept:
     """Return what a cache of a single row holds."""
     plain = [layer for layer in cache.layers if type(layer) is DynamicLayer]
     return [(layer.keys[0], layer.values[0]) for layer in plain if layer.keys is not None and layer.values is not None]
-
-
-def rows_can_leave(layers: Sequence[object]) -> bool:
-    """Whether every layer of a cache holds keys and values, or nothing; recurrent ones hold a state."""
-    return all(type(layer) in (*_PLAIN, DummyLayer) for layer in layers)
 
 
 def _moved(whole: Tensor, seen: slice, slots: int, columns: int) -> Tensor:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from kdcli.models.activations import fuse_activations
 from kdcli.models.folder import open_folder
+from kdcli.models.internals import Conv1D
 from kdcli.models.quiet import quiet
 from kdcli.models.random import is_random, random_config
 from kdcli.models.split import trunk_of, trunk_output
-from kdcli.models.weights import attention_of, build_config
+from kdcli.models.weights import build_config
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,7 @@ def sizes_of(
 ) -> Footprint:  # fmt: skip
     """Return the sizes of the model that a config describes; see ``footprint`` for the arguments."""
     with FakeTensorMode(allow_non_fake_inputs=True), quiet():
-        built = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=attention_of(config)
-        ).train(keep)
+        built = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train(keep)
         fuse_activations(built)
         parameters, below = list(built.parameters()), list(trunk_of(built).modules())
         head, embedding = built.get_output_embeddings().weight, built.get_input_embeddings().weight

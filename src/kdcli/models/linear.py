@@ -7,9 +7,9 @@ from typing import Any, no_type_check
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from kdcli.models.compiled_linear import compiled_linear
+from kdcli.models.internals import Conv1D
 from kdcli.models.products import product, worthwhile
 
 

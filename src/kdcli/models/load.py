@@ -1,6 +1,6 @@
 """Loads teachers and students from folders that nobody has to trust."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -13,6 +13,7 @@ from kdcli.errors import InputError
 from kdcli.models.activations import fuse_activations
 from kdcli.models.ends import end_tokens, folder_end_tokens
 from kdcli.models.folder import open_folder, open_settings
+from kdcli.models.internals import Reading, reading_of
 from kdcli.models.linear import quicken
 from kdcli.models.own import model_digest
 from kdcli.models.quantise import NONE, quantise
@@ -41,6 +42,7 @@ class LanguageModel:
         vocab: ids that have a token; they come first among the head's rows, and no other row has a probability.
         notes: what was ignored while loading, one sentence each.
         adapter: peft's model around this one, if an adapter is trained in place of the weights.
+        reading: how its decoder is handed a cache of keys and values.
     """
 
     model: PreTrainedModel
@@ -53,6 +55,7 @@ class LanguageModel:
     vocab: int
     notes: tuple[str, ...] = ()
     adapter: Any = None
+    reading: Reading = field(default_factory=Reading)
 
     @property
     def positions(self) -> int | None:
@@ -180,4 +183,5 @@ def assemble(
     prove_split(model, head)
     if ends is None:
         ends, _ = end_tokens(getattr(model.generation_config, "eos_token_id", None), tokenizer, head.rows, path)
-    return LanguageModel(model, tokenizer, head, path, digest, ends, pad_id(tokenizer, ends, head.rows), vocab, notes)
+    padding, reading = pad_id(tokenizer, ends, head.rows), reading_of(trunk_of(model), model.config)
+    return LanguageModel(model, tokenizer, head, path, digest, ends, padding, vocab, notes, reading=reading)

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from kdcli.errors import InputError
 from kdcli.losses.layers import Layers, ModelShape
+from kdcli.models.internals import attention_of, layers_of
 from kdcli.models.split import trunk_of, trunk_output
 
 _SUM_OF_A_ROW = 1e-3
@@ -64,11 +65,10 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     Raises:
         InputError: MOD-24, there is no such list.
     """
-    count = shape_of(model.config).layers
-    for module in trunk_of(model).modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise _refuse(model, f"no list of {count} blocks was found in it")
+    found = layers_of(model, trunk_of(model))
+    if found is None:
+        raise _refuse(model, f"no list of {shape_of(model.config).layers} blocks was found in it")
+    return found
 
 
 @contextmanager
@@ -105,7 +105,7 @@ def eager_attention(model: PreTrainedModel, *, wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    before = model.config._attn_implementation or "eager"
+    before = attention_of(model)
     use_eager(model)
     try:
         yield
@@ -120,8 +120,8 @@ def use_eager(model: PreTrainedModel) -> None:
         InputError: MOD-24, the family cannot be told to.
     """
     model.set_attn_implementation("eager")
-    if model.config._attn_implementation != "eager":
-        raise _refuse(model, f"its attention ({model.config._attn_implementation}) gives no maps")
+    if attention_of(model) != "eager":
+        raise _refuse(model, f"its attention ({attention_of(model)}) gives no maps")
 
 
 def drop_no_attention(model: PreTrainedModel) -> None:

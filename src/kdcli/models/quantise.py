@@ -5,9 +5,9 @@ import importlib.util
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from kdcli.errors import MachineError, raise_machine_fault
+from kdcli.models.internals import Conv1D
 from kdcli.models.split import trunk_of
 from kdcli.text import one_line
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import CRITICAL
 
-from transformers.utils import logging
+from transformers import logging
 
 
 @contextmanager

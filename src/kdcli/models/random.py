@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
 from kdcli.errors import KDError, UsageError, raise_machine_fault
 from kdcli.models.ends import folder_end_tokens
 from kdcli.models.folder import open_folder
+from kdcli.models.internals import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 from kdcli.models.load import LanguageModel, assemble
 from kdcli.models.quiet import quiet
 from kdcli.models.resize import resized_settings
 from kdcli.models.tokenizer import load_tokenizer
-from kdcli.models.weights import attention_of, build_config, read_generation_config
+from kdcli.models.weights import build_config, read_generation_config
 from kdcli.text import one_line
 
 PREFIX = "random:"
@@ -150,9 +150,7 @@ def _build(settings: dict[str, Any], spec: str, seed: int) -> PreTrainedModel:
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config: PreTrainedConfig = CONFIG_MAPPING[settings["model_type"]](**settings)
-            return AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, attn_implementation=attention_of(config)
-            )
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except Exception as error:
         # A family's constructor fails in its own ways on sizes it cannot take.
         raise_machine_fault(error, f'student "{one_line(spec)}"')

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
 from kdcli.errors import InputError
+from kdcli.models.internals import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 from kdcli.text import one_line
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")

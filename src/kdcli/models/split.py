@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kdcli.errors import InputError
+from kdcli.models.internals import RUN_ERRORS
 from kdcli.text import one_line
 
 _DIVIDED_BY = ("logits_scaling", "logits_mup_width_multiplier")
@@ -16,7 +17,6 @@ _MULTIPLIED_BY = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 _CAPPED_BY = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 _MULTIPLIES_ALL_THE_SAME = ("hyperclovax",)
 _PROBE_SHAPE = (3, 11)
-_RUN_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError)
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def prove_split(model: PreTrainedModel, head: Head) -> None:
     try:
         whole, changed = (model(input_ids=given, attention_mask=mask, use_cache=False).logits for given in (ids, later))
         ours = _apart(model, head, ids, mask)
-    except _RUN_ERRORS as error:
+    except RUN_ERRORS as error:
         what = f"{type(model).__name__} cannot be run: {one_line(str(error), 160)}"
         raise InputError("MOD-14", what, fix="check config.json against the weights") from error
     finally:
@@ -182,7 +182,7 @@ def _apart(model: PreTrainedModel, head: Head, ids: Tensor, mask: Tensor) -> Ten
     trunk = trunk_of(model)
     try:
         return head.logits(trunk_output(trunk, ids, mask), head.rows)
-    except _RUN_ERRORS as error:
+    except RUN_ERRORS as error:
         raise _refuse(model, f"its trunk cannot be called alone ({one_line(str(error), 160)})") from error
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, MachineError, raise_machine_fault
+from kdcli.models.internals import tokenizer_class_from_name
 from kdcli.models.jsonfile import read_table
 from kdcli.models.locate import locate
 from kdcli.models.quiet import quiet

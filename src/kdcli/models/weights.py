@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from kdcli.errors import InputError, raise_machine_fault
 from kdcli.models.folder import ModelFolder
 from kdcli.models.header import TensorInfo
+from kdcli.models.internals import MODEL_FOR_CAUSAL_LM_MAPPING
 from kdcli.models.jsonfile import read_table
 from kdcli.models.quiet import quiet
 from kdcli.text import one_line
@@ -44,11 +44,6 @@ def model_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return found
 
 
-def attention_of(config: PreTrainedConfig) -> str:
-    """Return the attention every model here uses: ``sdpa``, or ``eager`` where the family lacks it."""
-    return "sdpa" if model_class_of(config)._supports_sdpa else "eager"
-
-
 def load_weights(checked: ModelFolder, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """Load a checked folder's weights into a model on the CPU, in eval mode.
 
@@ -70,7 +65,6 @@ def load_weights(checked: ModelFolder, config: PreTrainedConfig, dtype: torch.dt
                 config=config,
                 state_dict=dict(tensors),
                 dtype=dtype,
-                attn_implementation=attention_of(config),
                 trust_remote_code=False,
                 use_safetensors=True,
                 local_files_only=True,
@@ -115,7 +109,7 @@ def check_shapes(config: PreTrainedConfig, tensors: dict[str, TensorInfo], where
     """
     try:
         with quiet(), torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(config, attn_implementation=attention_of(config))
+            empty = AutoModelForCausalLM.from_config(config)
     except Exception as error:
         # A family's constructor fails in its own ways on values that contradict each other.
         raise_machine_fault(error, where)

@@ -3,8 +3,9 @@
 import gc
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from kdcli.engine.events import Event, Report
 from kdcli.errors import InputError
 from kdcli.models.folder import open_folder
 from kdcli.models.header import TensorInfo
+from kdcli.models.internals import cache_in
 from kdcli.models.load import LanguageModel, load_model
 from kdcli.models.split import trunk_of
 from kdcli.runs.estimate import process_bytes
@@ -142,14 +144,19 @@ def _speak(model: LanguageModel, prompt: Tensor, new: int, device: Device) -> _T
         seen = trunk(input_ids=prompt, use_cache=True)
         token = _likeliest(model, seen.last_hidden_state)
         first = _now(device)
-        cache = getattr(seen, "past_key_values", None)
-        if cache is None:
-            what = "the model returns no cache of keys and values"
-            raise InputError("EDGE-02", what, where=model.path, fix="leave --edge out")
         for _ in range(new - 1):
-            seen = trunk(input_ids=token, past_key_values=cache, use_cache=True)
-            cache, token = seen.past_key_values, _likeliest(model, seen.last_hidden_state)
+            seen = trunk(input_ids=token, use_cache=True, **_cache(model, seen))
+            token = _likeliest(model, seen.last_hidden_state)
         return _Timed(first - started, _now(device) - first)
+
+
+def _cache(model: LanguageModel, seen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the cache that a forward pass handed back, as the argument that takes it."""
+    handed = cache_in(seen)
+    if handed is None:
+        what = f"{type(model.model).__name__} hands back no cache when it is asked for one"
+        raise InputError("EDGE-02", what, where=model.path, fix="leave --edge out")
+    return dict([handed])
 
 
 def _likeliest(model: LanguageModel, hidden: Tensor) -> Tensor:
