@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from kdcli.losses.block import Block, column, dot
 from kdcli.losses.divergence import StableDivergence
-from kdcli.losses.ops import INFINITE, compare, curvature
+from kdcli.losses.ops import EXCLUDED, compare, curvature
 from kdcli.shapes import Logits, TokenValues
 
 
@@ -38,7 +38,7 @@ class AlphaBeta(StableDivergence):
     formula: ClassVar[str] = "-1/(a b) sum_j (p_j^a q_j^b - a/(a+b) p_j^(a+b) - b/(a+b) q_j^(a+b))"
     reference: ClassVar[str] = "Wang et al. 2025 (ABKD), arXiv:2505.04560"
     cost: ClassVar[str] = "about 45 FLOP a vocabulary entry"
-    faint: ClassVar[float] = 5e-2
+    faint: ClassVar[float] = 2e-3
 
     alpha: Annotated[float, Field(ge=-3, le=3, allow_inf_nan=False, description="exponent of the teacher")] = 0.2
     beta: Annotated[float, Field(ge=-3, le=3, allow_inf_nan=False, description="exponent of the student")] = 0.7
@@ -52,6 +52,11 @@ class AlphaBeta(StableDivergence):
         """Return small values."""
         return _near(block, self.alpha, self.beta)
 
+    @property
+    def slight(self) -> float:
+        """The gradient's q^(a+b) and p^a q^b are nearly equal where the value is small; their difference is over a."""
+        return 1e-6 * abs(self.beta / self.alpha)
+
     def divergence_and_grad(self, block: Block) -> tuple[Tensor, Tensor] | None:
         """Return the divergence and its gradient G - q sum G, G = (q^(a+b) - p^a q^b) / a; None near a limit."""
         a, b = self.alpha, self.beta
@@ -60,7 +65,9 @@ class AlphaBeta(StableDivergence):
         log_p, log_q = block.log_p, block.log_q
         both = _power(torch.mul(log_q, b).add_(log_p, alpha=a), 1.0)
         teacher, student = _power(log_p, a + b), _power(log_q, a + b)
-        value = (teacher.sum(-1) * a + student.sum(-1) * b) / (a + b) - both.sum(-1)
+        sums = teacher.sum(-1) * (a / (a + b)), student.sum(-1) * (b / (a + b)), both.sum(-1)
+        block.size = (sums[0].abs() + sums[1].abs() + sums[2]) / abs(a * b)
+        value = sums[0] + sums[1] - sums[2]
         pull = student.sub_(both).mul_(1.0 / a)
         return value.div_(a * b), pull.addcmul_(block.q, column(pull.sum(-1)), value=-1.0)
 
@@ -95,7 +102,8 @@ class _AlphaBeta(torch.autograd.Function):
     def forward(ctx: Any, log_p: Tensor, log_q: Tensor, a: float, b: float, tau: float) -> Tensor:
         p, q, r = compare(log_p, log_q, tau)
         log_p, log_q = torch.log_softmax(log_p / tau, -1), torch.log_softmax(log_q / tau, -1)
-        gone = (log_p < -INFINITE) & (log_q < -INFINITE)
+        without_p, without_q = (log * tau < EXCLUDED for log in (log_p, log_q))
+        gone = without_p & without_q
         log_both = (a * log_p + b * log_q).masked_fill_(gone, -torch.inf)
         both, end_p, end_q = (log.exp() for log in (log_both, (a + b) * log_p, (a + b) * log_q))
         ctx.save_for_backward(p, q, r, both, end_p, end_q)
@@ -104,8 +112,14 @@ class _AlphaBeta(torch.autograd.Function):
             terms = _terms(both, end_p, end_q, r, a, b) / (a + b)
         else:
             terms = _on_the_diagonal(log_both, r, 0.5 * (b - a))
-        value = terms.masked_fill(gone, 0.0).sum(-1).clamp_min(0.0)
-        return torch.where(value > INFINITE, torch.inf, value)
+        lost = torch.zeros_like(gone)
+        if min(a, a + b) <= 0.0:
+            lost |= without_p & (q > 0)
+        if min(b, a + b) <= 0.0:
+            lost |= without_q & (p > 0)
+        # Powers that overflow make the term so, also where their difference has no value.
+        lost |= terms.isnan() & (both.isinf() | end_p.isinf() | end_q.isinf())
+        return terms.masked_fill(lost, torch.inf).masked_fill(gone, 0.0).sum(-1).clamp_min(0.0)
 
     @staticmethod
     @once_differentiable

@@ -23,6 +23,8 @@ class Block:
     def __init__(self, student: Tensor, teacher: Tensor, tau: float = 1.0) -> None:
         self._student, self._teacher, self._tau = student, teacher, tau
         self.watched: dict[str, Tensor] = {}
+        self.size: Tensor | float = 1.0
+        """How large the terms are that cancel in the value, ``[t]``; a closed form says so where not about 1."""
 
     def logits(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return copies of some tokens' logits, of student and teacher."""

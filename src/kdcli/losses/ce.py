@@ -10,7 +10,7 @@ from kdcli.losses.block import Block, dot
 from kdcli.losses.divergence import Divergence
 from kdcli.losses.logits import log_softmax, widen
 from kdcli.losses.needs import Needs
-from kdcli.losses.ops import INFINITE
+from kdcli.losses.ops import EXCLUDED
 from kdcli.shapes import Logits, TokenValues
 
 
@@ -39,7 +39,7 @@ class CrossEntropy(DistillLoss):
     def token_loss(self, tok: Tokens) -> TokenValues:
         """Return -log q of the label, never negative."""
         value = -log_softmax(tok.student).gather(1, tok.labels[:, None]).squeeze(1)
-        return _or_infinite(value)
+        return torch.where(value > -EXCLUDED, torch.inf, value)
 
     @torch.no_grad()
     def parts_and_grad(self, tok: Tokens) -> tuple[dict[str, Tensor], Tensor]:
@@ -69,14 +69,11 @@ class SoftCrossEntropy(Divergence):
 
     def divergence(self, log_q: Logits, log_p: Logits) -> TokenValues:
         """Return the cross-entropy, never negative."""
-        return _or_infinite(-(log_p.exp() * log_q).sum(-1))
+        p = log_p.exp()
+        lost = ((log_q * self.temperature < EXCLUDED) & (p > 0)).any(-1)
+        return torch.where(lost, torch.inf, -(p * log_q).sum(-1))
 
     def divergence_and_grad(self, block: Block) -> tuple[Tensor, Tensor]:
         """Return the cross-entropy and its gradient q - p."""
         value = dot(block.p, block.log_q).neg_()
         return value, block.q.sub_(block.p)
-
-
-def _or_infinite(value: TokenValues) -> TokenValues:
-    """Read a loss that only a filtered logit can have reached as infinite."""
-    return torch.where(value > INFINITE, torch.inf, value)

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kdcli.losses.falling import largest
+
 _FLOOR = -1e30
 
 
@@ -35,7 +37,7 @@ class Coarse:
 
 
 def coarse_view(logits: Float[Tensor, "t v"], top_k: int) -> Coarse:
-    """Sum up a distribution into its likeliest tokens and the rest.
+    """Sum up a distribution into its likeliest tokens, of equal ones those of the lowest ids, and the rest.
 
     Args:
         logits: shape ``[t, v]``, fp32 or wider.
@@ -45,7 +47,7 @@ def coarse_view(logits: Float[Tensor, "t v"], top_k: int) -> Coarse:
     >>> view.ids.tolist(), [round(value, 4) for value in view.log_probs.exp()[0].tolist()]
     ([[0, 1]], [0.5, 0.2, 0.3])
     """
-    ids = torch.topk(logits, top_k, dim=-1).indices
+    _, ids = largest(logits, top_k)
     return Coarse(ids, bins_of(logits, ids))
 
 

@@ -85,22 +85,21 @@ class Divergence(DistillLoss):
         tok.watched.update(block.watched)
         value, grad = closed
         self.mended(value, grad, block)
-        self._redo(value, grad, block)
+        self.redo(value, grad, block, torch.nonzero(~torch.isfinite(value)).squeeze(1))
         if self._scale != 1.0:
             value *= self._scale
         if self._scale != self.temperature:
             grad *= self._scale / self.temperature
         return {self.name: value}, grad
 
-    def _redo(self, value: Tensor, grad: Tensor, block: Block) -> None:
-        """Take tokens whose value is not finite again, by autograd."""
-        broken = torch.nonzero(~torch.isfinite(value)).squeeze(1)
-        if len(broken):
-            student, teacher = (finite_logits(side) for side in block.logits(broken))
+    def redo(self, value: Tensor, grad: Tensor, block: Block, rows: Tensor) -> None:
+        """Take some tokens' value and gradient again, by autograd."""
+        if len(rows):
+            student, teacher = (finite_logits(side) for side in block.logits(rows))
             with torch.enable_grad():
                 again = self.from_logits(student.requires_grad_(), teacher)
                 (slope,) = torch.autograd.grad(again.sum(), student)
-            value[broken], grad[broken] = again.detach(), slope * self.temperature
+            value[rows], grad[rows] = again.detach(), slope * self.temperature
 
     @property
     def _scale(self) -> float:
@@ -111,7 +110,7 @@ class StableDivergence(Divergence):
     """A divergence that takes logits as they are, because their difference keeps its digits."""
 
     faint: ClassVar[float] = 1e-2
-    """Values of the closed form below this have lost digits."""
+    """Values of the closed form below this, times the size of what cancels in them, have lost digits."""
 
     @abstractmethod
     def between(self, log_q: Logits, log_p: Logits, tau: float) -> TokenValues:
@@ -129,14 +128,25 @@ class StableDivergence(Divergence):
         """Return the divergence of each token at the temperature, from finite logits."""
         return self.between(student, teacher, self.temperature)
 
+    @property
+    def slight(self) -> float:
+        """Below this value, times the size of what cancels in it, the closed form's gradient has lost digits."""
+        return 0.0
+
     def mended(self, value: Tensor, grad: Tensor, block: Block) -> None:
-        """Take small values again in a form in which less cancels, and tiny ones in the one where nothing does."""
-        rows = torch.nonzero(value < self.faint).squeeze(1)
+        """Take small values again in a form in which less cancels, and tiny ones in the one where nothing does.
+
+        So are gradients, where the value shows that they have lost digits.
+        """
+        size = torch.as_tensor(block.size, dtype=value.dtype).expand_as(value)
+        rows = torch.nonzero(value < self.faint * size).squeeze(1)
         if not len(rows):
             return
         value[rows] = self.faint_values(block.rows(rows))
-        rows = rows[~(value[rows] >= _TINY)]
-        if len(rows):
-            student, teacher = block.logits(rows)
-            value[rows] = self.from_logits(finite_logits(student), finite_logits(teacher))
-            grad[rows[value[rows] == 0]] = 0.0
+        rows = rows[~(value[rows] >= max(_TINY, self.slight) * size[rows])]
+        if not len(rows):
+            return
+        student, teacher = block.logits(rows)
+        value[rows] = self.from_logits(finite_logits(student), finite_logits(teacher))
+        grad[rows[value[rows] == 0]] = 0.0
+        self.redo(value, grad, block, rows[(value[rows] < self.slight * size[rows]) & (value[rows] > 0)])

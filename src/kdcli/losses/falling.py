@@ -42,3 +42,32 @@ def falling_order(values: Logits) -> Tensor:
     keys.sort(axis=-1)
     backwards = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
     return torch.from_numpy(size - 1 - backwards).flip(-1)
+
+
+def largest(values: Logits, count: int) -> tuple[Tensor, Tensor]:
+    """Return each row's largest entries in falling order, and their places; of equal ones those of the lowest places.
+
+    ``torch.topk`` takes equal ones as it finds them, on each device in its own way.
+
+    Args:
+        values: shape ``[t, v]``.
+        count: how many, at most v.
+
+    Returns:
+        values and places, each ``[t, count]``.
+
+    >>> largest(torch.tensor([[0.0, 1.0, 1.0, 1.0]]), 2)[1].tolist()
+    [[1, 2]]
+    """
+    best, places = torch.topk(values, count, dim=-1)
+    last = best[:, -1:]
+    equal = values == last
+    rows = torch.nonzero(equal.sum(-1) > (best == last).sum(-1)).squeeze(1)
+    if len(rows):
+        above, tied = values[rows] > last[rows], equal[rows]
+        wanted = count - above.sum(-1, keepdim=True)
+        taken = above | (tied & (tied.cumsum(-1) <= wanted))
+        places[rows] = torch.nonzero(taken)[:, 1].view(len(rows), count)
+    places = places.sort(-1).values
+    best, order = torch.sort(values.gather(-1, places), dim=-1, descending=True, stable=True)
+    return best, places.gather(-1, order)

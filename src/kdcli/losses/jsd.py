@@ -68,6 +68,11 @@ class JensenShannon(StableDivergence):
             + (1.0 - self.beta) * near_kl(block.q, -block.log_ratio, 1.0 - self.beta)
         ) / self._norm
 
+    @property
+    def slight(self) -> float:
+        """The gradient's q/m is nearly 1 where the teacher's share or the value is small."""
+        return 4e-9 / (self.beta * self._norm)
+
     def divergence_and_grad(self, block: Block) -> tuple[Tensor, Tensor]:
         """Return the divergence and its gradient (1 - beta) q (log q - log m - KL(q || m))."""
         p, q = block.p, block.q

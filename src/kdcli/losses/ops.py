@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 
 from kdcli.shapes import Logits, TokenValues
 
-INFINITE = 1e8
-"""A divergence above this is infinite: mass where the other side has none, see logits.FILTERED."""
+EXCLUDED = -1e25
+"""A logit or log-probability below this stands for minus infinity, see logits.FILTERED."""
 
 
 def kl(log_p: Logits, log_q: Logits, tau: float = 1.0) -> TokenValues:
@@ -130,7 +130,7 @@ class _MixtureKL(torch.autograd.Function):
         ctx.save_for_backward(p, q, r, value)
         if share > 0.0:
             return value
-        lost = ((r > INFINITE) & (p > 0)).any(-1) | (value > INFINITE)
+        lost = ((r * tau > -EXCLUDED) & (p > 0)).any(-1)
         return torch.where(lost, torch.inf, value)
 
     @staticmethod

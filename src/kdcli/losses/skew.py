@@ -48,6 +48,11 @@ class SkewForwardKL(StableDivergence):
         """Return small values."""
         return near_kl(block.p, block.log_ratio, self.alpha)
 
+    @property
+    def slight(self) -> float:
+        """The gradient's p/m and its mean are nearly equal where the value is small."""
+        return 3e-8
+
     def divergence_and_grad(self, block: Block) -> tuple[Tensor, Tensor] | None:
         """Return KL(p || m) and its gradient (alpha - 1) q (p/m - sum q p/m)."""
         if self.alpha < _NO_HELP:
@@ -92,6 +97,11 @@ class SkewReverseKL(StableDivergence):
     def faint_values(self, block: Block) -> Tensor:
         """Return small values."""
         return near_kl(block.q, -block.log_ratio, self.alpha)
+
+    @property
+    def slight(self) -> float:
+        """The gradient's g is about -1, and what differs from token to token 1 - alpha times as small as q/m - 1."""
+        return 4e-9 / (1.0 - self.alpha) ** 2
 
     def divergence_and_grad(self, block: Block) -> tuple[Tensor, Tensor] | None:
         """Return KL(q || m) and its gradient q (g - sum q g), g = log(q/m) - alpha q/m."""

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdcli.losses.base import Tokens
+from kdcli.losses.falling import largest
 from kdcli.losses.logits import FILTERED, finite_logits
 from kdcli.losses.teacher_view import TeacherView
 from kdcli.losses.trial import sample, values, with_facts
@@ -94,7 +95,7 @@ def _log_sum(logits: Logits, chosen: Tensor) -> Tensor:
 
 
 def likeliest(logits: Logits, top_k: int, top_p: float) -> Tensor:
-    """Mark the likeliest tokens, ``[t, v]``.
+    """Mark the likeliest tokens, ``[t, v]``; of equal ones those of the lowest ids.
 
     Args:
         logits: shape ``[t, v]``.
@@ -105,12 +106,12 @@ def likeliest(logits: Logits, top_k: int, top_p: float) -> Tensor:
     [[True, True, False, False]]
     """
     size = logits.shape[-1]
-    found = torch.topk(logits, min(top_k or size, size), dim=-1)
-    wanted = torch.ones_like(found.indices, dtype=torch.bool)
+    best, ids = largest(logits, min(top_k or size, size))
+    wanted = torch.ones_like(ids, dtype=torch.bool)
     if top_p < 1.0:
-        mass = (found.values - torch.logsumexp(logits, dim=-1, keepdim=True)).exp()
+        mass = (best - torch.logsumexp(logits, dim=-1, keepdim=True)).exp()
         wanted = mass.cumsum(-1) - mass < top_p - _ROUNDING
-    return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, found.indices, wanted)
+    return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, ids, wanted)
 
 
 _ROUNDING = 1e-6
