@@ -14,9 +14,12 @@ from kdcli.engine.events import silent
 from kdcli.errors import ExperimentChangedError, KDError, UsageError
 from kdcli.runs.distill import distill
 from kdcli.runs.evaluation.evaluate import evaluate_run
+from kdcli.runs.finished import gather
 from kdcli.runs.verify import verify
 
 torch.set_num_threads(1)
+
+SMALL = EvalSettings(metrics=("perplexity",), generation=GenerationConfig(max_new_tokens=4, seeds=(1, 2)))
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +31,7 @@ def parts(tmp_path_factory):
 
 def settings(parts, name, monitor=None, data=None, **train):
     config = parts.run(name, loss="ce", **{"max_steps": 12, "save_every": 5, "lr": 3e-2, **train})
-    small = EvalSettings(metrics=("perplexity",), generation=GenerationConfig(max_new_tokens=4, seeds=(1, 2)))
-    changes = {"monitor": MonitorConfig(**(monitor or {})), "evaluation": small, "data": data or config.data}
+    changes = {"monitor": MonitorConfig(**(monitor or {})), "evaluation": SMALL, "data": data or config.data}
     return config.model_copy(update=changes)
 
 
@@ -48,6 +50,29 @@ def weights(folder):
 @pytest.fixture(scope="module")
 def bare(parts):
     return distill(settings(parts, "bare"), silent)
+
+
+def test_without_development_rows_the_run_and_every_table_made_from_it_say_so(parts):
+    heard = study.Heard()
+    found = distill(settings(parts, "chosen", {"every": 6, "patience": 9}, max_steps=6), heard)
+    said = [message for message in heard.messages("warning") if message.startswith("no development rows")]
+    assert len(said) == 1
+    assert "best/, the end of training (monitor.patience) are chosen by the held-out rows" in said[0]
+    note = "the training of chosen followed the held-out rows that it is measured on: its scores are too good"
+    assert note in found.evaluation.notes
+    other = distill(settings(parts, "chosen-not", max_steps=6, seed=1), silent)
+    assert not any("held-out rows that it is measured on" in one for one in other.evaluation.notes)
+    groups, remarks = gather([found.folder, other.folder], silent)
+    assert remarks.count(note) == 0
+    assert sum(note in record.notes for runs in groups.values() for _, record in runs.values()) == 1
+    best = EvalConfig(model=str(found.folder / "best"), data=DataConfig(eval=str(parts.test)), evaluation=SMALL)
+    assert "chosen/best was chosen by the held-out rows that it is measured on: its scores are too good" in (
+        evaluate_run(best, silent).notes
+    )
+    data = parts.data().model_copy(update={"dev": str(parts.train)})
+    heard = study.Heard()
+    distill(settings(parts, "developed", {"every": 6, "patience": 9}, data, max_steps=6), heard)
+    assert not any("development rows" in message for message in heard.messages("warning"))
 
 
 @pytest.mark.parametrize("metrics", [("perplexity",), ("rougeL", "kl_to_teacher")])

@@ -7,6 +7,7 @@ from kdcli import durable
 from kdcli.engine.events import Event, Report
 from kdcli.errors import InputError, UsageError
 from kdcli.runs import notes
+from kdcli.runs.chosen_on import choice_note
 from kdcli.runs.distill import read_run
 from kdcli.runs.evaluation.results import read_results
 from kdcli.runs.folder import RunFolder
@@ -55,6 +56,9 @@ def gather(folders: Sequence[Path], report: Report) -> tuple[dict[str, dict[int,
     """
     finished = _read_all(folders)
     remarks = check_same(finished)
+    for run, found in finished:
+        choice = choice_note(str(run.folder), found.name)
+        remarks += [choice] if choice and choice not in (*remarks, *found.notes) else []
     for remark in remarks:
         report(Event("warning", remark))
     groups: dict[str, dict[int, Finished]] = {}

@@ -16,6 +16,7 @@ from kdcli.metrics.describe import describe
 from kdcli.models.adapter import check_adapter
 from kdcli.runs import splits
 from kdcli.runs.across import refuse_across, rows_of_teacher
+from kdcli.runs.chosen_on import watching_warning
 from kdcli.runs.evaluation.benchmarks import check_tasks
 from kdcli.runs.identity import guest_code, identity_of, source_identity
 from kdcli.runs.inside import refuse_features
@@ -96,7 +97,8 @@ class Prepared:
     def warnings(self) -> list[str]:
         """What may make the numbers mean less than they seem to."""
         overlap = overlap_note(self.dataset, self.test) if self.test is not None else None
-        return [found for found in (overlap, own_words_note(self.loss, self.source)) if found]
+        watching = watching_warning(self.config, follows=self.source.needs().monitor != "")
+        return [found for found in (overlap, own_words_note(self.loss, self.source), watching) if found]
 
 
 def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:

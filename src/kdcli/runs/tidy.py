@@ -219,7 +219,7 @@ def make_tidy(
         "about": {"baseline": _storable(about.baseline), "remarks": about.remarks, "failed": failed, **_rates(about)},
         "infos": [asdict(info) for info in infos],
         "evaluation": read_evaluation_settings(_folder_of(cells[0].found)),
-        "notes": [*dict.fromkeys(note for cell in cells for note in cell.found.notes), *_answer_notes(measured)],
+        "notes": [*dict.fromkeys(note for _, found in measured for note in found.notes), *_answer_notes(measured)],
     }
     results = pa.Table.from_pylist(lines, schema=_COLUMNS.with_metadata({_ABOUT: json.dumps(facts).encode()}))
     tables = [_samples(cell.found, (CONTENDER, cell.label, cell.run.seed), infos) for cell in cells]

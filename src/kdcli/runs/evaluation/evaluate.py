@@ -17,6 +17,7 @@ from kdcli.models.ends import answer_key
 from kdcli.models.load import LanguageModel, load_model
 from kdcli.models.vocabulary import difference, shared_vocabulary
 from kdcli.runs import splits
+from kdcli.runs.chosen_on import choice_note
 from kdcli.runs.custody import alone
 from kdcli.runs.evaluation import scoring
 from kdcli.runs.evaluation.asking import answer
@@ -232,6 +233,10 @@ def _score_asked(config: EvalConfig, model: str, asked: _Asked, report: Report, 
     ready = ready_beside(config)
     writes = asked.protocol["generation"] is not None
     told = asked.facts.writing_notes if writes else asked.facts.notes
+    choice = choice_note(model, asked.name)
+    if choice:
+        report(Event("warning", choice))
+    said = (*asked.chosen.notes, *((choice,) if choice else ()))
     for note in (*told, *asked.data.notes, *asked.chosen.notes):
         report(Event("note", note))
     inside = asked.folder is not None and config.output is None
@@ -240,7 +245,7 @@ def _score_asked(config: EvalConfig, model: str, asked: _Asked, report: Report, 
         scored, texts, kept = _measure(config, asked, report, workshop)
         examples = Rows([example.where for example in asked.data.examples], texts, kept)
         measured = Measured(
-            asked.name, model, asked.facts.digest, asked.folder, asked.protocol, scored, examples, asked.chosen.notes,
+            asked.name, model, asked.facts.digest, asked.folder, asked.protocol, scored, examples, said,
             beside,
         )  # fmt: skip
         return keep(measured, config)
