@@ -1,6 +1,7 @@
 """Prompt and response are one text to a tokenizer: the ids of the whole, and where the response begins in it."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -35,6 +36,11 @@ def chat(kind, template=CHAT):
     return made
 
 
+def template_ids(tokenizer, turns, **options) -> list[int]:
+    found: Any = tokenizer.apply_chat_template(turns, tokenize=True, **options)
+    return found["input_ids"]
+
+
 def load(path, tokenizer, row, **config):
     path.write_text(json.dumps(row) + "\n", encoding="utf-8")
     ends = EndTokens((tokenizer.eos_token_id,))
@@ -45,8 +51,8 @@ def load(path, tokenizer, row, **config):
 def test_a_conversation_has_the_ids_that_the_template_gives(tmp_path, kind):
     tokenizer = chat(kind)
     (one,) = load(tmp_path / "r.jsonl", tokenizer, {"messages": TURNS}).examples
-    whole = tokenizer.apply_chat_template(TURNS, tokenize=True)["input_ids"]
-    asked = tokenizer.apply_chat_template(TURNS[:1], tokenize=True, add_generation_prompt=True)["input_ids"]
+    whole = template_ids(tokenizer, TURNS)
+    asked = template_ids(tokenizer, TURNS[:1], add_generation_prompt=True)
     assert list(one.ids) == whole[: len(one.ids)]
     assert one.ids[-1] == tokenizer.eos_token_id
     assert list(one.question) == asked
@@ -56,7 +62,7 @@ def test_a_conversation_has_the_ids_that_the_template_gives(tmp_path, kind):
 def test_an_answer_on_a_new_line_begins_without_the_space_that_is_put_before_texts(tmp_path):
     tokenizer = chat("fallback")
     (one,) = load(tmp_path / "r.jsonl", tokenizer, {"messages": TURNS}).examples
-    first = tokenizer.convert_ids_to_tokens(one.ids[one.prompt_length])
+    first = str(tokenizer.convert_ids_to_tokens(one.ids[one.prompt_length]))
     assert not first.startswith("▁"), first
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("Once", add_special_tokens=False))[0].startswith("▁")
 
@@ -86,7 +92,7 @@ def test_a_token_on_both_sides_is_prompt_and_is_told(tmp_path):
     (one,) = dataset.examples
     (joined,) = encode_pairs(tokenizer, ["say a: "], ["Once upon"], ["here"])
     assert one.prompt_length == 1 + joined.border
-    assert tokenizer.decode(one.ids[1 : one.prompt_length]) == "say a: Once"
+    assert tokenizer.decode(list(one.ids[1 : one.prompt_length])) == "say a: Once"
     assert list(one.question) == tokenizer.encode("say a: ")
     assert any("answer begun by a token of the prompt, which is not learnt" in note for note in dataset.notes)
     said = load(tmp_path / "s.jsonl", tokenizer, {"prompt": "say a:", "completion": " Once upon"})
@@ -202,7 +208,7 @@ def test_choices_that_change_the_prompts_last_token_are_compared_from_before_it(
     tokenizer = cutter("bytes-700")
     row = {"prompt": "say a: ", "completion": "Once", "choices": ["Once", "🙂"]}
     (found,) = encode_choices(tokenizer, load(tmp_path / "r.jsonl", tokenizer, row))
-    assert tokenizer.decode(found.context) == "<s>say a:"
+    assert tokenizer.decode(list(found.context)) == "<s>say a:"
     assert [tokenizer.decode(ids) for ids in found.ids] == [" Once", " 🙂"]
 
 

@@ -3,9 +3,10 @@
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from kdcli import stored
 from kdcli.data.detect import FormName, Layout
 from kdcli.data.json_rows import kind_of
 from kdcli.data.tables import Record
@@ -26,7 +27,9 @@ class Row:
         where: file and line, for messages.
         form: how the row was laid out.
         context: what an instruction is about (Alpaca's input); empty if there is none.
-        messages: the turns before the answer, role and content, for conversations.
+        messages: the turns before the answer, for conversations: role, content, and every other key they have.
+        turn: the turn that holds the answer, likewise; None where none is asked for.
+        extras: what else a chat template may read, by its name there: tools, documents and the like.
         choices: answers to choose from, as the row has them and unchecked; None if it has none.
         answer: the right one or its place, likewise; None if the first response is meant.
     """
@@ -36,7 +39,9 @@ class Row:
     where: str
     form: FormName = "prompt"
     context: str = ""
-    messages: tuple[Mapping[str, str], ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
+    turn: Mapping[str, Any] | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict)
     choices: Any = None
     answer: Any = None
 
@@ -138,9 +143,9 @@ def _conversation(reader: _Reader) -> Row:
     if not answers:
         raise reader.error("DATA-07", "no assistant turn to learn from")
     last = answers[-1]
-    answer = messages[last]["content"]
-    row = _said(reader, messages[:last], answer)
-    reader.clean(answer, f"messages[{last}].content")
+    row = _said(reader, messages[:last], messages[last])
+    if not any(value for name, value in messages[last].items() if name not in ("role", "content")):
+        reader.clean(messages[last].get("content"), f"messages[{last}].content")
     return row
 
 
@@ -148,25 +153,74 @@ def _open_conversation(reader: _Reader) -> Row:
     """Return the turns that wait for an answer: all of them, but for one that the assistant ends them with."""
     messages = _turns(reader)
     ended = bool(messages) and messages[-1]["role"] == "assistant"
-    return _said(reader, messages[:-1] if ended else messages, "")
+    return _said(reader, messages[:-1] if ended else messages, None)
 
 
-def _turns(reader: _Reader) -> list[dict[str, str]]:
+def _turns(reader: _Reader) -> list[dict[str, Any]]:
     turns = reader.value("messages")
     if not isinstance(turns, list):
         raise reader.error("DATA-06", f'"messages" must be a list of role and content, got {kind_of(turns)}')
     return [_turn(reader, turn, index) for index, turn in enumerate(turns)]
 
 
-def _said(reader: _Reader, before: list[dict[str, str]], answer: str) -> Row:
+def _said(reader: _Reader, before: list[dict[str, Any]], turn: dict[str, Any] | None) -> Row:
     if not before:
         raise reader.error("DATA-07", "nothing comes before the assistant turn")
-    prompt = "\n\n".join(turn["content"] for turn in before)
-    return Row(prompt, (answer,), reader.where, "messages", messages=tuple(before))
+    prompt = "\n\n".join(one.get("content") or "" for one in before)
+    answer = (turn.get("content") or "") if turn is not None else ""
+    return Row(
+        prompt, (answer,), reader.where, "messages", messages=tuple(before), turn=turn, extras=_extras(reader)
+    )  # fmt: skip
 
 
-def _turn(reader: _Reader, turn: Any, index: int) -> dict[str, str]:
-    if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
-        raise reader.error("DATA-05", f"messages[{index}] needs role and content")
-    role = reader.clean(turn["role"], f"messages[{index}].role")
-    return {"role": role, "content": reader.clean(turn["content"], f"messages[{index}].content", may_be_empty=True)}
+def _extras(reader: _Reader) -> dict[str, Any]:
+    """Return what a row gives to its chat template beside the turns."""
+    found = {name: reader.optional(name) for name in ("tools", "documents")}
+    for name, value in found.items():
+        if isinstance(value, str):  # a table's column cannot hold objects of different forms
+            found[name] = _parsed(reader, value, name)
+    more = reader.optional("chat_template_kwargs") or {}
+    if not isinstance(more, dict):
+        raise reader.error("DATA-06", f'"chat_template_kwargs" must be an object, got {kind_of(more)}')
+    return {name: value for name, value in {**found, **more}.items() if value is not None}
+
+
+def _parsed(reader: _Reader, text: str, name: str) -> Any:
+    try:
+        return stored.parse(text)
+    except ValueError as error:
+        raise reader.error("DATA-06", f'"{name}" must be a list, or text that holds one as JSON') from error
+
+
+def _turn(reader: _Reader, turn: Any, index: int) -> dict[str, Any]:
+    """Return a turn with every key that says something; one in ShareGPT's words in the usual ones."""
+    name = f"messages[{index}]"
+    if isinstance(turn, dict) and "role" not in turn and {"from", "value"} <= turn.keys():
+        turn = {**turn, "role": _role(reader, turn["from"], name), "content": turn["value"]}
+        turn = {key: value for key, value in turn.items() if key not in ("from", "value")}
+    said = {key: value for key, value in turn.items() if value is not None} if isinstance(turn, dict) else {}
+    more = {key for key, value in said.items() if key not in ("role", "content") and value not in ("", [], {})}
+    if "role" not in said or not ("content" in said or "content" in turn or more):
+        raise reader.error("DATA-05", f"{name} needs role and content")
+    reader.clean(said["role"], f"{name}.role")
+    if "content" in said or not more:
+        reader.clean(turn.get("content"), f"{name}.content", may_be_empty=True)
+    elif "content" in turn:
+        said["content"] = None  # as given: a turn that says nothing itself, beside calls of tools
+    return said
+
+
+_ROLES = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
+    "bing": "assistant", "bard": "assistant", "model": "assistant", "system": "system", "tool": "tool",
+    "observation": "tool", "function_response": "tool",
+}  # fmt: skip
+"""ShareGPT's names of who speaks, and the usual ones."""
+
+
+def _role(reader: _Reader, speaker: Any, name: str) -> str:
+    known = _ROLES.get(reader.clean(speaker, f"{name}.from").lower())
+    if known is None:
+        what = f'{name}.from is "{one_line(speaker, 40)}"; known are {", ".join(_ROLES)}'
+        raise reader.error("DATA-06", what, f"rename it, or {_DROP}")
+    return known

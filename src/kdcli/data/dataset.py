@@ -12,7 +12,7 @@ from kdcli.data.prompts import check_template, choose_template, render, template
 from kdcli.data.rows import Row, RowReport, read_rows
 from kdcli.data.tables import counted
 from kdcli.data.template_guard import try_template
-from kdcli.data.tokens import Joined, decode, encode_pairs, first_context, prompt_prefix
+from kdcli.data.tokens import Joined, decode, decode_words, encode_pairs, first_context, prompt_prefix
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
 
@@ -138,8 +138,11 @@ class _Maker:
         if whole is None:
             return None
         differs = asked != tuple(whole[:border])
+        references = row.responses
+        if not any(references) and text.response:  # an answer without words of its own, such as a call of a tool
+            references = (decode_words(self.tokenizer, whole[border:]).strip(),)
         return Example(
-            tuple(whole), border, text.prompt, row.responses, row.where, row.choices, row.answer, text.response,
+            tuple(whole), border, text.prompt, references, row.where, row.choices, row.answer, text.response,
             asked if differs else (),
         )  # fmt: skip
 

@@ -29,8 +29,16 @@ class Form:
 _CHOICES = {"choices": ("choices",), "answer": ("answer",)}
 """Answers to choose from and which of them is right; any row may have them."""
 
+_CHAT = {
+    **_CHOICES,
+    "tools": ("tools",),
+    "documents": ("documents",),
+    "chat_template_kwargs": ("chat_template_kwargs",),
+}
+"""What a conversation may have beside its turns, for its chat template."""
+
 FORMS = (
-    Form("messages", {"messages": ("messages",), **_CHOICES}, frozenset(_CHOICES)),
+    Form("messages", {"messages": ("messages",), **_CHAT}, frozenset(_CHAT)),
     Form(
         "instruction",
         {
@@ -47,6 +55,7 @@ FORMS = (
         frozenset(_CHOICES),
     ),
     Form("text", {"text": ("text",)}),
+    Form("messages", {"messages": ("conversations", "conversation"), **_CHAT}, frozenset(_CHAT)),
 )
 """Forms in the order in which they are tried."""
 

@@ -1,5 +1,7 @@
 """Reads JSONL and JSON, telling for each bad row where it is and why."""
 
+import itertools
+from collections.abc import Collection, Iterable
 from contextlib import closing
 from typing import Any
 
@@ -8,17 +10,75 @@ from kdcli.data.files import Found, digest_files
 from kdcli.data.lines import BOM, decode_text, raw_lines, whole_file
 from kdcli.data.tables import Record, Records, Table
 from kdcli.errors import InputError
+from kdcli.text import one_line
 
 
-def open_json(found: Found) -> Table:
-    """Open a JSONL file, or a JSON file holding a list of objects or one object a line.
+def open_json(found: Found, known: Collection[str] = ()) -> Table:
+    """Open JSON: one object a line, a list of objects, or one object that holds such a list, whatever the file's name.
+
+    Args:
+        found: the file.
+        known: names of columns; an object that has one is a row and no table.
 
     Raises:
         InputError: the file as a whole cannot be read.
     """
-    as_list = found.kind == "json" and _starts_with_list(found)
-    records = _json_list(found) if as_list else _json_lines(found)
+    whole = _whole(found, known)
+    records = _json_lines(found) if whole is None else _numbered(whole, found.path.name)
     return Table(found.path.name, records, None, (str(found.path),), digest_files([found.path]))
+
+
+def _numbered(values: Iterable[Any], name: str) -> Records:
+    for number, value in enumerate(values, 1):
+        yield _object(value, f"{name} item {number}")
+
+
+def _whole(found: Found, known: Collection[str]) -> list[Any] | None:
+    """Return the rows of a file that is one JSON value; None for a file of lines.
+
+    Raises:
+        InputError: a list that cannot be read, or an object with several lists.
+    """
+    first = _first_line(found)
+    if first is None:
+        return None
+    if first.startswith(b"["):
+        return _json_list(found)
+    try:
+        value, one_line_each = stored.parse(first), True
+    except ValueError:
+        one_line_each = False
+        try:
+            value = stored.parse(whole_file(found).removeprefix(BOM))
+        except (ValueError, InputError):
+            return None  # read as lines, the first bad one is named
+    if not isinstance(value, dict) or (one_line_each and _is_more_than_a_line(found)):
+        return None
+    lists = [name for name, held in value.items() if isinstance(held, list) and held and isinstance(held[0], dict)]
+    if not lists or not value.keys().isdisjoint(known):
+        return None if one_line_each else [value]
+    if len(lists) > 1:
+        names = " and ".join(f'"{one_line(name, 40)}"' for name in lists[:3])
+        what = f"the object holds lists under {names}"
+        raise InputError("DATA-04", what, where=found.path.name, fix="give one file each, with the rows of one list")
+    return value[lists[0]]
+
+
+def _first_line(found: Found) -> bytes | None:
+    """Return the first line that is not blank; None where there is none, or it is too long to be one."""
+    with closing(raw_lines(found)) as lines:
+        for item in lines:
+            if isinstance(item, InputError):
+                return b"[" if found.kind == "json" else None
+            if text := item[1].strip():
+                return text
+    return None
+
+
+def _is_more_than_a_line(found: Found) -> bool:
+    with closing(raw_lines(found)) as lines:
+        filled = (item for item in lines if isinstance(item, InputError) or item[1].strip())
+        return len(list(itertools.islice(filled, 2))) > 1
 
 
 def _json_lines(found: Found) -> Records:
@@ -72,17 +132,7 @@ def kind_of(value: object) -> str:
     return next((name for kind, name in kinds if isinstance(value, kind)), "an object")
 
 
-def _starts_with_list(found: Found) -> bool:
-    with closing(raw_lines(found)) as lines:
-        for item in lines:
-            if isinstance(item, InputError):
-                return True
-            if text := item[1].strip():
-                return text.startswith(b"[")
-    return False
-
-
-def _json_list(found: Found) -> Records:
+def _json_list(found: Found) -> list[Any]:
     path = found.path
     text = decode_text(whole_file(found).removeprefix(BOM), path.name)
     if isinstance(text, InputError):
@@ -99,5 +149,4 @@ def _json_list(found: Found) -> Records:
             ) from None
         reason = getattr(error, "msg", error)
         raise InputError("DATA-04", f"not JSON: {reason}", where=f"{path.name} line {line}", fix="repair it") from None
-    for number, value in enumerate(values, 1):
-        yield _object(value, f"{path.name} item {number}")
+    return values

@@ -89,7 +89,7 @@ def _open(path: str, config: DataConfig, splits: Sequence[str]) -> Table:
         return open_saved(found.path, splits)
     if found.kind == "hub":
         return open_hub(path, splits)
-    return open_csv(found) if found.kind in ("csv", "tsv") else open_json(found)
+    return open_csv(found) if found.kind in ("csv", "tsv") else open_json(found, {*KNOWN, *config.columns.values()})
 
 
 def _recognise(table: Table, config: DataConfig, answered: bool) -> tuple[Layout, Records]:

@@ -29,7 +29,7 @@ def try_template(rows: Sequence[Row], render: Callable[[Row], object], seconds: 
     """
     if not hasattr(os, "fork") or not rows:
         return
-    longest = max(rows, key=lambda row: sum(len(turn["content"]) for turn in row.messages) + len(row.prompt))
+    longest = max(rows, key=lambda row: len(row.prompt))
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:

@@ -91,6 +91,32 @@ def real_ids(tokenizer: PreTrainedTokenizerBase, rows: int, role: str, *, where:
     return min(rows, max(tokenizer.get_vocab().values()) + 1)
 
 
+def templates_differ(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, *, across: bool = False
+) -> str | None:
+    """Say how the chat templates of two models differ; None where they do not.
+
+    Args:
+        student: the tokenizer of one.
+        teacher: that of the other.
+        across: whether each reads the rows with its own tokenizer, and so in its own template.
+    """
+    ours, theirs = student.chat_template, teacher.chat_template
+    if ours == theirs:
+        return None
+    reads = "each reads conversations in its own" if across else "the teacher reads conversations in the student's"
+    if not ours or not theirs:
+        without, has = ("student", "teacher") if not ours else ("teacher", "student")
+        return f"the {without} has no chat template, the {has} has one" + (f"; {reads}" if ours and not across else "")
+    if not isinstance(ours, str) or not isinstance(theirs, str):
+        return f"chat templates of student and teacher differ; {reads}"
+    pairs = zip(ours, theirs, strict=False)
+    place = next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(ours), len(theirs)))
+    first, second = (_token(text[max(0, place - 10) : place + 20]) for text in (ours, theirs))
+    where = f"first at character {place + 1:,}: {first} for the student, {second} for the teacher"
+    return f"chat templates of student and teacher differ, {where}; {reads}"
+
+
 def padding_note(real: int, student_rows: int, teacher_rows: int) -> str | None:
     """Return a sentence on rows without a token, None where every row has one.
 

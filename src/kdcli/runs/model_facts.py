@@ -15,7 +15,7 @@ from kdcli.models.own import model_digest
 from kdcli.models.plain import passed_over
 from kdcli.models.quantise import NONE
 from kdcli.models.random import is_random
-from kdcli.models.vocabulary import shared_vocabulary
+from kdcli.models.vocabulary import shared_vocabulary, templates_differ
 from kdcli.models.weights import read_generation_config
 from kdcli.runs.ensemble import Blend
 from kdcli.text import one_line
@@ -161,10 +161,19 @@ def facts_of_several(path: str, blend: Blend, members: tuple[ModelFacts, ...]) -
     )
 
 
-def notes_on_ends(student: ModelFacts, teacher: ModelFacts) -> tuple[str, ...]:
-    """Return what to know about the tokens that end the texts of student and teacher."""
-    differ = ends_differ(student.ends, teacher.ends, (student.tokenizer, teacher.tokenizer))
-    return tuple(dict.fromkeys([*student.notes, *teacher.notes, *([differ] if differ else [])]))
+def notes_on_pair(student: ModelFacts, teacher: ModelFacts, *, across: bool = False) -> tuple[str, ...]:
+    """Return what to know about end tokens and chat templates of student and teacher.
+
+    Args:
+        student: what reads the rows.
+        teacher: its teacher.
+        across: whether the teacher reads them with a tokenizer of its own.
+    """
+    found = (
+        ends_differ(student.ends, teacher.ends, (student.tokenizer, teacher.tokenizer)),
+        templates_differ(student.tokenizer, teacher.tokenizer, across=across),
+    )
+    return tuple(dict.fromkeys([*student.notes, *teacher.notes, *(one for one in found if one)]))
 
 
 def _notes_on_several(members: tuple[ModelFacts, ...]) -> tuple[str, ...]:
@@ -172,6 +181,8 @@ def _notes_on_several(members: tuple[ModelFacts, ...]) -> tuple[str, ...]:
     for other in members[1:]:
         if set(other.ends.ids) != set(members[0].ends.ids):
             notes.append(f"end tokens of the teachers differ; texts end as those of {members[0].path} do")
+        if other.tokenizer.chat_template != members[0].tokenizer.chat_template:
+            notes.append(f"chat templates of the teachers {members[0].path} and {other.path} differ")
     return tuple(dict.fromkeys(notes))
 
 

@@ -22,7 +22,7 @@ from kdcli.models.random import is_random, random_student
 from kdcli.models.vocabulary import difference, padding_note, real_ids, refuse_same_model, shared_vocabulary
 from kdcli.runs.ensemble import read_blend, refuse_blend
 from kdcli.runs.folder import model_of
-from kdcli.runs.model_facts import ModelFacts, Pair, facts_of, facts_of_several, notes_on_ends
+from kdcli.runs.model_facts import ModelFacts, Pair, facts_of, facts_of_several, notes_on_pair
 from kdcli.runs.serving.address import address_of, is_served
 from kdcli.runs.serving.client import Client
 
@@ -113,7 +113,7 @@ class Workshop:
             here = self.look(student)
             there = self.look_served((server or ServerConfig()).model_copy(update={"url": teacher}), here)
             shared = shared_vocabulary(here.tokenizer, here.tokenizer, here.rows, here.rows)
-            return Pair(student, here, there, shared, notes_on_ends(here, there))
+            return Pair(student, here, there, shared, notes_on_pair(here, there))
         if random and teacher is None:
             raise UsageError(
                 "CLI-20", "a random student takes its family and tokenizer from a teacher",
@@ -134,10 +134,10 @@ class Workshop:
                 real_ids(one.tokenizer, one.rows, role) for one, role in ((here, "student"), (other, "teacher"))
             )
             note = f"{differ}; each reads the text in its own"
-            return Pair(student, here, there, own, (note, *notes_on_ends(here, other)), theirs, differ)
+            return Pair(student, here, there, own, (note, *notes_on_pair(here, other, across=True)), theirs, differ)
         vocab = shared_vocabulary(here.tokenizer, other.tokenizer, here.rows, other.rows)
         note = padding_note(vocab, here.rows, other.rows)
-        notes = (*((note,) if note else ()), *notes_on_ends(here, other))
+        notes = (*((note,) if note else ()), *notes_on_pair(here, other))
         return Pair(student, replace(here, vocab=vocab), there, vocab, notes)
 
     def data(self, path: str, reader: ModelFacts, config: DataConfig, *, role: Role) -> TokenDataset:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli import stored
+from kdcli.data.json_rows import kind_of
 from kdcli.errors import InputError, MachineError
 from kdcli.runs.evaluation.scoring import Texts
 from kdcli.text import one_line
@@ -69,11 +70,16 @@ def _texts(row: dict[str, Any], name: str, place: str, *, needed: bool) -> list[
     value = row.get(f"{name}s", row.get(name))
     if value is None and not needed:
         return []
-    if value is None:
+    if value is None and not row.keys() & {name, f"{name}s"}:
         raise InputError("DATA-05", f'field "{name}" is missing', where=place, fix=_FIX)
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, list) or not found or not all(isinstance(text, str) for text in found):
-        raise InputError("DATA-06", f'"{name}" must be text or a list of texts', where=place, fix=_FIX)
+        bad = next((one for one in found if not isinstance(one, str)), found) if isinstance(found, list) else found
+        what = (
+            f'"{name}" must be text or a list of texts, got {"a list with " if bad is not found else ""}{kind_of(bad)}'
+        )
+        fix = f'write "" for an empty answer: {{"{name}": ""}}' if bad is None else _FIX
+        raise InputError("DATA-06", what, where=place, fix=fix)
     for text in found:
         check_text(text, name, place)
     return found

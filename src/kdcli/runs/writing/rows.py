@@ -91,7 +91,7 @@ def _row(one: Sentence, answer: str, originals: Mapping[str, Row]) -> dict[str, 
 def _answered(row: Row, answer: str) -> dict[str, Any]:
     """Return a row's columns, its answer exchanged."""
     if row.form == "messages":
-        return {"messages": [*map(dict, row.messages), {"role": "assistant", "content": answer}]}
+        return {"messages": [*map(dict, row.messages), {"role": "assistant", "content": answer}], **row.extras}
     if row.form == "instruction":
         return {"instruction": row.prompt, "input": row.context, "output": answer}
     return {"text": answer} if row.form == "text" else {"prompt": row.prompt, "completion": answer}
