@@ -8,9 +8,11 @@ import pytest
 
 import chains
 import loopback
+import tiny
 from chains import END, START, A, B, C
 from kdcli.config import (
     DataConfig,
+    DoctorConfig,
     EvalConfig,
     EvalSettings,
     GenerateConfig,
@@ -30,13 +32,18 @@ from kdcli.engine.events import silent
 from kdcli.engine.speculative import speculate
 from kdcli.errors import ExperimentChangedError
 from kdcli.losses.supplied import code_of
+from kdcli.runs.doctor.check import Examination
+from kdcli.runs.doctor.models import examine_pair
 from kdcli.runs.evaluation.evaluate import evaluate_run
 from kdcli.runs.evaluation.own_samples import Speakers, facts_of_answers, sample_answers
 from kdcli.runs.model_facts import ModelFacts
 from kdcli.runs.serving.author import ServedAuthor
+from kdcli.runs.workshop import Workshop
 from kdcli.runs.writing.generate import generate
 from kdcli.sources.base import Ground
 from kdcli.sources.build import build_source
+from kdcli.sources.retold import retold
+from kdcli.sources.sentences import Sentence, said
 from models.folders import edit
 
 ENDS = EndTokens((END, C))
@@ -198,3 +205,32 @@ def test_a_training_on_own_texts_is_another_experiment_with_other_end_tokens(tmp
     check_identity({"loss": "fkl"}, saved, tmp_path)
     with pytest.raises(ExperimentChangedError, match=r"end_tokens.student was \[2\] and is now \[2, 6\]"):
         check_identity(saved, {**saved, "end_tokens.student": [END, C]}, tmp_path)
+
+
+def test_the_token_that_ends_an_answer_is_no_word_of_it(speaker):
+    one = Sentence(Example((START, A, B, C), 1, "", (), "row"), 0, 0, True, 0.1)
+    assert said(one, speaker.tokenizer) == "ab"
+    assert said(replace(one, ended=False), speaker.tokenizer) == "abc"
+
+
+@pytest.mark.parametrize(("ends", "expected"), [((END, 4), 4), ((END,), END), ((4, END), 4)])
+def test_a_text_of_another_tokenizer_ends_with_the_end_token_of_the_same_name(speaker, ends, expected):
+    """The student's c is token 4; where it ends no text of the student, its usual end token stands in."""
+    words = ["<pad>", "<s>", "</s>", "<unk>", "c", "a", "b"]
+    student = replace(chains.chain(ENDING), tokenizer=tiny.tokenizer(words), ends=EndTokens(ends))
+    mine = TokenDataset((Example((START, 5, END), 1, "", ("a",), "row 0"),))
+    theirs = TokenDataset((Example((START, A, END), 1, "", ("a",), "row 0"),))
+    land = Ground(
+        mine, TrainConfig(), pad_id=0, student=student, teacher=speaker, vocab=7, teacher_rows=theirs, teacher_vocab=7,
+    )  # fmt: skip
+    (one,) = retold([Sentence(Example((START, A, B, C), 1, "", (), "row 0"), 0, 0, True, 0.1)], land)
+    assert one.example.ids == (START, 5, 6, expected)
+
+
+def test_doctor_says_how_end_tokens_differ(tmp_path):
+    student, teacher = chain_folder(tmp_path / "student"), chain_folder(tmp_path / "teacher")
+    edit(teacher / "generation_config.json", eos_token_id=[END, C])
+    found = Examination()
+    examine_pair(DoctorConfig(student=str(student), teacher=str(teacher)), Workshop(), found)
+    (check,) = [one for one in found.checks if one.name == "pair"]
+    assert """the student's texts end at "</s>", the teacher's at "</s>", "c\"""" in check.what

@@ -11,10 +11,13 @@ from kdcli.config import CompareConfig, DataConfig, EvalSettings, GenerationConf
 from kdcli.data.examples import Example, TokenDataset
 from kdcli.engine.events import silent
 from kdcli.metrics.build import build_metrics
+from kdcli.runs.card import _scores
 from kdcli.runs.conclude import conclude
 from kdcli.runs.evaluation.evaluate import evaluate_run
+from kdcli.runs.evaluation.measured import answer_counts
 from kdcli.runs.evaluation.results import read_results
 from kdcli.runs.evaluation.scoring import Texts, choose_metrics, score_texts, without_prompts
+from kdcli.runs.judging.material import material
 from kdcli.runs.records import AnswerCounts
 from kdcli.runs.tidy import About
 from kdcli.runs.tuned_by import tuned_by
@@ -45,6 +48,11 @@ def test_cut_answers_are_counted_and_kept_in_the_record(parts, tmp_path):
     assert counts.cut == sum(not line["ended"] for line in lines) > 0
     assert f"{counts.cut} of 4 answers were cut at 3 tokens, before an end token" in found.remarks
     assert read_results(tmp_path / "found").remarks == found.remarks
+    judged = material(str(tmp_path / "found"), references=True, limit=3)
+    assert answer_counts(judged.texts, judged.most) == AnswerCounts(3, counts.empty, sum(
+        not line["ended"] for line in lines[:3]
+    ), 3)  # fmt: skip
+    assert any("answers were cut at 3 tokens" in line for line in _scores(found)), "under the card's table, too"
 
 
 def test_default_metrics_of_answers_are_left_out_where_no_row_has_a_prompt(parts, tmp_path):

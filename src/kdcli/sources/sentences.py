@@ -40,9 +40,9 @@ class Sentence:
 
 
 def said(one: Sentence, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return an answer as text, without special tokens."""
-    cut = one.example.prompt_length
-    return decode_after(tokenizer, one.example.ids[:cut], one.example.ids[cut:])
+    """Return an answer as text, without special tokens and without the token that ended it."""
+    cut, end = one.example.prompt_length, len(one.example.ids) - one.ended
+    return decode_after(tokenizer, one.example.ids[:cut], one.example.ids[cut:end])
 
 
 def line_of(one: Sentence, tokenizer: PreTrainedTokenizerBase) -> bytes:

@@ -10,6 +10,7 @@ from kdcli import __version__, durable
 from kdcli.config import EvalSettings, JudgeConfig
 from kdcli.engine.events import Event, Report
 from kdcli.errors import InputError, UsageError
+from kdcli.runs.evaluation.measured import answer_counts
 from kdcli.runs.evaluation.results import Rows, make_place, write_results
 from kdcli.runs.judging.imported import read_judged
 from kdcli.runs.judging.material import Material, material
@@ -139,6 +140,7 @@ def _record(config: JudgeConfig, opinion: _Opinion) -> EvalRecord:
         infos=tuple(ScoreInfo(one.name, one.better, "judge", f"judge|{signature}", "texts") for one in scores),
         protocol={"data": about.digest, "examples": len(about.where), "judge": opinion.settings},
         notes=opinion.notes,
+        answers=answer_counts(about.texts, about.most),
     )
     if record.folder is not None:
         make_place(record.folder, config.output)

@@ -1,6 +1,6 @@
 """Finds the answers to judge: in an evaluation, in a run, or in a file of answers made elsewhere."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdcli import durable
@@ -21,12 +21,14 @@ class Material:
         digest: sha256 of what the answers were read from.
         texts: prompts, references and answers.
         where: file and line of each example.
+        most: tokens that answers were cut at, as far as that is known.
     """
 
     name: str
     digest: str
     texts: Texts
     where: list[str]
+    most: int | None = None
 
 
 def material(path: str, *, references: bool, limit: int | None = None) -> Material:
@@ -46,8 +48,11 @@ def material(path: str, *, references: bool, limit: int | None = None) -> Materi
     found = _from_folder(_evaluation(place)) if place.is_dir() else _from_file(place, references)
     if limit is not None and limit < len(found.where):
         texts = found.texts
-        cut = _texts(texts.prompts[:limit], texts.references[:limit], texts.predictions[:limit])
-        found = Material(found.name, found.digest, cut, found.where[:limit])
+        first = replace(
+            texts, prompts=texts.prompts[:limit], references=texts.references[:limit],
+            predictions=texts.predictions[:limit], ended=texts.ended[:limit],
+        )  # fmt: skip
+        found = replace(found, texts=first, where=found.where[:limit])
     _check(found, path, references)
     return found
 
@@ -73,19 +78,17 @@ def _from_folder(folder: Path) -> Material:
     if "predictions" not in table.column_names:
         fix = "evaluate with a metric of texts, such as --metric rougeL"
         raise InputError("JUDGE-03", "the evaluation holds no answers", where=one_line(str(folder)), fix=fix)
-    texts = _texts(*(table[name].to_pylist() for name in ("prompt", "references", "predictions")))
-    return Material(record.name, durable.digest_file(folder / SAMPLES), texts, table["where"].to_pylist())
+    prompts, references, predictions = (table[name].to_pylist() for name in ("prompt", "references", "predictions"))
+    known = "ended" in table.column_names
+    ended = table["ended"].to_pylist() if known else [[True] * len(answers) for answers in predictions]
+    texts = Texts(predictions, references, prompts, ended, ended_is_known=known)
+    most = record.answers.most if record.answers is not None else None
+    return Material(record.name, durable.digest_file(folder / SAMPLES), texts, table["where"].to_pylist(), most)
 
 
 def _from_file(path: Path, references: bool) -> Material:
     texts, where = read_predictions(path, need_references=references)
     return Material(path.name.split(".")[0] or "answers", durable.digest_file(path), texts, where)
-
-
-def _texts(prompts: list[str], references: list[list[str]], predictions: list[list[str]]) -> Texts:
-    """Return texts of which a judge reads all that is kept."""
-    ended = [[True] * len(answers) for answers in predictions]
-    return Texts(predictions, references, prompts, ended, ended_is_known=False)
 
 
 def _check(found: Material, path: str, references: bool) -> None:
