@@ -338,6 +338,9 @@ class CompareConfig(Settings):
     vary: tuple[str, ...] = Field(default=(), description="setting=value,value: each combination is a contender")
     tune: tuple[str, ...] = Field(default=(), description="setting=value,value: chosen on dev rows per objective")
     tune_by: str | None = Field(default=None, description="score that chooses; default the first one measured")
+    tune_seeds: tuple[Seed, ...] | None = Field(
+        default=None, min_length=1, description="training seeds that --tune tries; default as many from 1000 on"
+    )
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1, description="training seeds")
     baseline: str | None = Field(default=None, description="objective differences are taken to; default the first")
     teacher: str | None = Field(default=None, description="teacher: model folder, hub id, or a server's http address")

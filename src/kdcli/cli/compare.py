@@ -49,6 +49,7 @@ def compare(
     vary: flags.Vary = None,
     tune: flags.Tune = None,
     tune_by: flags.TuneBy = None,
+    tune_seeds: flags.TuneSeeds = None,
     dev_data: flags.DevData = None,
     jobs: flags.Jobs = None,
     executor: flags.Executor = None,
