@@ -20,6 +20,7 @@ from kdcli.statistics.two_level import Parts
 
 SHARES = (0.0, 0.1, 0.3, 0.5, 0.8, 0.95, 1.0)
 DESIGNS = ((2, 100), (3, 100), (5, 100), (2, 500), (3, 500))
+NAMES = [f"{seeds} × {examples}" for seeds, examples in DESIGNS]
 SEEDS_MATTER = partial(simulated.smooth, share=0.9, alone=True)
 KINDS = {
     "normal, 30 % from seeds": simulated.smooth,
@@ -125,30 +126,50 @@ def percent(value):
     return f"{100 * value:.1f}"
 
 
-def main():
-    trials = int(sys.argv[1]) if len(sys.argv) > 1 else 5000
+def against_what_is_usual(trials):
     heads = ["seeds", "`kd`", "all cells pooled", "examples alone", "seeds alone", "false at the 1 % level"]
     table(heads, [[seeds, *usual(seeds, trials)] for seeds in (2, 3, 5)])
-    designs = [f"{seeds} × {examples}" for seeds, examples in DESIGNS]
+
+
+def of_all_kinds(trials):
     lines = []
     for name, make in KINDS.items():
         found = [simulated.coverage(make, *design, trials) for design in DESIGNS]
         lines.append([name, *(f"{percent(of_mean)} / {percent(of_change)}" for of_mean, of_change in found)])
-    table(["scores", *designs], lines)
+    table(["scores", *NAMES], lines)
+
+
+def of_equal_contenders(trials):
     lines = []
     for name, make in EQUAL.items():
         lines.append([name, *(percent(simulated.false_claims(make, *design, trials)) for design in DESIGNS)])
-    table(["six equal contenders", *designs], lines)
+    table(["six equal contenders", *NAMES], lines)
+
+
+def of_the_best(trials):
     lines = []
     for name in ("normal, 30 % from seeds", "0/1, 4 %"):
         found = [best_group(EQUAL[name], *design, trials // 5) for design in DESIGNS[:3]]
         lines.append([name, *(f"{percent(one)} / {percent(all_)}" for one, all_ in found)])
-    table(["in the group tied for best: one, all six", *designs[:3]], lines)
+    table(["in the group tied for best: one, all six", *NAMES[:3]], lines)
+
+
+def of_detectable_differences(trials):
     lines = []
     for seeds, examples, share in ((2, 100, 0.3), (3, 50, 0.0), (3, 100, 0.8), (5, 200, 0.3)):
         *found, held, below = power(seeds, examples, share, trials)
-        lines.append([f"{seeds} × {examples}", percent(share), *map(percent, found), percent(held), percent(below)])
-    table(["design", "from seeds", "1 test", "5 tests", "9 tests", "range holds it", "middle too small"], lines)
+        design = f"{seeds} × {examples}, {100 * share:.0f} % from seeds"
+        lines.append([design, *map(percent, found), percent(held), percent(below)])
+    table(["seeds × examples", "1 test", "5 tests", "9 tests", "in the range", "middle too small"], lines)
+
+
+def main():
+    trials = int(sys.argv[1]) if len(sys.argv) > 1 else 5000
+    against_what_is_usual(trials)
+    of_all_kinds(trials)
+    of_equal_contenders(trials)
+    of_the_best(trials)
+    of_detectable_differences(trials)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,14 @@ def test_six_equal_contenders_that_seldom_hit_are_not_told_apart(seeds, examples
     assert at_most(found, 0.06, trials)
 
 
+def test_claims_are_those_of_adjusted_p_values():
+    drawn = simulated.hits(np.random.default_rng(3), 200, 4, 3, 40, rate=(0.2, 0.2, 0.3, 0.6))
+    halves = [simulated.difference_half(drawn, line, 0, 0.05 / 3) for line in (1, 2, 3)]
+    by_interval = np.any([np.abs(change) > half for half, change in halves], axis=0)
+    assert simulated.claims_by_holm(drawn) == by_interval.tolist()
+    assert 0.1 < by_interval.mean() < 0.99
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("clump", [None, 0.3])
 @pytest.mark.parametrize(("seeds", "examples", "rate"), EQUAL)
