@@ -5,11 +5,13 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 import study
+import tiny
 from kdcli import durable
 from kdcli.config import DistillConfig, HardwareConfig
 from kdcli.engine.events import Event, silent
@@ -17,6 +19,7 @@ from kdcli.errors import BusyError, ExperimentChangedError, InputError, Interrup
 from kdcli.models.load import load_model
 from kdcli.runs.distill import distill, plan_distill, read_run
 from kdcli.settings import resolve
+from models.folders import edit
 
 
 @pytest.fixture(scope="module")
@@ -296,3 +299,39 @@ def test_hardware_settings_that_change_bits_belong_to_the_run(parts, done):
     config = parts.run("whole").model_copy(update={"hardware": HardwareConfig(device="cpu", threads=1)})
     with pytest.raises(ExperimentChangedError, match="threads was None and is now 1"):
         distill(config, silent)
+
+
+@pytest.mark.parametrize("place", ["config.json", "generation_config.json"])
+def test_a_negative_padding_id_of_an_old_conversion_is_trained_and_saved(parts, tmp_path, place):
+    student = tiny.folder(tmp_path / "old", seed=2)
+    edit(student / place, pad_token_id=-1)
+    config = parts.run("old", "ce", max_steps=1)
+    record = distill(config.model_copy(update={"student": str(student), "output": str(tmp_path / "run")}), silent)
+    assert load(record).generation_config.eos_token_id == 2
+
+
+def test_what_cannot_be_saved_is_found_before_the_first_step(parts, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("no such token")
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", refuse)
+    heard, config = study.Heard(), parts.run("unsaved", "ce", max_steps=2)
+    with pytest.raises(InputError, match=r"MOD-25.*could not be saved after training: no such token"):
+        distill(config, heard)
+    assert not any(event.kind == "progress" and event.message == "training" for event in heard.events)
+    assert not [path for path in Path(config.output).iterdir() if path.name.startswith(".tmp")]
+
+
+@pytest.mark.parametrize("rows,code", [("long", "MOD-22"), ("recurrent", "GEN-04")])
+def test_rows_that_cannot_be_measured_are_refused_before_the_first_step(parts, tmp_path, rows, code):
+    config, changes = parts.run(f"unmeasured-{rows}", "ce", max_steps=2), {}
+    if rows == "long":
+        (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "a" * 40, "completion": "b" * 100}) + "\n")
+        changes["data"] = config.data.model_copy(update={"eval": str(tmp_path / "long.jsonl"), "max_length": 256})
+    else:
+        sizes = {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "conv_kernel": 3}
+        changes["student"] = str(tiny.folder(tmp_path / "mamba", "mamba", **sizes))
+    heard = study.Heard()
+    with pytest.raises(InputError, match=code):
+        distill(config.model_copy(update=changes), heard)
+    assert not any(event.kind == "progress" and event.message == "training" for event in heard.events)

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import tiny
 from kdcli.errors import InputError
 from kdcli.models.activations import fuse_activations
 from kdcli.models.load import load_model
+from kdcli.models.save import rehearse_saving
+from models.folders import edit
 
 CPU = torch.device("cpu")
 
@@ -64,3 +67,61 @@ def test_loading_is_silent_and_leaves_random_state_alone(good, capfd):
     assert torch.equal(state, torch.get_rng_state())
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
+
+
+MASK = torch.ones(1, 1, 8, 8).tril()
+NEO = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]}
+GPTJ = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "rotary_dim": 8}
+LOCAL = MASK.bool() ^ MASK.tril(-4).bool()
+
+
+@pytest.mark.parametrize(
+    "family,sizes,before",
+    [
+        ("gpt2", {}, "transformer.h.{}.attn"),
+        ("gpt2", {}, "h.{}.attn"),
+        ("gptj", GPTJ, "transformer.h.{}.attn"),
+        ("gpt_neo", NEO, "transformer.h.{}.attn.attention"),
+    ],
+)
+def test_constants_of_the_code_among_the_weights_are_skipped(tmp_path, family, sizes, before):
+    folder = tiny.folder(tmp_path / family, family, **sizes)
+    plain = load_model(str(folder), device=CPU, role="student")
+    tensors = load_file(folder / "model.safetensors")
+    if before.startswith("h."):
+        tensors = {name.removeprefix("transformer."): value for name, value in tensors.items()}
+    masks = {f"{before.format(layer)}.bias": mask for layer, mask in ((0, MASK), (1, LOCAL))}
+    scalars = {f"{before.format(layer)}.masked_bias": torch.tensor(-1e4) for layer in (0, 1)}
+    save_file(tensors | masks | scalars, folder / "model.safetensors", metadata={"format": "pt"})
+    again = load_model(str(folder), device=CPU, role="student")
+    ids = torch.randint(0, 40, (2, 9))
+    assert torch.equal(again.model(ids).logits, plain.model(ids).logits)
+
+
+@pytest.mark.parametrize(
+    "name,value",
+    [
+        ("h.0.attn.masked_bias", torch.ones(2)),
+        ("h.0.attn.mask", torch.full((1, 1, 3, 3), 0.5).tril()),
+        ("h.0.attn.mask", torch.ones(1, 1, 3, 3)),
+        ("h.0.attn.mask", torch.zeros(1, 1, 3, 3)),
+        ("h.0.attn.weight", torch.ones(3, 3).tril()),
+    ],
+)
+def test_what_may_have_been_learnt_is_not_skipped(tmp_path, name, value):
+    folder = tiny.folder(tmp_path / "gpt2", "gpt2")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, name: value}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=f"1 tensor in the weights that the model lacks: {name}"):
+        load_model(str(folder), device=CPU, role="student")
+
+
+@pytest.mark.parametrize(
+    "key,value", [("output_attentions", True), ("output_hidden_states", True), ("return_dict", False)]
+)
+def test_what_a_forward_pass_gives_back_is_not_the_configs_to_say(tmp_path, key, value):
+    folder = tiny.folder(tmp_path / "in")
+    edit(folder / "config.json", **{key: value})
+    found = load_model(str(folder), device=CPU, role="student")
+    assert any(f"config.json's {key} ignored" in note for note in found.notes)
+    rehearse_saving(found, tmp_path / "out")

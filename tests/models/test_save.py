@@ -1,11 +1,13 @@
 """A saved student is a folder that stands on its own."""
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 import tiny
+from kdcli.errors import InputError, MachineError
 from kdcli.models.load import load_model
-from kdcli.models.save import save_student
+from kdcli.models.save import rehearse_saving, save_student
 from models.folders import edit
 
 CPU = torch.device("cpu")
@@ -44,3 +46,38 @@ def test_a_generation_config_that_contradicts_itself_is_reduced_to_its_ids(tmp_p
     saved = GenerationConfig.from_pretrained(tmp_path / "out")
     assert saved.eos_token_id == [2, 1]
     assert student.model.generation_config.temperature == 0.5
+
+
+@pytest.mark.parametrize("name", ["pad_token_id", "bos_token_id"])
+def test_a_negative_id_stands_for_none(tmp_path, name):
+    folder = tiny.folder(tmp_path / "in")
+    edit(folder / "generation_config.json", **{name: -1, "temperature": 0.5, "do_sample": False})
+    save_student(load_model(str(folder), device=CPU, role="student"), tmp_path / "out")
+    saved = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert getattr(saved, name) is None
+    assert saved.eos_token_id == 2
+
+
+def test_a_rehearsal_writes_all_but_the_weights(good, tmp_path):
+    student = load_model(str(good), device=CPU, role="student")
+    for save, name in ((rehearse_saving, "before"), (save_student, "after")):
+        save(student, tmp_path / name)
+    before, after = (
+        {path.name: path.read_bytes() for path in (tmp_path / one).iterdir()} for one in ("before", "after")
+    )
+    assert before == {name: text for name, text in after.items() if name != "model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    "error,kind,code", [(ValueError("no such id"), InputError, "MOD-25"), (OSError(28, "full"), MachineError, "ENV-01")]
+)
+def test_what_cannot_be_saved_is_said_in_a_rehearsal(good, tmp_path, monkeypatch, error, kind, code):
+    student = load_model(str(good), device=CPU, role="student")
+
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(student.tokenizer, "save_pretrained", refuse)
+    with pytest.raises(kind) as caught:
+        rehearse_saving(student, tmp_path / "out")
+    assert caught.value.code == code

@@ -25,7 +25,8 @@ _DANGEROUS = frozenset({
     "auto_map", "attn_implementation", "experts_implementation", "transformers_weights", "fusion_config",
     "distributed_config", "kernel_config", "use_kernels", "custom_generate", "custom_pipelines",
     "configuration_files", "name_or_path", "trust_remote_code", "code_revision", "tp_plan", "base_model_tp_plan",
-    "num_labels", "base_model_pp_plan", "base_model_ep_plan", "base_model_fsdp_plan",
+    "num_labels", "output_attentions", "output_hidden_states", "return_dict",
+    "base_model_pp_plan", "base_model_ep_plan", "base_model_fsdp_plan",
 })  # fmt: skip
 _HARMLESS = frozenset({"_name_or_path", "_commit_hash", "name_or_path", "_attn_implementation_autoset"})
 _INTERNAL = ("_attn_implementation", "_experts_implementation", "_name_or_path", "_commit_hash", "_auto_class", "__")

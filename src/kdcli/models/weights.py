@@ -74,7 +74,7 @@ def load_weights(checked: ModelFolder, config: PreTrainedConfig, dtype: torch.dt
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise_machine_fault(error, where)
         raise _refuse("MOD-12", f"the weights do not fit config.json: {_reason(error)}", where) from error
-    _check_info(info, where)
+    _check_info(info, tensors, where)
     _check_arrived(model, tensors, where)
     _check_finite(model, where)
     model.generation_config = read_generation_config(checked.folder) or model.generation_config
@@ -136,14 +136,32 @@ def _read(files: tuple[Path, ...]) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_info(info: dict[str, Any], where: str) -> None:
-    missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+def _check_info(info: dict[str, Any], tensors: dict[str, Tensor], where: str) -> None:
+    missing = sorted(info["missing_keys"])
+    extra = sorted(name for name in info["unexpected_keys"] if name not in tensors or not _is_mask(name, tensors[name]))
     if missing:
         raise _refuse("MOD-10", f"{_count(missing, 'tensor')} missing from the weights: {_some(missing)}", where)
     if extra:
         raise _refuse("MOD-11", f"{_count(extra, 'tensor')} in the weights that the model lacks: {_some(extra)}", where)
     if info["mismatched_keys"] or info["error_msgs"]:
         raise _refuse("MOD-12", f"weights do not fit: {one_line(str(info))}", where)
+
+
+def _is_mask(name: str, value: Tensor) -> bool:
+    """Whether a tensor is no weight, but a constant of the code that GPT-2 and its kin once saved with the weights.
+
+    That is the causal mask, 1 where a token may look and 0 elsewhere, ``[1, 1, n, n]``, and the one number that
+    stands for a masked logit.
+
+    >>> _is_mask("h.0.attn.bias", torch.ones(1, 1, 3, 3).tril()), _is_mask("h.0.attn.bias", torch.ones(3))
+    (True, False)
+    """
+    if name.endswith(".masked_bias"):
+        return value.numel() == 1
+    if value.dim() != 4 or value.shape[:2] != (1, 1) or value.shape[2] != value.shape[3]:
+        return False
+    looks = value != 0
+    return torch.equal(value, looks.to(value.dtype)) and torch.equal(looks, looks.tril()) and bool(looks[0, 0, 0, 0])
 
 
 def _check_arrived(model: PreTrainedModel, tensors: dict[str, Tensor], where: str) -> None:

@@ -9,12 +9,15 @@ import torch
 from accelerate.utils import gather_object
 
 from kdcli import processes
+from kdcli.config import EvalSettings
 from kdcli.engine.devices import Device
 from kdcli.engine.ensemble import living
 from kdcli.engine.events import Event, Report
 from kdcli.engine.placement import Side
 from kdcli.engine.teacher import Teacher
 from kdcli.engine.training import Training
+from kdcli.generate.speaker import Speaker
+from kdcli.metrics.describe import describe
 from kdcli.models.load import LanguageModel
 from kdcli.runs.card import model_card
 from kdcli.runs.folder import MADE, RunFolder
@@ -61,10 +64,22 @@ def load_models(prepared: Prepared, workshop: Workshop, report: Report) -> Model
     student = workshop.load_student(pair, seed=config.train.seed, device=_start(prepared).device, lora=config.lora)
     teacher = teacher_of(prepared, _start(prepared), workshop, report)
     student.check_length(max(prepared.dataset.lengths))
+    _check_measured(prepared, student)
     models = Models(student, teacher, _writer(prepared, workshop), _author(prepared))
     for note in [note for model in (student, *models.live) for note in model.notes]:
         report(Event("note", note))
     return models
+
+
+def _check_measured(prepared: Prepared, student: LanguageModel) -> None:
+    """Refuse held-out rows that the student cannot read, or answer, now and not after training."""
+    rows, settings = prepared.test, prepared.config.evaluation
+    if rows is None:
+        return
+    student.check_length(max(rows.lengths))
+    answered = settings.metrics != EvalSettings().metrics or rows.without_prompt < len(rows)
+    if answered and any(describe(name).eats == "texts" for name in settings.metrics):
+        Speaker(student, student.vocab).check([one.ids[: one.prompt_length] for one in rows.examples])
 
 
 def assemble_training(

