@@ -9,11 +9,14 @@ import pytest
 
 from evaluated import evaluation, groups
 from kdcli import statistics
+from kdcli.cli.status import read
+from kdcli.config import ServerConfig
 from kdcli.engine.events import silent
 from kdcli.runs.aggregate import Group
 from kdcli.runs.cells import make_cells
-from kdcli.runs.compare import compare
+from kdcli.runs.compare import compare, plan_compare
 from kdcli.runs.conclude import conclude, read_comparison
+from kdcli.runs.ensemble import Blend
 from kdcli.runs.evaluation.evaluate import evaluate_run
 from kdcli.runs.evaluation.results import read_results, read_scores
 from kdcli.runs.records import Reference
@@ -98,6 +101,38 @@ def test_a_damaged_line_is_found_by_verify_and_measured_again(made):
     assert any("measured again" in message for message in heard.messages("warning"))
     assert path.read_bytes() == whole
     assert all(one.passed for one in verify(found.folder))
+
+
+def test_plan_and_status_name_the_lines(made):
+    parts, found = made
+    plan = plan_compare(parts.study("fkl", "ce", seeds=(0, 1)))
+    assert plan.facts["reference lines"].startswith("student, before, teacher: 2 evaluations on the same rows")
+    status = read(found.folder)
+    assert [(one.cell, one.state) for one in status.references] == [("student, before", "done"), ("teacher", "done")]
+    assert status.counts == {"done": 4}
+
+
+def test_a_teacher_that_cannot_be_measured_has_no_line_and_a_reason(made):
+    parts, _ = made
+    workshop = Workshop()
+    prepared = make_cells(parts.study("fkl", "ce"), workshop)[0].prepared
+    pair = prepared.pair
+    for teacher, reason in (
+        (None, "none was named"),
+        (replace(pair.teacher, server=ServerConfig(model="m")), "it is behind a server"),
+        (replace(pair.teacher, blend=Blend(("a", "b"), (0.5, 0.5))), "several speak as one"),
+    ):
+        planned = plan_references(replace(prepared, pair=replace(pair, teacher=teacher)), (0,), workshop)
+        assert [one.role for one in planned.measurements] == ["before"]
+        assert planned.remarks[0].startswith(f"no line for the teacher: {reason}")
+    apart = replace(pair, teacher_vocab=9, difference="tokenizers differ")
+    planned = plan_references(replace(prepared, pair=apart), (0,), workshop)
+    teacher = planned.measurements[1]
+    assert teacher.config.evaluation.metrics == ("rougeL", "distinct")
+    assert teacher.subject.reader is pair.teacher
+    assert planned.remarks == (
+        "the tokenizers differ: scores per token are of other tokens for the teacher, and left empty in its line",
+    )
 
 
 def test_a_report_made_later_has_the_lines_too(made):

@@ -14,7 +14,7 @@ from kdcli.text import one_line
 EPILOG = """Example: kd compare fkl rkl akl --seeds 0,1,2 --teacher T --student S --data a.jsonl \
 --eval-data b.jsonl -o study
 
-Example: kd compare runs/*"""
+Example: kd compare runs/akl runs/fkl ./trained-elsewhere"""
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +26,9 @@ def register(app: typer.Typer) -> None:
 def compare(
     losses: Annotated[
         list[str] | None,
-        typer.Argument(metavar="OBJECTIVE|RUN|STUDY", help="Objectives, runs, or a study.", show_default=False),
+        typer.Argument(
+            metavar="OBJECTIVE|RUN|STUDY", help="Objectives, a study, or runs and models.", show_default=False
+        ),
     ] = None,
     teacher: flags.Teacher = None,
     teacher_cache: flags.StudyCache = None,
@@ -126,7 +128,7 @@ def run_folders(names: Sequence[str]) -> list[Path]:
         other = next(name for name in names if name not in folders)
         objective(other)
         what = f'"{one_line(folders[0], 60)}" is a folder and "{one_line(other, 60)}" an objective'
-        raise UsageError("CLI-18", what, where="kd compare", fix="give objectives only, or run folders only")
+        raise UsageError("CLI-18", what, where="kd compare", fix="give objectives only, or run and model folders only")
     return [Path(name) for name in folders]
 
 

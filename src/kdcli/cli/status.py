@@ -9,7 +9,7 @@ from rich.text import Text
 
 from kdcli.cli.grid import CellStatus, counts, grid, summary
 from kdcli.runs import lock, watch
-from kdcli.runs.study import Entry, read_study
+from kdcli.runs.study import Entry, ReferenceEntry, read_study
 from kdcli.runs.watch import Seen
 
 
@@ -22,12 +22,14 @@ class Status:
         counts: state -> cells.
         seconds_left: training time to go, cells one after another; None if unknown.
         cells: every cell.
+        references: the evaluations of models that the study does not train, done or waiting.
     """
 
     study: Path
     counts: dict[str, int]
     seconds_left: float | None
     cells: tuple[CellStatus, ...]
+    references: tuple[CellStatus, ...] = ()
 
 
 def read(study: Path) -> Status:
@@ -36,10 +38,12 @@ def read(study: Path) -> Status:
     Raises:
         KDError: the folder holds no study, or a damaged one.
     """
-    entries = read_study(study).cells
+    found = read_study(study)
+    entries = found.cells
     seen = [_look(study, entry) for entry in entries]
     cells = tuple(_status(study, entry, one) for entry, one in zip(entries, seen, strict=True))
-    return Status(study, counts(cells), seconds_left(entries, seen), cells)
+    lines = tuple(_line(study, entry) for entry in found.references)
+    return Status(study, counts(cells), seconds_left(entries, seen), cells, lines)
 
 
 def seconds_left(entries: Sequence[Entry], seen: Sequence[Seen]) -> float | None:
@@ -54,12 +58,18 @@ def seconds_left(entries: Sequence[Entry], seen: Sequence[Seen]) -> float | None
 
 def draw(found: Status) -> Group:
     """Return the grid of a study."""
-    return Group(grid(found.cells), Text(summary(found.counts, found.seconds_left)))
+    return Group(grid((*found.cells, *found.references)), Text(summary(found.counts, found.seconds_left)))
 
 
 def _look(study: Path, entry: Entry) -> Seen:
     folder = study / entry.folder
     return watch.look(folder, entry.evaluation, held=lock.is_held(folder))
+
+
+def _line(study: Path, entry: ReferenceEntry) -> CellStatus:
+    name = entry.label if entry.seed is None else f"{entry.label} · seed {entry.seed}"
+    state = "done" if (study / entry.folder / "results.json").is_file() else "waiting"
+    return CellStatus(name, state, 0, 0, None)
 
 
 def _status(study: Path, entry: Entry, seen: Seen) -> CellStatus:

@@ -189,12 +189,12 @@ def compare_finished(
     from kdcli.cli.compare import looks_like_folder
     from kdcli.cli.settle import objective, output_folder
 
-    ignored = [name for name in settings_typed(typed) if name != "baseline"]
+    ignored = [name for name in settings_typed(typed) if name not in ("baseline", "eval_data")]
     if ignored:
         flag = "--" + ignored[0].replace("_", "-")
         raise UsageError("CLI-09", "has no effect on finished runs", where=flag, fix="remove it")
     if len(folders) < 2:
-        raise UsageError("CLI-18", "needs two runs or more, got 1", where="kd compare", fix="name another run folder")
+        raise UsageError("CLI-18", "needs two runs or more, got 1", where="kd compare", fix="name another run or model")
     if baseline and not looks_like_folder(baseline):
         baseline = objective(baseline)
     output = typed["output"]
@@ -203,7 +203,8 @@ def compare_finished(
         from kdcli.cli import render
         from kdcli.runs.compare import compare_runs
 
-        found = compare_runs(folders, baseline, report, output=Path(output) if output else None)
+        place = Path(output) if output else None
+        found = compare_runs(folders, baseline, report, output=place, rows=typed["eval_data"])
     terminal.result(found, lambda shown: render.comparison(shown, terminal.width))
 
 

@@ -1,7 +1,9 @@
 """Compares runs that are finished, wherever they were made."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from kdcli import durable
 from kdcli.engine.events import Event, Report
@@ -10,7 +12,8 @@ from kdcli.runs import notes
 from kdcli.runs.chosen_on import choice_note
 from kdcli.runs.distill import read_run
 from kdcli.runs.evaluation.results import read_results
-from kdcli.runs.folder import RunFolder
+from kdcli.runs.finished_lines import lines_of
+from kdcli.runs.folder import CONFIG, RunFolder
 from kdcli.runs.prepare import objective_of
 from kdcli.runs.records import Comparison
 from kdcli.runs.same import check_same, label_runs
@@ -19,15 +22,21 @@ from kdcli.text import typed
 
 
 def compare_runs(
-    folders: Sequence[Path], baseline: str | None, report: Report, *, output: Path | None = None
+    folders: Sequence[Path],
+    baseline: str | None,
+    report: Report,
+    *,
+    output: Path | None = None,
+    rows: str | None = None,
 ) -> Comparison:
-    """Compare finished runs.
+    """Compare finished runs, and models that were trained elsewhere.
 
     Args:
-        folders: run folders, each with an evaluation.
+        folders: run folders, each with an evaluation, and model folders, which are measured as the runs' students were.
         baseline: objective or folder that differences are taken to; default the first.
         report: told what happens.
         output: folder to write tables into.
+        rows: file of the held-out rows, where it is not the one that the runs' settings name.
 
     Raises:
         InputError: a folder holds no evaluated run, or teacher, student, data, test set, token
@@ -36,12 +45,23 @@ def compare_runs(
     """
     if len(folders) < 2:
         raise UsageError(
-            "CLI-18", f"needs two runs or more, got {len(folders)}", where="kd compare", fix="name another run folder"
+            "CLI-18", f"needs two runs or more, got {len(folders)}", where="kd compare", fix="name another run or model"
         )
-    groups, remarks = gather(folders, report)
+    models = [folder for folder in folders if is_model(folder)]
+    groups, remarks = gather([folder for folder in folders if folder not in models] or folders, report)
+    chosen = _chosen_baseline(baseline, groups)
     if output is not None:
         durable.make_folder(output)
-    return tabulate(groups, _chosen_baseline(baseline, groups), (), output, remarks, notes.Next())
+    finished = [one for runs in groups.values() for one in runs.values()]
+    with nullcontext(output) if output is not None else TemporaryDirectory() as place:
+        lines = lines_of(finished, models, Path(str(place)), rows, report)
+        said = (*remarks, *lines.remarks)
+        return tabulate(groups, chosen, (), output, said, notes.Next(), lines.references)
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds a model and is no run."""
+    return (folder / "config.json").is_file() and not (folder / CONFIG).is_file()
 
 
 def gather(folders: Sequence[Path], report: Report) -> tuple[dict[str, dict[int, Finished]], tuple[str, ...]]:

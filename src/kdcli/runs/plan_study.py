@@ -8,19 +8,25 @@ from kdcli.runs.estimate import Estimate, estimate
 from kdcli.runs.executors.choose import executor_name, with_threads
 from kdcli.runs.plan import cost_facts, cost_numbers, describe_run, duration, shown_examples
 from kdcli.runs.records import Plan
+from kdcli.runs.references import plan_references
 from kdcli.runs.workshop import Workshop
 
 
 def plan_compare(config: CompareConfig) -> Plan:
     """Check a comparison's settings and say what it would do; nothing is written."""
     config, said = with_threads(config)
-    cells = make_cells(config, Workshop())
+    workshop = Workshop()
+    cells = make_cells(config, workshop)
     states = [cell.state() if config.output else "to run" for cell in cells]
     costs = [estimate(cell.prepared) for cell in cells]
     first = cells[0].prepared
     facts = describe_run(first)
     facts["objective"] = ", ".join(dict.fromkeys(cell.label for cell in cells))
     facts["cells"] = _count(config, cells)
+    if first.test is not None:
+        planned = plan_references(first, config.seeds, workshop)
+        names = ", ".join(dict.fromkeys(one.label for one in planned.measurements))
+        facts["reference lines"] = f"{names}: {len(planned.measurements)} evaluations on the same rows, no training"
     facts |= cost_facts(max(costs, key=lambda one: one.peak_bytes))
     facts["training time"] = _time(config, cells, states, costs)
     warned = dict.fromkeys(warning for cell in cells for warning in cell.prepared.warnings)

@@ -12,12 +12,13 @@ from kdcli.errors import InterruptedRunError, KDError
 from kdcli.metrics.describe import MetricCard, describe
 from kdcli.models.load import LanguageModel, load_model
 from kdcli.models.quantise import NONE
+from kdcli.models.vocabulary import difference
 from kdcli.runs.evaluation.evaluate import Subject, evaluate_subject, student_config
 from kdcli.runs.evaluation.results import RESULTS, read_results, read_samples
 from kdcli.runs.folder import REFERENCES, model_of
 from kdcli.runs.model_facts import ModelFacts, Pair
 from kdcli.runs.prepare import Prepared
-from kdcli.runs.records import BEFORE, TEACHER, EvalRecord, Reference
+from kdcli.runs.records import BEFORE, MODEL, TEACHER, EvalRecord, Reference
 from kdcli.runs.study import ReferenceEntry
 from kdcli.runs.workshop import Workshop
 from kdcli.text import one_line
@@ -81,9 +82,18 @@ def plan_references(prepared: Prepared, seeds: Sequence[int], workshop: Workshop
         seeds: its training seeds.
         workshop: what is loaded already.
     """
-    config, pair = prepared.config, prepared.pair
-    if prepared.test is None:
-        return Planned()
+    return plan_lines(prepared.config, prepared.pair, seeds, workshop) if prepared.test is not None else Planned()
+
+
+def plan_lines(config: DistillConfig, pair: Pair, seeds: Sequence[int], workshop: Workshop) -> Planned:
+    """Say the same for settings and models.
+
+    Args:
+        config: the settings of any of the runs.
+        pair: student and teacher.
+        seeds: training seeds, for a student made at random.
+        workshop: what is loaded already.
+    """
     before = [_before(config, pair, seed, workshop) for seed in (seeds if pair.student_is_random else [None])]
     teacher, why = _teacher(config, pair, workshop)
     return Planned((*before, *([teacher] if teacher is not None else [])), (why,) if why else ())
@@ -127,6 +137,28 @@ def measure_references(
         Reference(role, label, found, sizes[role, label] or None) for (role, label), found in lines.items()
     ]
     return done
+
+
+def plan_model(path: str, label: str, config: DistillConfig, reader: ModelFacts) -> Measurement:
+    """Return how a model that was trained elsewhere is measured as the students of a comparison are.
+
+    Args:
+        path: its folder.
+        label: what its line is called.
+        config: the settings of any of the runs.
+        reader: the student at the start, which reads the rows.
+
+    Raises:
+        InputError: the folder cannot be used.
+    """
+    facts = Workshop().look(path)
+    measured = student_config(path, config)
+    if difference(facts.tokenizer, reader.tokenizer) is not None:
+        kept = tuple(name for name in config.evaluation.metrics if describe(name).eats in ("texts", "choices"))
+        evaluation = config.evaluation.model_copy(update={"metrics": kept})
+        measured = measured.model_copy(update={"evaluation": evaluation, "teacher": None})
+        reader = facts
+    return Measurement(MODEL, label, None, "", Subject(facts, reader, _in_folder(facts)), measured)
 
 
 def read_references(study: Path, entries: Sequence[ReferenceEntry]) -> list[Reference]:

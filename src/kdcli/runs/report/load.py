@@ -10,9 +10,10 @@ from kdcli.runs.conclude import conclude, read_comparison
 from kdcli.runs.distill import read_run
 from kdcli.runs.evaluation.results import read_results
 from kdcli.runs.finished import gather
+from kdcli.runs.finished_lines import recorded_lines
 from kdcli.runs.folder import RunFolder
 from kdcli.runs.records import Comparison, EvalRecord, Reference, RunRecord
-from kdcli.runs.references import read_references
+from kdcli.runs.references import LABELS, read_references
 from kdcli.runs.report.page import write_report
 from kdcli.runs.seal import seal_again
 from kdcli.runs.study import Entry, Study, is_study, read_study
@@ -44,7 +45,11 @@ def load(folders: Sequence[Path]) -> tuple[Comparison, list[Group], list[Referen
         raise InputError("CMP-05", "neither a study nor a run", where=str(first), fix=fix)
     groups, remarks = gather(folders, silent)
     made = [Group(label, runs) for label, runs in groups.items()]
-    return conclude(made, About(next(iter(groups)), remarks), None), made, []
+    lines = recorded_lines([one for group in made for one in group.runs.values()])
+    absent = [LABELS[role] for role in LABELS if role not in {one.role for one in lines}]
+    if absent:
+        remarks += (f"no line for {' or '.join(absent)}: no study keeps it; kd compare with these runs measures it",)
+    return conclude(made, About(next(iter(groups)), remarks), None, lines), made, lines
 
 
 def finished_table(folder: Path) -> Comparison | None:
