@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from kdcli.statistics import holm, pareto_front, split, tied_for_best
+from kdcli.statistics import holm, pareto_front, split_difference, tied_for_best
 
 
 def test_holm_by_hand():
@@ -26,7 +26,7 @@ def test_the_truly_best_stays_in_the_group_although_the_best_is_picked_by_lookin
     seeds = draw.normal(0, 1, (trials, 6, 3, 1)) + draw.normal(0, 1, (trials, 6, 3, 40))
     for table in seeds:
         best = int(table.mean((1, 2)).argmax())
-        p_values = split(table[best] - table).p_value((table[best] - table).mean((1, 2)))
+        p_values = split_difference(table[best] - table).p_value((table[best] - table).mean((1, 2)))
         others = {name: float(p) for index, (name, p) in enumerate(zip(names, p_values, strict=True)) if index != best}
         group = tied_for_best(others, names[best])
         kept += "a" in group

@@ -1,5 +1,5 @@
 import math
-import statistics as stdlib
+import statistics
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from kdcli.errors import InputError
 from kdcli.metrics.score import Score, ratio
 from kdcli.statistics import (
     Estimate,
+    detectable,
     difference_over_examples,
     difference_over_seeds,
     over_examples,
@@ -16,6 +17,7 @@ from kdcli.statistics import (
     sampling_noise,
     smallest_detectable_difference,
 )
+from kdcli.statistics.two_level import Parts
 
 DRAW = np.random.default_rng(0)
 
@@ -24,13 +26,17 @@ def means(values) -> Score:
     return Score("s", np.stack([values, np.ones(len(values))], axis=-1), ratio(), "higher")
 
 
+def whole(value) -> Score:
+    return Score("distinct", None, ratio(), "higher", corpus=value)
+
+
 @pytest.mark.parametrize("count", [2, 3, 5, 40])
 def test_seeds_have_the_t_interval_of_scipy(count):
     values = DRAW.normal(3, 2, count)
     expected = scipy.stats.t.interval(0.95, count - 1, loc=values.mean(), scale=scipy.stats.sem(values))
     ours = over_seeds(values.tolist())
     assert (ours.low, ours.high) == pytest.approx(expected, rel=1e-9)
-    assert ours.std == pytest.approx(stdlib.stdev(values), rel=1e-12)
+    assert ours.std == pytest.approx(statistics.stdev(values), rel=1e-12)
     assert (ours.unit, ours.count) == ("seeds", count)
     assert ours.half_width == pytest.approx((ours.high - ours.low) / 2)
 
@@ -112,8 +118,7 @@ def test_different_numbers_of_examples_are_refused():
 
 def test_equal_scores_differ_by_nothing():
     ours = difference_over_seeds({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0})
-    assert (ours.mean, ours.low, ours.high, ours.p_value) == (0.0, 0.0, 0.0, 1.0)
-    assert difference_over_seeds({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0}).p_value == 0.0
+    assert (ours.mean, ours.low, ours.high, ours.p_value) == (0.0, None, None, 1.0)
 
 
 @pytest.mark.parametrize("count", [3, 12])
@@ -144,21 +149,28 @@ def test_order_changes_nothing_to_the_last_bit():
 
 @pytest.mark.parametrize("count", [3, 30, 500])
 def test_the_smallest_detectable_difference_is_found_with_the_promised_power(count):
-    estimate = Estimate(0.0, None, None, count, "seeds", error=2.0 / math.sqrt(count))
-    shift = smallest_detectable_difference(estimate)
+    nothing = np.zeros(())
+    variance = Parts(np.array(4.0 / count), nothing, nothing, nothing, (count, 10**9))
+    shift = float(detectable(variance, 0.05))
     draw = np.random.default_rng(count)
     samples = draw.normal(shift, 2.0, (6000, count))
     found = np.mean(scipy.stats.ttest_1samp(samples, 0.0, axis=1).pvalue < 0.05)
     assert found == pytest.approx(0.8, abs=0.02)
-    assert smallest_detectable_difference(over_seeds([1.0])) is None
+    assert smallest_detectable_difference([([whole(1.0)], [whole(2.0)])]) is None
 
 
 def test_several_contenders_share_the_level_of_the_smallest_detectable_difference():
-    """Of many seeds it is the sum of two normal quantiles."""
-    estimate = Estimate(0.0, None, None, 10**6, "seeds", error=2.0)
+    """Of many examples it is the sum of two normal quantiles; of three seeds that of a noncentral t."""
+    values = np.resize([0.0, 4.0], 10**5)
+    models = [([means(values)], [means(np.full(10**5, 2.0))])]
+    sets = [([whole(value) for value in (1.0, 2.0, 4.0)], [whole(0.0)] * 3)]
+    middle = math.sqrt(2 / scipy.stats.chi2.ppf(0.5, 2)) * statistics.stdev((1, 2, 4)) / math.sqrt(3)
     for tests in (1, 4):
-        expected = 2.0 * (scipy.stats.norm.ppf(1 - 0.05 / tests / 2) + scipy.stats.norm.ppf(0.8))
-        assert smallest_detectable_difference(estimate, tests=tests) == pytest.approx(expected, rel=1e-4)
+        expected = scipy.stats.norm.ppf(1 - 0.05 / tests / 2) + scipy.stats.norm.ppf(0.8)
+        found = smallest_detectable_difference(models, tests).size
+        assert found == pytest.approx(expected * 2.0 / math.sqrt(10**5), rel=1e-3)
+        shift = scipy.special.nctdtrinc(2, 0.2, scipy.stats.t.ppf(1 - 0.05 / tests / 2, 2))
+        assert smallest_detectable_difference(sets, tests).size == pytest.approx(shift * middle, rel=0.02)
 
 
 def test_the_sampling_of_answers_adds_the_variance_of_a_mean_of_them():

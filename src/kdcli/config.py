@@ -89,7 +89,7 @@ class HardwareConfig(Settings):
         description="ddp: every process holds all weights; fsdp2: weights, gradients, moments in shards; "
         "zero3: fsdp2 that also drops embeddings and head between forward and backward",
     )
-    wait: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+    wait: Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False)] = Field(
         default=1800.0, description="seconds one process waits for the others before it gives the run up"
     )
     compile: bool = Field(default=False, description="compile the layers of student and teacher for training steps")
@@ -177,11 +177,11 @@ class ServerConfig(Settings):
     )
     key_variable: str = Field(default="OPENAI_API_KEY", description="environment variable that holds the key")
     concurrency: Positive = Field(default=8, description="requests under way at once")
-    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+    timeout: Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False)] = Field(
         default=120.0, description="seconds a whole reply may take"
     )
     retries: Annotated[int, Field(ge=0, le=20)] = Field(default=4, description="further attempts after a failed one")
-    wait: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+    wait: Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)] = Field(
         default=0.5, description="seconds before the second attempt; doubles with every further one"
     )
 
@@ -338,6 +338,9 @@ class CompareConfig(Settings):
     vary: tuple[str, ...] = Field(default=(), description="setting=value,value: each combination is a contender")
     tune: tuple[str, ...] = Field(default=(), description="setting=value,value: chosen on dev rows per objective")
     tune_by: str | None = Field(default=None, description="score that chooses; default the first one measured")
+    tune_seeds: tuple[Seed, ...] | None = Field(
+        default=None, min_length=1, description="training seeds that --tune tries; default as many from 1000 on"
+    )
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1, description="training seeds")
     baseline: str | None = Field(default=None, description="objective differences are taken to; default the first")
     teacher: str | None = Field(default=None, description="teacher: model folder, hub id, or a server's http address")

@@ -6,6 +6,9 @@ from statistics import median_low
 
 MOST_DECIMALS = 6
 
+_LOPSIDED = 0.025
+"""From this part of half an interval between its middle and the mean on, both ends are printed."""
+
 
 def decimals(values: Iterable[float], halves: Iterable[float | None]) -> int:
     """Return the decimals at which a column of numbers is printed.
@@ -26,13 +29,44 @@ def decimals(values: Iterable[float], halves: Iterable[float | None]) -> int:
     return min(max(3 - math.floor(math.log10(max(sizes))), 0), MOST_DECIMALS) if sizes else 2
 
 
-def with_half(value: float, half: float | None, places: int, *, signed: bool = False) -> str:
-    """Return a number and half its interval.
+def plain(value: float, places: int, *, signed: bool = False) -> str:
+    """Return a number alone.
 
-    >>> with_half(0.31234, 0.0123, 3), with_half(0.02, None, 3, signed=True)
+    >>> plain(0.02, 3, signed=True)
+    '+0.020'
+    """
+    return f"{value:{'+' if signed else ''},.{places}f}" if math.isfinite(value) else str(value)
+
+
+def bracketed(low: float | None, high: float | None, places: int, *, signed: bool = False) -> str:
+    """Return both ends of an interval; nothing if there is none.
+
+    >>> bracketed(0.203, 0.538, 3, signed=True), bracketed(None, None, 3)
+    ('[+0.203, +0.538]', '')
+    """
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return ""
+    return f"[{plain(low, places, signed=signed)}, {plain(high, places, signed=signed)}]"
+
+
+def interval(mean: float, low: float | None, high: float | None, places: int, *, signed: bool = False) -> str:
+    """Return half an interval, or both its ends if the mean is not its middle; nothing if there is none.
+
+    >>> interval(0.3, 0.25, 0.35, 2), interval(0.341, 0.203, 0.538, 3, signed=True), interval(1.0, None, None, 2)
+    ('± 0.05', '[+0.203, +0.538]', '')
+    """
+    if low is None or high is None or not math.isfinite(mean):
+        return ""
+    half = (high - low) / 2
+    if not math.isfinite(half) or abs(mean - low - half) > _LOPSIDED * half:
+        return bracketed(low, high, places, signed=signed)
+    return f"± {half:,.{places}f}"
+
+
+def with_interval(mean: float, low: float | None, high: float | None, places: int, *, signed: bool = False) -> str:
+    """Return a number and its interval.
+
+    >>> with_interval(0.31234, 0.3, 0.32468, 3), with_interval(0.02, None, None, 3, signed=True)
     ('0.312 ± 0.012', '+0.020')
     """
-    if not math.isfinite(value):
-        return str(value)
-    text = f"{value:{'+' if signed else ''},.{places}f}"
-    return text if half is None or not math.isfinite(half) else f"{text} ± {half:,.{places}f}"
+    return f"{plain(mean, places, signed=signed)} {interval(mean, low, high, places, signed=signed)}".rstrip()

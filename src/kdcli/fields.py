@@ -18,6 +18,9 @@ Fault = Callable[[str, str, str], Exception]
 
 _ANNOTATED: Any = Annotated
 
+MOST = 10**12
+"""The greatest whole number that is read where a setting has no bound of its own."""
+
 SPACED = ("losses", "vary", "tune")
 """Lists whose items may hold commas: a text is split at spaces."""
 
@@ -61,12 +64,14 @@ class Setting:
         value: Any = text
         if self.schema["type"] == "array":
             value = self._pieces(text) if isinstance(text, str) else list(text)
+            if not value and isinstance(text, str) and text.strip() not in ("", "[]"):
+                raise fault("CLI-06", f'"{one_line(text, 40)}" names nothing', "give names with commas between them")
         elif self.schema["type"] == "object" and isinstance(text, str):
             value = dict(self._pairs(text, fault))
         elif self.optional and self.schema["type"] != "string" and text in ("null", "none"):
             value = None
         try:
-            return self.adapter.validate_python(value)
+            return self._held(self.adapter.validate_python(value), fault, "CLI-07")
         except ValidationError as error:
             raise self._mismatch(error, value, fault, "CLI") from None
 
@@ -77,9 +82,19 @@ class Setting:
         if self.schema["type"] == "array" and not isinstance(value, list | dict | None):
             value = [value]
         try:
-            return self.adapter.validate_json(json.dumps(value), strict=True)
+            return self._held(self.adapter.validate_json(json.dumps(value), strict=True), fault, "CFG-09")
         except ValidationError as error:
             raise self._mismatch(error, value, fault, "CFG") from None
+
+    def _held(self, value: Any, fault: Fault, code: str) -> Any:
+        """Return a value, unless it is a whole number that no count of anything reaches."""
+        schema = self.schema.get("items", self.schema)
+        bounded = {"maximum", "exclusiveMaximum"} & set(schema)
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(number, int) and not bounded and abs(number) > MOST:
+                what = f"{self.path} must be at most 10**12, got a number of {len(str(abs(number)))} digits"
+                raise fault(code, what, self._example())
+        return value
 
     def _pieces(self, text: str) -> list[str]:
         separator = None if self.path in SPACED else ","

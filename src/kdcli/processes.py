@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Mapping, MutableMapping
 
-from kdcli.errors import UsageError
+from kdcli.errors import MachineError, UsageError
 
 _PARENT_DEATH = 1  # PR_SET_PDEATHSIG
 _FIRST_PORT, _PORTS = 20_000, 20_000
@@ -98,3 +98,30 @@ def end_with(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PARENT_DEATH, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit(143)
+
+
+def cores() -> int:
+    """Return the CPU cores of this machine."""
+    return os.cpu_count() or 1
+
+
+def check_count(wanted: int, most: int, what: str, where: str) -> None:
+    """Refuse a number of the user's that is beyond what the machine has.
+
+    Args:
+        wanted: the number.
+        most: how many there are.
+        what: of what.
+        where: the flag or setting that holds it.
+
+    Raises:
+        MachineError: HW-01.
+
+    >>> check_count(9, 2, "CPU cores", "--threads")
+    Traceback (most recent call last):
+    ...
+    kdcli.errors.MachineError: error[HW-01]: --threads: 9 are asked for, there are 2 CPU cores. Fix: give 2 at most
+    """
+    if wanted > most:
+        what = f"{wanted:,} are asked for, there are {most:,} {what}"
+        raise MachineError("HW-01", what, where=where, fix=f"give {most:,} at most")

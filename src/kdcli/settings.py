@@ -41,7 +41,7 @@ Text = str | Sequence[str]
 
 PATHS = {
     "teacher", "teacher_cache", "student", "model", "predictions", "answers", "scores", "prompt_file", "output",
-    "local_teacher", "data.train", "data.eval",
+    "local_teacher", "data.train", "data.eval", "data.dev",
 }  # fmt: skip
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
@@ -233,7 +233,26 @@ def _expand(text: str, source: _Source) -> str:
             raise source.fault("CFG-16", f"variable {name} is not set", f"export {name}=..., or write the path out")
         return os.environ[name]
 
-    return os.path.expanduser(_VARIABLE.sub(value, text))
+    full = os.path.expanduser(_VARIABLE.sub(value, text))
+    if "\0" in full:
+        raise source.fault("CLI-10", "a path holds a NUL character", "give another path")
+    if full.startswith("~"):
+        user = full[1:].partition("/")[0]
+        raise source.fault("CLI-10", f'no user "{one_line(user, 60)}" here', f"write the path out, or ./{full}")
+    return full
+
+
+def expanded(text: str, where: str) -> str:
+    """Return a path that is no setting, with ``~`` and ``$NAME`` replaced as in those that are.
+
+    Args:
+        text: as typed.
+        where: the flag.
+
+    Raises:
+        UsageError: it is empty, or names a user or variable that does not exist.
+    """
+    return _expand(text, _Source(where))
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:

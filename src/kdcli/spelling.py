@@ -54,6 +54,7 @@ FLAGS = {
     "vary": "vary",
     "tune": "tune",
     "tune_by": "tune_by",
+    "tune_seeds": "tune_seeds",
     "dev_data": "data.dev",
     "gpus": "hardware.gpus",
     "shard": "hardware.shard",

@@ -13,6 +13,9 @@ from kdcli.refuse import explain, no_such_option, out_of_bounds
 from kdcli.spec import ObjectiveSpec, Term, parse_objective
 from kdcli.text import one_line
 
+_LARGEST = 3.4e38
+"""About the greatest number of float32, in which objectives are computed."""
+
 _Part = TypeVar("_Part", bound=Part)
 
 
@@ -60,6 +63,9 @@ def construct(kind: type[_Part], values: Mapping[str, Any], where: str) -> _Part
         value = getattr(made, name)
         if isinstance(value, float) and not math.isfinite(value):
             raise out_of_bounds(kind, name, str(value), where)
+        if isinstance(value, float | int) and abs(value) > _LARGEST:
+            what = f"{name} must be a number that float32 can hold, got {one_line(str(value), 40)}"
+            raise UsageError("CLI-06", what, where=where, fix=f"choose {name} below 1e38")
     return made
 
 

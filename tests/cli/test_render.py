@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from kdcli.cli import render, render_plan
-from kdcli.cli.numbers import decimals, duration, size, with_half
+from kdcli.cli.numbers import decimals, duration, plain, size, with_interval
 from kdcli.cli.terminal import Terminal, console, jsonable
 from kdcli.runs.records import Comparison, ComparisonRow, EvalRecord, Failure, Plan, ReferenceRow, ScoreInfo, Shown
 from kdcli.statistics import Estimate
@@ -245,8 +245,8 @@ def test_a_pipe_has_a_fixed_width():
 
 
 def test_numbers():
-    assert with_half(float("nan"), 0.1, 2) == "nan"
-    assert with_half(1234.5, None, 1) == "1,234.5"
+    assert with_interval(float("nan"), 0.1, 0.2, 2) == "nan"
+    assert plain(1234.5, 1) == "1,234.5"
     assert decimals([0.0], [None]) == 2
     assert decimals([123456.0], [None]) == 0
     assert duration(3599.9).startswith("59 min")

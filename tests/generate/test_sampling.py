@@ -114,3 +114,9 @@ def test_greedy_is_sure_where_both_logits_may_move_towards_each_other():
     """Of logits 1 apart the first stays the larger one as long as neither moves by a half."""
     logits, off = torch.tensor([[1.0, 0.0, -9.0]]).expand(4, 3), torch.tensor([0.25, 0.49, 0.51, 0.9])
     assert greedy(logits, off).sure.tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-30])
+def test_the_coldest_temperatures_draw_the_likeliest_token(temperature):
+    logits = torch.tensor([[0.5, 3.0, -1.0, 2.9], [1.0, 0.0, float("-inf"), 0.9]])
+    assert sample(logits, times(2, 4), temperature=temperature).tokens.tolist() == [1, 0]

@@ -14,6 +14,7 @@ from kdcli.runs.compare import compare, compare_runs, plan_compare
 from kdcli.runs.distill import distill
 from kdcli.runs.evaluation.evaluate import evaluate_run
 from kdcli.runs.executors import inline
+from kdcli.runs.report.load import load
 from kdcli.runs.study import read_study
 from kdcli.runs.tuning import read_tuning
 from shell import kd
@@ -197,15 +198,40 @@ def test_tuning_reads_the_test_rows_once_and_for_winners_only(parts):
         ("rkl", "lr=0.01", True),
     ]
     assert (tuning.rows, tuning.tried, tuning.score) == (2, 2, "nll")
+    assert (tuning.seeds, tuning.reported) == ((1000,), (0,))
     assert "chosen: fkl: lr=0.01; rkl: lr=0.01" in found.notes[0]
+    assert not any("too good" in note for note in found.notes)
     read = {path.parents[2].name for path in found.folder.glob("cells/*/eval/test/results.json")}
     lost = {path.parents[1].name for path in found.folder.glob("cells/*/dev/results.json")} - read
-    assert (len(read), len(lost)) == (2, 2)
+    assert (len(read), len(lost)) == (2, 4)
+    assert not any((found.folder / "cells" / name / "dev").exists() for name in read)
     cells = read_study(found.folder).cells
-    assert [entry.evaluation for entry in cells] == ["dev"] * 4 + ["eval/test"] * 2
+    assert [(entry.evaluation, entry.seed) for entry in cells] == [("dev", 1000)] * 4 + [("eval/test", 0)] * 2
+    assert [[*group.runs] for group in load([found.folder])[1]] == [[0], [0]]
     again = compare(config, study.Heard())
     assert again.rows == found.rows
+    plan = plan_compare(config)
+    assert plan.facts["training time"] == "none: every cell is done"
+    assert "2 more of the values that win" in plan.facts["cells"]
     assert read_tuning(compare(parts.study("fkl", "rkl", name="tuned"), silent).folder) is None
+
+
+def test_a_study_tuned_with_the_seeds_it_reports_goes_on_with_them_and_says_so(parts):
+    """As studies were before: no seeds for tuning in the settings, and cells with the seeds of the table."""
+    config = parts.study("fkl", "rkl", seeds=(0,), name="tuned-before")
+    config = config.model_copy(update={"tune": ("lr=1e-5,1e-2",), "tune_by": "nll", "tune_seeds": (0,)})
+    found = compare(config, silent)
+    assert any("seeds 0 chose the values and are reported" in note for note in found.notes)
+    assert [[*group.runs] for group in load([found.folder])[1]] == [[0], [0]]
+    cells = sorted(path.name for path in (found.folder / "cells").iterdir())
+    again = compare(config.model_copy(update={"tune_seeds": None}), silent)
+    assert again.rows == found.rows
+    assert sorted(path.name for path in (found.folder / "cells").iterdir()) == cells
+    document = json.loads((found.folder / "tuning.json").read_text())
+    for name in ("seeds", "reported"):
+        del document[name]
+    (found.folder / "tuning.json").write_text(json.dumps(document))
+    assert read_tuning(found.folder).seeds == ()
 
 
 def test_the_status_of_a_study_is_read_from_its_files(parts, done):

@@ -87,9 +87,9 @@ def test_the_bars_have_the_jackknifes_interval():
     left_out = [ratio()(np.delete(kept, i, axis=0).sum(0)[[2, 0]]) for i in range(len(kept))]
     error = np.sqrt((len(kept) - 1) / len(kept) * np.square(left_out - np.mean(left_out)).sum())
     place = line.left.index(0.7)
-    assert line.high[place] - line.y[place] == pytest.approx(
-        error * scipy.special.stdtrit(len(kept) - 1, 0.975), rel=1e-9
-    )
+    for end in (line.low[place], line.high[place]):  # the score interval within 0 and 1
+        apart = abs(line.y[place] - end) * np.sqrt(line.y[place] * (1 - line.y[place]) / (end * (1 - end)))
+        assert apart == pytest.approx(error * scipy.special.stdtrit(len(kept) - 1, 0.975), rel=1e-9)
 
 
 def test_bins_are_checked_and_a_teacher_is_needed():

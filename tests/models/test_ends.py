@@ -1,5 +1,6 @@
 """Everything in a model's folder that names an end token is asked, and what disagrees is said."""
 
+import json
 import time
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from tokenizers import AddedToken
 
 import tiny
+from kdcli.config import DataConfig
+from kdcli.data.dataset import load_dataset
 from kdcli.end_tokens import EndTokens
 from kdcli.models import ends
 from kdcli.models.ends import answer_key, end_tokens, ends_differ, turn_end
@@ -101,3 +104,14 @@ def test_the_key_of_a_text_follows_from_ends_and_special_tokens():
     keys = {answer_key(plain, EndTokens((2,))), answer_key(plain, EndTokens((2, 1))), answer_key(more, EndTokens((2,)))}
     assert len(keys) == 3
     assert answer_key(plain, EndTokens((2, 1))) == answer_key(plain, EndTokens((1, 2)))
+
+
+def test_a_conversation_is_learnt_up_to_the_token_that_ends_the_turn(tmp_path):
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    reader = tokenizer("{% for m in messages %}#{{ m.content }}<turn>\n{% endfor %}#")
+    found, _ = end_tokens([2, TURN], reader, ROWS, "model")
+    for ends_of, last in ((found, TURN), (EndTokens((2,)), 2)):
+        (row,) = load_dataset(str(tmp_path / "rows.jsonl"), reader, DataConfig(), ends=ends_of).examples
+        assert row.ids[-1] == last
+        assert (TURN in row.ids[row.prompt_length : -1]) == (last == 2)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import evaluated
@@ -13,6 +14,7 @@ from kdcli.runs.report import along as module
 from kdcli.runs.report.along import along, mean_of
 from kdcli.runs.report.calibration import reliability
 from kdcli.runs.report.material import Material
+from kdcli.statistics import Estimate
 
 
 def line(*labels, length=4, shift=0.0):
@@ -112,6 +114,21 @@ def test_a_mean_is_taken_where_all_lines_have_a_point_and_an_interval():
     one, other = series("a", [1, 2], [1.0, 3.0], low=[0.0, 2.0], high=[2.0, 4.0]), series("a", [1], [3.0])
     mean = mean_of("m", [one, other])
     assert (mean.x, mean.y, mean.low, mean.high) == ((1.0,), (2.0,), None, None)
+
+
+def test_the_number_above_a_diagram_is_the_tables_and_not_that_of_the_pooled_bars(material, monkeypatch):
+    """Two seeds, one overconfident by 0.2 and one underconfident by 0.2: together their bars show no gap."""
+    made = material({"fkl": [(), ()], "rkl": [(), ()]})
+    gaps = {0: [10.0, 5.0, 3.0], 1: [10.0, 5.0, 7.0]}
+    folders = {found.folder: gaps[seed] for group in made.groups for seed, (_, found) in group.runs.items()}
+    table = {folder: pa.table({"ece.sums": [sums]}) for folder, sums in folders.items()}
+    monkeypatch.setattr(made, "samples", lambda found: table[found.folder])
+    for group in made.groups:
+        for _, found in group.runs.values():
+            found.estimates["ece"] = Estimate(0.2, None, None, 1, "none")
+    section = reliability(made)
+    assert [picture.svg.count("ece 0.200") > 0 for picture in section.pictures] == [True, True]
+    assert "the mean over seeds of each seed's own ECE" in " ".join(section.words)
 
 
 def test_runs_without_calibration_have_no_diagram(material):

@@ -140,6 +140,7 @@ def test_a_table_says_of_each_line_how_many_answers_were_cut(tmp_path):
                              for seed, (run, found) in group.runs.items()})
         for group in evaluated_runs.groups(tmp_path, labels=("fkl", "rkl"), seeds=(0, 1), gains=(0.0, 0.0))
     ]  # fmt: skip
+    (tmp_path / "study").mkdir()
     notes = conclude(groups, About("fkl"), tmp_path / "study").notes
     assert "answers cut at 128 tokens, before an end token: fkl 18 of 20, rkl 0 of 20" in notes
     assert "answers empty: fkl 0 of 20, rkl 4 of 20" in notes

@@ -4,7 +4,7 @@ import pytest
 
 from kdcli.runs import notes
 from kdcli.runs.records import ComparisonRow, ScoreInfo
-from kdcli.statistics import Estimate, VarianceShares, difference_over_seeds, over_seeds
+from kdcli.statistics import Detectable, Estimate, VarianceShares, difference_over_seeds, over_seeds
 
 ROUGE = ScoreInfo("rougeL", "higher", "rougeL", "rougeL|x", "texts")
 NLL = ScoreInfo("nll", "lower", "perplexity", "perplexity|x")
@@ -30,10 +30,10 @@ BASE = ({0: 20.0, 1: 20.4, 2: 19.9}, {0: 2.0, 1: 2.1, 2: 1.9})
 
 def test_sure_and_unsure_differences_are_told_apart():
     better = row("akl", {0: 25.0, 1: 25.5, 2: 24.8}, {0: 2.3, 1: 1.9, 2: 1.95}, BASE)
-    said = concluded([row("fkl", *BASE), better], [ROUGE, NLL], {"rougeL": 0.61, "nll": None})
+    said = concluded([row("fkl", *BASE), better], [ROUGE, NLL], {"rougeL": Detectable(0.61, 0.4, 1.9), "nll": None})
     assert said[0] == "akl against fkl: better in rougeL (p < 0.05); 1 other scores cannot tell them apart"
     assert said[1].startswith(
-        "with 3 seeds a true difference to fkl is found in 8 of 10 repeats only if it is at least: rougeL 0.61;"
+        "with 3 seeds a true difference to fkl is found in 8 of 10 repeats only if it is at least: rougeL 0.4 to 1.9 "
     )
     assert said[-1].startswith("equal budget: 10 steps and 100 response tokens each")
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pandas
 import pytest
+from rich.console import Console
 
+from kdcli.cli import render
 from kdcli.runs import tables
 from kdcli.runs.cells import slug
 from kdcli.runs.records import Comparison, ComparisonRow, Failure, ScoreInfo
 from kdcli.runs.sheet import make_sheet
-from kdcli.statistics import Estimate, VarianceShares
+from kdcli.statistics import Detectable, Estimate, VarianceShares
 
 INFO = ScoreInfo("rougeL", "higher", "rougeL", "rougeL|stem:yes", "texts")
 NLL = ScoreInfo("nll", "lower", "perplexity", "perplexity|x")
@@ -41,8 +43,8 @@ HOSTILE = (
 
 
 def comparison(label="akl", failed=(), notes=("a | b",)):
-    one = Estimate(20.123, 19.133, 21.113, 3, "seeds and examples", 0.23, None, 2.0)
-    nll = Estimate(2.5, 2.4, 2.6, 3, "seeds and examples", 0.023, None, 2.0)
+    one = Estimate(20.123, 19.133, 21.113, 3, "seeds and examples", 0.23, None)
+    nll = Estimate(2.5, 2.4, 2.6, 3, "seeds and examples", 0.023, None)
     change = Estimate(-1.5, -2.1, -1.0, 40, "examples", 0.1, 0.01)
     rows = (
         ComparisonRow(
@@ -56,7 +58,7 @@ def comparison(label="akl", failed=(), notes=("a | b",)):
     )  # fmt: skip
     return Comparison(
         "fkl", rows, (INFO, NLL), notes, None, failed,
-        detectable={"rougeL": 0.5}, variance={"rougeL": VarianceShares(0.5, None, 0.3, 0.2)},
+        detectable={"rougeL": Detectable(0.5, 0.4, 0.9)}, variance={"rougeL": VarianceShares(0.5, None, 0.3, 0.2)},
         pareto={"rougeL": {"seconds": ("fkl",), "flops": ("fkl", label)}, "nll": {"seconds": ("fkl",)}},
     )  # fmt: skip
 
@@ -93,6 +95,27 @@ def test_every_form_holds_the_same_numbers():
     for form, text in forms.items():
         for cell in cells:
             assert cell.text in text, (form, cell.text)
+
+
+def test_lopsided_intervals_have_both_ends_in_every_form():
+    found = comparison()
+    lopsided = replace(found.rows[1].scores["rougeL"], mean=0.341, low=0.203, high=0.538)
+    change = replace(found.rows[1].differences["rougeL"], mean=0.341, low=0.203, high=0.538)
+    row = replace(found.rows[1], scores={"rougeL": lopsided}, differences={"rougeL": change}, best=(), tied=())
+    found = replace(found, rows=(row,), baseline="other", scores=(INFO,))
+    assert "0.34 [0.20, 0.54]" in tables.render(found, "md").replace("\\", "")
+    assert "0.34 [0.20, 0.54]" in "".join(Shown(tables.render(found, "html")).text)
+    assert "0.34 {[}0.20, 0.54{]}" in tables.render(found, "tex")
+    assert json.loads(tables.render(found, "json"))["rows"][0]["shown"]["rougeL"] == "0.34 [0.20, 0.54]"
+    assert next(csv.DictReader(io.StringIO(tables.render(found, "csv"))))["shown"] == "0.34 [0.20, 0.54]"
+    assert tables.number(lopsided) == "0.34 [0.20, 0.54]"
+    assert tables.number(change, signed=True) == "+0.34 [+0.20, +0.54]"
+    screen = io.StringIO()
+    Console(file=screen, width=80).print(render.comparison(found, 80))
+    assert "0.34 [0.20, 0.54]" in screen.getvalue()
+    assert "+0.34 [+0.20, +0.54] ▼" not in screen.getvalue()
+    assert "+0.34 [+0.20, +0.54] ▲" in screen.getvalue()
+    assert "±" not in screen.getvalue().replace("± or [ ]", "")
 
 
 def test_best_is_bold_and_ties_are_underlined():

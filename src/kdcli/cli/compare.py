@@ -51,6 +51,7 @@ def compare(
     vary: flags.Vary = None,
     tune: flags.Tune = None,
     tune_by: flags.TuneBy = None,
+    tune_seeds: flags.TuneSeeds = None,
     dev_data: flags.DevData = None,
     jobs: flags.Jobs = None,
     executor: flags.Executor = None,
@@ -85,9 +86,11 @@ def compare(
     typed = locals()
     from kdcli.cli import studies
     from kdcli.cli.terminal import Terminal
+    from kdcli.settings import expanded
 
     terminal = Terminal(json, quiet)
     folders = run_folders(losses or ())
+    output = typed["output"] = expanded(output, "-o") if output is not None else None
     study = studies.named_study(folders, output, objectives=bool(losses) and not folders, config=bool(config))
     if status or to is not None:
         typed |= {"plain": losses if not folders else None}
@@ -98,7 +101,8 @@ def compare(
     if status:
         studies.show_status(study, output, terminal)
     elif to is not None:
-        studies.export(study, output, Path(to), studies.Wording(caption, label, digits), terminal)
+        target = Path(expanded(to, "--to"))
+        studies.export(study, output, target, studies.Wording(caption, label, digits), terminal)
     elif any((caption, label, digits)):
         raise UsageError("CLI-09", "has no effect without --to", where="--caption, --label, --digits", fix="add --to")
     elif folders and study is None:

@@ -28,8 +28,10 @@ def demo(
     """
     from kdcli.cli.settle import output_folder
     from kdcli.cli.terminal import Terminal
+    from kdcli.settings import expanded
 
     terminal = Terminal(json, quiet)
+    output = expanded(output, "-o")
     output_folder(output, needed=True)
     with terminal.work() as report:
         from kdcli.cli import render

@@ -92,6 +92,9 @@ def distill(
         _plan(settings, terminal)
         return
     if not launch.are_started(settings.hardware.gpus):
+        from kdcli.engine.devices import check_processes
+
+        check_processes(settings.hardware)
         launch.run_processes(settings.hardware.gpus, ARGUMENTS.get(), Path(str(settings.output)), settle.command_line())
         return
     with terminal.work() as show:

@@ -100,6 +100,7 @@ Scores = Annotated[Texts, _flag("--metric", "NAME,..", "Names of kd metrics list
 Vary = Annotated[Texts, _flag("--vary", "lr=X,Y", "Every value a contender; repeatable.", GRID)]
 Tune = Annotated[Texts, _flag("--tune", "lr=X,Y", "Choose per objective on dev rows; --tune-by.", GRID)]
 TuneBy = Annotated[Text, _flag("--tune-by", "SCORE", "What chooses; default the first.", GRID, hidden=True)]
+TuneSeeds = Annotated[Text, _flag("--tune-seeds", "N,N,..", "They choose.", GRID, "as many, from 1000", hidden=True)]
 DevData = Annotated[Text, _flag("--dev-data", "FILE", "Dev rows.", GRID, "a tenth of the training rows")]
 FitData = Annotated[Text, _flag("--dev-data", "FILE", "Rows to fit temperatures on.", DATA)]
 Jobs = Annotated[Text, _flag("--jobs", "N", "Cells at once, as processes.", GRID, "1")]

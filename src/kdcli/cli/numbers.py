@@ -1,8 +1,8 @@
 """Writes numbers for people: sizes and times; digits are cut in ``kdcli.digits``."""
 
-from kdcli.digits import decimals, with_half
+from kdcli.digits import decimals, plain, with_interval
 
-__all__ = ["decimals", "duration", "size", "with_half"]
+__all__ = ["decimals", "duration", "plain", "size", "with_interval"]
 
 
 def size(count: int) -> str:

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kdcli.cli.numbers import decimals, duration, size, with_half
+from kdcli.cli.numbers import decimals, duration, plain, size, with_interval
 from kdcli.cli.render_edge import edge_parts
 from kdcli.runs.records import Comparison, ComparisonRow, EvalRecord, ReferenceRow, RunRecord, ScoreInfo
 from kdcli.statistics import LEVEL, Estimate
@@ -56,7 +56,7 @@ def evaluation(record: EvalRecord) -> Group:
     for info in record.infos:
         estimate = record.estimates[info.name]
         places = decimals([estimate.mean], [estimate.half_width])
-        table.add_row(_heading(info), with_half(estimate.mean, None, places), _interval(estimate, places))
+        table.add_row(_heading(info), plain(estimate.mean, places), _interval(estimate, places))
     signatures = dict.fromkeys(info.settings for info in record.infos)
     parts: list[RenderableType] = [Text(title, style="italic"), table] if record.infos else []
     parts += [Text(one_line(line, 2000), style="dim", no_wrap=True) for line in signatures]
@@ -71,7 +71,7 @@ def _interval(estimate: Estimate, places: int) -> str:
     """Return an interval; where every example has the same value, data says nothing of its width."""
     low, high = estimate.low, estimate.high
     if low is None or high is None:
-        return ""
+        return "all the same" if estimate.error == 0.0 else ""
     return "all the same" if low == high else f"{low:,.{places}f} to {high:,.{places}f}"
 
 
@@ -100,10 +100,10 @@ def _column(rows: Sequence[ComparisonRow | ReferenceRow], info: ScoreInfo) -> li
     places = decimals((one.mean for one in estimates if one), (one.half_width for one in known))
     lines = []
     for row, estimate, difference in zip(rows, estimates, differences, strict=True):
-        mean = "-" if estimate is None else with_half(estimate.mean, estimate.half_width, places)
+        mean = "-" if estimate is None else with_interval(estimate.mean, estimate.low, estimate.high, places)
         cell = [(mean, "" if isinstance(row, ReferenceRow) else _rank(row, info.name))]
         if difference is not None:
-            change = with_half(difference.mean, difference.half_width, places, signed=True)
+            change = with_interval(difference.mean, difference.low, difference.high, places, signed=True)
             cell.append((change, verdict(difference, info.better)))
         lines.append(cell)
     return _aligned(lines, any(mark for cell in lines for _, mark in cell))
@@ -222,7 +222,7 @@ def _legend(found: Comparison) -> str:
     over = f" over {' or '.join(sorted(units))}" if units else ""
     best = f"{BEST} best, {TIED} cannot be told from it"
     marks = "▲ better, ▼ worse, = cannot be told apart"
-    return f"± 95 % interval{over}; {best}; second line: difference to {one_line(found.baseline)} ({marks})"
+    return f"± or [ ]: 95 % interval{over}; {best}; second line: difference to {one_line(found.baseline)} ({marks})"
 
 
 def _heading(info: ScoreInfo) -> str:

@@ -38,9 +38,11 @@ def report(
     """Write a study, or finished runs, as one self-contained page: no script, nothing fetched, ready to print."""
     from kdcli.cli.settle import output_folder
     from kdcli.cli.terminal import Terminal
+    from kdcli.settings import expanded
 
     terminal = Terminal(json, quiet)
     paths = [Path(name) for name in folders]
+    output = expanded(output, "-o") if output is not None else None
     if output is None and len(paths) > 1:
         raise UsageError("CLI-20", "no page to write", where="-o", fix="give one, such as -o report.html")
     target = Path(output) if output is not None else paths[0] / "report.html"
@@ -91,8 +93,10 @@ def rerun(
     """
     from kdcli.cli import settle
     from kdcli.cli.terminal import Terminal
+    from kdcli.settings import expanded
 
     terminal = Terminal(json, quiet)
+    output = expanded(output, "-o") if output is not None else None
     settle.output_folder(output, needed=True)
     with terminal.work() as progress:
         from kdcli.cli import render_diagnostics

@@ -135,6 +135,13 @@ def output_folder(output: str | None, *, needed: bool) -> None:
             require(output=None)
         return
     folder = Path(output)
+    try:
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        what, where = (error.strerror or str(error)).lower(), f"-o {one_line(output, 200)}"
+        raise MachineError("CLI-10", what, where=where, fix="give another path") from error
     existing = folder
     while not os.path.lexists(existing) and existing != existing.parent:
         existing = existing.parent
@@ -169,6 +176,10 @@ def _checked(config: Config) -> Config:
     if isinstance(config, CompareConfig):
         changes["losses"] = tuple(objective(text) for text in config.losses)
     evaluation, hardware = getattr(config, "evaluation", None), getattr(config, "hardware", None)
+    for name, section in (("evaluation.metrics", evaluation), ("monitor.metrics", getattr(config, "monitor", None))):
+        if section is not None and not section.metrics:
+            where = "--metric" if name == "evaluation.metrics" else name
+            raise UsageError("CLI-20", "no metric is named", where=where, fix="name some of: kd metrics list")
     if evaluation is not None:
         names = tuple(METRICS.canonical(name) for name in evaluation.metrics)
         changes["evaluation"] = evaluation.model_copy(update={"metrics": names})

@@ -148,8 +148,8 @@ def check(settings: "CompareConfig") -> None:
         raise UsageError("CLI-18", what, where="kd compare", fix="name another, or use kd distill")
     if both := tuned & {axis.name for axis in read_axes(settings.vary, "--vary")}:
         raise UsageError("CLI-09", f"{min(both)} varies already", where="--tune", fix="give it to one of the two")
-    if not settings.tune and (settings.tune_by or settings.data.dev):
-        flag = "--tune-by" if settings.tune_by else "--dev-data"
+    idle = {"--tune-by": settings.tune_by, "--dev-data": settings.data.dev, "--tune-seeds": settings.tune_seeds}
+    if flag := next((flag for flag, value in idle.items() if value and not settings.tune), ""):
         raise UsageError("CLI-09", "has no effect without --tune", where=flag, fix="add --tune lr=1e-4,3e-4")
     if settings.train.seed != 0:
         raise UsageError("CLI-09", "train.seed has no effect here", where="kd compare", fix="give --seeds")

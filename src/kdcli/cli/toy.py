@@ -33,12 +33,14 @@ def toy(
     """
     from kdcli.cli.settle import objective, output_folder
     from kdcli.cli.terminal import Terminal
+    from kdcli.settings import expanded
 
     terminal = Terminal(json, quiet)
     specs = [objective(text) for text in objectives or ("fkl", "rkl", "akl", "jsd")]
     twice = [spec for spec in specs if specs.count(spec) > 1]
     if twice:
         raise UsageError("CLI-08", f"{twice[0]} given twice", where="kd toy", fix="name each objective once")
+    output = expanded(output, "-o")
     output_folder(output, needed=True)
     with terminal.work() as report:
         from kdcli.cli import render_diagnostics

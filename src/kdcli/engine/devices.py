@@ -9,6 +9,7 @@ import torch
 from kdcli import processes
 from kdcli.config import HardwareConfig
 from kdcli.errors import MachineError, UsageError
+from kdcli.processes import check_count, cores
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def prepare(hardware: HardwareConfig) -> Device:
         )
     half = hardware.dtype == "bf16" or (hardware.dtype == "auto" and kind == "cuda" and torch.cuda.is_bf16_supported())
     if hardware.threads:
+        check_count(hardware.threads, cores(), "CPU cores", "--threads")
         torch.set_num_threads(hardware.threads)
     torch.set_float32_matmul_precision(hardware.matmul_precision)
     why = "" if hardware.dtype != "auto" else " (auto)"
@@ -57,6 +59,19 @@ def prepare(hardware: HardwareConfig) -> Device:
         f"{kind}{several} · {'bf16 autocast' if half else 'fp32'}{why} · {name} · matmul {hardware.matmul_precision}"
     )
     return Device(_place(kind), torch.bfloat16 if half else None, description)
+
+
+def check_processes(hardware: HardwareConfig) -> None:
+    """Refuse more processes of one run than this machine can hold: one for each GPU, or for each core of a CPU.
+
+    Raises:
+        MachineError: names how many there can be.
+    """
+    kind = _kind(hardware.device)
+    most, what = {"cuda": (torch.cuda.device_count(), "CUDA devices"), "mps": (1, "MPS device")}.get(
+        kind, (cores(), "CPU cores")
+    )
+    check_count(hardware.gpus, most, what, "--gpus")
 
 
 def _place(kind: str) -> torch.device:

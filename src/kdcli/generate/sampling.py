@@ -17,6 +17,9 @@ from kdcli.generate.draws import BLOCK
 
 _LIKELIEST = 1024
 
+COLDEST = 1e-30
+"""Below it float32 holds no temperature; as cold as this, any other token than the likeliest has probability 0."""
+
 
 @dataclass(frozen=True)
 class Picks:
@@ -62,6 +65,7 @@ def sample(
     0.73
     """
     off = torch.zeros(len(logits)) if tolerance is None else tolerance.cpu()
+    temperature = max(temperature, COLDEST)
     slack = torch.expm1(2.0 * off.double() / temperature)[:, None].to(logits.device)
     mass = _mass(logits, temperature, waits.shape[1] - BLOCK)
     least = most = mass

@@ -59,12 +59,12 @@ def largest(values: Logits, count: int) -> tuple[Tensor, Tensor]:
     >>> largest(torch.tensor([[0.0, 1.0, 1.0, 1.0]]), 2)[1].tolist()
     [[1, 2]]
     """
-    best, places = torch.topk(values, count, dim=-1)
-    last = best[:, -1:]
-    equal = values == last
-    rows = torch.nonzero(equal.sum(-1) > (best == last).sum(-1)).squeeze(1)
+    best, places = torch.topk(values, min(count + 1, values.shape[-1]), dim=-1)
+    last = best[:, count - 1 : count]
+    rows = torch.nonzero((best[:, count:] == last).any(-1)).squeeze(1)
+    places = places[:, :count]
     if len(rows):
-        above, tied = values[rows] > last[rows], equal[rows]
+        above, tied = values[rows] > last[rows], values[rows] == last[rows]
         wanted = count - above.sum(-1, keepdim=True)
         taken = above | (tied & (tied.cumsum(-1) <= wanted))
         places[rows] = torch.nonzero(taken)[:, 1].view(len(rows), count)

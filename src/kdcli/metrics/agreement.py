@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcli.bounded import PERCENT, Bounds
 from kdcli.metrics.base import TokenMetric
 from kdcli.metrics.score import Array, Better, Score, mean_and_count, ratio
 
@@ -23,6 +24,7 @@ class Agreement(TokenMetric):
     name: ClassVar[str] = "agreement"
     description: ClassVar[str] = "share of tokens where student and teacher have the same top token"
     scores: ClassVar[dict[str, Better]] = {"agreement": "higher"}
+    bounds: ClassVar[dict[str, Bounds]] = {"agreement": PERCENT}
     settings: ClassVar[str] = "top:1|prefix:reference|agg:token-mean|x100"
     facts: ClassVar[tuple[str, ...]] = ("agree",)
 

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from kdcli.bounded import SHARE, Bounds
 from kdcli.metrics.bins import bin_sums, mean_calibration_error
 from kdcli.metrics.choices import ChoiceMetric, ChoiceTable
 from kdcli.metrics.equal_mass import equal_mass_error
@@ -38,6 +39,7 @@ class AnswerBins(ChoiceMetric):
         "answer_ece_mass": "lower",
         "answer_ace": "lower",
     }
+    bounds: ClassVar[dict[str, Bounds]] = {"answer_ece_classwise": SHARE, "answer_ece_mass": SHARE, "answer_ace": SHARE}
     settings: ClassVar[str] = "norm:choices|end:left-out|norm:l1"
     options: ClassVar[dict[str, Option]] = {"bins": 10, "choice_score": "sum"}
     eats: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "choices"

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from kdcli.bounded import NOT_NEGATIVE, SHARE, Bounds
 from kdcli.metrics.answer_bins import class_outcomes
 from kdcli.metrics.brier import brier_scores, brier_sums
 from kdcli.metrics.choices import ChoiceMetric, ChoiceTable
@@ -36,6 +37,12 @@ class AnswerBrierParts(ChoiceMetric):
         "answer_brier_uncertainty": "neither",
         "answer_brier_within_variance": "neither",
         "answer_brier_within_covariance": "neither",
+    }
+    bounds: ClassVar[dict[str, Bounds]] = {
+        "answer_brier_reliability": (0.0, 2.0),
+        "answer_brier_resolution": SHARE,
+        "answer_brier_uncertainty": SHARE,
+        "answer_brier_within_variance": NOT_NEGATIVE,
     }
     settings: ClassVar[str] = "norm:choices|end:left-out|width:equal|agg:mean"
     options: ClassVar[dict[str, Option]] = {"bins": 10, "choice_score": "sum"}

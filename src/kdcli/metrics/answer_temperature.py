@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from kdcli.bounded import NOT_NEGATIVE, SHARE, Bounds
 from kdcli.metrics.choices import ChoiceMetric, ChoiceTable
 from kdcli.metrics.curve import Curve
 from kdcli.metrics.scaled import before_and_after, scaling_curve
@@ -41,6 +42,15 @@ class AnswerTemperature(ChoiceMetric):
         "answer_brier_scaled": "lower",
         "answer_nll": "lower",
         "answer_nll_scaled": "lower",
+    }
+    bounds: ClassVar[dict[str, Bounds]] = {
+        "answer_temperature": NOT_NEGATIVE,
+        "answer_ece": SHARE,
+        "answer_ece_scaled": SHARE,
+        "answer_brier": (0.0, 2.0),
+        "answer_brier_scaled": (0.0, 2.0),
+        "answer_nll": NOT_NEGATIVE,
+        "answer_nll_scaled": NOT_NEGATIVE,
     }
     settings: ClassVar[str] = "fit:nll,dev|norm:choices|end:left-out|width:equal|agg:mean"
     options: ClassVar[dict[str, Option]] = {"bins": 10, "choice_score": "sum"}

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from kdcli.bounded import NOT_NEGATIVE, PERCENT, SHARE, Bounds
 from kdcli.metrics.bins import bin_sums, calibration_error, largest_gap
 from kdcli.metrics.choices import ChoiceMetric, ChoiceTable
 from kdcli.metrics.curve import Curve
@@ -41,6 +42,13 @@ class Answers(ChoiceMetric):
         "answer_mce": "lower",
         "answer_brier": "lower",
         "answer_nll": "lower",
+    }
+    bounds: ClassVar[dict[str, Bounds]] = {
+        "accuracy": PERCENT,
+        "answer_ece": SHARE,
+        "answer_mce": SHARE,
+        "answer_brier": (0.0, 2.0),
+        "answer_nll": NOT_NEGATIVE,
     }
     settings: ClassVar[str] = "norm:choices|end:left-out|width:equal|agg:mean"
     options: ClassVar[dict[str, Option]] = {"bins": 10, "choice_score": "sum"}

@@ -3,11 +3,14 @@
 import numpy as np
 from scipy.special import stdtrit
 
+from kdcli.bounded import ANYWHERE, Bounds, score_interval
 from kdcli.metrics.curve import Series, Values, series
 from kdcli.metrics.score import Array, Finish
 
 
-def banded(label: str, x: Values, sums: Array, finish: Finish, count: Values | None = None) -> Series:
+def banded(
+    label: str, x: Values, sums: Array, finish: Finish, count: Values | None = None, bounds: Bounds = ANYWHERE
+) -> Series:
     """Make a series whose every point is a score, with the jackknife's interval.
 
     ``y = finish(sum_i sums_i)``; with ``y_i`` the same without example i, ``n`` examples and their
@@ -21,6 +24,7 @@ def banded(label: str, x: Values, sums: Array, finish: Finish, count: Values | N
         sums: additive statistics of each example at each point, ``[examples, points, k]``.
         finish: turns summed statistics ``[..., k]`` into scores ``[...]``.
         count: how many observations each point summarises, ``[points]``.
+        bounds: lowest and highest value of a point; the band stays within.
 
     Reference: Efron and Tibshirani 1993, An Introduction to the Bootstrap, equation 11.5.
 
@@ -31,8 +35,10 @@ def banded(label: str, x: Values, sums: Array, finish: Finish, count: Values | N
     """
     whole = sums.sum(0)
     y = np.asarray(finish(whole), dtype=np.float64)
-    half = _half_width(sums, whole, finish)
-    return series(label, x, y, low=y - half, high=y + half, count=count)
+    examples = np.maximum((sums != 0.0).any(-1).sum(0), 2)
+    least = stdtrit(examples - 1, 0.975) ** 2 / examples
+    low, high = score_interval(y, _half_width(sums, whole, finish), bounds, least)
+    return series(label, x, y, low=low, high=high, count=count)
 
 
 def _half_width(sums: Array, whole: Array, finish: Finish) -> Array:

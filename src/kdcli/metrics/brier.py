@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcli.bounded import SHARE, Bounds
 from kdcli.metrics.base import TokenMetric
 from kdcli.metrics.bins import check_bins, equal_width
 from kdcli.metrics.score import Array, Better, Score, add_up
@@ -49,6 +50,13 @@ class BrierParts(TokenMetric):
         "top1_brier_uncertainty": "neither",
         "top1_brier_within_variance": "neither",
         "top1_brier_within_covariance": "neither",
+    }
+    bounds: ClassVar[dict[str, Bounds]] = {
+        "top1_brier": SHARE,
+        "top1_brier_reliability": SHARE,
+        "top1_brier_resolution": (0.0, 0.25),
+        "top1_brier_uncertainty": (0.0, 0.25),
+        "top1_brier_within_variance": (0.0, 0.25),
     }
     settings: ClassVar[str] = "top:1|width:equal|agg:token-mean"
     options: ClassVar[dict[str, int]] = {"bins": 10}

@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcli.bounded import NOT_NEGATIVE, SHARE, Bounds
 from kdcli.metrics.base import TokenMetric
 from kdcli.metrics.bins import bin_sums, calibration_error, check_bins
 from kdcli.metrics.curve import Curve
@@ -32,6 +33,7 @@ class Calibration(TokenMetric):
     name: ClassVar[str] = "ece"
     description: ClassVar[str] = "gap between confidence in the top token and its accuracy"
     scores: ClassVar[dict[str, Better]] = {"ece": "lower", "brier": "lower", "nll": "lower"}
+    bounds: ClassVar[dict[str, Bounds]] = {"ece": SHARE, "brier": (0.0, 2.0), "nll": NOT_NEGATIVE}
     settings: ClassVar[str] = "top:1|width:equal|norm:l1|agg:token-mean"
     options: ClassVar[dict[str, int]] = {"bins": 10}
     facts: ClassVar[tuple[str, ...]] = ("top1_prob", "top1_correct", "brier", "label_logp")

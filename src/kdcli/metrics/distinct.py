@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
+from kdcli.bounded import PERCENT, Bounds
 from kdcli.metrics.base import TextMetric
 from kdcli.metrics.score import Better, Score, ratio
 
@@ -26,6 +27,12 @@ class Distinct(TextMetric):
         "distinct_2": "higher",
         "distinct_3": "higher",
         "distinct_4": "higher",
+    }
+    bounds: ClassVar[dict[str, Bounds]] = {
+        "distinct_1": PERCENT,
+        "distinct_2": PERCENT,
+        "distinct_3": PERCENT,
+        "distinct_4": PERCENT,
     }
     settings: ClassVar[str] = "tok:space|case:kept|set:seed|agg:mean|x100"
     needs_references: ClassVar[bool] = False

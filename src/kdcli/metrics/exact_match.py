@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from kdcli.bounded import PERCENT, Bounds
 from kdcli.metrics.base import TextMetric
 from kdcli.metrics.score import Better, Score, ratio
 
@@ -25,6 +26,7 @@ class ExactMatch(TextMetric):
     name: ClassVar[str] = "exact_match"
     description: ClassVar[str] = "share of answers equal to a reference after normalisation"
     scores: ClassVar[dict[str, Better]] = {"exact_match": "higher"}
+    bounds: ClassVar[dict[str, Bounds]] = {"exact_match": PERCENT}
     settings: ClassVar[str] = "case:lower|punct:removed|space:one|articles:kept|refs:max|agg:mean|x100"
 
     def measure(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Score]:

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from kdcli.bounded import NOT_NEGATIVE
 from kdcli.errors import InputError
 from kdcli.metrics.band import banded
 from kdcli.metrics.curve import Curve
@@ -65,7 +66,7 @@ class ExposureBias(OwnMetric):
         ones = np.ones_like(errors[..., :1])
         sides = (("on the student's prefixes, R(l)", 0), ("on the teacher's prefixes, l eps(l)", 1))
         lines = [
-            banded(label, steps, np.concatenate([errors[..., side, None], ones], axis=-1), ratio())
+            banded(label, steps, np.concatenate([errors[..., side, None], ones], axis=-1), ratio(), bounds=NOT_NEGATIVE)
             for label, side in sides
         ]
         axis = "length of the answer l, tokens"

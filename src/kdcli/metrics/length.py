@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcli.bounded import NOT_NEGATIVE, Bounds
 from kdcli.metrics.base import TextMetric
 from kdcli.metrics.curve import Curve, Series, series
 from kdcli.metrics.score import Better, Score, ratio
@@ -25,6 +26,7 @@ class Length(TextMetric):
     name: ClassVar[str] = "length"
     description: ClassVar[str] = "mean words per answer, and their ratio to the references' words"
     scores: ClassVar[dict[str, Better]] = {"length": "neither", "length_ratio": "neither"}
+    bounds: ClassVar[dict[str, Bounds]] = {"length": NOT_NEGATIVE, "length_ratio": NOT_NEGATIVE}
     settings: ClassVar[str] = "unit:word|tok:space|refs:mean|agg:mean"
     splits_at_spaces: bool = True
 

@@ -2,12 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import datasets
 import evaluate
 import numpy as np
 
+from kdcli.bounded import ANYWHERE, Bounds
 from kdcli.errors import InputError, NumericsError
 from kdcli.metrics.score import Better, Score
 from kdcli.metrics.signature import Option, signature
@@ -21,6 +23,7 @@ class Metric(evaluate.Metric, ABC):
         name: the registered name.
         description: one line for lists.
         scores: the names of its scores and which direction is better.
+        bounds: lowest and highest value of each of them; a score that is not named may be anything.
         settings: the choices that change the number, as ``key:value`` joined by ``|``.
         options: keyword arguments of the constructor and their defaults.
         libraries: packages whose version changes the number.
@@ -33,6 +36,7 @@ class Metric(evaluate.Metric, ABC):
     name: ClassVar[str]
     description: ClassVar[str]
     scores: ClassVar[Mapping[str, Better]]
+    bounds: ClassVar[Mapping[str, Bounds]] = {}
     settings: ClassVar[str] = ""
     options: ClassVar[Mapping[str, Option]] = {}
     libraries: ClassVar[tuple[str, ...]] = ()
@@ -87,18 +91,22 @@ class Metric(evaluate.Metric, ABC):
             raise self._refuse("METRIC-04", "nothing to score", "give predictions and references")
         super()._finalize()
 
+    def bounded(self, score: Score) -> Score:
+        """Return a score of this metric with its bounds."""
+        return replace(score, bounds=self.bounds.get(score.name, ANYWHERE))
+
     def _refuse(self, code: str, what: str, fix: str) -> InputError:
         return InputError(code, what, where=f"metric {self.name}", fix=fix)
 
     def _proven(self, scores: Any) -> list[Score]:
-        """Stop at a value that is not a number; infinity is an honest answer, NaN is none.
+        """Stop at a value that is not a number; infinity is an honest answer, NaN is none. Bounds are filled in.
 
         An optional score that counts no example is left out.
         """
         if not (isinstance(scores, list | tuple) and all(isinstance(score, Score) for score in scores)):
             what = f"must return a list of {Score.__module__}.{Score.__name__}, got {type(scores).__name__}"
             raise InputError("PLUG-10", what, where=f"metric {METRICS.name_of(type(self))}", fix="mend the plug-in")
-        scores = [score for score in scores if not (score.optional and np.isnan(score.value))]
+        scores = [self.bounded(score) for score in scores if not (score.optional and np.isnan(score.value))]
         for score in scores:
             if np.isnan(score.value):
                 what = f"{score.name} is not a number"

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from kdcli.bounded import NOT_NEGATIVE, SHARE, Bounds
 from kdcli.metrics.band import banded
 from kdcli.metrics.bins import bin_sums, calibration_error, check_bins
 from kdcli.metrics.curve import Curve, Series
@@ -36,6 +37,7 @@ class OwnCalibration(OwnMetric):
     name: ClassVar[str] = "own_calibration"
     description: ClassVar[str] = "gap between confidence and the teacher's word, along the student's own answers"
     scores: ClassVar[dict[str, Better]] = {"own_ece": "lower", "own_brier": "lower", "own_nll": "lower"}
+    bounds: ClassVar[dict[str, Bounds]] = {"own_ece": SHARE, "own_brier": (0.0, 2.0), "own_nll": NOT_NEGATIVE}
     settings: ClassVar[str] = "top:1|label:teacher|prefix:student|width:equal|norm:l1|tau:1|agg:token-mean"
     options: ClassVar[dict[str, int]] = {"bins": 10}
     samplers: ClassVar[tuple[Sampler, ...]] = ("student",)
@@ -84,5 +86,5 @@ def expected_series(label: str, sums: Array) -> Series:
     number = parts[..., 0].sum(0)
     held = number > 0
     confidence = parts[..., 1].sum(0)[held] / number[held]
-    line = banded(label, confidence, parts[:, held][..., [2, 0]], ratio(), number[held])
+    line = banded(label, confidence, parts[:, held][..., [2, 0]], ratio(), number[held], SHARE)
     return replace(line, left=tuple(edges[:-1][held].tolist()), right=tuple(edges[1:][held].tolist()))

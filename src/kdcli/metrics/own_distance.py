@@ -1,8 +1,10 @@
 """Agreement of student and teacher along the student's own answers."""
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
+from kdcli.bounded import PERCENT, SHARE, Bounds
 from kdcli.metrics.own import OwnFacts, OwnMetric, Sampler
 from kdcli.metrics.score import Better, Score, ratio
 
@@ -28,6 +30,12 @@ class OwnDistance(OwnMetric):
         "own_jsd": "lower",
         "own_tvd": "lower",
         "own_acceptance": "higher",
+    }
+    bounds: ClassVar[dict[str, Bounds]] = {
+        "own_agreement": PERCENT,
+        "own_jsd": (0.0, math.log(2.0)),
+        "own_tvd": SHARE,
+        "own_acceptance": PERCENT,
     }
     settings: ClassVar[str] = "prefix:student|tau:1|agg:token-mean"
     samplers: ClassVar[tuple[Sampler, ...]] = ("student",)

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from kdcli.bounded import NOT_NEGATIVE, Bounds
 from kdcli.metrics.band import banded
 from kdcli.metrics.curve import Curve
 from kdcli.metrics.own import OwnFacts, OwnMetric, Sampler
@@ -28,6 +29,7 @@ class OwnKL(OwnMetric):
     name: ClassVar[str] = "own_kl"
     description: ClassVar[str] = "KL divergence from and to the teacher along the student's own answers"
     scores: ClassVar[dict[str, Better]] = {"own_kl_from_teacher": "lower", "own_kl_to_teacher": "lower"}
+    bounds: ClassVar[dict[str, Bounds]] = {"own_kl_from_teacher": NOT_NEGATIVE, "own_kl_to_teacher": NOT_NEGATIVE}
     settings: ClassVar[str] = "unit:nats|prefix:student|tau:1|agg:token-mean"
     samplers: ClassVar[tuple[Sampler, ...]] = ("student",)
     facts: ClassVar[tuple[str, ...]] = ("kl_from_teacher", "kl_to_teacher")
@@ -44,7 +46,14 @@ class OwnKL(OwnMetric):
         tokens = own.per_position(np.ones(len(own.position)))[:, :seen]
         count, steps = np.bincount(own.position, minlength=seen), np.arange(1, seen + 1)
         lines = [
-            banded(label, steps, np.stack([own.per_position(own.facts[name])[:, :seen], tokens], -1), ratio(), count)
+            banded(
+                label,
+                steps,
+                np.stack([own.per_position(own.facts[name])[:, :seen], tokens], -1),
+                ratio(),
+                count,
+                NOT_NEGATIVE,
+            )
             for name, label in _DIRECTIONS.items()
         ]
         title = "Divergence along the student's own answers"

@@ -1,11 +1,13 @@
 """Perplexity of the reference responses."""
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcli.bounded import NOT_NEGATIVE, Bounds
 from kdcli.metrics.base import TokenMetric
 from kdcli.metrics.score import Array, Better, Score, mean_and_count, ratio
 
@@ -25,6 +27,7 @@ class Perplexity(TokenMetric):
     name: ClassVar[str] = "perplexity"
     description: ClassVar[str] = "exponential of the test loss nll (coverage), nats per response token"
     scores: ClassVar[dict[str, Better]] = {"perplexity": "lower", "nll": "lower"}
+    bounds: ClassVar[dict[str, Bounds]] = {"perplexity": (1.0, math.inf), "nll": NOT_NEGATIVE}
     settings: ClassVar[str] = "unit:token|end:counted|agg:token-mean"
     facts: ClassVar[tuple[str, ...]] = ("label_logp",)
 

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcli.bounded import SHARE, score_interval
 from kdcli.metrics.bins import equal_mass
 from kdcli.metrics.curve import Curve, Series, series
 from kdcli.metrics.score import Array, add_up
@@ -63,7 +64,9 @@ def _series(label: str, sums: Array, left: Array, right: Array) -> Series:
     count, confidence, correct = count[:, held], confidence[:, held], correct[:, held]
     number = count.sum(0)
     accuracy = correct.sum(0) / number
-    low, high = _wilson(accuracy, _effective(count, correct, accuracy))
+    trials = _effective(count, correct, accuracy)
+    half = _NORMAL * np.sqrt(accuracy * (1 - accuracy) / trials)
+    low, high = score_interval(accuracy, half, SHARE, _NORMAL**2 / trials)
     return series(
         label, confidence.sum(0) / number, accuracy, low=low, high=high, count=number,
         left=left[held], right=right[held],
@@ -77,11 +80,3 @@ def _effective(count: Array, correct: Array, accuracy: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         found = accuracy * (1 - accuracy) * number**2 / spread
     return np.where(spread > 0, np.clip(found, 1.0, number), owners)
-
-
-def _wilson(share: Array, number: Array) -> tuple[Array, Array]:
-    """Return Wilson's score interval of a share of so many trials."""
-    square = _NORMAL**2 / number
-    middle = (share + square / 2) / (1 + square)
-    half = _NORMAL / (1 + square) * np.sqrt(share * (1 - share) / number + square / (4 * number))
-    return np.where(share > 0.0, middle - half, 0.0), np.where(share < 1.0, middle + half, 1.0)

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from kdcli.bounded import PERCENT, Bounds
 from kdcli.metrics.base import TextMetric
 from kdcli.metrics.score import Better, Score, over_answers
 
@@ -23,6 +24,7 @@ class Repetition(TextMetric):
     name: ClassVar[str] = "repetition"
     description: ClassVar[str] = "share of an answer's 4-grams that it has said before"
     scores: ClassVar[dict[str, Better]] = {"repetition": "lower"}
+    bounds: ClassVar[dict[str, Bounds]] = {"repetition": PERCENT}
     settings: ClassVar[str] = "n:4|tok:space|case:kept|agg:mean|x100"
     needs_references: ClassVar[bool] = False
     splits_at_spaces: bool = True

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from rapidfuzz.distance import LCSseq
 
+from kdcli.bounded import PERCENT, Bounds
 from kdcli.metrics.rouge_base import Rouge
 from kdcli.metrics.score import Better
 from kdcli.metrics.signature import Option
@@ -30,6 +31,7 @@ class RougeL(Rouge):
     kind: ClassVar[str] = "rougeL"
     description: ClassVar[str] = "longest common subsequence of words with the best reference, F-measure"
     scores: ClassVar[dict[str, Better]] = {"rougeL": "higher"}
+    bounds: ClassVar[dict[str, Bounds]] = {"rougeL": PERCENT}
     settings: ClassVar[str] = "refs:max|agg:mean|x100"
     options: ClassVar[dict[str, Option]] = {"rouge_tokenizer": "words", "rouge_stemmer": "porter"}
     libraries: ClassVar[tuple[str, ...]] = ("rouge-score", "nltk")

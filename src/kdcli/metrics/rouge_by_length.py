@@ -5,10 +5,11 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import stdtrit
 
+from kdcli.bounded import PERCENT, Bounds, score_interval
 from kdcli.errors import UsageError
 from kdcli.metrics.curve import Curve, series
 from kdcli.metrics.rouge import RougeL
-from kdcli.metrics.score import Array, Better, Score, over_answers
+from kdcli.metrics.score import Better, Score, over_answers
 from kdcli.metrics.signature import Option
 
 BUCKETS = ("0_5", "6_10", "11_inf")
@@ -39,6 +40,7 @@ class RougeLByLength(RougeL):
     name: ClassVar[str] = "rougeL_by_length"
     description: ClassVar[str] = "Rouge-L where the reference is short, middling and long"
     scores: ClassVar[dict[str, Better]] = {"rougeL_0_5": "higher", "rougeL_6_10": "higher", "rougeL_11_inf": "higher"}
+    bounds: ClassVar[dict[str, Bounds]] = {"rougeL_0_5": PERCENT, "rougeL_6_10": PERCENT, "rougeL_11_inf": PERCENT}
     settings: ClassVar[str] = "refs:max|length:first-ref|agg:mean|x100"
     options: ClassVar[dict[str, Option]] = {
         "rouge_tokenizer": "words",
@@ -76,10 +78,11 @@ class RougeLByLength(RougeL):
         bucket = self._buckets(references, also)
         filled = [index for index in range(len(BUCKETS)) if (bucket == index).any()]
         inside = [means[bucket == index] for index in filled]
-        middle, half = np.array([each.mean() for each in inside]), np.array([_half_width(each) for each in inside])
-        line = series(
-            "rougeL", filled, middle, low=middle - half, high=middle + half, count=[len(each) for each in inside]
-        )
+        middle = np.array([each.mean() for each in inside])
+        quantile, size = np.array([(stdtrit(len(each) - 1, 0.975), len(each)) for each in inside]).T
+        half = quantile * np.array([each.std(ddof=1) if len(each) > 1 else np.nan for each in inside]) / np.sqrt(size)
+        low, high = score_interval(middle, half, PERCENT, quantile**2 / size)
+        line = series("rougeL", filled, middle, low=low, high=high, count=[len(each) for each in inside])
         x_label = f"length of the reference, {self.chosen['length_unit']}"
         title = "Rouge-L by length of the reference"
         ticks = tuple(f"{name} n={(bucket == index).sum()}" for index, name in enumerate(NAMES))
@@ -96,10 +99,3 @@ class RougeLByLength(RougeL):
         words = self.chosen["length_unit"] == "words"
         lengths = [len(valid[0].split()) for valid in references] if words else also["reference_tokens"]
         return np.searchsorted(LAST, np.asarray(lengths))
-
-
-def _half_width(values: Array) -> float:
-    """Return half the width of the 95 % t-interval of a mean; NaN for one value."""
-    if len(values) < 2:
-        return float("nan")
-    return float(stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values)))

@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import ClassVar
 
+from kdcli.bounded import PERCENT, Bounds
 from kdcli.metrics.rouge_base import Rouge
 from kdcli.metrics.score import Better
 from kdcli.metrics.signature import Option
@@ -27,6 +28,7 @@ class Rouge1(Rouge):
     kind: ClassVar[str] = "rouge1"
     description: ClassVar[str] = "words in common with the best reference, F-measure"
     scores: ClassVar[dict[str, Better]] = {"rouge1": "higher"}
+    bounds: ClassVar[dict[str, Bounds]] = {"rouge1": PERCENT}
     settings: ClassVar[str] = "refs:max|agg:mean|x100"
     options: ClassVar[dict[str, Option]] = {"rouge_tokenizer": "words", "rouge_stemmer": "porter"}
     libraries: ClassVar[tuple[str, ...]] = ("rouge-score", "nltk")
@@ -55,6 +57,7 @@ class Rouge2(Rouge):
     kind: ClassVar[str] = "rouge2"
     description: ClassVar[str] = "pairs of words in common with the best reference, F-measure"
     scores: ClassVar[dict[str, Better]] = {"rouge2": "higher"}
+    bounds: ClassVar[dict[str, Bounds]] = {"rouge2": PERCENT}
     settings: ClassVar[str] = "refs:max|agg:mean|x100"
     options: ClassVar[dict[str, Option]] = {"rouge_tokenizer": "words", "rouge_stemmer": "porter"}
     libraries: ClassVar[tuple[str, ...]] = ("rouge-score", "nltk")

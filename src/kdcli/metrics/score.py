@@ -9,6 +9,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcli.bounded import ANYWHERE, Bounds
+
 Better: TypeAlias = Literal["higher", "lower", "neither"]
 Array: TypeAlias = NDArray[np.float64]
 Finish: TypeAlias = Callable[[Array], Array]
@@ -47,6 +49,7 @@ class Score:
             answers were like this one, ``[examples, answers, k]``; their mean over answers is ``sums``.
         optional: whether it is left out where it counts no example, instead of stopping the evaluation.
         redraw: for a score of the whole set, what it would be on a resample of the examples.
+        bounds: lowest and highest value that it can have; its metric says so.
 
     >>> Score("nll", np.array([[2.0, 1.0], [6.0, 3.0]]), ratio(), "lower").value
     2.0
@@ -61,6 +64,7 @@ class Score:
     answers: Array | None = None
     optional: bool = False
     redraw: Redraw | None = None
+    bounds: Bounds = ANYWHERE
 
     @property
     def value(self) -> float:

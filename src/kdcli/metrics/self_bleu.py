@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, TypeAlias
 
+from kdcli.bounded import PERCENT, Bounds
 from kdcli.metrics.base import TextMetric
 from kdcli.metrics.score import Better, Score, ratio
 
@@ -35,6 +36,7 @@ class SelfBleu(TextMetric):
     name: ClassVar[str] = "self_bleu"
     description: ClassVar[str] = "BLEU-4 of each answer against all others: high where all say the same"
     scores: ClassVar[dict[str, Better]] = {"self_bleu": "lower"}
+    bounds: ClassVar[dict[str, Bounds]] = {"self_bleu": PERCENT}
     settings: ClassVar[str] = "n:4|smooth:0.1|tok:space|case:kept|set:seed|agg:mean|x100"
     needs_references: ClassVar[bool] = False
     splits_at_spaces: bool = True

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from kdcli.bounded import NOT_NEGATIVE, PERCENT, Bounds
 from kdcli.errors import InputError
 from kdcli.metrics.band import banded
 from kdcli.metrics.curve import Curve
@@ -44,6 +45,13 @@ class Speculative(OwnMetric):
         "spec_accepted_length": "higher",
         "spec_tokens_per_call": "higher",
         "spec_expected_tokens": "higher",
+    }
+    bounds: ClassVar[dict[str, Bounds]] = {
+        "spec_acceptance": PERCENT,
+        "spec_expected": PERCENT,
+        "spec_accepted_length": NOT_NEGATIVE,
+        "spec_tokens_per_call": NOT_NEGATIVE,
+        "spec_expected_tokens": NOT_NEGATIVE,
     }
     settings: ClassVar[str] = "rule:leviathan|agg:ratio-of-sums"
     options: ClassVar[dict[str, int]] = {"draft_tokens": 4}
@@ -84,7 +92,9 @@ class Speculative(OwnMetric):
         count, steps = np.bincount(own.position, minlength=seen), np.arange(1, seen + 1)
         shares = {"measured": own.facts["accepted"], "expected, 1 - TV": 1.0 - own.facts["total_variation"]}
         lines = [
-            banded(label, steps, np.stack([own.per_position(values)[:, :seen], tests], -1), ratio(100.0), count)
+            banded(
+                label, steps, np.stack([own.per_position(values)[:, :seen], tests], -1), ratio(100.0), count, PERCENT
+            )
             for label, values in shares.items()
         ]
         title, axis = "Drafted tokens that the teacher accepts", "position in the answer, tokens"

@@ -1,11 +1,13 @@
 """Bounded distances between student and teacher, and what they mean for speculative decoding."""
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcli.bounded import PERCENT, SHARE, Bounds
 from kdcli.metrics.base import TokenMetric
 from kdcli.metrics.score import Array, Better, Score, mean_and_count, ratio
 
@@ -28,6 +30,11 @@ class TeacherDistance(TokenMetric):
     name: ClassVar[str] = "teacher_distance"
     description: ClassVar[str] = "JSD, total variation and expected speculative acceptance per response token"
     scores: ClassVar[dict[str, Better]] = {"jsd_to_teacher": "lower", "tvd_to_teacher": "lower", "acceptance": "higher"}
+    bounds: ClassVar[dict[str, Bounds]] = {
+        "jsd_to_teacher": (0.0, math.log(2.0)),
+        "tvd_to_teacher": SHARE,
+        "acceptance": PERCENT,
+    }
     settings: ClassVar[str] = "prefix:reference|tau:1|agg:token-mean"
     facts: ClassVar[tuple[str, ...]] = ("jsd", "total_variation")
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcli.bounded import NOT_NEGATIVE, Bounds
 from kdcli.metrics.base import TokenMetric
 from kdcli.metrics.score import Array, Better, Score, mean_and_count, ratio
 
@@ -24,6 +25,7 @@ class KLToTeacher(TokenMetric):
     name: ClassVar[str] = "kl_to_teacher"
     description: ClassVar[str] = "KL divergence from and to the teacher per response token"
     scores: ClassVar[dict[str, Better]] = {"kl_from_teacher": "lower", "kl_to_teacher": "lower"}
+    bounds: ClassVar[dict[str, Bounds]] = {"kl_from_teacher": NOT_NEGATIVE, "kl_to_teacher": NOT_NEGATIVE}
     settings: ClassVar[str] = "unit:nats|prefix:reference|tau:1|agg:token-mean"
     facts: ClassVar[tuple[str, ...]] = ("kl_from_teacher", "kl_to_teacher")
 

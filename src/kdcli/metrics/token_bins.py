@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcli.bounded import SHARE, Bounds
 from kdcli.metrics.base import TokenMetric
 from kdcli.metrics.bins import bin_sums, check_bins, largest_gap
 from kdcli.metrics.equal_mass import equal_mass_error
@@ -30,6 +31,7 @@ class TokenBins(TokenMetric):
     name: ClassVar[str] = "token_bins"
     description: ClassVar[str] = "calibration of the top token: equal-mass ECE, and the largest gap (MCE)"
     scores: ClassVar[dict[str, Better]] = {"ece_mass": "lower", "mce": "lower"}
+    bounds: ClassVar[dict[str, Bounds]] = {"ece_mass": SHARE, "mce": SHARE}
     settings: ClassVar[str] = "top:1|norm:l1,max|agg:token-mean"
     options: ClassVar[dict[str, int]] = {"bins": 10}
     facts: ClassVar[tuple[str, ...]] = ("top1_prob", "top1_correct")

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from kdcli.bounded import PERCENT, Bounds
 from kdcli.metrics.base import TextMetric
 from kdcli.metrics.score import Better, Score, over_answers
 
@@ -30,6 +31,7 @@ class TokenF1(TextMetric):
     name: ClassVar[str] = "token_f1"
     description: ClassVar[str] = "words in common with the best reference after normalisation, as F1"
     scores: ClassVar[dict[str, Better]] = {"token_f1": "higher"}
+    bounds: ClassVar[dict[str, Bounds]] = {"token_f1": PERCENT}
     settings: ClassVar[str] = "case:lower|punct:removed|articles:removed|refs:max|agg:mean|x100"
     splits_at_spaces: bool = True
 

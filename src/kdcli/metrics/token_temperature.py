@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcli.bounded import NOT_NEGATIVE, SHARE, Bounds
 from kdcli.metrics.base import TokenMetric
 from kdcli.metrics.bins import check_bins
 from kdcli.metrics.curve import Curve
@@ -42,6 +43,15 @@ class TokenTemperature(TokenMetric):
         "brier_scaled": "lower",
         "nll": "lower",
         "nll_scaled": "lower",
+    }
+    bounds: ClassVar[dict[str, Bounds]] = {
+        "temperature": NOT_NEGATIVE,
+        "ece": SHARE,
+        "ece_scaled": SHARE,
+        "brier": (0.0, 2.0),
+        "brier_scaled": (0.0, 2.0),
+        "nll": NOT_NEGATIVE,
+        "nll_scaled": NOT_NEGATIVE,
     }
     settings: ClassVar[str] = "fit:nll,dev|top:1|width:equal|agg:token-mean"
     options: ClassVar[dict[str, int]] = {"bins": 10}

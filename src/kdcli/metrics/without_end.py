@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from kdcli.bounded import PERCENT, Bounds
 from kdcli.metrics.base import TextMetric
 from kdcli.metrics.score import Better, Score, over_answers
 
@@ -22,6 +23,7 @@ class WithoutEnd(TextMetric):
     name: ClassVar[str] = "without_end"
     description: ClassVar[str] = "share of answers without end token, cut at the length limit"
     scores: ClassVar[dict[str, Better]] = {"without_end": "lower"}
+    bounds: ClassVar[dict[str, Bounds]] = {"without_end": PERCENT}
     settings: ClassVar[str] = "agg:mean|x100"
     needs_references: ClassVar[bool] = False
     also_reads: tuple[str, ...] = ("ended",)

@@ -17,7 +17,7 @@ from kdcli.runs.records import (
     ScoreInfo,
 )
 from kdcli.runs.tidy import Tidy
-from kdcli.statistics import Estimate, VarianceShares
+from kdcli.statistics import Detectable, Estimate, VarianceShares
 
 Machine = Mapping[tuple[str, int], tuple[float, int]]
 Seeds = Mapping[Any, Score]
@@ -53,7 +53,7 @@ class Verdict:
         models: label -> the same about these trained models.
         best: the label with the best mean; None where neither direction is better, or of one line.
         tied: labels that cannot be told from it, itself included.
-        detectable: smallest true difference to the baseline that this design finds.
+        detectable: smallest true difference to the baseline that this design finds, None where it is unknown.
         variance: where the variance of a difference to the baseline comes from.
         references: role and label of a reference model -> its value with interval.
         before: label -> difference to the student before training, as ``differences``; a family of its own.
@@ -67,7 +67,7 @@ class Verdict:
     models: Differences
     best: str | None
     tied: tuple[str, ...]
-    detectable: float | None
+    detectable: Detectable | None
     variance: VarianceShares | None
     references: dict[tuple[str, str], Estimate] = field(default_factory=dict)
     before: Differences = field(default_factory=dict)
@@ -90,14 +90,14 @@ def judge(tidy: Tidy, info: ScoreInfo) -> Verdict:
     to_best = raw if best == baseline else {label: lines.difference(label, best) for label in scores} if best else {}
     p_values = {label: one.p_value for label, one in to_best.items() if one is not None and label != best}
     unknown = {label: None for label in scores if best and label != best and label not in p_values}
-    sizes = [_detectable(one, len(lines.labels) - 1) for one in raw.values() if one is not None]
+    tests = sum(one is not None and one.p_value is not None for one in raw.values())
     return Verdict(
         scores=scores,
         differences=_adjusted(raw),
         models=_adjusted(models),
         best=best,
         tied=statistics.tied_for_best({**p_values, **unknown}, best) if best else (),
-        detectable=max((size for size in sizes if size is not None), default=None),
+        detectable=lines.detectable(baseline, tests),
         variance=lines.variance(baseline, eats_texts=info.eats == "texts"),
         references={line: lines.reference_mean(line) for line in lines.references},
         before=_adjusted({label: lines.against(label, BEFORE) for label in lines.labels}),
@@ -237,6 +237,10 @@ class _Lines:
         ours, theirs = self._shared(label, other)
         return None if label == other or not ours else statistics.difference_over_examples(ours, theirs)
 
+    def detectable(self, baseline: str, tests: int) -> Detectable | None:
+        pairs = [self._shared(label, baseline) for label in self.labels if label != baseline]
+        return statistics.smallest_detectable_difference(pairs, tests)
+
     def variance(self, baseline: str, *, eats_texts: bool) -> VarianceShares | None:
         pairs = [self._shared(label, baseline) for label in self.labels if label != baseline]
         most = max((len(ours) for ours, _ in pairs), default=0)
@@ -297,10 +301,6 @@ def _best(scores: Mapping[str, Estimate], info: ScoreInfo) -> str | None:
         return None
     sign = 1.0 if info.better == "higher" else -1.0
     return max(scores, key=lambda label: sign * scores[label].mean)
-
-
-def _detectable(difference: Estimate, tests: int) -> float | None:
-    return statistics.smallest_detectable_difference(difference, tests=max(tests, 1))
 
 
 def _adjusted(estimates: Differences) -> Differences:

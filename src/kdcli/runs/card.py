@@ -153,7 +153,7 @@ def _scores(evaluation: EvalRecord) -> list[str]:
     rows = [
         (info.name, number(evaluation.estimates[info.name]), info.better, info.settings) for info in evaluation.infos
     ]
-    where = f"On {markdown_cell(evaluation.name)}, {evaluation.examples:,} examples; ± is a 95 % interval."
+    where = f"On {markdown_cell(evaluation.name)}, {evaluation.examples:,} examples; ± or [ ] is a 95 % interval."
     table = _table(["score", "value", "better", "how it was taken"], rows)
     said = [f"- {markdown_cell(remark, 1000)}" for remark in evaluation.remarks]
     return ["## Scores", "", where, "", *table, *([""] if said else []), *said]

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count, islice
 from pathlib import Path
-from typing import Any
 
 from kdcli.config import CompareConfig, DistillConfig
 from kdcli.errors import KDError, UsageError
@@ -13,11 +13,13 @@ from kdcli.runs.folder import MADE, RunFolder
 from kdcli.runs.identity import short_hash
 from kdcli.runs.plan import folder_state
 from kdcli.runs.prepare import Prepared, objective_of, prepare_run
+from kdcli.runs.study import is_study, read_study
 from kdcli.runs.tuned_by import tuned_by
 from kdcli.runs.workshop import Workshop
 from kdcli.variations import Choice, applied, combinations, labelled, read_axes, words
 
 CELLS = "cells"
+_FIRST_TUNING_SEED = 1000
 SHARE = 0.1
 """Of the training rows, kept for tuning where no development rows are given."""
 
@@ -81,17 +83,20 @@ class Cell:
         except KDError as error:
             return str(error)
 
-    def measured_on(self, split: str, workshop: Workshop, **evaluation: Any) -> "Cell":
-        """Return the same run, to be measured on other rows.
+    def reported(self, seed: int, metrics: tuple[str, ...], workshop: Workshop) -> "Cell":
+        """Return the run with the same settings and this seed, to be measured on the test rows.
 
         Args:
-            split: "test" or "dev".
+            seed: training seed.
+            metrics: what to measure.
             workshop: what is loaded already.
-            evaluation: further settings of the evaluation.
         """
         config = self.prepared.config
-        settings = config.evaluation.model_copy(update={"split": split, **evaluation})
-        return replace(self, prepared=prepare_run(config.model_copy(update={"evaluation": settings}), workshop))
+        evaluation = config.evaluation.model_copy(update={"split": "test", "metrics": metrics})
+        train = config.train.model_copy(update={"seed": seed})
+        prepared = prepare_run(config.model_copy(update={"evaluation": evaluation, "train": train}), workshop)
+        folder = RunFolder(self.folder.path.parent / _name(prepared))
+        return replace(self, seed=seed, prepared=prepared, folder=folder)
 
 
 def contenders(config: CompareConfig) -> list[Contender]:
@@ -128,13 +133,36 @@ def make_cells(config: CompareConfig, workshop: Workshop) -> list[Cell]:
     cells, by = [], tuned_by(config).metric if config.tune else None
     for line in lines:
         for choice in tried:
-            for seed in config.seeds:
+            for seed in tuning_seeds(config) or config.seeds:
                 prepared = prepare_run(_run_config(config, line, choice, seed, by), workshop)
                 if by is not None and (fitting := tuned_by(config, prepared.test).metric) != by:
                     by = fitting
                     prepared = prepare_run(_run_config(config, line, choice, seed, by), workshop)
                 cells.append(Cell(line.label, seed, prepared, _folder(root, prepared), choice))
     return cells
+
+
+def tuning_seeds(config: CompareConfig) -> tuple[int, ...]:
+    """Return the training seeds with which ``--tune`` chooses; none without it.
+
+    Those asked for, else those that a study in this folder chose with, else as many as are reported, from 1000 on:
+    other seeds than those of the table, for the seeds that chose a value flatter it.
+
+    >>> tuning_seeds(CompareConfig(tune=("lr=1e-4,3e-4",), seeds=(0, 1, 1001)))
+    (1000, 1002, 1003)
+    """
+    if not config.tune:
+        return ()
+    if config.tune_seeds is not None:
+        return config.tune_seeds
+    output = Path(config.output) if config.output is not None else None
+    if output is not None and is_study(output):
+        measured = splits.evaluation_folder(config.data, "dev")
+        before = [cell.seed for cell in read_study(output).cells if cell.tried and cell.evaluation == measured]
+        if before:
+            return tuple(dict.fromkeys(before))
+    fresh = (seed for seed in count(_FIRST_TUNING_SEED) if seed not in config.seeds)
+    return tuple(islice(fresh, len(config.seeds)))
 
 
 def baseline_of(config: CompareConfig, lines: Sequence[Contender]) -> str:
@@ -192,5 +220,8 @@ def _run_config(config: CompareConfig, line: Contender, tried: Choice, seed: int
 
 
 def _folder(root: Path | None, prepared: Prepared) -> RunFolder:
-    name = f"{slug(prepared.label)}-s{prepared.config.train.seed}-{short_hash(prepared.identity)}"
-    return RunFolder((root or Path()) / CELLS / name)
+    return RunFolder((root or Path()) / CELLS / _name(prepared))
+
+
+def _name(prepared: Prepared) -> str:
+    return f"{slug(prepared.label)}-s{prepared.config.train.seed}-{short_hash(prepared.identity)}"

@@ -8,7 +8,7 @@ from kdcli.config import CompareConfig
 from kdcli.engine.events import Event, Report
 from kdcli.errors import MachineError, UsageError
 from kdcli.runs import notes
-from kdcli.runs.cells import Cell, baseline_of, contenders, make_cells
+from kdcli.runs.cells import Cell, baseline_of, contenders, make_cells, tuning_seeds
 from kdcli.runs.distill import tell
 from kdcli.runs.executors.choose import check_executor, make_executor, with_threads
 from kdcli.runs.finished import compare_runs
@@ -53,7 +53,7 @@ def compare(
     """
     output = _check(config)
     workshop = workshop or Workshop()
-    config, said = with_threads(config)
+    config, said = with_threads(config.model_copy(update={"tune_seeds": tuning_seeds(config) or None}))
     for note in said:
         report(Event("note", note))
     cells = make_cells(config, workshop)
@@ -99,13 +99,13 @@ def _tuned(
     if not config.tune:
         forget_tuning(output)
         return cells, outcome, None, []
-    tuning = choose(cells, outcome, tuned_by(config, cells[0].prepared.test))
+    tuning = choose(cells, outcome, tuned_by(config, cells[0].prepared.test), config.seeds)
     write_tuning(output, tuning)
     for sentence in tuning.sentences():
         report(Event("note", sentence))
     lost = real_failures([outcome.failed[index] for index in sorted(outcome.failed)], tuning)
     metrics = config.evaluation.metrics
-    final = [cell.measured_on("test", workshop, metrics=metrics) for cell in winners(cells, tuning)]
+    final = [cell.reported(seed, metrics, workshop) for cell in winners(cells, tuning) for seed in config.seeds]
     _write(config, output, [*cells, *final], workshop, tuning)
     return final, grid.run(final), tuning, lost
 

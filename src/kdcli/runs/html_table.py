@@ -16,7 +16,7 @@ def html_fragment(comparison: Comparison, sheet: Sheet, caption: str = "") -> st
         caption: of the first table.
     """
     heads = ["objective", *(f"{info.name} {ARROWS[info.better]}".strip() for info in sheet.scores)]
-    first = caption or "Scores: mean ± half the 95 % interval; bold is best, underlined cannot be told from it"
+    first = caption or "Scores with their 95 % intervals, ± or [ ]; bold is best, underlined cannot be told from it"
     parts = [*_table(first, heads, [_line(line) for line in (*sheet.references, *sheet.means)])]
     if sheet.differences:
         text = f"Difference to {sheet.baseline}, paired, with its 95 % interval; * is p < 0.05 after Holm's rule"

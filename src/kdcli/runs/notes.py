@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kdcli.runs.records import ComparisonRow, ScoreInfo
-from kdcli.statistics import LEVEL, VarianceShares
+from kdcli.statistics import LEVEL, Detectable, VarianceShares
 
 _MORE_SEEDS = 5
 
@@ -15,7 +15,7 @@ def conclusions(
     rows: Sequence[ComparisonRow],
     baseline: str,
     infos: Sequence[ScoreInfo],
-    detectable: Mapping[str, float | None],
+    detectable: Mapping[str, Detectable | None],
     variance: Mapping[str, VarianceShares],
     pareto: Mapping[str, Mapping[str, tuple[str, ...]]],
     *,
@@ -145,15 +145,16 @@ def _tied(rows: Sequence[ComparisonRow], infos: Sequence[ScoreInfo]) -> Iterator
 
 
 def _power(
-    baseline: str, infos: Sequence[ScoreInfo], detectable: Mapping[str, float | None], seeds: int
+    baseline: str, infos: Sequence[ScoreInfo], detectable: Mapping[str, Detectable | None], seeds: int
 ) -> Iterator[str]:
     found = [(info.name, detectable.get(info.name)) for info in infos]
-    sizes = [f"{name} {size:.2g}" for name, size in found if size]
+    sizes = [f"{name} {one.low:.2g} to {one.high:.2g}" for name, one in found if one]
     if sizes:
         design = f"with {seeds} seeds" if seeds > 1 else "between these models"
+        known = f"{seeds} seeds" if seeds > 1 else "these examples"
         yield (
             f"{design} a true difference to {baseline} is found in 8 of 10 repeats only if it is at least: "
-            f"{', '.join(sizes)}; smaller ones may be there unseen"
+            f"{', '.join(sizes)} (a range: the noise is known from {known} only); smaller ones may be there unseen"
         )
 
 

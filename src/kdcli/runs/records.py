@@ -7,7 +7,7 @@ from typing import Any
 
 from kdcli.errors import MachineError
 from kdcli.metrics.curve import Curve
-from kdcli.statistics import Estimate, VarianceShares
+from kdcli.statistics import Detectable, Estimate, VarianceShares
 
 BEFORE, TEACHER, MODEL = "before", "teacher", "model"
 CONTENDER = "contender"
@@ -324,7 +324,7 @@ class Comparison:
         folder: where the tables and pictures are; None if none were written.
         failed: cells that could not be finished.
         detectable: score -> smallest true difference to the baseline that this design finds in 8 of
-            10 repeats; None where it is unknown.
+            10 repeats, with its range; None where it is unknown.
         variance: score -> where the variance of a difference to the baseline comes from.
         pareto: score -> cost ("parameters", "flops") -> labels that no other line beats
             in both; a cost that is unknown or the same for all is left out.
@@ -337,7 +337,7 @@ class Comparison:
     notes: tuple[str, ...]
     folder: Path | None
     failed: tuple[Failure, ...] = ()
-    detectable: Mapping[str, float | None] = field(default_factory=dict)
+    detectable: Mapping[str, Detectable | None] = field(default_factory=dict)
     variance: Mapping[str, VarianceShares] = field(default_factory=dict)
     pareto: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     references: tuple[ReferenceRow, ...] = ()

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from kdcli.digits import decimals, with_half
+from kdcli.digits import bracketed, decimals, interval, plain
 from kdcli.runs.against_start import percent
 from kdcli.runs.records import BEFORE, Comparison, ComparisonRow, ReferenceRow, ScoreInfo
 from kdcli.statistics import LEVEL, Estimate
@@ -60,7 +60,7 @@ class Sheet:
 
     Args:
         scores: the columns.
-        means: mean ± half the 95 % interval.
+        means: mean with its 95 % interval, as ± or with both ends where it is lopsided.
         differences: paired difference to the baseline with its 95 % interval, without the baseline's line.
         costs: label and one string per name in ``cost_names``.
         baseline: as it came.
@@ -141,10 +141,10 @@ def _mean(row: ComparisonRow | ReferenceRow, name: str, places: int) -> Entry:
     one = row.scores.get(name)
     if one is None or one.mean != one.mean:
         return Entry(ABSENT)
-    mean, _, half = with_half(one.mean, one.half_width, places).partition(" ")
+    mean, shown = plain(one.mean, places), interval(one.mean, one.low, one.high, places)
     if isinstance(row, ReferenceRow):
-        return Entry(mean, half)
-    return Entry(mean, half, best=name in row.best, tied=name in row.tied)
+        return Entry(mean, shown)
+    return Entry(mean, shown, best=name in row.best, tied=name in row.tied)
 
 
 def _share(one: Estimate | None) -> Entry:
@@ -163,11 +163,8 @@ def _difference(one: Estimate | None, places: int) -> Entry:
     if one is None or one.mean != one.mean:
         return Entry(ABSENT)
     sure = one.p_value is not None and one.p_value < LEVEL
-    mean = with_half(one.mean, None, places, signed=True)
-    if one.low is None or one.high is None:
-        return Entry(mean, sure=sure)
-    ends = (with_half(end, None, places, signed=True) for end in (one.low, one.high))
-    return Entry(mean, f"[{', '.join(ends)}]", sure=sure)
+    ends = bracketed(one.low, one.high, places, signed=True)
+    return Entry(plain(one.mean, places, signed=True), ends, sure=sure)
 
 
 def _costs(row: ComparisonRow) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli import durable
-from kdcli.digits import decimals, with_half
+from kdcli.digits import decimals, with_interval
 from kdcli.runs.html_table import html_fragment
 from kdcli.runs.latex_table import latex
 from kdcli.runs.records import CONTENDER, Comparison, ComparisonRow, ReferenceRow, ScoreInfo
@@ -134,7 +134,7 @@ def as_json(comparison: Comparison, sheet: Sheet) -> str:
         "scores": [asdict(info) for info in comparison.scores],
         "rows": rows,
         "references": references,
-        "detectable": dict(comparison.detectable),
+        "detectable": {name: one and asdict(one) for name, one in comparison.detectable.items()},
         "variance": {name: asdict(shares) for name, shares in comparison.variance.items()},
         "pareto": {score: costs for score, costs in fronts.items() if costs},
         "notes": list(comparison.notes),
@@ -144,15 +144,15 @@ def as_json(comparison: Comparison, sheet: Sheet) -> str:
 
 
 def number(estimate: Estimate | None, *, signed: bool = False) -> str:
-    """Return one number alone as ``mean ± half width``, rounded to what its own interval supports.
+    """Return one number alone with its interval, rounded to what its own interval supports.
 
     >>> number(Estimate(12.3456, 12.0, 12.7, 5, "seeds", error=0.126))
     '12.35 ± 0.35'
     """
     if estimate is None or math.isnan(estimate.mean):
         return ABSENT
-    half = estimate.half_width
-    return with_half(estimate.mean, half, decimals([estimate.mean], [half]), signed=signed)
+    places = decimals([estimate.mean], [estimate.half_width])
+    return with_interval(estimate.mean, estimate.low, estimate.high, places, signed=signed)
 
 
 def _line(line: Line) -> list[str]:

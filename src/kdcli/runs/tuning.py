@@ -49,6 +49,8 @@ class Tuning:
         rows: development rows.
         tried: values that every contender tried.
         trials: every contender's values, in the order given.
+        seeds: training seeds that chose.
+        reported: training seeds of the table; empty for a study of a version that had no others.
     """
 
     score: str
@@ -56,6 +58,8 @@ class Tuning:
     rows: int
     tried: int
     trials: tuple[Trial, ...]
+    seeds: tuple[int, ...] = ()
+    reported: tuple[int, ...] = ()
 
     @property
     def chosen(self) -> dict[str, str]:
@@ -66,19 +70,28 @@ class Tuning:
         """Say which values won, for the notes under the table."""
         won = "; ".join(f"{label}: {value}" for label, value in self.chosen.items())
         arrow = "higher" if self.higher else "lower"
-        return [
+        said = [
             f"tuned on {self.rows:,} development rows by {self.score} ({arrow} is better), {self.tried} values tried "
-            f"for every objective, the mean over seeds decides; chosen: {won}; the test rows were read for these only"
+            f"for every objective, the mean over seeds {_listed(self.seeds)} decides; chosen: {won}; the test rows "
+            "were read for these only"
         ]
+        both = [seed for seed in self.reported if seed in self.seeds]
+        if both:
+            said.append(
+                f"seeds {_listed(both)} chose the values and are reported: luck that made a value win is in its mean, "
+                "which is too good; --tune-seeds with other seeds avoids it"
+            )
+        return said
 
 
-def choose(cells: Sequence[Cell], outcome: Outcome, by: TunedBy) -> Tuning:
+def choose(cells: Sequence[Cell], outcome: Outcome, by: TunedBy, reported: Sequence[int]) -> Tuning:
     """Choose each contender's value: the best mean development score over seeds, the first of equal ones.
 
     Args:
         cells: every trial.
         outcome: their records.
         by: the score.
+        reported: training seeds of the table.
     """
     scores: dict[str, dict[str, list[float | None]]] = {}
     rows = 0
@@ -93,12 +106,14 @@ def choose(cells: Sequence[Cell], outcome: Outcome, by: TunedBy) -> Tuning:
         means = {value: _mean(found) for value, found in tried.items()}
         winner = _best(means, higher=by.higher)
         trials += [Trial(label, value, tuple(tried[value]), means[value], value == winner) for value in tried]
-    return Tuning(by.score, by.higher, rows, len({words(cell.tried) for cell in cells}), tuple(trials))
+    tried, seeds = len({words(cell.tried) for cell in cells}), tuple(dict.fromkeys(cell.seed for cell in cells))
+    return Tuning(by.score, by.higher, rows, tried, tuple(trials), seeds, tuple(reported))
 
 
 def winners(cells: Sequence[Cell], tuning: Tuning) -> list[Cell]:
-    """Return the cells of the values that won."""
-    return [cell for cell in cells if tuning.chosen.get(cell.label) == words(cell.tried)]
+    """Return one cell of each value that won."""
+    won = {cell.label: cell for cell in cells if tuning.chosen.get(cell.label) == words(cell.tried)}
+    return list(won.values())
 
 
 def real_failures(failed: Sequence[Failure], tuning: Tuning) -> list[Failure]:
@@ -143,6 +158,10 @@ def tuning_lines(tuning: Tuning) -> list[str]:
         cells = [markdown_cell(trial.label), markdown_cell(trial.tried), mean, "yes" if trial.chosen else ""]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ",".join(map(str, seeds))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -13,7 +13,6 @@ from kdcli.statistics.estimate import (
     Additive,
     Array,
     Estimate,
-    smallest_detectable_difference,
 )
 from kdcli.statistics.gap import share_of_gap
 from kdcli.statistics.jackknife import counted, over_examples
@@ -25,7 +24,8 @@ from kdcli.statistics.paired import (
     over_both,
     sampling_noise,
 )
-from kdcli.statistics.two_level import split, two_level
+from kdcli.statistics.power import Detectable, detectable, smallest_detectable_difference
+from kdcli.statistics.two_level import split, split_difference, two_level
 from kdcli.statistics.variance import VarianceShares, variance_shares
 
 __all__ = [
@@ -34,9 +34,11 @@ __all__ = [
     "POWER",
     "Additive",
     "Array",
+    "Detectable",
     "Estimate",
     "VarianceShares",
     "counted",
+    "detectable",
     "difference_over_both",
     "difference_over_examples",
     "difference_over_seeds",
@@ -50,6 +52,7 @@ __all__ = [
     "share_of_gap",
     "smallest_detectable_difference",
     "split",
+    "split_difference",
     "tied_for_best",
     "two_level",
     "variance_shares",

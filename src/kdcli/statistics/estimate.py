@@ -6,7 +6,9 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import nctdtrinc, stdtr, stdtrit
+from scipy.special import stdtr, stdtrit
+
+from kdcli.bounded import ANYWHERE, Bounds, score_interval
 
 Array: TypeAlias = NDArray[np.float64]
 Unit: TypeAlias = Literal["seeds", "examples", "seeds and examples", "none"]
@@ -46,6 +48,11 @@ class Additive(Protocol):
         ...
 
     @property
+    def bounds(self) -> Bounds:
+        """Lowest and highest value that it can have."""
+        ...
+
+    @property
     def redraw(self) -> Redrawn | None:
         """What a score without additive statistics would be on other draws; None where that is unknown."""
         ...
@@ -67,7 +74,6 @@ class Estimate:
         unit: what was drawn at random; "none" for a number without spread.
         error: standard error; None where it is unknown.
         p_value: two-sided, against a difference of zero; None unless it is a difference.
-        freedom: degrees of freedom whose t quantile times ``error`` is half the interval; None: ``count - 1``.
     """
 
     mean: float
@@ -77,11 +83,10 @@ class Estimate:
     unit: Unit
     error: float | None = None
     p_value: float | None = None
-    freedom: float | None = None
 
     @property
     def half_width(self) -> float | None:
-        """Half the interval, for printing as ``mean ± half_width``."""
+        """Half the interval; its middle is the mean only where it is not lopsided."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
     @property
@@ -90,25 +95,34 @@ class Estimate:
         return None if self.error is None else self.error * math.sqrt(self.count)
 
 
-def smallest_detectable_difference(difference: Estimate, power: float = POWER, tests: int = 1) -> float | None:
-    """Return the true difference that this design would have found with this power, at 5 % over all tests.
+def ends(
+    mean: float, half: float, bounds: Bounds, examples: int, *, difference: bool = False
+) -> tuple[float | None, float | None]:
+    """Return the ends of an interval within the bounds of a score.
+
+    A mean has the score interval, a difference of two scores ends where the score's range does; neither loses
+    coverage by it. Nothing that varies gives no interval, unless the bounds tell how wide it is.
 
     Args:
-        difference: a paired difference; its standard error and degrees of freedom are used.
-        power: probability of finding it.
-        tests: how many contenders share the 5 %; Holm's first step is the strictest.
+        mean: the number.
+        half: half of its symmetric interval.
+        bounds: lowest and highest value of the score, or of either score that a difference is taken of.
+        examples: independent values behind it, for the interval of a mean that does not vary.
+        difference: whether it is a difference of two scores.
 
-    Returns:
-        the difference in units of the score, or None without a standard error.
-
-    >>> round(smallest_detectable_difference(Estimate(0.0, -1.0, 1.0, 3, "seeds", error=1.0)), 2)
-    5.65
+    >>> round(ends(0.0, 0.0, (0.0, 100.0), 100)[1], 2)
+    3.79
+    >>> ends(90.0, 30.0, (0.0, 100.0), 100, difference=True)
+    (60.0, 100.0)
     """
-    if difference.error is None:
-        return None
-    freedom = difference.count - 1 if difference.freedom is None else difference.freedom
-    shift = nctdtrinc(freedom, 1.0 - power, stdtrit(freedom, 1.0 - LEVEL / tests / 2))
-    return float(shift) * difference.error
+    reach = bounds[1] - bounds[0]
+    if half == 0.0 and (difference or reach == math.inf):
+        return None, None
+    if difference:
+        return max(mean - half, -reach), min(mean + half, reach)
+    least = float(stdtrit(examples - 1, 0.5 + CONFIDENCE / 2)) ** 2 / examples
+    low, high = score_interval(mean, half, bounds, least)
+    return float(low), float(high)
 
 
 def t_estimate(
@@ -118,16 +132,28 @@ def t_estimate(
     unit: Unit,
     *,
     difference: bool = False,
+    bounds: Bounds = ANYWHERE,
 ) -> Estimate:
-    """Return a mean with Student's t interval, and its p-value if it is a difference."""
+    """Return a mean with Student's t interval, and its p-value if it is a difference.
+
+    Args:
+        mean: the number.
+        error: its standard error; None gives no interval.
+        count: how many values stand behind it.
+        unit: what they are.
+        difference: whether to test it against zero.
+        bounds: lowest and highest value of the score, or of either score that a difference is taken of.
+    """
     if error is None:
         return Estimate(mean, None, None, count, unit)
     half = error * float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2))
     p_value = _p_value(mean, error, count) if difference else None
-    return Estimate(mean, mean - half, mean + half, count, unit, error, p_value)
+    low, high = ends(mean, half, bounds, count, difference=difference)
+    return Estimate(mean, low, high, count, unit, error, p_value)
 
 
 def _p_value(mean: float, error: float, count: int) -> float:
+    """Return Student's p; where all differences are equal, the share of their signs that is as one-sided."""
     if error == 0.0:
-        return 1.0 if mean == 0.0 else 0.0
+        return 1.0 if mean == 0.0 else 2.0 ** (1 - count)
     return float(2.0 * stdtr(count - 1, -abs(mean) / error))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kdcli.errors import InputError
-from kdcli.statistics.estimate import Additive, Array, Estimate, Redrawn, t_estimate
+from kdcli.statistics.estimate import Additive, Array, Estimate, t_estimate
 from kdcli.statistics.resample import bootstrap_error
 
 
@@ -17,16 +17,17 @@ def over_examples(score: Additive) -> Estimate:
     standard error from a bootstrap where it can be taken of other draws of the examples; else it has no interval.
     """
     if score.sums is None:
-        return _over_draws(score.value, score.redraw)
+        return _over_draws(score)
     sums = score.sums[counted([score])]
-    return t_estimate(score.value, jackknife_error(_left_out(score, sums)), len(sums), "examples")
+    error = jackknife_error(_left_out(score, sums))
+    return t_estimate(score.value, error, len(sums), "examples", bounds=score.bounds)
 
 
-def _over_draws(value: float, redraw: Redrawn | None) -> Estimate:
-    error = bootstrap_error(redraw) if redraw is not None else None
-    if redraw is None or error is None:
-        return Estimate(value, None, None, 1, "none")
-    return t_estimate(value, error, redraw.examples, "examples")
+def _over_draws(score: Additive) -> Estimate:
+    error = bootstrap_error(score.redraw) if score.redraw is not None else None
+    if score.redraw is None or error is None:
+        return Estimate(score.value, None, None, 1, "none")
+    return t_estimate(score.value, error, score.redraw.examples, "examples", bounds=score.bounds)
 
 
 def counted(scores: Sequence[Additive]) -> np.ndarray:

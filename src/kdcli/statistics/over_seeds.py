@@ -3,14 +3,16 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from kdcli.bounded import ANYWHERE, Bounds
 from kdcli.statistics.estimate import Estimate, t_estimate
 
 
-def over_seeds(values: Sequence[float] | Mapping[int, float]) -> Estimate:
+def over_seeds(values: Sequence[float] | Mapping[int, float], bounds: Bounds = ANYWHERE) -> Estimate:
     """Estimate the mean over training seeds, by Student's t.
 
     Args:
         values: one score per seed.
+        bounds: lowest and highest value of the score.
 
     >>> estimate = over_seeds([0.30, 0.31, 0.32])
     >>> round(estimate.low, 4), round(estimate.high, 4)
@@ -19,7 +21,7 @@ def over_seeds(values: Sequence[float] | Mapping[int, float]) -> Estimate:
     True
     """
     listed = list(values.values()) if isinstance(values, Mapping) else list(values)
-    return t_estimate(*_mean_and_error(listed), len(listed), "seeds")
+    return seeds_estimate(listed, bounds)
 
 
 def difference_over_seeds(contender: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate | None:
@@ -38,8 +40,18 @@ def difference_over_seeds(contender: Mapping[int, float], baseline: Mapping[int,
     shared = sorted(contender.keys() & baseline.keys())
     if not shared:
         return None
-    mean, error = _mean_and_error([contender[seed] - baseline[seed] for seed in shared])
-    return t_estimate(mean, error, len(shared), "seeds", difference=True)
+    return seeds_estimate([contender[seed] - baseline[seed] for seed in shared], ANYWHERE, difference=True)
+
+
+def seeds_estimate(values: Sequence[float], bounds: Bounds, *, difference: bool = False) -> Estimate:
+    """Estimate the mean of scores or of paired differences over training seeds, by Student's t.
+
+    Args:
+        values: one per seed.
+        bounds: lowest and highest value of the score, or of either score that a difference is taken of.
+        difference: whether to test it against zero.
+    """
+    return t_estimate(*_mean_and_error(values), len(values), "seeds", difference=difference, bounds=bounds)
 
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:

@@ -8,9 +8,12 @@ import numpy as np
 
 from kdcli.statistics.estimate import Additive, Array, Estimate, t_estimate
 from kdcli.statistics.jackknife import answer_noise, counted, example_values
-from kdcli.statistics.over_seeds import difference_over_seeds, over_seeds
+from kdcli.statistics.over_seeds import over_seeds, seeds_estimate
 from kdcli.statistics.resample import Pairs, bca_interval, permutation_p
-from kdcli.statistics.two_level import two_level
+from kdcli.statistics.two_level import split_difference, two_level
+
+FEW = 20
+"""Examples that carry a difference, below which quantiles of bootstrap draws are too coarse."""
 
 
 def over_both(scores: Sequence[Additive]) -> Estimate:
@@ -24,7 +27,8 @@ def over_both(scores: Sequence[Additive]) -> Estimate:
     """
     values = [score.value for score in scores]
     table = value_table(scores, counted(scores)) if _additive(scores) else None
-    return over_seeds(values) if table is None else two_level(_mean(values), table)
+    bounds = scores[0].bounds
+    return over_seeds(values, bounds) if table is None else two_level(_mean(values), table, bounds=bounds)
 
 
 def difference_over_both(contender: Sequence[Additive], baseline: Sequence[Additive]) -> Estimate:
@@ -37,10 +41,8 @@ def difference_over_both(contender: Sequence[Additive], baseline: Sequence[Addit
     values = [ours.value - theirs.value for ours, theirs in zip(contender, baseline, strict=True)]
     table = difference_table(contender, baseline)
     if table is None:
-        found = difference_over_seeds(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
-        assert found is not None, "both have the same seeds"
-        return found
-    return two_level(_mean(values), table, difference=True)
+        return seeds_estimate(values, contender[0].bounds, difference=True)
+    return two_level(_mean(values), table, difference=True, bounds=contender[0].bounds)
 
 
 def difference_over_examples(
@@ -54,7 +56,8 @@ def difference_over_examples(
         interval: whether the BCa interval is wanted; it takes longer than the rest together.
 
     Returns:
-        the mean difference with its BCa interval and permutation p; bare for scores of the whole set.
+        the mean difference with its BCa interval and permutation p; bare for scores of the whole set. Where few
+        examples carry the difference, the interval is not shorter than Student's with two more of their size.
 
     Raises:
         InputError: the two were measured on different numbers of examples.
@@ -63,13 +66,19 @@ def difference_over_examples(
     table = difference_table(contender, baseline)
     if table is None:
         return Estimate(mean, None, None, 1, "none")
-    means = table.mean(0)
-    error = float(means.std(ddof=1)) / math.sqrt(len(means))
-    found = t_estimate(mean, error, len(means), "examples", difference=True)
+    if table.shape[1] < 2:
+        return Estimate(mean, None, None, table.shape[1], "examples")
+    means, (low, high) = table.mean(0), contender[0].bounds
+    error = math.sqrt(float(split_difference(means[None], high - low).fixed))
+    found = t_estimate(mean, error, len(means), "examples", difference=True, bounds=(low, high))
     pairs = Pairs(contender, baseline, counted([*contender, *baseline]))
     found = replace(found, p_value=permutation_p(pairs))
-    ends = bca_interval(pairs) if interval and error > 0 else None
-    return replace(found, low=ends[0], high=ends[1]) if ends else found
+    ends = bca_interval(pairs) if interval and np.ptp(means) > 0 else None
+    if ends is None:
+        return found
+    if found.low is not None and found.high is not None and _carriers(means) < FEW:
+        ends = min(ends[0], found.low), max(ends[1], found.high)
+    return replace(found, low=ends[0], high=ends[1])
 
 
 def difference_table(contender: Sequence[Additive], baseline: Sequence[Additive]) -> Array | None:
@@ -99,6 +108,12 @@ def sampling_noise(scores: Sequence[Additive], answers: Sequence[Array | None]) 
     noises = [answer_noise(score, several, which) for score, several in zip(scores, answers, strict=True)]
     known = [noise for noise in noises if noise is not None]
     return _mean(known) if known and len(known) == len(noises) else None
+
+
+def _carriers(values: Array) -> float:
+    """Return how many of the examples carry a mean difference: k, if k of them differ equally and the rest do not."""
+    squares = np.square(values)
+    return float(squares.sum() ** 2 / np.square(squares).sum()) if squares.any() else 0.0
 
 
 def _additive(scores: Sequence[Additive]) -> bool:

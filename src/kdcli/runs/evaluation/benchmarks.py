@@ -8,11 +8,12 @@ from functools import cache
 from typing import Any
 
 from kdcli import __version__
+from kdcli.bounded import Bounds
 from kdcli.config import BenchmarkConfig
 from kdcli.engine.events import Event, Report
 from kdcli.errors import InputError, KDError, MachineError
 from kdcli.models.load import LanguageModel
-from kdcli.runs.evaluation.documents import values_of
+from kdcli.runs.evaluation.documents import bounds_of, values_of
 from kdcli.runs.evaluation.harness import Harness, LmEval, Tasks
 from kdcli.runs.evaluation.task_files import places_of
 from kdcli.runs.records import ScoreInfo
@@ -131,12 +132,13 @@ def read_results(found: Mapping[str, Any], version: str) -> Benchmarked:
                 continue
             name = "_".join([task, metric, *([chosen] if chosen not in ("", "none") else [])])
             error = numbers.get(f"{metric}_stderr,{chosen}")
-            estimates[name] = _estimate(value, error, numbers.get("sample_len", 0))
+            each = values_of(found, task, metric, chosen, value)
+            estimates[name] = _estimate(value, error, numbers.get("sample_len", 0), bounds_of(each))
             better = found.get("higher_is_better", {}).get(task, {}).get(metric)
             direction = {True: "higher", False: "lower"}.get(better, "neither")
             infos.append(ScoreInfo(name, direction, task, f"{name}|{facts}", "tasks"))
             protocol[task] = facts
-            if (each := values_of(found, task, metric, chosen, value)) is not None:
+            if each is not None:
                 values[name] = each
     if not infos:
         raise InputError("BENCH-03", "the tasks give no number", where="--tasks", fix="look at their metric_list")
@@ -148,10 +150,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _estimate(value: float, error: Any, documents: int) -> Estimate:
+def _estimate(value: float, error: Any, documents: int, bounds: Bounds) -> Estimate:
     """Return a value with its interval, without one where the harness knows no standard error ("N/A")."""
     known = _is_number(error) and math.isfinite(error) and documents > 1
-    return t_estimate(float(value), float(error) if known else None, max(documents, 1), "examples")
+    return t_estimate(float(value), float(error) if known else None, max(documents, 1), "examples", bounds=bounds)
 
 
 def _facts(found: Mapping[str, Any], task: str, version: str) -> list[str]:

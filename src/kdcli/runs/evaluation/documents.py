@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kdcli.bounded import ANYWHERE, SHARE, Bounds
 from kdcli.metrics.score import Better, Score, ratio
 
 _CLOSE = 1e-9
@@ -44,13 +45,25 @@ def values_of(found: Mapping[str, Any], task: str, metric: str, chosen: str, val
 def score_of(name: str, value: float, values: Sequence[float] | None, better: Better) -> Score:
     """Return a benchmark's score: a mean over documents, or a number about all of them.
 
+    What is 0 or 1 on every document is a share of documents.
+
     >>> score_of("t_acc", 0.5, [1.0, 0.0], "higher").value
     0.5
     """
     if values is None:
         return Score(name, None, np.asarray, better, corpus=value)
     numbers = np.array(values, dtype=np.float64)
-    return Score(name, np.stack([numbers, np.ones_like(numbers)], axis=-1), ratio(), better)
+    sums = np.stack([numbers, np.ones_like(numbers)], axis=-1)
+    return Score(name, sums, ratio(), better, bounds=bounds_of(values))
+
+
+def bounds_of(values: Sequence[float] | None) -> Bounds:
+    """Return the bounds of a benchmark's score, from what each document adds to it.
+
+    >>> bounds_of([1.0, 0.0]), bounds_of(None)
+    ((0.0, 1.0), (-inf, inf))
+    """
+    return SHARE if values is not None and {0.0, 1.0}.issuperset(values) else ANYWHERE
 
 
 def _place(sample: Mapping[str, Any]) -> int:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from kdcli import durable, stored
+from kdcli.bounded import ANYWHERE
 from kdcli.config import EvalSettings
 from kdcli.errors import InputError, IntegrityError
 from kdcli.metrics.score import Finish, Score, ratio, total
@@ -19,7 +20,7 @@ from kdcli.registry import METRICS
 from kdcli.runs.evaluation.curves import read_curves, write_curves
 from kdcli.runs.evaluation.documents import score_of
 from kdcli.runs.evaluation.kept import KeptAnswers
-from kdcli.runs.evaluation.scoring import Texts, choose_metrics, finishes
+from kdcli.runs.evaluation.scoring import Texts, choose_metrics, forms
 from kdcli.runs.records import AnswerCounts, Edge, EvalRecord, ScoreInfo
 from kdcli.statistics import Estimate
 
@@ -213,11 +214,11 @@ def scores_of(table: pa.Table, entries: Sequence[Mapping[str, Any]], evaluation:
     settings = EvalSettings.model_validate(evaluation)
     known = tuple(name for name in settings.metrics if METRICS.may_resolve(name))
     ours = settings.model_copy(update={"metrics": known})
-    finish = finishes(choose_metrics(ours, teacher=True)) if known else {}
+    made = forms(choose_metrics(ours, teacher=True)) if known else {}
     return {
         entry["name"]: score_of(entry["name"], entry["value"], entry.get("documents"), entry["better"])
         if entry.get("eats") == "tasks"
-        else _score(entry, table, finish.get(entry["name"]) or _ratio_in(entry, table))
+        else _score(entry, table, made.get(entry["name"]))
         for entry in entries
     }
 
@@ -242,12 +243,13 @@ def _ratio_in(entry: Mapping[str, Any], table: pa.Table) -> Finish | None:
     return ratio(scale) if np.allclose(made, shown, rtol=1e-9, atol=1e-12, equal_nan=True) else None
 
 
-def _score(entry: Mapping[str, Any], table: pa.Table, finish: Finish | None) -> Score:
+def _score(entry: Mapping[str, Any], table: pa.Table, made: Score | None) -> Score:
     name, better = entry["name"], entry["better"]
+    finish, bounds = (made.finish, made.bounds) if made is not None else (_ratio_in(entry, table), ANYWHERE)
     sums = _column(table, f"{name}.sums")
     if sums is None or finish is None:
-        return Score(name, None, finish or np.asarray, better, corpus=entry["value"])
-    return Score(name, sums, finish, better, answers=_column(table, f"{name}.answers"))
+        return Score(name, None, finish or np.asarray, better, corpus=entry["value"], bounds=bounds)
+    return Score(name, sums, finish, better, answers=_column(table, f"{name}.answers"), bounds=bounds)
 
 
 def _column(table: pa.Table, name: str) -> Any:

@@ -22,7 +22,7 @@ from kdcli.metrics.build import build_metrics
 from kdcli.metrics.choices import ChoiceMetric, ChoiceTable
 from kdcli.metrics.curve import Curve
 from kdcli.metrics.own import OwnMetric, one_token
-from kdcli.metrics.score import Finish, Score
+from kdcli.metrics.score import Score
 from kdcli.metrics.scripts import unspaced_note
 from kdcli.models.load import LanguageModel
 from kdcli.models.plain import SETTING
@@ -231,11 +231,11 @@ def score_tokens(
     return Scored(tuple(pairs), tuple(curves))
 
 
-def finishes(chosen: Chosen) -> dict[str, Finish]:
-    """Return what turns stored sums into each score, learnt from one made-up example."""
+def forms(chosen: Chosen) -> dict[str, Score]:
+    """Return each score of one made-up example: what turns stored sums into it, and its bounds."""
     also = {"ended": [[True]], "reference_tokens": [1]}
     scores = [
-        score
+        metric.bounded(score)
         for metric in chosen.texts
         for score in metric.measure([["a"]], [["a"]], **{name: also[name] for name in metric.also_reads})
     ]
@@ -247,7 +247,7 @@ def finishes(chosen: Chosen) -> dict[str, Finish]:
     one = ChoiceTable(np.log([[0.75, 0.25]]), np.ones((1, 2), dtype=np.int64), np.array([0]))
     for metric in chosen.choices:
         scores += metric.scores_from_choices(replace(one, development=one))
-    return {score.name: score.finish for score in scores}
+    return {score.name: score for score in scores}
 
 
 def complete(info: ScoreInfo, protocol: dict[str, Any]) -> ScoreInfo:

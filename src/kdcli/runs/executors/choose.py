@@ -4,9 +4,11 @@ import importlib.util
 import os
 from pathlib import Path
 
+from kdcli import processes
 from kdcli.config import CompareConfig
-from kdcli.engine.devices import Device
+from kdcli.engine.devices import Device, check_processes
 from kdcli.errors import MachineError, UsageError
+from kdcli.processes import check_count
 from kdcli.runs.executors.base import Executor
 from kdcli.runs.executors.slurm import check_options
 from kdcli.runs.workshop import Workshop
@@ -51,6 +53,9 @@ def check_executor(config: CompareConfig) -> None:
         raise UsageError("CLI-09", "has no effect here", where="--ray-address", fix="add --executor ray")
     if name == "slurm":
         check_options(config.execution.slurm)
+    if name == "local":
+        check_count(config.execution.jobs or 1, processes.cores(), "CPU cores", "--jobs")
+        check_processes(config.hardware)
 
 
 def with_threads(config: CompareConfig) -> tuple[CompareConfig, list[str]]:

@@ -6,7 +6,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcli.bounded import NOT_NEGATIVE, PERCENT
 from kdcli.metrics.score import Array, Score, ratio
+from kdcli.runs.judging.prompt import HIGHEST, LOWEST
 
 NOTHING = np.nan
 
@@ -52,21 +54,21 @@ def scores_of(verdicts: Verdicts) -> list[Score]:
     """
     add = partial(_add_up, judged=verdicts.judged)
     mean = verdicts.model.mean(-1)
-    found = [Score("judge_score", add(mean, np.ones_like(mean)), ratio(), "higher")]
+    found = [Score("judge_score", add(mean, np.ones_like(mean)), ratio(), "higher", bounds=(LOWEST, HIGHEST))]
     if verdicts.reference is None:
         return found
     reference = verdicts.reference.mean(-1)
     won = 0.5 + 0.5 * np.sign(mean - reference)
     found += [
-        Score("judge_ratio", add(mean, reference), ratio(100.0), "higher"),
-        Score("judge_win_rate", add(won, np.ones_like(won)), ratio(100.0), "higher"),
+        Score("judge_ratio", add(mean, reference), ratio(100.0), "higher", bounds=NOT_NEGATIVE),
+        Score("judge_win_rate", add(won, np.ones_like(won)), ratio(100.0), "higher", bounds=PERCENT),
     ]
     if verdicts.model.shape[-1] == 2:
         gaps = verdicts.model - verdicts.reference
         same = (np.sign(gaps[..., 0]) == np.sign(gaps[..., 1])).astype(np.float64)
         bonus = (gaps[..., 0] - gaps[..., 1]) / 2
         found += [
-            Score("judge_consistency", add(same, np.ones_like(same)), ratio(100.0), "neither"),
+            Score("judge_consistency", add(same, np.ones_like(same)), ratio(100.0), "neither", bounds=PERCENT),
             Score("judge_first_bonus", add(bonus, np.ones_like(bonus)), ratio(), "neither"),
         ]
     return found

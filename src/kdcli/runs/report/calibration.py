@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kdcli.metrics.bins import calibration_error
 from kdcli.metrics.own_calibration import expected_series
 from kdcli.metrics.reliability import equal_width_series, reliability_curve
 from kdcli.runs.pictures import figure_of
@@ -26,7 +25,9 @@ _WORDS = {
 }
 _READING = (
     "Each with a 95 % interval over examples. The hatched part is the gap to the mean confidence of the bin; bars "
-    "below the diagonal are overconfident. Below, how many predictions a bin holds. ECE is the mean gap by count."
+    "below the diagonal are overconfident. Below, how many predictions a bin holds. Bars hold the predictions of all "
+    "seeds together. The number is the table's: the mean over seeds of each seed's own ECE, its mean gap by count; "
+    "gaps of seeds that point apart cancel in the bars and not in the number."
 )
 
 
@@ -34,11 +35,14 @@ def reliability(material: Material) -> Section | None:
     """Return one diagram per score and contender, its seeds taken together; None if calibration was not measured."""
     pictures, words = [], []
     for kind in KINDS:
-        found = [(label, bins(material, seeds, kind)) for label, seeds in material.evaluations.items()]
+        found = [
+            (label, sums, float(np.mean([one.estimates[kind].mean for one in seeds if kind in one.estimates])))
+            for label, seeds in material.evaluations.items()
+            if (sums := bins(material, seeds, kind)) is not None
+        ]
         drawn = [
-            _draw(material, label, kind, sums, len(pictures) + index)
-            for index, (label, sums) in enumerate(found)
-            if sums is not None
+            _draw(material, label, kind, sums, error, len(pictures) + index)
+            for index, (label, sums, error) in enumerate(found)
         ]
         pictures += drawn
         words += [_WORDS[kind]] if drawn else []
@@ -65,8 +69,7 @@ def bins(material: Material, seeds: Sequence[EvalRecord], kind: str = "ece") -> 
     return total
 
 
-def _draw(material: Material, label: str, kind: str, sums: np.ndarray, index: int) -> Picture:
-    error = float(calibration_error(sums.sum(0)))
+def _draw(material: Material, label: str, kind: str, sums: np.ndarray, error: float, index: int) -> Picture:
     part = KINDS[kind](f"{short(label)}, {kind} {error:.3f}", sums)
     with look():
         figure = figure_of(reliability_curve(f"reliability{index}", "", (part,)), (material.colour(label),))

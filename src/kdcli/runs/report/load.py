@@ -84,10 +84,10 @@ def groups_of(study: Study, folder: Path) -> list[Group]:
 
 
 def _final(study: Study) -> list[Entry]:
-    """Return the cells behind the table: with tuning, the chosen values as measured last."""
+    """Return the cells behind the table: with tuning, the chosen values as measured last, of the seeds reported."""
     kept: dict[tuple[str, int], Entry] = {}
     for entry in study.cells:
-        if study.chosen.get(entry.label, entry.tried) == entry.tried:
+        if study.chosen.get(entry.label, entry.tried) == entry.tried and entry.seed in study.seeds:
             kept[entry.label, entry.seed] = entry
     order = {label: place for place, label in enumerate(study.labels)}
     return sorted(kept.values(), key=lambda entry: (order.get(entry.label, len(order)), entry.seed))

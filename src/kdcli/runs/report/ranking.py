@@ -37,7 +37,7 @@ def ranking(material: Material) -> Section:
     if others:
         words += ["Grey lines are models that were not trained here, measured on the same rows."]
     lines = tuple((row.label, *(_score(row, info) for info in infos)) for row in (*others, *ordered(rows, first)))
-    table = Table(f"Scores, mean ± half of the 95 % interval, in the order of {first.name}", heads, lines)
+    table = Table(f"Scores with their 95 % intervals, ± or [ ], in the order of {first.name}", heads, lines)
     pictures = [_draw(material, info, index) for index, info in enumerate(infos)]
     return Section("ranking", "Ranking", words, pictures=pictures, tables=[table])
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import email.utils
+import resource
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import httpx2
 
 from kdcli.config import ServerConfig
+from kdcli.processes import check_count
 from kdcli.runs.serving import refusals
 from kdcli.runs.serving.address import address_of
 from kdcli.runs.serving.refusals import TryAgain
@@ -27,9 +29,12 @@ class Connection:
 
     Raises:
         UsageError: SERVE-01, an address that no server can have.
+        MachineError: HW-01, more connections at once than files may be open.
     """
 
     def __init__(self, config: ServerConfig) -> None:
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        check_count(config.concurrency, max(files // 2, 1), "open connections by ulimit -n", "server.concurrency")
         self._config = config
         self.address = address_of(config)
 

@@ -126,6 +126,7 @@ def _laid_out(
         "prompts": {"file": task.path, "sha256": task.dataset.files, "count": len(task.dataset)},
         "template": config.data.template,
         "made_of": made_of(task.source, ground),
+        "processors": "server" if task.teacher.server is not None else "none",
         "filters": task.source.model_dump(mode="json", include={"min_tokens", "max_nll", "ended"}),
         "text": made.folder.name,
         "answers": len(made.sentences),
