@@ -15,6 +15,7 @@ from kdcli.runs.distill import distill
 from kdcli.runs.evaluation.evaluate import evaluate_run
 from kdcli.runs.executors import inline
 from kdcli.runs.report.load import load
+from kdcli.runs.seal import seal_again
 from kdcli.runs.study import read_study
 from kdcli.runs.tuning import read_tuning
 from shell import kd
@@ -231,6 +232,7 @@ def test_a_study_tuned_with_the_seeds_it_reports_goes_on_with_them_and_says_so(p
     for name in ("seeds", "reported"):
         del document[name]
     (found.folder / "tuning.json").write_text(json.dumps(document))
+    seal_again(found.folder / "tuning.json")
     assert read_tuning(found.folder).seeds == ()
 
 
