@@ -150,7 +150,7 @@ def test_the_same_line_again_writes_nothing_and_filters_may_change(parts, tmp_pa
     assert fewer.kept < first.kept
     assert fewer.open == 0
     assert all(check.passed for check in verify(tmp_path))
-    with pytest.raises(ExperimentChangedError, match="another teacher, of other prompts or options"):
+    with pytest.raises(ExperimentChangedError, match="another teacher, of other end tokens, prompts or options"):
         generate(config(parts, tmp_path, f"{SOURCE},seed=1"), silent)
 
 
