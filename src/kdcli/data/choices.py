@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kdcli.data.examples import Example, TokenDataset
 from kdcli.data.json_rows import kind_of
-from kdcli.data.tokens import follow
+from kdcli.data.tokens import follow_all
 from kdcli.errors import InputError
 from kdcli.text import one_line
 
@@ -77,10 +77,10 @@ def encode_choices(tokenizer: PreTrainedTokenizerBase, dataset: TokenDataset) ->
     Raises:
         InputError: choices that cannot be used, that have no token, or that two of a row share.
     """
-    found = []
-    for example in dataset.examples:
-        choices = check_choices(example)
-        wholes = [ids for ids, _ in follow(tokenizer, example, choices.texts)]
+    found, checked = [], [check_choices(example) for example in dataset.examples]
+    pairs = [(example, choices.texts) for example, choices in zip(dataset.examples, checked, strict=True)]
+    for example, choices, followed in zip(dataset.examples, checked, follow_all(tokenizer, pairs), strict=True):
+        wholes = [ids for ids, _ in followed]
         shared = min(_alike(example.question, ids) for ids in wholes)
         if not shared:
             what, fix = "the tokenizer reads prompt and choice as one token", "end the prompt with a line break"

@@ -11,7 +11,7 @@ from kdcli.data.examples import Example, TokenDataset, overlap, overlap_note
 from kdcli.data.prompts import check_template, choose_template, render, template_digest
 from kdcli.data.rows import Row, RowReport, read_rows
 from kdcli.data.tables import counted
-from kdcli.data.template_guard import try_template
+from kdcli.data.template_guard import render_guarded
 from kdcli.data.tokens import Joined, decode, decode_words, encode_pairs, first_context, prompt_prefix
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
@@ -78,18 +78,24 @@ def _render_all(
     texts: list[_Text] = []
     refused: list[InputError] = []
     chat = choose_template(rows[0], config.template, tokenizer) == "chat"
-    if chat:
-        try_template(rows, lambda row: render(row, "chat", tokenizer))
-    for row in rows:
-        try:
-            texts.append(_Text(row, *render(row, config.template, tokenizer), chat))
-        except InputError as error:
-            if not config.skip_bad:
-                raise
-            refused.append(error)
+    rendered = (_attempt(row, config.template, tokenizer) for row in rows)
+    for row, found in zip(rows, render_guarded(rows, tokenizer) if chat else rendered, strict=True):
+        if not isinstance(found, InputError):
+            texts.append(_Text(row, *found, chat))
+        elif config.skip_bad:
+            refused.append(found)
+        else:
+            raise found
     if not texts:
         raise refused[0]
     return texts, refused
+
+
+def _attempt(row: Row, template: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | InputError:
+    try:
+        return render(row, template, tokenizer)
+    except InputError as error:
+        return error
 
 
 @dataclass
@@ -108,7 +114,9 @@ class _Maker:
 
     def make(self, texts: Sequence[_Text]) -> tuple[Example, ...]:
         where = [text.row.where for text in texts]
-        pairs = encode_pairs(self.tokenizer, [text.prompt for text in texts], [text.response for text in texts], where)
+        pairs = encode_pairs(
+            self.tokenizer, [text.prompt for text in texts], [text.response for text in texts], where, guarded=True
+        )
         prefix = prompt_prefix(self.tokenizer)
         shared: dict[int, int] = {}  # one int object per id keeps millions of tokens small
         examples = []

@@ -1,83 +1,59 @@
-"""Tries a chat template in a bounded child process before it runs in ours."""
+"""Renders rows with a tokenizer's chat template in child processes of limited time and memory."""
 
-import os
-import resource
-import select
-import signal
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from kdcli.data.check import Row
+from kdcli.data.prompts import render
+from kdcli.data.tables import MAX_LINE_BYTES, size_text
 from kdcli.errors import InputError
+from kdcli.forked import SECONDS, ExceededError, bounded
 
-SECONDS = 5.0
-_BYTES = 512 * 2**20
+_FIX = "do not use this tokenizer's template; --template alpaca or plain"
 
 
-def try_template(rows: Sequence[Row], render: Callable[[Row], object], seconds: float = SECONDS) -> None:
-    """Render the first and the longest row in a child of limited time and memory.
+def render_guarded(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, seconds: float = SECONDS
+) -> Iterator[tuple[str, str] | InputError]:
+    """Yield prompt and response of each row in the tokenizer's chat template, or why the template refuses the row.
 
-    Templates come with a tokenizer and may loop or allocate without end. Any other fault is
-    left for the real rendering to report.
+    Templates come with a tokenizer and may loop or allocate without end, for some rows and not for others.
 
     Args:
-        rows: rows to choose from.
-        render: renders one row.
-        seconds: time allowed.
+        rows: the rows.
+        tokenizer: supplies the template.
+        seconds: processor time for some hundred rows; for one, where these take longer.
 
     Raises:
-        InputError: the template took too long or too much memory.
+        InputError: TOK-09, the template takes too long, too much memory, or makes too much text of a row.
     """
-    if not hasattr(os, "fork") or not rows:
-        return
-    longest = max(rows, key=lambda row: len(row.prompt))
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _in_child(writing, [rows[0], longest], render)
-    os.close(writing)
+
+    def work(part: range) -> bytes:
+        return json.dumps([_rendered(rows[at], tokenizer) for at in part]).encode()
+
     try:
-        answered = select.select([reading], [], [], seconds)[0]
-        verdict = os.read(reading, 1) if answered else b""
-    finally:
-        os.close(reading)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    if verdict != b"k":
-        spent = "512 MiB" if verdict == b"m" else f"{seconds:g} s"
-        raise InputError(
-            "TOK-09",
-            f"the chat template exceeded {spent}",
-            where=rows[0].where,
-            fix="do not use this tokenizer's template; --template alpaca or plain",
-        )
+        for answer in bounded([_size(row) for row in rows], work, seconds):
+            for found in json.loads(answer):
+                yield InputError(**found) if isinstance(found, dict) else (found[0], found[1])
+    except ExceededError as error:
+        what = f"the chat template exceeded {error.spent}"
+        raise InputError("TOK-09", what, where=rows[error.item].where, fix=_FIX) from error
 
 
-def _in_child(writing: int, rows: Sequence[Row], render: Callable[[Row], object]) -> None:
-    verdict = b"k"
+def _rendered(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | dict[str, Any]:
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        _limit_memory()
-        for row in rows:
-            render(row)
-    except MemoryError:
-        verdict = b"m"
-    except BaseException as error:  # whatever it is, the parent meets and reports it again
-        verdict = b"m" if isinstance(error.__cause__, MemoryError) else b"k"
-    finally:
-        os.write(writing, verdict)
-        os._exit(0)
+        prompt, response = render(row, "chat", tokenizer)
+    except InputError as error:
+        return {"code": error.code, "what": error.what, "where": error.where, "fix": error.fix}
+    if len(prompt) + len(response) > MAX_LINE_BYTES:
+        what = f"the chat template makes {size_text(len(prompt) + len(response))} of one row"
+        return {"code": "TOK-09", "what": what, "where": row.where, "fix": _FIX}
+    return prompt, response
 
 
-def _limit_memory() -> None:
-    used = _address_space()
-    if used:
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (used + _BYTES, hard))
-
-
-def _address_space() -> int:
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[0]) * resource.getpagesize()
-    except (OSError, ValueError):
-        return 0
+def _size(row: Row) -> int:
+    said = sum(len(value) for turn in row.messages for value in turn.values() if isinstance(value, str))
+    return len(row.prompt) + len(row.responses[0]) + said

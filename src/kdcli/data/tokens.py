@@ -3,27 +3,34 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from kdcli.data.examples import Example
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, raise_machine_fault
+from kdcli.forked import ExceededError, bounded
 from kdcli.text import one_line
 
 _TEXTS_AT_ONCE = 1000
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], where: Sequence[str]) -> list[list[int]]:
+def encode(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], where: Sequence[str], *, guarded: bool = False
+) -> list[list[int]]:
     """Return the token ids of each text, without special tokens around it and without truncation.
 
     Args:
         tokenizer: any tokenizer.
         texts: the texts.
         where: for each text its file and line.
+        guarded: whether to tokenise in child processes of limited time and memory, as texts of a file are.
 
     Raises:
-        InputError: the tokenizer fails on a text.
+        InputError: TOK-07, the tokenizer fails on a text; TOK-09, it takes too long or too much memory.
     """
+    if guarded:
+        return _guarded(tokenizer, texts, where)
     ids: list[list[int]] = []
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         part = slice(start, start + _TEXTS_AT_ONCE)
@@ -34,6 +41,31 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], where: Sequ
                 raise
             raise_machine_fault(error, "the tokenizer")
             raise _blame(tokenizer, texts[part], where[part], error) from error
+    return ids
+
+
+def _guarded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], where: Sequence[str]) -> list[list[int]]:
+    def work(part: range) -> bytes:
+        found = encode(tokenizer, [texts[at] for at in part], [where[at] for at in part])
+        numbers = np.fromiter((token for ids in found for token in ids), np.int32)
+        return np.asarray([len(found), *map(len, found)], np.int64).tobytes() + numbers.tobytes()
+
+    ids: list[list[int]] = []
+    try:
+        for answer in bounded([len(text) for text in texts], work):
+            (count,) = np.frombuffer(answer, np.int64, 1)
+            lengths = np.frombuffer(answer, np.int64, count, offset=8)
+            numbers, start = np.frombuffer(answer, np.int32, offset=8 * (1 + count)).tolist(), 0
+            for length in lengths.tolist():
+                ids.append(numbers[start : start + length])
+                start += length
+    except ExceededError as error:
+        raise InputError(
+            "TOK-09",
+            f"the tokenizer took more than {error.spent} for one text",
+            where=where[error.item],
+            fix="leave the row out, or use another tokenizer",
+        ) from error
     return ids
 
 
@@ -107,7 +139,12 @@ class Joined:
 
 
 def encode_pairs(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], texts: Sequence[str], where: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    texts: Sequence[str],
+    where: Sequence[str],
+    *,
+    guarded: bool = False,
 ) -> list[Joined]:
     """Tokenise each prompt together with what follows it, and find the border between the two.
 
@@ -120,24 +157,25 @@ def encode_pairs(
         prompts: may be empty.
         texts: what follows each.
         where: for each its file and line.
+        guarded: as for :func:`encode`.
 
     Raises:
-        InputError: TOK-07, the tokenizer fails on a text; TOK-14, it does not tell where the prompt ends.
+        InputError: TOK-07 and TOK-09, the tokenizer fails on a text; TOK-14, it does not tell where the prompt ends.
     """
     asked = [at for at, prompt in enumerate(prompts) if prompt]
+    wholes = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+    places = [*where, *(where[at] for at in asked)]
+    ids = encode(tokenizer, [*wholes, *(prompts[at] for at in asked)], places, guarded=guarded)
     alone: list[list[int]] = [[] for _ in prompts]
-    for at, ids in zip(
-        asked, encode(tokenizer, [prompts[at] for at in asked], [where[at] for at in asked]), strict=True
-    ):
-        alone[at] = ids
-    wholes = encode(tokenizer, [prompt + text for prompt, text in zip(prompts, texts, strict=True)], where)
+    for at, read in zip(asked, ids[len(wholes) :], strict=True):
+        alone[at] = read
     found = []
-    for prompt, text, place, before, ids in zip(prompts, texts, where, alone, wholes, strict=True):
-        if ids[: len(before)] == before:
-            found.append(Joined(ids, len(before), before))
+    for prompt, text, place, before, whole in zip(prompts, texts, where, alone, ids, strict=False):
+        if whole[: len(before)] == before:
+            found.append(Joined(whole, len(before), before))
         else:
-            border, straddled = _border(tokenizer, prompt, text, ids, before, place)
-            found.append(Joined(ids, border, before, straddled))
+            border, straddled = _border(tokenizer, prompt, text, whole, before, place)
+            found.append(Joined(whole, border, before, straddled))
     return found
 
 
@@ -182,11 +220,28 @@ def follow(
     Raises:
         InputError: the tokenizer fails on a text.
     """
-    asked, found = example.question, []
-    prompts, places = [example.prompt] * len(texts), [example.where] * len(texts)
-    for joined in encode_pairs(tokenizer, prompts, texts, places):
-        before = asked[: len(asked) - len(joined.prompt)]
-        found.append(((*before, *joined.ids), len(before) + joined.border))
+    return follow_all(tokenizer, [(example, texts)], guarded=False)[0]
+
+
+def follow_all(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Example, Sequence[str]]], *, guarded: bool = True
+) -> list[list[tuple[tuple[int, ...], int]]]:
+    """Return for each of several rows what :func:`follow` returns.
+
+    Args:
+        tokenizer: what made the rows.
+        pairs: rows with the texts that follow each.
+        guarded: as for :func:`encode`.
+    """
+    asked = [(example, text) for example, texts in pairs for text in texts]
+    prompts, texts, places = ([*column] for column in zip(*((e.prompt, t, e.where) for e, t in asked), strict=True))
+    joined = iter(encode_pairs(tokenizer, prompts, texts, places, guarded=guarded))
+    found = []
+    for example, texts in pairs:
+        found.append([])
+        for one in (next(joined) for _ in texts):
+            before = example.question[: len(example.question) - len(one.prompt)]
+            found[-1].append(((*before, *one.ids), len(before) + one.border))
     return found
 
 

@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTra
 
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, MachineError, raise_machine_fault
+from kdcli.forked import ExceededError, bounded
 from kdcli.models.internals import tokenizer_class_from_name
 from kdcli.models.jsonfile import read_table
 from kdcli.models.locate import locate
@@ -27,7 +28,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         path: folder or hub id as typed.
 
     Raises:
-        InputError: TOK-01 none there, TOK-02 damaged, TOK-07 cannot encode, TOK-11 needs code.
+        InputError: TOK-01 none there, TOK-02 damaged, TOK-09 takes too long or too much memory, TOK-11 needs code.
         MachineError: TOK-12 and ENV-05, a package that reads it is not installed; ENV-03, the disk refuses.
     """
     folder = locate(path, looked_for="tokenizer.json", code="TOK-01")
@@ -37,7 +38,14 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
             tokenizer = AutoTokenizer.from_pretrained(
                 str(folder), config=_config(folder), trust_remote_code=False, local_files_only=True
             )
-            tokenizer.encode(_PROBE)
+            next(bounded([len(_PROBE)], lambda _: len(tokenizer.encode(_PROBE)).to_bytes(8, "big")))
+    except ExceededError as error:
+        raise InputError(
+            "TOK-09",
+            f"the tokenizer took more than {error.spent} for one line of text",
+            where=str(folder),
+            fix="use another tokenizer",
+        ) from error
     except BaseException as error:
         # The tokenizers library panics with an error that is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
