@@ -65,6 +65,34 @@ def scores(metric, seed: int = 0, order: list[int] | None = None):
     return metric.scores_from_tokens(chosen, renumbered, len(order))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_are_within_the_bounds_that_their_metric_gives_them(name):
+    metric = METRICS.resolve(name)()
+    for score in scores(metric):
+        low, high = score.bounds
+        assert (low, high) == metric.bounds.get(score.name, (-math.inf, math.inf))
+        assert low <= score.value <= high, score.name
+        each = [] if score.per_example is None else score.per_example
+        assert all(low - 1e-9 <= value <= high + 1e-9 for value in each if not math.isnan(value)), score.name
+        found = over_examples(score)
+        assert found.low is None or low <= found.low <= found.mean <= found.high <= high
+    assert set(metric.bounds) <= set(metric.scores)
+
+
+BOUNDLESS = {"ex_acc_err", "top1_brier_within_covariance", "answer_brier_within_covariance"}
+"""Scores of our own that may be anything."""
+
+
+def test_every_score_of_ours_has_bounds_or_is_known_to_have_none():
+    missing = {
+        score
+        for name in METRICS.table
+        for score in METRICS.resolve(name).scores
+        if score not in METRICS.resolve(name).bounds
+    }
+    assert missing == BOUNDLESS
+
+
 def scores_of_rows(metric, rows, references, computed):
     """Every row an example of its own: one token, one answer of one token, or one question."""
     count, here = len(rows), np.arange(len(rows))

@@ -14,6 +14,7 @@ from kdcli.engine.events import silent
 from kdcli.runs.aggregate import Group
 from kdcli.runs.distill import distill
 from kdcli.runs.records import Comparison, ComparisonRow, Failure, ScoreInfo
+from kdcli.runs.report import lengths
 from kdcli.runs.report.lengths import make_buckets
 from kdcli.runs.report.page import render, report
 from kdcli.runs.report.pareto import front
@@ -145,6 +146,18 @@ def test_the_front_has_whom_nobody_beats():
     points = [(1.0, 5.0), (1.0, 6.0), (2.0, 6.0), (3.0, 9.0), (4.0, 8.0)]
     assert front(points, higher=True) == [1, 3]
     assert front(points, higher=False) == [0]
+
+
+def test_bars_of_a_score_with_a_range_stay_in_it():
+    values = np.array([0.0, 0.0, 90.0, 100.0, 100.0, 100.0])
+    buckets = lengths.Buckets(("short", "long"), np.array([0, 0, 0, 1, 1, 1]))
+    info = ScoreInfo("rougeL", "higher", "rougeL", "rougeL|x", "texts")
+    means, ends = lengths._means(values, buckets, lengths._bounds(info))
+    assert means.tolist() == [30.0, 100.0]
+    assert 0.0 < 30.0 - ends[0, 0] < 30.0 + ends[1, 0] < 100.0
+    assert (100.0 - ends[0, 1] < 60.0, ends[1, 1]) == (True, 0.0)
+    assert lengths._bounds(ScoreInfo("x", "higher", "./guest.py:X", "x")) == (-np.inf, np.inf)
+    assert lengths._means(values, buckets, (-np.inf, np.inf))[1][0, 0] > 30.0
 
 
 def test_equal_lengths_make_one_bucket():

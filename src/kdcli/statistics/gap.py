@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable, Sequence
 
-from kdcli.statistics.estimate import CONFIDENCE, Additive, Array, Estimate, t_estimate
+from kdcli.statistics.estimate import CONFIDENCE, Additive, Array, Estimate
 from kdcli.statistics.jackknife import counted
 from kdcli.statistics.paired import value_table
-from kdcli.statistics.two_level import split
+from kdcli.statistics.two_level import split, split_difference
 
 _DOUBLINGS = 40
 _HALVINGS = 45
@@ -57,11 +57,9 @@ def share_of_gap(
 
 
 def _half(table: Array) -> float:
-    """Return half the 95 % interval of a table's mean, ``[seeds, examples]``."""
-    if len(table) > 1:
-        return float(split(table).half_width(1.0 - CONFIDENCE))
-    error = float(table[0].std(ddof=1)) / math.sqrt(table.shape[1])
-    return t_estimate(0.0, error, table.shape[1], "examples").half_width or 0.0
+    """Return half the 95 % interval of the mean of a table of differences, ``[seeds, examples]``."""
+    parts = split_difference(table) if len(table) > 1 else split(table)
+    return float(parts.half_width(1.0 - CONFIDENCE))
 
 
 def _edge(beyond: Callable[[float], float], inside: float, sign: float) -> float | None:

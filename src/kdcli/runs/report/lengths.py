@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
+from kdcli.bounded import ANYWHERE, Bounds, score_interval
+from kdcli.registry import METRICS
 from kdcli.runs.records import EvalRecord, ScoreInfo
 from kdcli.runs.report.material import Material, short
 from kdcli.runs.report.parts import Picture, Section, Table
@@ -98,9 +100,9 @@ def _draw(material: Material, info: ScoreInfo, buckets: Buckets, index: int) -> 
             if values is None:
                 continue
             shift = (number - (len(lines) - 1) / 2) * 0.6 / max(1, len(lines))
-            means, halves = _means(values, buckets)
+            means, ends = _means(values, buckets, _bounds(info))
             ax.errorbar(
-                np.arange(len(means)) + shift, means, yerr=halves, fmt="o", markersize=4.5, linewidth=1.1,
+                np.arange(len(means)) + shift, means, yerr=ends, fmt="o", markersize=4.5, linewidth=1.1,
                 linestyle=DASHES[number % len(DASHES)], color=material.colour(label), label=short(label),
             )  # fmt: skip
             drawn += 1
@@ -124,17 +126,26 @@ def _values(material: Material, seeds: Sequence[EvalRecord], score: str, example
     return np.mean(found, axis=0) if found else None
 
 
-def _means(values: np.ndarray, buckets: Buckets) -> tuple[list[float], list[float]]:
-    means, halves = [], []
+def _bounds(info: ScoreInfo) -> Bounds:
+    """Return the range of a score of our own metrics; a guest's code is not run for a report."""
+    return METRICS.resolve(info.metric).bounds.get(info.name, ANYWHERE) if info.metric in METRICS.table else ANYWHERE
+
+
+def _means(values: np.ndarray, buckets: Buckets, bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
+    """Return each group's mean, ``[groups]``, and its distances to both ends of its 95 % interval, ``[2, groups]``."""
+    means, ends = [], []
     for index in range(len(buckets.names)):
         inside = values[buckets.member == index]
         inside = inside[np.isfinite(inside)]
-        means.append(float(inside.mean()) if len(inside) else np.nan)
-        wide = (
-            stdtrit(len(inside) - 1, 0.975) * inside.std(ddof=1) / np.sqrt(len(inside)) if len(inside) > 1 else np.nan
-        )
-        halves.append(float(wide))
-    return means, halves
+        mean = float(inside.mean()) if len(inside) else np.nan
+        low = high = np.nan
+        if len(inside) > 1:
+            quantile = stdtrit(len(inside) - 1, 0.975)
+            half = quantile * inside.std(ddof=1) / np.sqrt(len(inside))
+            low, high = score_interval(mean, half, bounds, quantile**2 / len(inside))
+        means.append(mean)
+        ends.append((mean - low, high - mean))
+    return np.array(means), np.array(ends).T
 
 
 def _answer_lengths(material: Material, buckets: Buckets) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
