@@ -155,9 +155,22 @@ def _events(text: str, name: str) -> Iterator[yaml.Event]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name} line {mark.line + 1} column {mark.column + 1}" if mark else name
+        if mark and _open_brackets(text[: mark.index]) > DEEPEST:
+            # The parser reads ahead, and some versions have a bound of their own.
+            what, fix = "nested too deeply", "settings are two levels deep"
+            raise InputError("CFG-15", what, where=place, fix=fix) from None
         raise InputError("CFG-03", one_line(error.problem or "not YAML"), where=place, fix="write key: value") from None
     except yaml.YAMLError as error:
         raise InputError("CFG-03", one_line(str(error)), where=name, fix="save it as plain text") from None
+
+
+def _open_brackets(text: str) -> int:
+    """Return how many brackets and braces are open at the end of a text.
+
+    >>> _open_brackets("a: [[{b: 1}, 2]")
+    1
+    """
+    return sum((letter in "[{") - (letter in "]}") for letter in text)
 
 
 def _check_node(event: yaml.NodeEvent, name: str) -> None:

@@ -13,6 +13,14 @@ SMALL = {
     "mistral": {"sliding_window": 4, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
                 "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8},
     "mamba": {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4},
+    "phi3": {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "max_position_embeddings": 64, "original_max_position_embeddings": 8,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4,
+            "original_max_position_embeddings": 8,
+        },
+    },
 }  # fmt: skip
 
 
@@ -25,7 +33,7 @@ def apart(side, prompt, tokens) -> float:
     return sum(logp[len(prompt) - 1 + k, token].item() for k, token in enumerate(tokens))
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "mamba"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "mamba", "phi3"])
 @pytest.mark.parametrize("tokens", [1, 8192])
 def test_they_are_as_likely_as_when_each_is_read_with_its_prompt(family, tokens):
     side = model("student", seed=3, family=family, **SMALL.get(family, {}))

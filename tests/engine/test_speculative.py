@@ -146,3 +146,14 @@ def test_logits_that_are_not_finite_are_refused(pair):
         broken.model.lm_head.weight[chains.A] = torch.nan
     with pytest.raises(NumericsError, match="not finite"):
         speculate(pair[0], broken, [chains.START], GenerationConfig(), draft_tokens=2, seed=0, example=0)
+
+
+def test_drafts_that_cross_into_other_positions_are_refused():
+    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": 16}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    one = running.model("student", rope_parameters=rope)
+    config = GenerationConfig(max_new_tokens=8, temperature=0.0)
+    with pytest.raises(InputError, match=r"GEN-05.*cross 16 tokens"):
+        speculate(one, one, [1] * 12, config, draft_tokens=2, seed=0, example=0)
+    answer, _ = speculate(one, one, [1] * 8, config, draft_tokens=2, seed=0, example=0)
+    assert answer == generate(one, [[1] * 8], config, seed=0)[0]

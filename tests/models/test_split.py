@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import tiny
 from kdcli.errors import InputError
-from kdcli.models.split import Head, prove_split, split_head, trunk_of, trunk_output
+from kdcli.models.split import Head, prove_split, rows_by_positions, split_head, trunk_of, trunk_output
 
 torch.set_num_threads(1)
 
@@ -187,3 +187,53 @@ def test_rows_cut_the_vocabulary_and_the_dtype_follows_hidden():
 def test_a_tied_head_is_the_embedding_itself():
     model = tiny.model("gpt2")
     assert split_head(model).weight is model.get_input_embeddings().weight
+
+
+def longrope(**more):
+    """A model of two sets of frequencies; more than 8 tokens in a forward pass choose the second one for all rows."""
+    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    sizes = {"original_max_position_embeddings": 8, **more}
+    return build("phi3", rope_parameters=rope | sizes, original_max_position_embeddings=8)
+
+
+@torch.no_grad()
+def test_a_row_is_read_as_if_alone_whatever_is_the_longest_of_its_batch():
+    trunk = trunk_of(longrope())
+    ids, mask = probe()  # rows of 13, 6 and 12 tokens
+    together = trunk_output(trunk, ids, mask)
+    for row, length in enumerate(mask.sum(1).tolist()):
+        span = slice(row, row + 1), slice(0, length)
+        alone = trunk(input_ids=ids[span], attention_mask=mask[span], use_cache=False).last_hidden_state
+        torch.testing.assert_close(together[span], alone, rtol=1e-4, atol=1e-5)
+    mixed = trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    assert (mixed[1, :6] - together[1, :6]).abs().max() > 0.1, "positions matter here"
+
+
+def test_rows_apart_learn_what_rows_alone_learn():
+    model, (ids, mask) = longrope().double(), probe()
+    trunk = trunk_of(model)
+
+    def gradient(hidden):
+        (found,) = torch.autograd.grad(hidden, trunk.embed_tokens.weight)
+        return found
+
+    weights = torch.randn(*ids.shape, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weights *= mask[:, :, None]
+    together = gradient((trunk_output(trunk, ids, mask) * weights).sum())
+    alone = sum(
+        gradient((trunk_output(trunk, ids[span], mask[span]) * weights[span]).sum())
+        for row, length in enumerate(mask.sum(1).tolist())
+        if (span := (slice(row, row + 1), slice(0, length)))
+    )
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
+
+
+def test_rows_are_parted_only_where_they_must_be():
+    trunk, mask = trunk_of(longrope()), torch.ones(3, 12, dtype=torch.int64)
+    assert rows_by_positions(trunk, mask) == []
+    assert rows_by_positions(trunk, mask[:, :8]) == []
+    mask[1, 8:] = 0
+    assert [(rows.tolist(), length) for rows, length in rows_by_positions(trunk, mask)] == [([1], 8), ([0, 2], 12)]
+    mask[:, 5:] = 0
+    assert [(rows.tolist(), length) for rows, length in rows_by_positions(trunk, mask)] == [([0, 1, 2], 5)]
+    assert rows_by_positions(trunk_of(build("llama")), mask) == []

@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 from kdcli.engine.devices import Device
 from kdcli.losses.logits import log_softmax
-from kdcli.models.internals import prompt_cache, read_into
+from kdcli.models.internals import position_bounds, prompt_cache, read_into
 from kdcli.models.load import LanguageModel
 from kdcli.models.split import trunk_of
 
@@ -26,7 +26,7 @@ class Reader:
     def __init__(self, model: LanguageModel, device: Device, tokens: int = 8192) -> None:
         self.model, self.device, self.tokens = model, device, tokens
         self.trunk = trunk_of(model.model)
-        self._remembers = model.reading.cache is not None
+        self._remembers = model.reading.cache is not None and not position_bounds(model.model.config)
 
     @torch.no_grad()
     def logp(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:

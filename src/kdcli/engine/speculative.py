@@ -11,10 +11,10 @@ from transformers import DynamicCache
 
 from kdcli.config import GenerationConfig
 from kdcli.engine.drafting import Array, accepts, apart, distribution, pick, residual
-from kdcli.errors import NumericsError
+from kdcli.errors import InputError, NumericsError
 from kdcli.generate import Answer, uniforms
 from kdcli.generate.speaker import Speaker
-from kdcli.models.internals import read_into
+from kdcli.models.internals import position_bounds, read_into
 from kdcli.models.load import LanguageModel
 from kdcli.models.split import trunk_of
 
@@ -78,6 +78,7 @@ def speculate(
     vocab, per_round = min(student.vocab, teacher.vocab), 2 * draft_tokens + 1
     for model in (student, teacher):
         Speaker(model, vocab).check([prompt])
+        _refuse_other_positions(model, len(prompt), len(prompt) + config.max_new_tokens)
     draws = uniforms(seed, [example], config.max_new_tokens * per_round).reshape(-1, per_round)
     run = _Run(_Reader(student, config, vocab), _Reader(teacher, config, vocab), list(prompt))
     while not run.ended and len(run.said) < config.max_new_tokens:
@@ -85,6 +86,14 @@ def speculate(
         run.round(width, draws[run.rounds], room=config.max_new_tokens - len(run.said))
     ids, end = (run.said[:-1], run.said[-1]) if run.ended else (run.said, None)
     return Answer(tuple(ids), end), run.tests
+
+
+def _refuse_other_positions(model: LanguageModel, start: int, end: int) -> None:
+    """Refuse an answer in whose midst all earlier tokens would get other positions than those in the cache."""
+    for bound in position_bounds(model.model.config):
+        if start <= bound < end:
+            what = f"drafts would cross {bound} tokens, where all tokens of a text get other rotary positions"
+            raise InputError("GEN-05", what, where=model.path, fix="leave metrics of speculative sampling out")
 
 
 class _Reader:

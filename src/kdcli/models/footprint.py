@@ -13,7 +13,7 @@ from kdcli.models.folder import open_folder
 from kdcli.models.internals import Conv1D
 from kdcli.models.quiet import quiet
 from kdcli.models.random import is_random, random_config
-from kdcli.models.split import trunk_of, trunk_output
+from kdcli.models.split import trunk_of
 from kdcli.models.weights import build_config
 
 
@@ -108,5 +108,5 @@ def _kept(model: PreTrainedModel, rows: int, length: int, autocast: torch.dtype 
         torch.autograd.graph.saved_tensors_hooks(note, lambda value: value),
         torch.autocast("cpu", autocast, enabled=autocast is not None),
     ):
-        trunk_output(trunk_of(model), ids, torch.ones_like(ids))
+        trunk_of(model)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     return sum(value.untyped_storage().nbytes() for value in kept.values())

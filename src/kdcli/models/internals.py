@@ -35,6 +35,7 @@ __all__ = [
     "attention_of",
     "cache_in",
     "layers_of",
+    "position_bounds",
     "prompt_cache",
     "read_into",
     "reading_of",
@@ -43,6 +44,8 @@ __all__ = [
 
 PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)
 """Layers of a cache that hold keys and values, and nothing else."""
+
+_BOUND = "original_max_position_embeddings"
 
 RUN_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
 """What a family's forward pass raises on a call that it cannot take."""
@@ -145,6 +148,17 @@ def layers_of(model: PreTrainedModel, trunk: nn.Module) -> nn.ModuleList | None:
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     lists = (module for module in trunk.modules() if isinstance(module, nn.ModuleList))
     return next((one for one in lists if len(one) == count), None)
+
+
+def position_bounds(config: PreTrainedConfig) -> tuple[int, ...]:
+    """Return the lengths beyond which a forward pass gives all its rows other rotary positions, in order.
+
+    LongRoPE has two sets of frequencies, and the longest row of a batch chooses one for all (Ding et al. 2024,
+    arXiv:2402.13753, section 3.4). Dynamic scaling changes beyond ``max_position_embeddings`` alone, which no row is.
+    """
+    given: Any = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    kinds = [kind for kind in (given, *given.values()) if isinstance(kind, dict)]
+    return tuple(sorted({int(one[_BOUND]) for one in kinds if one.get("rope_type") == "longrope"}))
 
 
 def attention_of(model: PreTrainedModel) -> str:

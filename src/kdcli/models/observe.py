@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from kdcli.errors import InputError
 from kdcli.losses.layers import Layers, ModelShape
 from kdcli.models.internals import attention_of, layers_of
-from kdcli.models.split import trunk_of, trunk_output
+from kdcli.models.split import rows_by_positions, trunk_of, trunk_output
 
 _SUM_OF_A_ROW = 1e-3
 
@@ -52,6 +52,8 @@ def observe(
             gives, before any norm that follows the last one.
     """
     trunk = trunk_of(model)
+    if rows_by_positions(trunk, attention_mask):
+        raise _refuse(model, "the longest row of a batch chooses the positions of all, and these rows need several")
     with _kept(model, layers.hidden) as hidden:
         if not layers.attention:
             return Observed(trunk_output(trunk, input_ids, attention_mask), hidden, {})

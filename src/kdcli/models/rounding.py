@@ -1,9 +1,9 @@
 """How far the logits of a row may be moved by the company it is read in."""
 
-from typing import Any
-
 import torch
 from transformers import PreTrainedModel
+
+from kdcli.models.internals import position_bounds
 
 _FINE = (torch.float32, torch.float64)
 
@@ -26,5 +26,4 @@ def has_experts(model: PreTrainedModel) -> bool:
 
 def _stretches_positions(model: PreTrainedModel) -> bool:
     """Whether rotary positions are of two kinds, and the longest row of a forward pass says which all rows get."""
-    kinds: list[Any] = [getattr(module, "rope_type", None) for module in model.modules()]
-    return any("longrope" in (kind.values() if isinstance(kind, dict) else (kind,)) for kind in kinds)
+    return bool(position_bounds(model.config))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kdcli.errors import InputError
-from kdcli.models.internals import RUN_ERRORS
+from kdcli.models.internals import RUN_ERRORS, position_bounds
 from kdcli.text import one_line
 
 _DIVIDED_BY = ("logits_scaling", "logits_mup_width_multiplier")
@@ -102,12 +102,45 @@ def trunk_output(
 ) -> Float[Tensor, "b s d"]:
     """Return what the head reads, ``[b s d]``.
 
+    Where the longest row would choose the positions of all, rows that are to have others are read apart, so that a row
+    is read as if it were alone; 0 stands at the padding of such rows.
+
     Args:
         trunk: from :func:`trunk_of`.
-        input_ids: token ids ``[b s]``.
+        input_ids: token ids ``[b s]``, padded on the right.
         attention_mask: 1 for tokens, 0 for padding, ``[b s]``.
     """
+    groups = rows_by_positions(trunk, attention_mask)
+    if not groups:
+        return _at_once(trunk, input_ids, attention_mask)
+    found, width = [], input_ids.shape[1]
+    for rows, length in groups:
+        ids, mask = input_ids[rows, :length], attention_mask[rows, :length]
+        found.append(nn.functional.pad(_at_once(trunk, ids, mask), (0, 0, 0, width - length)))
+    order = torch.cat([rows for rows, _ in groups]).argsort()
+    return torch.cat(found)[order]
+
+
+def _at_once(trunk: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     return trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+
+
+def rows_by_positions(trunk: nn.Module, attention_mask: Int[Tensor, "b s"]) -> list[tuple[Tensor, int]]:
+    """Return the rows of a batch that share their positions, each group with its longest length; none if all do.
+
+    Args:
+        trunk: from :func:`trunk_of`.
+        attention_mask: 1 for tokens, 0 for padding on the right, ``[b s]``.
+    """
+    bounds = position_bounds(trunk.config) if isinstance(trunk, PreTrainedModel) else ()
+    if not bounds or attention_mask.shape[1] <= bounds[0]:
+        return []
+    lengths = attention_mask.sum(dim=1)
+    kinds = torch.stack([lengths > bound for bound in bounds]).sum(dim=0)
+    groups = [(kinds == kind).nonzero()[:, 0] for kind in range(len(bounds) + 1)]
+    found = [(rows, int(lengths[rows].max())) for rows in groups if len(rows)]
+    alike = len(found) == 1 and sum(attention_mask.shape[1] > bound for bound in bounds) == int(kinds[0])
+    return [] if alike else found
 
 
 def split_head(model: PreTrainedModel) -> Head:
@@ -181,7 +214,7 @@ def prove_split(model: PreTrainedModel, head: Head) -> None:
 def _apart(model: PreTrainedModel, head: Head, ids: Tensor, mask: Tensor) -> Tensor:
     trunk = trunk_of(model)
     try:
-        return head.logits(trunk_output(trunk, ids, mask), head.rows)
+        return head.logits(_at_once(trunk, ids, mask), head.rows)
     except RUN_ERRORS as error:
         raise _refuse(model, f"its trunk cannot be called alone ({one_line(str(error), 160)})") from error
 

@@ -16,8 +16,10 @@ from kdcli.engine.events import Event, Report
 from kdcli.engine.placement import Side
 from kdcli.engine.teacher import Teacher
 from kdcli.engine.training import Training
+from kdcli.errors import InputError
 from kdcli.generate.speaker import Speaker
 from kdcli.metrics.describe import describe
+from kdcli.models.internals import position_bounds
 from kdcli.models.load import LanguageModel
 from kdcli.runs.card import model_card
 from kdcli.runs.folder import MADE, RunFolder
@@ -66,6 +68,8 @@ def load_models(prepared: Prepared, workshop: Workshop, report: Report) -> Model
     student.check_length(max(prepared.dataset.lengths))
     _check_measured(prepared, student)
     models = Models(student, teacher, _writer(prepared, workshop), _author(prepared))
+    if config.hardware.shard != "ddp" and processes.world() > 1:
+        _refuse_regimes(prepared, (student, *models.live))
     for note in [note for model in (student, *models.live) for note in model.notes]:
         report(Event("note", note))
     return models
@@ -80,6 +84,15 @@ def _check_measured(prepared: Prepared, student: LanguageModel) -> None:
     answered = settings.metrics != EvalSettings().metrics or rows.without_prompt < len(rows)
     if answered and any(describe(name).eats == "texts" for name in settings.metrics):
         Speaker(student, student.vocab).check([one.ids[: one.prompt_length] for one in rows.examples])
+
+
+def _refuse_regimes(prepared: Prepared, models: Sequence[LanguageModel]) -> None:
+    """Refuse shards of a model that reads some rows of a batch apart: all processes must run it equally often."""
+    shortest, longest = min(prepared.dataset.lengths), max(prepared.dataset.lengths)
+    for model in models:
+        if any(shortest <= bound < longest for bound in position_bounds(model.model.config)):
+            what = f"rows of {shortest} to {longest} tokens need several rotary positions, and are read apart"
+            raise InputError("MOD-26", what, where=model.path, fix="use --shard ddp, or lower data.max_length")
 
 
 def assemble_training(
