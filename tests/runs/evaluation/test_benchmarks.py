@@ -14,9 +14,9 @@ from kdcli.config import BenchmarkConfig, DataConfig, EvalConfig, EvalSettings, 
 from kdcli.engine.events import Event, silent
 from kdcli.errors import InputError, MachineError, UsageError
 from kdcli.models.load import load_model
-from kdcli.runs.evaluation.benchmarks import benchmark, read_results
+from kdcli.runs.evaluation.benchmarks import benchmark, load_tasks, read_results
 from kdcli.runs.evaluation.evaluate import evaluate_run
-from kdcli.runs.evaluation.harness import Tasks
+from kdcli.runs.evaluation.harness import LmEval, Tasks
 from kdcli.runs.evaluation.results import read_results as read_folder
 from kdcli.runs.evaluation.results import read_scores
 from shell import kd
@@ -260,3 +260,33 @@ def test_numbers_without_an_error_have_no_interval_and_texts_are_no_numbers():
 def test_no_number_at_all_is_one_line():
     with pytest.raises(InputError, match="the tasks give no number"):
         read_results({"results": {"t": {"alias": "t", "sample_len": 3}}}, "1")
+
+
+GENERATED = """\
+task: spoken
+dataset_path: json
+dataset_kwargs: {data_files: {test: rows.jsonl}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{choices[answer]}}"
+generation_kwargs: {until: ["#"], do_sample: false, max_gen_toks: 12}
+metric_list:
+  - {metric: exact_match, aggregation: mean, higher_is_better: true}
+metadata: {version: 1.0}
+"""
+
+
+def test_a_task_passes_over_the_penalties_of_a_generation_config(home, tmp_path):
+    folder = task_folder(tmp_path / "tasks", rows=QUESTIONS[:2], names=())
+    (folder / "spoken.yaml").write_text(GENERATED)
+    config, harness = BenchmarkConfig(tasks=(str(folder / "spoken.yaml"),)), LmEval()
+    said = []
+    for settings in ({}, {"repetition_penalty": 9.0, "min_new_tokens": 6}):
+        model = load_model(str(home / "model"), device=torch.device("cpu"), role="student")
+        for name, value in settings.items():
+            setattr(model.model.generation_config, name, value)
+        found = harness.run(model, load_tasks(harness, config), config, silent)
+        said.append([sample["resps"] for sample in found["samples"]["spoken"]])
+    assert said[0] == said[1]
+    assert any(text.strip() for rows in said[0] for text in rows[0])
