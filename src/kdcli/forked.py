@@ -41,7 +41,8 @@ def bounded(sizes: Sequence[int], work: Work, seconds: float = SECONDS) -> Itera
 
     A part may spend so many seconds of a processor, and 512 MiB and a KiB a character beyond what this process
     holds. One that needs more is tried again item by item, so that the item can be named. Work that raises an error
-    is done once more in this process, which so raises it too. Where processes cannot be copied, all is done here.
+    is done once more in this process, which so raises it too. Where processes cannot be copied, or end by themselves
+    as they do on systems that forbid some libraries there, all is done here.
 
     Args:
         sizes: characters of each item.
@@ -147,7 +148,9 @@ class _Child:
         os.close(writing)
 
     def answer(self) -> bytes | str | None:
-        """Return the next part's answer; in words what it exceeded, or None where the work raised an error."""
+        """Return the next part's answer; in words what it exceeded; None where it is to be done here."""
+        if not self._process:
+            return None
         head = self._read(_HEAD.size)
         if head is None:
             return self._spent()
@@ -167,15 +170,16 @@ class _Child:
             os.waitpid(self._process, 0)
             self._process = 0
 
-    def _spent(self) -> str:
-        """Say why no answer came: the processor's time was over, or the memory."""
+    def _spent(self) -> str | None:
+        """Say why no answer came: the processor's time was over, or the memory; None where memory has no bound."""
         if self._silent:
             os.kill(self._process, signal.SIGKILL)
         _, status = os.waitpid(self._process, 0)
         os.close(self._reading)
         self._process = 0
-        late = self._silent or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF)
-        return f"{self.seconds:g} s" if late else f"{self.memory // 2**20} MiB"
+        if self._silent or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF):
+            return f"{self.seconds:g} s"
+        return f"{self.memory // 2**20} MiB" if _address_space() else None
 
     def _read(self, size: int) -> bytes | None:
         """Return so many bytes; None where the process ended before, or is silent for long."""

@@ -15,7 +15,7 @@ from kdcli.config import DataConfig
 from kdcli.data.choices import encode_choices
 from kdcli.data.dataset import load_dataset
 from kdcli.data.preview import preview
-from kdcli.data.tokens import decode_after, encode_pairs, follow
+from kdcli.data.tokens import decode_after, encode_pairs, follow, without_prefix
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
 
@@ -217,3 +217,9 @@ def test_a_preview_shows_the_space_in_front(tmp_path, kind):
     tokenizer = cutter(kind)
     dataset = load(tmp_path / "r.jsonl", tokenizer, {"prompt": "say a:", "completion": " Once"})
     assert preview(dataset, tokenizer, 1)[0].segments[-1] == (" Once</s>", True)
+
+
+def test_a_server_is_sent_a_prompt_without_the_beginning_that_it_adds_itself():
+    assert without_prefix(cutter("bytes-300"), "<s>#user\nhi") == "#user\nhi"
+    assert without_prefix(cutter("bytes-300"), "hi <s>") == "hi <s>"
+    assert without_prefix(tiny.tokenizer(), "<s>hi") == "<s>hi"

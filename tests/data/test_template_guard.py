@@ -1,6 +1,8 @@
 """Templates and tokenizers that never end, or take all memory, for some row: the row is named, in bounded time."""
 
 import json
+import os
+import signal
 import time
 
 import pytest
@@ -138,6 +140,20 @@ def test_an_error_is_raised_again_here_and_named_as_ever():
 def test_guarded_ids_are_those_of_the_tokenizer():
     texts = ["say a: b." * (at % 40) for at in range(1300)]
     assert encode(tiny.tokenizer(), texts, texts, guarded=True) == encode(tiny.tokenizer(), texts, texts)
+
+
+def test_where_a_copied_process_may_end_by_itself_the_rest_is_done_here(monkeypatch):
+    here = os.getpid()
+
+    def work(part):
+        if os.getpid() != here and 1000 in part:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return bytes([part[0] % 251])
+
+    with pytest.raises(ExceededError):
+        list(bounded([1] * 2000, work))
+    monkeypatch.setattr(module, "_address_space", lambda: 0)
+    assert list(bounded([1] * 2000, work)) == [bytes([start % 251]) for start in range(0, 2000, 500)]
 
 
 def test_without_copies_of_processes_all_is_done_here(monkeypatch):
