@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import evaluated as evaluated_runs
@@ -11,6 +12,7 @@ from kdcli.config import CompareConfig, DataConfig, EvalSettings, GenerationConf
 from kdcli.data.examples import Example, TokenDataset
 from kdcli.engine.events import silent
 from kdcli.metrics.build import build_metrics
+from kdcli.metrics.scripts import length_unit
 from kdcli.runs.card import _scores
 from kdcli.runs.conclude import conclude
 from kdcli.runs.evaluation.evaluate import evaluate_run
@@ -19,6 +21,7 @@ from kdcli.runs.evaluation.results import read_results
 from kdcli.runs.evaluation.scoring import Texts, choose_metrics, score_texts, without_prompts
 from kdcli.runs.judging.material import material
 from kdcli.runs.records import AnswerCounts
+from kdcli.runs.report.lengths import make_buckets
 from kdcli.runs.tidy import About
 from kdcli.runs.tuned_by import tuned_by
 
@@ -146,3 +149,10 @@ def test_a_table_says_of_each_line_how_many_answers_were_cut(tmp_path):
     assert "answers empty: fkl 0 of 20, rkl 4 of 20" in notes
     whole = conclude(evaluated_runs.groups(tmp_path / "whole"), About("fkl"), None).notes
     assert not any(note.startswith("answers ") for note in whole)
+
+
+def test_lengths_of_a_report_are_counted_in_characters_where_no_spaces_are_written():
+    for texts_of, unit, count in ((["one two", "three"], "words", 2), ([CHINESE, THAI], "characters", 12)):
+        found, length = length_unit(texts_of)
+        assert (found, length(texts_of[0])) == (unit, count)
+        assert make_buckets(np.array([4] * 9), unit=found).names == (f"4 {unit}",)

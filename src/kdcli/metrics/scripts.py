@@ -1,7 +1,7 @@
 """Scripts that write no spaces between words, in which counting what stands between spaces counts no words."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 UNSPACED_SHARE = 0.05
 """Above this share of letters in such scripts, a number that follows from spaces carries a note."""
@@ -43,3 +43,15 @@ def unspaced_note(names: Iterable[str], texts: Iterable[str]) -> str | None:
         f"{share:.0%} of the letters are of scripts without spaces between words; "
         f"{', '.join(listed)} split at spaces: do not compare or trust these numbers"
     )
+
+
+def length_unit(texts: Iterable[str]) -> tuple[str, Callable[[str], int]]:
+    """Return the unit in which texts can be measured, and what measures one: words, or characters without spaces.
+
+    >>> unit, length = length_unit(["你好世界"])
+    >>> unit, length("你好。")
+    ('characters', 2)
+    """
+    if unspaced_share(texts) > UNSPACED_SHARE:
+        return "characters", lambda text: sum(map(str.isalnum, text))
+    return "words", lambda text: len(text.split())

@@ -1,12 +1,13 @@
 """Quality by answer length: where along the length of the reference a contender gains or loses."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import stdtrit
 
 from kdcli.bounded import ANYWHERE, Bounds, score_interval
+from kdcli.metrics.scripts import length_unit
 from kdcli.registry import METRICS
 from kdcli.runs.records import EvalRecord, ScoreInfo
 from kdcli.runs.report.material import Material, short
@@ -21,15 +22,19 @@ LEAST = 8
 
 @dataclass(frozen=True)
 class Buckets:
-    """Examples grouped by the length of their longest reference, in words.
+    """Examples grouped by the length of their longest reference.
 
     Args:
         names: one text per bucket, such as "3–7".
         member: bucket of each example, ``[examples]``.
+        unit: what lengths are counted in.
+        length: counts it in a text.
     """
 
     names: tuple[str, ...]
     member: np.ndarray
+    unit: str = "words"
+    length: Callable[[str], int] = len
 
     @property
     def counts(self) -> list[int]:
@@ -55,16 +60,18 @@ def quality_by_length(material: Material) -> Section | None:
         "taken together, with its 95 % interval over the group's examples. Lines that cross say that the ranking "
         "depends on how long the answers are.",
     ]
-    table = Table("Mean words of an answer, by words of its reference", *_answer_lengths(material, buckets))
+    title = f"Mean {buckets.unit} of an answer, by {buckets.unit} of its reference"
+    table = Table(title, *_answer_lengths(material, buckets))
     return Section("lengths", "Quality by answer length", words, pictures=pictures, tables=[table])
 
 
-def make_buckets(words: np.ndarray, most: int = BUCKETS) -> Buckets:
+def make_buckets(words: np.ndarray, most: int = BUCKETS, unit: str = "words") -> Buckets:
     """Cut examples into groups of about equal size by length.
 
     Args:
-        words: words of each example's reference, ``[examples]``.
+        words: length of each example's reference, ``[examples]``.
         most: groups at most; fewer where many lengths are equal.
+        unit: what lengths are counted in.
 
     >>> make_buckets(np.array([1, 1, 2, 3, 9, 9, 20, 30]), 2).names
     ('1–3 words', '9–30 words')
@@ -76,8 +83,8 @@ def make_buckets(words: np.ndarray, most: int = BUCKETS) -> Buckets:
     for index in kept:
         inside = words[member == index]
         low, high = int(inside.min()), int(inside.max())
-        names.append(f"{low} words" if low == high else f"{low}–{high} words")
-    return Buckets(tuple(names), np.searchsorted(kept, member))
+        names.append(f"{low} {unit}" if low == high else f"{low}–{high} {unit}")
+    return Buckets(tuple(names), np.searchsorted(kept, member), unit)
 
 
 def _buckets(material: Material) -> Buckets | None:
@@ -86,7 +93,9 @@ def _buckets(material: Material) -> Buckets | None:
             samples = material.samples(found)
             if samples is not None and "references" in samples.column_names and samples.num_rows >= LEAST:
                 rows = samples["references"].to_pylist()
-                return make_buckets(np.array([max((len(text.split()) for text in row), default=0) for row in rows]))
+                unit, length = length_unit(text for row in rows for text in row)
+                lengths = np.array([max(map(length, row), default=0) for row in rows])
+                return replace(make_buckets(lengths, unit=unit), length=length)
     return None
 
 
@@ -156,7 +165,7 @@ def _answer_lengths(material: Material, buckets: Buckets) -> tuple[tuple[str, ..
             samples = material.samples(record)
             if samples is not None and "predictions" in samples.column_names:
                 answers = samples["predictions"].to_pylist()
-                lengths.append([float(np.mean([len(text.split()) for text in row] or [0])) for row in answers])
+                lengths.append([float(np.mean([buckets.length(text) for text in row] or [0])) for row in answers])
         if lengths:
             mean = np.mean(lengths, axis=0)
             cells = [f"{mean[buckets.member == index].mean():.1f}" for index in range(len(buckets.names))]
