@@ -1,5 +1,6 @@
 """Claims on scores that no textbook interval expects: simulated, with seeds and examples both drawn."""
 
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -9,7 +10,15 @@ from scipy.stats import binom, binomtest
 
 import simulated
 from kdcli.bounded import NOT_NEGATIVE, PERCENT, SHARE, score_interval
+from kdcli.config import EvalSettings
+from kdcli.metrics.build import build_metrics
 from kdcli.metrics.score import Score, ratio
+from kdcli.runs.aggregate import Group
+from kdcli.runs.conclude import conclude
+from kdcli.runs.evaluation.results import Rows, write_results
+from kdcli.runs.evaluation.scoring import Texts
+from kdcli.runs.records import EvalRecord, RunRecord, ScoreInfo
+from kdcli.runs.tidy import About
 from kdcli.statistics import (
     detectable,
     difference_over_both,
@@ -18,6 +27,7 @@ from kdcli.statistics import (
     over_both,
     over_examples,
     over_seeds,
+    resample,
     smallest_detectable_difference,
     split_difference,
 )
@@ -183,6 +193,63 @@ def test_equal_differences_of_whole_sets_are_no_certainty_either():
     same = difference_over_seeds({0: 2.0, 1: 3.0, 2: 4.0}, {0: 1.0, 1: 2.0, 2: 3.0})
     assert (same.low, same.high, same.p_value) == (None, None, 0.25)
     assert over_seeds([0.5, 0.5]).low is None
+    rounded = difference_over_seeds({0: 0.3, 1: 0.4, 2: 0.7}, {0: 0.2, 1: 0.3, 2: 0.6})
+    assert len({0.3 - 0.2, 0.4 - 0.3, 0.7 - 0.6}) > 1
+    assert (rounded.low, rounded.high, rounded.p_value) == (None, None, 0.25)
+
+
+def test_a_table_of_seldom_hits_claims_nothing(tmp_path):
+    """Two seeds of 100 rows: the contender misses in both the two rows that the baseline hits."""
+    hits = {"base": {3, 70}, "other": set()}
+    groups = [
+        Group(label, {seed: _answered(tmp_path / f"{label}-{seed}", label, seed, right) for seed in (0, 1)})
+        for label, right in hits.items()
+    ]
+    (tmp_path / "study").mkdir()
+    found = conclude(groups, About("base"), tmp_path / "study")
+    change = found.rows[1].differences["exact_match"]
+    assert change.mean == pytest.approx(-2.0)
+    assert change.low < -4.0 < 0.0 < change.high
+    assert change.p_value > 0.2
+    assert found.rows[1].models["exact_match"].p_value == pytest.approx(0.5, abs=0.02)
+    assert [row.tied for row in found.rows] == [("exact_match",)] * 2
+    assert found.detectable["exact_match"].low > 2.0
+    mean = found.rows[1].scores["exact_match"]
+    assert (mean.low, mean.high) == pytest.approx((0.0, 3.79), abs=0.01)
+    table = (tmp_path / "study" / "table.md").read_text(encoding="utf-8")
+    assert "-2.0 \\[-4.8, +0.8\\]" in table
+    assert "0.0 \\[0.0, 3.8\\]" in table
+
+
+def _answered(folder, label, seed, right):
+    """A run whose answers match the reference in these rows only."""
+    (folder / "eval").mkdir(parents=True)
+    (folder / "status.json").write_text(json.dumps({"state": "done", "student_tokens": 9, "teacher_tokens": 9}))
+    settings = EvalSettings(metrics=("exact_match",))
+    answers, references = [["yes" if row in right else "no"] for row in range(100)], [["yes"]] * 100
+    (metric,), *_ = build_metrics(settings)
+    scores = metric.scores_from_texts(answers, references)
+    estimates = {one.name: over_examples(one) for one in scores}
+    infos = tuple(ScoreInfo(one.name, one.better, "exact_match", "exact_match", "texts") for one in scores)
+    record = EvalRecord("test", "model", folder / "eval" / "test", 100, estimates, infos, {}, "digest")
+    texts = Texts(answers, references, ["prompt"] * 100, [[True]] * 100)
+    write_results(
+        folder / "eval" / "test", record, settings, Rows([f"line {row}" for row in range(100)], texts), scores
+    )
+    return RunRecord(folder, label, seed, 10, 1000, 1.0, 2**20, {"loss": label, "train.seed": seed}), record
+
+
+@pytest.mark.parametrize(
+    ("rates", "trials"), [((0.01, 0.04), 60), pytest.param((0.04, 0.10), 600, marks=pytest.mark.full)]
+)
+def test_the_interval_of_trained_models_covers_few_hits(rates, trials, monkeypatch):
+    monkeypatch.setattr(resample, "RESAMPLES", 499)
+    draw, inside = np.random.default_rng(1), 0
+    for _ in range(trials):
+        theirs, ours = (score((draw.random(100) < rate).astype(float)) for rate in rates)
+        found = difference_over_examples([ours], [theirs])
+        inside += found.low <= rates[1] - rates[0] <= found.high
+    assert not_below(inside / trials, 0.935, trials)
 
 
 def test_intervals_stay_on_the_scale():

@@ -16,6 +16,8 @@ Unit: TypeAlias = Literal["seeds", "examples", "seeds and examples", "none"]
 CONFIDENCE = 0.95
 LEVEL = 0.05
 POWER = 0.8
+_ROUNDING = 1e-9
+"""A standard error below this part of its mean is rounding: nothing varies."""
 
 
 @runtime_checkable
@@ -146,6 +148,7 @@ def t_estimate(
     """
     if error is None:
         return Estimate(mean, None, None, count, unit)
+    error = error if error > _ROUNDING * abs(mean) else 0.0
     half = error * float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2))
     p_value = _p_value(mean, error, count) if difference else None
     low, high = ends(mean, half, bounds, count, difference=difference)
