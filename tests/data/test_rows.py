@@ -8,7 +8,9 @@ import pyarrow.parquet
 import pytest
 
 from kdcli.config import DataConfig
+from kdcli.data import columnar
 from kdcli.data.rows import read_rows
+from kdcli.data.tables import Record
 from kdcli.errors import InputError, KDError
 
 ROWS = [{"prompt": f"say {letter}:", "completion": letter} for letter in "abc"]
@@ -360,3 +362,24 @@ def test_prompts_need_no_answers(tmp_path, row, prompt):
     if len(str(row)) < 60:
         with pytest.raises(InputError):
             read_rows(str(path), DataConfig())
+
+
+@pytest.mark.parametrize(
+    "error, code, words",
+    [
+        (ImportError("To decode, please install 'torchcodec'."), "ENV-05", "torchcodec"),
+        (ValueError("no such sound"), "DATA-13", "a row cannot be decoded: ValueError: no such sound"),
+    ],
+)
+def test_rows_that_a_library_cannot_decode_are_no_bug(error, code, words):
+    class Sounds:
+        def __iter__(self):
+            yield {"prompt": "a", "completion": "b"}
+            raise error
+
+    rows = columnar._rows(Sounds(), "sounds")
+    assert isinstance(next(rows), Record)
+    with pytest.raises(KDError) as caught:
+        next(rows)
+    assert caught.value.code == code
+    assert words in caught.value.what

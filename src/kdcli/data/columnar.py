@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,9 @@ def open_hub(name: str, splits: Sequence[str]) -> Table:
     split = _choose(list(found), (split,) if split else splits, name)
     data = found[split]
     note = f'{repository}: split "{split}"'
-    return Table(repository, _rows(data, repository), tuple(data.column_names), (), _content_digest(data), (note,))
+    return Table(
+        repository, _rows(data, repository), tuple(data.column_names), (), _content_digest(data, repository), (note,)
+    )
 
 
 def _choose(there: Sequence[str], splits: Sequence[str], where: str) -> str:
@@ -158,7 +160,7 @@ def _quietly(load: Callable[[Any], Any], where: str, code: str) -> Any:
 
 
 def _rows(data: Any, name: str) -> Records:
-    with closing(iter(data)) as rows:
+    with closing(_decoded(data, name)) as rows:
         for number, fields in enumerate(rows, 1):
             where = f"{name} row {number}"
             if sum(len(value) for value in fields.values() if isinstance(value, str)) > MAX_LINE_BYTES:
@@ -168,8 +170,25 @@ def _rows(data: Any, name: str) -> Records:
                 yield Record(where, fields)
 
 
-def _content_digest(data: Any) -> str:
+def _decoded(data: Any, name: str) -> Generator[dict[str, Any], None, None]:
+    """Yield rows; what cannot be decoded, such as sound without the package that reads it, is said in one line."""
+    with closing(iter(data)) as rows:
+        while True:
+            try:
+                fields = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:
+                raise_machine_fault(error, name)
+                what = f"a row cannot be decoded: {type(error).__name__}: {one_line(str(error), 100)}"
+                raise InputError(
+                    "DATA-13", what, where=name, fix="save it again with its columns of text only"
+                ) from error
+            yield fields
+
+
+def _content_digest(data: Any, name: str) -> str:
     state = hashlib.sha256()
-    for fields in data:
+    for fields in _decoded(data, name):
         state.update(json.dumps(fields, sort_keys=True, default=str).encode("utf-8", "surrogatepass") + b"\n")
     return state.hexdigest()
