@@ -71,7 +71,7 @@ def listing(kind: type[Part]) -> str:
 
 def _bad_temperature(kind: type[Part], got: str, where: str) -> UsageError:
     if kind.part == "loss" and _is_number(got) and float(got) == 0:
-        return UsageError("CLI-03", "temperature must be > 0", where=where, fix="for argmax targets use --loss ce")
+        return UsageError("CLI-03", "temperature must be > 0", where=where, fix="for argmax targets use ce")
     return UsageError(
         "CLI-04", f"temperature must be a finite number > 0, got {got}", where=where, fix="as in temperature=2"
     )

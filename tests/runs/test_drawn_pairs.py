@@ -42,7 +42,7 @@ def test_a_replay_buffer_needs_an_evaluation_to_follow():
 def test_what_cannot_be_cut_into_shards_is_named(spec, settings, why):
     told = refused(spec, hardware=HardwareConfig(gpus=2, shard="fsdp2"), **settings)
     assert why in told
-    assert "--shard ddp" in told
+    assert "--set hardware.shard=ddp" in told
 
 
 @pytest.mark.parametrize("spec", ["minillm", "minillm:variant=lmops", "minillm:variant=single", "0.5*ce+0.5*minillm"])

@@ -135,7 +135,7 @@ class TokenStore:
             if key not in self._where:
                 raise IntegrityError(
                     "CACHE-05", "a training sequence is not in the teacher cache", where=str(self.folder),
-                    fix="build it for these rows with kd cache, or leave --teacher-cache out",
+                    fix="build it for these rows with kd cache, or leave the teacher cache out",
                 )  # fmt: skip
             shard, start, rows = self._where[key]
             file = self._file(shard)

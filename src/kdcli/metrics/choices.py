@@ -108,7 +108,7 @@ class ChoiceMetric(Metric):
             if part is not None:
                 self._check(part)
         if self.needs_development and table.development is None:
-            raise self._refuse("METRIC-06", "the development rows are missing", "give --dev-data")
+            raise self._refuse("METRIC-06", "the development rows are missing", "give --set data.dev=FILE")
         return table.means() if self.chosen["choice_score"] == "mean" else table
 
     def _check(self, table: ChoiceTable) -> None:

@@ -80,7 +80,7 @@ def _refuse_adapter(folder: Path) -> None:
         "MOD-23",
         f"the folder holds an adapter ({kind}), not a whole model",
         where=str(path),
-        fix="adapters of virtual tokens cannot be merged; give a whole model, or its base and --lora RANK"
+        fix="adapters of virtual tokens cannot be merged; give a whole model"
         if virtual
         else "merge it: peft's AutoPeftModelForCausalLM.from_pretrained(..).merge_and_unload(), or use a run's model/",
     )

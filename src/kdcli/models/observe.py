@@ -185,5 +185,5 @@ def _check_attention(model: PreTrainedModel, ids: Tensor) -> None:
 def _refuse(model: PreTrainedModel, why: str) -> InputError:
     family = f"{type(model).__name__} ({model.config.model_type})"
     return InputError(
-        "MOD-24", f"layers of {family} cannot be compared: {why}", fix="leave hidden and attention out of --loss"
+        "MOD-24", f"layers of {family} cannot be compared: {why}", fix="leave hidden and attention out of the objective"
     )

@@ -86,7 +86,9 @@ def _refuse_forms(config: DistillConfig, label: str) -> None:
         raise UsageError("PAIR-08", what, where=f"{label} with --teacher-cache", fix=fix)
     if config.hardware.shard != "ddp":
         what = f"{label} has a teacher of another tokenizer, which does not go with shards"
-        raise UsageError("CLI-22", what, where="--shard", fix="use --shard ddp, which keeps every model whole")
+        raise UsageError(
+            "CLI-22", what, where="--shard", fix="use --set hardware.shard=ddp, which keeps every model whole"
+        )
 
 
 def _refuse_metrics(config: DistillConfig) -> None:

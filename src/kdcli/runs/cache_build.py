@@ -149,7 +149,7 @@ def _check_room(folder: Path, size: int, missing: TokenDataset, report: Report) 
     free = shutil.disk_usage(folder).free
     what = f"teacher cache: {missing.targets:,} response tokens, about {size_text(size)} in {folder}"
     if size > free:
-        fix = "free space, store bf16 (--store-dtype bf16), or keep less (--kind compact)"
+        fix = "free space; kd cache --store-dtype bf16 or --kind compact keeps less"
         raise MachineError("DISK-02", f"{what}; {size_text(free)} are free", where=str(folder), fix=fix)
     report(Event("note", what))
 

@@ -134,7 +134,7 @@ def check_key(found: dict[str, Any], wanted: dict[str, Any], folder: Path, *, fr
                 "CACHE-03",
                 f"the cache was made with {field} {theirs}, here it is {ours}",
                 where=str(folder),
-                fix="build another with kd cache, or leave --teacher-cache out",
+                fix="build another with kd cache, or leave the teacher cache out",
             )
 
 

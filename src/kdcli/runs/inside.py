@@ -32,13 +32,13 @@ def refuse_features(loss: DistillLoss, label: str, pair: Pair, cache: str | None
             f"{label} compares {' and '.join(sorted(loss.needs().features))} inside the models; a cache keeps neither"
         )
         raise UsageError("CACHE-09", what, where="--teacher-cache",
-                         fix="leave the cache out, or leave hidden and attention out of --loss")  # fmt: skip
+                         fix="leave the cache out, or leave hidden and attention out of the objective")  # fmt: skip
     if pair.teacher is not None and pair.teacher.server is not None:
         what = (
             f"{label} compares {' and '.join(sorted(loss.needs().features))} inside the models; a server shows neither"
         )
-        raise UsageError("FEAT-03", what, where="--teacher",
-                         fix="give the teacher's folder, or leave hidden and attention out of --loss")  # fmt: skip
+        fix = "give the teacher's folder, or leave hidden and attention out of the objective"
+        raise UsageError("FEAT-03", what, where="--teacher", fix=fix)
     loss.matches(dims_of(pair))
 
 

@@ -79,13 +79,13 @@ def watched_by(config: DistillConfig, reader: ModelFacts, workshop: Workshop) ->
     if wanted.every is None:
         if wanted.patience is not None:
             what = "monitor.patience counts evaluations, and there are none"
-            raise UsageError("CLI-20", what, where="monitor.every", fix="give --eval-every N")
+            raise UsageError("CLI-20", what, where="monitor.every", fix="give --set monitor.every=N")
         return None
     cards = [_card(name, config) for name in wanted.metrics]
     score, better = _deciding(wanted, cards)
     split = "dev" if splits.measures_after_training(config.data, "dev") else "test"
     if not splits.measures_after_training(config.data, split):
-        fix = "give --eval-data, or data.dev_share=0.1"
+        fix = "give --eval-data, or --set data.dev_share=0.1"
         raise UsageError("CLI-20", "no rows to evaluate on", where="--eval-every", fix=fix)
     rows = sample_of(splits.measured_rows(config.data, split, reader, workshop), wanted.rows)
     generation = config.evaluation.generation

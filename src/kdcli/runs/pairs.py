@@ -45,7 +45,7 @@ def refuse_pair(config: DistillConfig, loss: DistillLoss, source: Source, label:
     if needs.monitor and config.monitor.every is None:
         raise UsageError(
             "PAIR-04", f"@{source.name} follows an evaluation made while training, and there is none", where=label,
-            fix="give --eval-every N, with --eval-data or data.dev_share=0.1",
+            fix="give kd distill --eval-every N, with --eval-data or --set data.dev_share=0.1",
         )  # fmt: skip
     if needs.monitor:
         _refuse_score(config, needs.monitor, label)
@@ -95,7 +95,7 @@ def _refuse_shards(config: DistillConfig, loss: DistillLoss, label: str) -> None
     }
     what = next((reason for reason, holds in kept_whole.items() if holds), None)
     if what is not None:
-        fix = "use --shard ddp, which keeps every model whole"
+        fix = "use --set hardware.shard=ddp, which keeps every model whole"
         raise UsageError("CLI-22", f"{what}, which does not go with shards", where="--shard", fix=fix)
 
 

@@ -61,7 +61,7 @@ def view_of(
         )  # fmt: skip
     if cache is None:
         return WHOLE
-    refuse_blend(teacher.path, "a cache remembers one teacher", "--teacher-cache", "leave --teacher-cache out")
+    refuse_blend(teacher.path, "a cache remembers one teacher", "--teacher-cache", "leave the teacher cache out")
     found = read_key(Path(cache))["key"]
     check_key(found, cache_key(teacher, data, hardware, device), Path(cache))
     return seen_as(found)

@@ -237,7 +237,7 @@ def test_the_only_model_is_the_one_meant():
 def test_several_models_must_be_chosen_from(names):
     with (
         loopback.serving(lambda asked, before: loopback.models(*names)) as server,
-        pytest.raises(UsageError, match=r"SERVE-08.*--server-model"),
+        pytest.raises(UsageError, match=r"SERVE-08.*server\.model=NAME"),
     ):
         Client(patient(server)).model()
 

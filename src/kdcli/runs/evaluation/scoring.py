@@ -158,7 +158,7 @@ def _lacking(
         found |= {metric.name: no_teacher for metric in compared}
     if not development:
         fitted = [metric for metric in (*tokens, *choices) if metric.needs_development]
-        found |= {metric.name: "needs development rows; give --dev-data" for metric in fitted}
+        found |= {metric.name: "needs development rows; give --set data.dev=FILE" for metric in fitted}
     if not model:
         why = "is measured on a model; --predictions and --server-url give texts only"
         found |= {metric.name: why for metric in (*tokens, *own, *choices)}

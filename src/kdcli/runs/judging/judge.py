@@ -85,7 +85,8 @@ def _asked(config: JudgeConfig, report: Report) -> _Opinion:
     )
     if not verdicts.judged.any():
         what = "no reply holds two scores from 1 to 10"
-        fix = f"read {one_line(str(kept_path(Path(config.output))))}; raise max_tokens or change prompt_file"
+        replies = one_line(str(kept_path(Path(config.output))))
+        fix = f"read {replies}; give --set max_tokens=1024, or another --set prompt_file=FILE"
         raise InputError("JUDGE-05", what, where=f"judge {one_line(model, 60)}", fix=fix)
     lost = int((~verdicts.judged).sum())
     notes = (f"{lost} of {verdicts.judged.size} answers left out: the judge's reply holds no scores",) if lost else ()

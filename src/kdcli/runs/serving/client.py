@@ -59,7 +59,9 @@ class Client:
         if len(names) != 1:
             shown = ", ".join(one_line(name, 40) for name in names[:5]) or "none"
             what = f"the server has {len(names)} models ({shown})"
-            raise UsageError("SERVE-08", what, where=self.connection.address.url, fix="choose with --server-model")
+            raise UsageError(
+                "SERVE-08", what, where=self.connection.address.url, fix="choose with --set server.model=NAME"
+            )
         return names[0]
 
     def ask(self, requests: Sequence[Request], read: Callable[[bytes], T]) -> Iterator[tuple[int, T]]:

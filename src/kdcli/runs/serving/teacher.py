@@ -96,7 +96,8 @@ class ServedTeacher:
             return known
         except ValueError as error:
             what = f"cannot teach: {self._client.connection.address.hide(str(error).splitlines()[0], 160)}"
-            fix = "serve a teacher of the student's tokenizer, lower --top-k, or start vLLM with --max-logprobs"
+            fix = "serve a teacher of the student's tokenizer, ask for fewer tokens (--set server.top_k=N, of a cache "
+            fix += "--set top_k=N), or start vLLM with --max-logprobs"
             raise InputError("SERVE-09", what, where=self._client.connection.address.url, fix=fix) from error
 
     def _choose(self, ids: Sequence[int]) -> str:
