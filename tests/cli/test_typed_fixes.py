@@ -292,6 +292,7 @@ ELSEWHERE = {
     "try each task alone, with --debug": MEASURE,
     "use --gpus {}, or --device cpu": ("distill", "plan", "compare"),
     "use --set hardware.shard=ddp, which keeps every model whole": TRAIN,
+    "use --set hardware.shard=ddp, or lower data.max_length": TRAIN,
     "use --template plain or auto": DATA,
     "use a tokenizer with a tokenizer.json, or another --template": DATA,
     "use another template, such as --template alpaca or plain": DATA,

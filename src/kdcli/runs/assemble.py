@@ -92,7 +92,9 @@ def _refuse_regimes(prepared: Prepared, models: Sequence[LanguageModel]) -> None
     for model in models:
         if any(shortest <= bound < longest for bound in position_bounds(model.model.config)):
             what = f"rows of {shortest} to {longest} tokens need several rotary positions, and are read apart"
-            raise InputError("MOD-26", what, where=model.path, fix="use --shard ddp, or lower data.max_length")
+            raise InputError(
+                "MOD-26", what, where=model.path, fix="use --set hardware.shard=ddp, or lower data.max_length"
+            )
 
 
 def assemble_training(
