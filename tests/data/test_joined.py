@@ -223,3 +223,20 @@ def test_a_server_is_sent_a_prompt_without_the_beginning_that_it_adds_itself():
     assert without_prefix(cutter("bytes-300"), "<s>#user\nhi") == "#user\nhi"
     assert without_prefix(cutter("bytes-300"), "hi <s>") == "hi <s>"
     assert without_prefix(tiny.tokenizer(), "<s>hi") == "<s>hi"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_mask_agrees_with_the_marks_that_a_template_has_itself(tmp_path, kind):
+    marked = CHAT.replace(
+        "{{ m.content }}{{ eos_token }}",
+        "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}"
+        "{% else %}{{ m.content }}{{ eos_token }}{% endif %}",
+    )
+    tokenizer = chat(kind, marked)
+    (one,) = load(tmp_path / "r.jsonl", tokenizer, {"messages": TURNS}).examples
+    found: Any = tokenizer.apply_chat_template(
+        TURNS, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert list(one.ids) == found["input_ids"][: len(one.ids)]
+    learnt = [int(at >= one.prompt_length) for at in range(len(one.ids))]
+    assert learnt == found["assistant_masks"][: len(one.ids)]
