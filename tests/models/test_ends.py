@@ -53,6 +53,10 @@ def test_the_token_with_which_the_template_ends_an_answer_ends_a_text():
     assert found == EndTokens((2, TURN))
     assert notes == ('model: each of "</s>" (generation_config.json), "<turn>" (the chat template) ends a text',)
     assert turn_end(tokenizer(CHATML.replace("<turn>", "."))) is None
+    plain = tiny.tokenizer([*tiny.WORDS, "<turn>"])
+    plain.add_tokens([AddedToken("<turn>", special=False)])
+    plain.chat_template = CHATML
+    assert turn_end(plain) == TURN, "added, if not as a special token"
     assert turn_end(tokenizer("{{ raise_exception('no') }}")) is None
     assert turn_end(tokenizer()) is None
 

@@ -22,8 +22,8 @@ _NAME = re.compile(r"checkpoint-(\d{8})$")
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 _SOURCE, _LEARNED = "source.safetensors", "learned.safetensors"
 _ONCE_IN_IDENTITIES = {"gpus", "world_size"}
-_LATER_IN_IDENTITIES = {"end_tokens.student", "end_tokens.teacher"}
-"""What identities of older runs do not tell; there it is not compared."""
+LATER_IN_IDENTITIES = {"end_tokens.student", "end_tokens.teacher"}
+"""What identities of older runs do not tell; there it is not compared, and it names no folder."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], folder: Path) -> 
         ExperimentChangedError: names the first key that differs, its old and its new value.
     """
     for key in sorted({*saved, *now} - _ONCE_IN_IDENTITIES):
-        if key in _LATER_IN_IDENTITIES and key not in saved:
+        if key in LATER_IN_IDENTITIES and key not in saved:
             continue
         if saved.get(key) != now.get(key):
             raise ExperimentChangedError(

@@ -131,7 +131,7 @@ def ends_differ(
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the special token that follows an answer in the chat template; None where there is none.
+    """Return the special or added token that follows an answer in the chat template; None where there is none.
 
     The template is foreign: it is rendered in a child process of bounded time and memory, once per template.
     """
@@ -145,8 +145,8 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     if not tail:
         return None
     ids = tokenizer(tail, add_special_tokens=False, verbose=False)["input_ids"]
-    special = special_ids(tokenizer)
-    return next((token for token in ids if token in special), None)
+    marks = {*special_ids(tokenizer), *tokenizer.added_tokens_decoder}
+    return next((token for token in ids if token in marks), None)
 
 
 def _tail(tokenizer: PreTrainedTokenizerBase) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 from kdcli import durable
 from kdcli.config import DistillConfig, LoraConfig
 from kdcli.data.dataset import TokenDataset
+from kdcli.engine.checkpoint import LATER_IN_IDENTITIES
 from kdcli.engine.devices import Device
 from kdcli.losses.base import DistillLoss
 from kdcli.models.adapter import alpha_of
@@ -142,10 +143,11 @@ def _kinds(value: Any) -> Iterator[type[Part]]:
 
 
 def short_hash(identity: dict[str, Any]) -> str:
-    """Return eight hex digits that name an identity.
+    """Return eight hex digits that name an identity; what older runs do not tell is left out, so that theirs stay.
 
-    >>> short_hash({"loss": "akl"}) == short_hash({"loss": "akl"})
+    >>> short_hash({"loss": "akl"}) == short_hash({"loss": "akl", "end_tokens.student": [2]})
     True
     """
-    text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+    told = {key: value for key, value in identity.items() if key not in LATER_IN_IDENTITIES}
+    text = json.dumps(told, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
