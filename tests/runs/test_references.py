@@ -12,6 +12,8 @@ from kdcli import statistics
 from kdcli.cli.status import read
 from kdcli.config import ServerConfig
 from kdcli.engine.events import silent
+from kdcli.errors import MachineError
+from kdcli.runs import references
 from kdcli.runs.aggregate import Group
 from kdcli.runs.cells import make_cells
 from kdcli.runs.compare import compare, plan_compare
@@ -101,6 +103,30 @@ def test_a_damaged_line_is_found_by_verify_and_measured_again(made):
     assert any("measured again" in message for message in heard.messages("warning"))
     assert path.read_bytes() == whole
     assert all(one.passed for one in verify(found.folder))
+
+
+def test_a_line_that_fails_costs_no_table_and_the_next_start_makes_it(made, tmp_path, monkeypatch):
+    parts, found = made
+    workshop, heard = Workshop(), Heard()
+    cell = make_cells(parts.study("fkl", "ce", seeds=(0, 1)), workshop)[0]
+    planned, beside = plan_references(cell.prepared, (0, 1), workshop), read_results(cell.evaluation)
+
+    def failing(subject, *parts):
+        if subject.facts.path == str(found.folder.parent / "teacher"):
+            raise MachineError("DISK-01", "cannot be written: no space left")
+        return read_results(found.folder / "reference" / "before")
+
+    monkeypatch.setattr(references, "evaluate_subject", failing)
+    measured = measure_references(planned, tmp_path, beside, workshop, heard)
+    assert [one.label for one in measured.references] == ["student, before"]
+    (failure,) = measured.failed
+    assert (failure.loss, failure.exit_code) == ("teacher", 4)
+    assert "no space left" in failure.log.read_text()
+    assert "no line for teacher: cannot be written: no space left" in heard.messages("warning")
+    other = replace(beside, protocol={**beside.protocol, "precision": "bfloat16"})
+    measured = measure_references(planned, tmp_path, other, workshop, silent)
+    assert measured.failed == measured.references == []
+    assert "it would be measured in float32 here, and the students were in bfloat16" in measured.remarks[0]
 
 
 def test_plan_and_status_name_the_lines(made):

@@ -54,14 +54,20 @@ def spread(label: str, model: LanguageModel, task: Task, device: Device) -> Spre
 
 
 def draw_answers(
-    folder: Path, task: Task, models: dict[str, str], config: CompareConfig, report: Report
+    folder: Path,
+    task: Task,
+    references: dict[str, str],
+    models: dict[str, str],
+    config: CompareConfig,
+    report: Report,
 ) -> list[Spread]:
     """Draw one panel per model against the true odds, as ``answers.png`` and ``answers.svg``.
 
     Args:
         folder: where the pictures go.
         task: the prompt, its answers and their odds.
-        models: label -> model or run folder; the first is the teacher.
+        references: label -> model or run folder of what was not trained here, drawn first and in grey.
+        models: label -> model or run folder of each contender.
         config: device settings.
         report: told what happens.
     """
@@ -69,13 +75,14 @@ def draw_answers(
     device = prepare(config.hardware)
     spreads = [
         spread(label, load_model(model_of(path), device=device.device, role="teacher"), task, device)
-        for label, path in models.items()
+        for label, path in (references | models).items()
     ]
     names = [*task.answers, "other"]
     with look():
         figure, axes = panels(len(spreads), columns=len(spreads), width=2.3, height=2.8)
         for index, (one, ax) in enumerate(zip(spreads, axes, strict=True)):
-            colour = "#333333" if index == 0 else COLOURS[(index - 1) % len(COLOURS)]
+            place = index - len(references)
+            colour = "#505050" if place < 0 else COLOURS[place % len(COLOURS)]
             ax.barh(names, [*one.shares, one.elsewhere], color=colour, height=0.62)
             places = range(len(task.odds))
             ax.scatter(task.odds, places, color=GREY, edgecolor="black", marker="D", s=18, zorder=3, label="true odds")

@@ -71,6 +71,7 @@ def compare(
         executor.close()
     failed = [*lost, *(outcome.failed[index] for index in sorted(outcome.failed))]
     lines = _references(config, output, cells, outcome, report, workshop)
+    failed += lines.failed
     return _conclude(config, output, cells, outcome, failed, tuning, repeat or _again(output), lines)
 
 

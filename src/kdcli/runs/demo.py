@@ -23,7 +23,8 @@ from kdcli.runs.cells import make_cells
 from kdcli.runs.compare import compare, named
 from kdcli.runs.distill import distill
 from kdcli.runs.fits import draw_fits, fit
-from kdcli.runs.records import Comparison, RunRecord
+from kdcli.runs.records import BEFORE, TEACHER, Comparison, RunRecord
+from kdcli.runs.references import LABELS
 from kdcli.runs.workshop import Workshop
 from kdcli.text import typed
 
@@ -73,7 +74,8 @@ def _draw_answers(
     _, _, test = synthetic.split(demo_parts.SEED, demo_parts.TEST, demo_parts.DEV)
     cells = {cell.label: cell.folder.path for cell in make_cells(config, workshop) if cell.seed == config.seeds[0]}
     there = {row.label: str(cells[row.label]) for row in comparison.rows}
-    draw_answers(output, telling_task(test), {"teacher": str(output / "teacher"), **there}, config, report)
+    references = {LABELS[BEFORE]: str(output / "student"), LABELS[TEACHER]: str(output / "teacher")}
+    draw_answers(output, telling_task(test), references, there, config, report)
 
 
 def teacher_config(output: Path) -> DistillConfig:

@@ -55,8 +55,11 @@ def compare_runs(
     finished = [one for runs in groups.values() for one in runs.values()]
     with nullcontext(output) if output is not None else TemporaryDirectory() as place:
         lines = lines_of(finished, models, Path(str(place)), rows, report)
-        said = (*remarks, *lines.remarks)
-        return tabulate(groups, chosen, (), output, said, notes.Next(), lines.references)
+        said, failed = (*remarks, *lines.remarks), tuple(lines.failed)
+        if output is None:  # the story of what went wrong is not kept
+            said += tuple(f"no line for {one.loss}: {one.message}" for one in failed)
+        kept = failed if output is not None else ()
+        return tabulate(groups, chosen, kept, output, said, notes.Next(), lines.references)
 
 
 def is_model(folder: Path) -> bool:

@@ -100,13 +100,15 @@ def lines_of(
     for why in planned.remarks:
         absent.setdefault(TEACHER, why)
     done.remarks = [why for role, why in absent.items() if role in missing] + made.remarks
+    done.failed = made.failed
     for one in made.references:
         if not _fit(one, finished):
             done.remarks.append(f"no line for {one.label}: rows or protocol would not be those of the runs")
     lost = [one.label for one in outside if one.label not in {line.label for line in done.references}]
     if lost:
-        why = next(remark for remark in done.remarks if lost[0] in remark)
-        raise InputError("CMP-06", why, where=lost[0], fix="give the runs' rows with --eval-data")
+        whys = [remark for remark in done.remarks if remark.startswith(f"no line for {lost[0]}: ")]
+        whys += [one.message for one in done.failed if one.loss == lost[0]]
+        raise InputError("CMP-06", whys[0], where=lost[0], fix="give the runs' rows with --eval-data")
     return done
 
 

@@ -1,14 +1,16 @@
 """Reference lines of a comparison: the student before training, and the teacher, measured once on the same rows."""
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
+from kdcli import durable, plugins
 from kdcli.config import BenchmarkConfig, DistillConfig, EvalConfig
-from kdcli.engine.devices import Device
+from kdcli.engine.devices import Device, prepare
 from kdcli.engine.events import Event, Report
-from kdcli.errors import InterruptedRunError, KDError
+from kdcli.errors import InputError, InterruptedRunError, KDError, UsageError, explained
 from kdcli.metrics.describe import MetricCard, describe
 from kdcli.models.load import LanguageModel, load_model
 from kdcli.models.quantise import NONE
@@ -18,10 +20,12 @@ from kdcli.runs.evaluation.results import RESULTS, read_results, read_samples
 from kdcli.runs.folder import REFERENCES, model_of
 from kdcli.runs.model_facts import ModelFacts, Pair
 from kdcli.runs.prepare import Prepared
-from kdcli.runs.records import BEFORE, MODEL, TEACHER, EvalRecord, Reference
+from kdcli.runs.records import BEFORE, MODEL, TEACHER, EvalRecord, Failure, Reference
 from kdcli.runs.study import ReferenceEntry
 from kdcli.runs.workshop import Workshop
-from kdcli.text import one_line
+
+_NOT_POSSIBLE = (UsageError.exit_code, InputError.exit_code)
+"""Exit codes of what no other start would mend: the model does not go with the rows or the metrics."""
 
 Load: TypeAlias = Callable[[Device], LanguageModel]
 LABELS = {BEFORE: "student, before", TEACHER: "teacher"}
@@ -68,10 +72,12 @@ class Measured:
     Args:
         references: the lines.
         remarks: a sentence for each line that cannot be had, in whole or in part.
+        failed: what went wrong on the way, as cells fail: another start may do better.
     """
 
     references: list[Reference] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
 
 
 def plan_references(prepared: Prepared, seeds: Sequence[int], workshop: Workshop) -> Planned:
@@ -121,6 +127,7 @@ def measure_references(
         key = (one.role, one.label)
         try:
             config = _reduced(one, beside).model_copy(update={"output": str(study / one.folder)})
+            _check_precision(config, beside)
             found = evaluate_subject(one.subject, config, workshop, _named(report, one))
             if why := _other_rows(found, beside):
                 done.remarks.append(f"no line for {one.label}: {why}")
@@ -128,8 +135,12 @@ def measure_references(
         except InterruptedRunError:
             raise
         except Exception as error:  # a line that cannot be had must not cost the table
-            done.remarks.append(f"no line for {one.label}: {_reason(error)}")
-            report(Event("warning", done.remarks[-1]))
+            known = explained(error) or plugins.blamed(error)
+            if known is not None and known.exit_code in _NOT_POSSIBLE:
+                done.remarks.append(f"no line for {one.label}: {known.what}")
+            else:
+                done.failed.append(_failure(one, error, known, study))
+            report(Event("warning", f"no line for {one.label}: {known.what if known is not None else error}"))
             continue
         lines.setdefault(key, {})[one.seed] = found
         sizes[key] = one.subject.facts.parameters
@@ -264,8 +275,21 @@ def _places(record: EvalRecord) -> list[str]:
     return read_samples(record.folder)["where"].to_pylist()
 
 
-def _reason(error: Exception) -> str:
-    return error.what if isinstance(error, KDError) else one_line(f"{type(error).__name__}: {error}", 200)
+def _check_precision(config: EvalConfig, beside: EvalRecord) -> None:
+    """Refuse to measure where it would be done in another precision, as on a machine without the students' device."""
+    here, there = str(prepare(config.hardware).compute).removeprefix("torch."), beside.protocol.get("precision")
+    if here != there:
+        what = f"it would be measured in {here} here, and the students were in {there}"
+        raise InputError("CMP-07", what, where="hardware", fix="run it again on a machine like those of the cells")
+
+
+def _failure(one: Measurement, error: Exception, known: KDError | None, study: Path) -> Failure:
+    """Return what went wrong, and write the whole story beside the evaluation's folder."""
+    log = (study / one.folder).with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    durable.write_file(log, "".join(traceback.format_exception(error)))
+    message = str(known) if known is not None else f"{type(error).__name__}: {error}"
+    return Failure(one.label, one.seed or 0, message, log, known.exit_code if known is not None else 1)
 
 
 def _named(report: Report, one: Measurement) -> Report:
