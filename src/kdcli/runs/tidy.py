@@ -210,7 +210,10 @@ def make_tidy(
     lines = [_line(cell, info) for cell in cells for info in infos if info.name in cell.found.estimates]
     others = [(one, seed, found) for one in references for seed, found in one.found.items()]
     lines += [
-        _reference_line(one, seed, found, info) for one, seed, found in others for info in infos if _has(found, info)
+        _reference_line(one, seed, found, info)
+        for one, seed, found in others
+        for info in infos
+        if _has(found, info, cells[0].found)
     ]
     measured = [*((one.label, found) for one, _, found in others), *((cell.label, cell.found) for cell in cells)]
     failed = [asdict(one) | {"log": str(one.log)} for one in about.failed]
@@ -287,9 +290,14 @@ def _reference_line(one: Reference, seed: int | None, found: EvalRecord, info: S
     return {**_value(one.label, seed, found, info), "role": one.role, "parameters": one.parameters}
 
 
-def _has(found: EvalRecord, info: ScoreInfo) -> bool:
-    """Whether an evaluation has a score, taken by the same settings but for the teacher it compares with."""
-    return any(one.name == info.name and one.metric == info.metric for one in found.infos)
+def _has(found: EvalRecord, info: ScoreInfo, beside: EvalRecord) -> bool:
+    """Whether an evaluation has a score that was taken as another evaluation took it; tasks on the same documents."""
+    same = any(
+        one.name == info.name and one.metric == info.metric and (one.settings == info.settings or one.eats != "tasks")
+        for one in found.infos
+    )
+    documents = [len(record.documents.get(info.name, ())) for record in (found, beside)]
+    return same and documents[0] == documents[1]
 
 
 def _value(label: str, seed: int | None, found: EvalRecord, info: ScoreInfo) -> dict[str, Any]:
