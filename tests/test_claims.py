@@ -217,7 +217,7 @@ def test_a_table_of_seldom_hits_claims_nothing(tmp_path):
     mean = found.rows[1].scores["exact_match"]
     assert (mean.low, mean.high) == pytest.approx((0.0, 3.79), abs=0.01)
     table = (tmp_path / "study" / "table.md").read_text(encoding="utf-8")
-    assert "-2.0 \\[-4.8, +0.8\\]" in table
+    assert "-2.0 \\[-5.9, +1.9\\]" in table  # half of it is t(99) sqrt((1.96 + 2 * 0.941) / (100 * 99))
     assert "0.0 \\[0.0, 3.8\\]" in table
 
 
