@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 import tiny
@@ -385,3 +386,44 @@ def test_every_reader_of_a_model_sees_the_ids_that_have_a_token(padded):
     )
     kl = (one.exp() * (one - two)).sum(1).mean().item()
     assert between_models(model, wider, [batch]).kl == pytest.approx(kl, rel=1e-4)
+
+
+def rewritten(folder: Path, change) -> None:
+    """Change a cache's key as if it had been made so."""
+    record = json.loads((folder / "cache.json").read_text())
+    del record["digest"]
+    change(record)
+    record["digest"] = durable.digest_record(record)
+    (folder / "cache.json").write_text(json.dumps(record))
+
+
+def test_a_cache_says_what_computed_it(exact):
+    record = read_key(exact.folder)
+    assert record["key"]["transformers"] == transformers.__version__
+    assert record["made_with"] == {"torch": torch.__version__, "attention": "sdpa"}
+
+
+def test_a_cache_of_another_version_of_transformers_is_refused(parts, exact, tmp_path):
+    folder = shutil.copytree(exact.folder, tmp_path / "cache")
+    rewritten(folder, lambda record: record["key"].update(transformers="5.19.9"))
+    what = r"CACHE-03.*made with transformers 5.19.9, here it is .* Fix: install transformers==5.19.9"
+    with pytest.raises(ExperimentChangedError, match=what):
+        trained(parts, "of-another-version", "fkl", folder)
+    with pytest.raises(ExperimentChangedError, match="CACHE-03"):
+        cache(settings(parts, "unused", output=str(folder)), silent)
+
+
+def test_an_older_cache_that_names_no_version_is_read_and_added_to_with_a_warning(parts, exact, tmp_path):
+    folder = shutil.copytree(exact.folder, tmp_path / "cache")
+    rewritten(folder, lambda record: (record["key"].pop("transformers"), record.pop("made_with")))
+    old = durable.digest_record(read_key(folder)["key"])
+    for manifest in folder.glob("*/manifest.json"):
+        table = json.loads(manifest.read_text())
+        del table["digest"]
+        table["of"] = old
+        manifest.write_text(json.dumps(table | {"digest": durable.digest_record(table)}))
+    heard = Heard()
+    again = cache(settings(parts, "unused", output=str(folder)), heard)
+    assert again.added == 0
+    assert any("does not say which transformers made the cache" in line for line in heard.messages("warning"))
+    assert trained(parts, "of-an-older-cache", "fkl", folder).identity["teacher.seen"] == "whole"

@@ -25,9 +25,10 @@ from kdcli.engine.teacher import LiveTeacher, Teacher
 from kdcli.engine.token_store import TokenStore, sequence_keys
 from kdcli.errors import InputError, IntegrityError, InterruptedRunError, MachineError
 from kdcli.losses.coarse import Coarse
+from kdcli.models.internals import attention_of
 from kdcli.models.load import LanguageModel
 from kdcli.runs import lock
-from kdcli.runs.cache_key import KEY, check_key, read_key, write_key
+from kdcli.runs.cache_key import KEY, LIBRARY, check_key, read_key, write_key
 from kdcli.runs.cache_summary import ERRORS, Summary, errors_text, tried_of
 from kdcli.runs.folder import NOT_CONTENT
 from kdcli.runs.model_facts import ModelFacts
@@ -72,6 +73,7 @@ def build_cache(
     _refuse_others(folder)
     with lock.hold(folder), StopRequest() as stop:
         durable.sweep(folder)
+        key = _as_begun(folder, key, report)
         known = _known(folder, key, report)
         store, of = TokenStore(folder), durable.digest_record(key)
         for name in store.drop_damaged(partial(_belongs, of=of, known=known)):
@@ -108,6 +110,21 @@ def _refuse_others(folder: Path) -> None:
     ours = (KEY, ERRORS, HEAD, *NOT_CONTENT)
     if any(item.name not in ours and not item.name.startswith((".tmp-", "shard-")) for item in folder.iterdir()):
         raise InputError("CACHE-01", "not a teacher cache, and not empty", where=str(folder), fix="choose another -o")
+
+
+def _as_begun(folder: Path, key: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Return the key that an older cache in the folder has, which does not say which library made it."""
+    try:
+        found = read_key(folder)["key"] if (folder / KEY).is_file() else key
+    except IntegrityError:
+        return key
+    if LIBRARY in found or not TokenStore(folder).shards():
+        return key
+    what = (
+        f"{folder / KEY} does not say which {LIBRARY} made the cache; rows that are missing are made by {key[LIBRARY]}"
+    )
+    report(Event("warning", what))
+    return {name: value for name, value in key.items() if name != LIBRARY}
 
 
 def _known(folder: Path, key: dict[str, Any], report: Report) -> bool:
@@ -225,12 +242,14 @@ class _Build:
 
 def _write_key(folder: Path, key: dict[str, Any], teacher: LanguageModel | None) -> None:
     """Write the head that an exact cache needs, then what the cache is."""
-    head = {}
+    head, made_with = {}, {}
+    if teacher is not None:
+        made_with = {"torch": torch.__version__, "attention": attention_of(teacher.model)}
     if teacher is not None and key["kind"] == "exact":
         head = {"scale": teacher.head.scale, "softcap": teacher.head.softcap}
         about = {"kind": "head", "of": durable.digest_record(key)}
         durable.commit_folder(folder / HEAD, lambda target: save_head(teacher.head, target), about)
-    write_key(folder, key, head)
+    write_key(folder, key, head, made_with)
 
 
 def _write_errors(folder: Path, key: dict[str, Any], store: TokenStore) -> None:

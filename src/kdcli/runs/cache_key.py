@@ -1,6 +1,8 @@
 """What a teacher cache was made of: equal keys give equal hidden states, others are refused by field."""
 
 import json
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +20,8 @@ KEY = "cache.json"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _CHOSEN = ("kind", "dtype", "top_k")
 """Fields that a cache may choose for itself; whoever reads it takes note of them."""
+LIBRARY = "transformers"
+"""The library that computes a teacher's hidden states; from one version to the next some families' bits move."""
 
 
 class _Key(BaseModel):
@@ -77,6 +81,7 @@ def cache_key(
         "precision": "the server's" if served else compute,
         "matmul_precision": "the server's" if served else hardware.matmul_precision,
         "device": "the server's" if served else device.device.type,
+        LIBRARY: "the server's" if served else version(LIBRARY),
         "kind": kind,
         "dtype": DTYPES.get(dtype, compute),
         "top_k": top_k,
@@ -102,15 +107,18 @@ def read_key(folder: Path) -> dict[str, Any]:
     return {"teacher_tokens": 0, **found}
 
 
-def write_key(folder: Path, key: dict[str, Any], head: dict[str, Any]) -> None:
+def write_key(
+    folder: Path, key: dict[str, Any], head: dict[str, Any], made_with: Mapping[str, str] | None = None
+) -> None:
     """Write what a cache is.
 
     Args:
         folder: the cache.
         key: what it is made of.
         head: scale and soft cap of the teacher's head; empty without one.
+        made_with: what computed it besides, for the record.
     """
-    record = {"kind": "teacher cache", "key": key, "head": head}
+    record = {"kind": "teacher cache", "key": key, "head": head, "made_with": {**(made_with or {})}}
     record |= {"digest": durable.digest_record(record)}
     durable.write_file(folder / KEY, json.dumps(record, indent=1) + "\n")
 
@@ -119,7 +127,7 @@ def check_key(found: dict[str, Any], wanted: dict[str, Any], folder: Path, *, fr
     """Refuse a cache that was made of something else.
 
     Args:
-        found: key of the cache.
+        found: key of the cache; an older one does not say which library made it, and is taken as it is.
         wanted: key of the work at hand.
         folder: where the cache is.
         free: fields that need not be equal.
@@ -128,13 +136,14 @@ def check_key(found: dict[str, Any], wanted: dict[str, Any], folder: Path, *, fr
         ExperimentChangedError: names the first field that differs, and both values.
     """
     for field in [name for name in wanted if name not in free]:
-        if found.get(field) != wanted[field]:
+        if found.get(field, wanted[field] if field == LIBRARY else None) != wanted[field]:
             ours, theirs = (one_line(str(value), 40) for value in (wanted[field], found.get(field)))
+            fix = "build another with kd cache, or leave the teacher cache out"
             raise ExperimentChangedError(
                 "CACHE-03",
                 f"the cache was made with {field} {theirs}, here it is {ours}",
                 where=str(folder),
-                fix="build another with kd cache, or leave the teacher cache out",
+                fix=f"install {LIBRARY}=={theirs}, or {fix}" if field == LIBRARY else fix,
             )
 
 
