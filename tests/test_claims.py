@@ -218,7 +218,7 @@ def test_a_table_of_seldom_hits_claims_nothing(tmp_path):
     assert (mean.low, mean.high) == pytest.approx((0.0, 3.79), abs=0.01)
     table = (tmp_path / "study" / "table.md").read_text(encoding="utf-8")
     assert "-2.0 \\[-5.9, +1.9\\]" in table  # half of it is t(99) sqrt((1.96 + 2 * 0.941) / (100 * 99))
-    assert "0.0 \\[0.0, 3.8\\]" in table
+    assert "<u>0.0</u> \\[0.0, 3.8\\]" in table
 
 
 def _answered(folder, label, seed, right):
