@@ -20,7 +20,8 @@ class AlphaBeta(StableDivergence):
     four times one less the overlap sum sqrt(p q). On the lines alpha = 0, beta = 0 and
     alpha + beta = 0 the value is the limit, so that a sweep has no jumps; the authors' code
     divides by alpha or beta there where the limit divides by their square. With an exponent at
-    or below 0 the value is infinite where that side excludes a token that the other allows.
+    or below 0 the value is infinite where that side excludes a token that the other allows, with
+    alpha + beta at or below 0 where either does; elsewhere it is finite, however large.
 
     Args:
         alpha: exponent of the teacher, from -3 to 3.
