@@ -32,12 +32,14 @@ from kdcli.engine.events import silent
 from kdcli.engine.speculative import speculate
 from kdcli.errors import ExperimentChangedError
 from kdcli.losses.supplied import code_of
+from kdcli.runs.answers import spread
 from kdcli.runs.doctor.check import Examination
 from kdcli.runs.doctor.models import examine_pair
 from kdcli.runs.evaluation.evaluate import evaluate_run
 from kdcli.runs.evaluation.own_samples import Speakers, facts_of_answers, sample_answers
 from kdcli.runs.model_facts import ModelFacts
 from kdcli.runs.serving.author import ServedAuthor
+from kdcli.runs.synthetic import Task
 from kdcli.runs.workshop import Workshop
 from kdcli.runs.writing.generate import generate
 from kdcli.sources.base import Ground
@@ -234,3 +236,14 @@ def test_doctor_says_how_end_tokens_differ(tmp_path):
     examine_pair(DoctorConfig(student=str(student), teacher=str(teacher)), Workshop(), found)
     (check,) = [one for one in found.checks if one.name == "pair"]
     assert """the student's texts end at "</s>", the teacher's at "</s>", "c\"""" in check.what
+
+
+def test_an_answer_is_as_probable_as_with_all_of_its_ends(speaker):
+    table = {START: {A: 1.0}, A: {B: 0.5, C: 0.2, END: 0.3}, B: {C: 1.0}}
+    model = replace(chains.chain(table), ends=ENDS)
+    found = spread("x", model, Task("a", ("b",), (1.0,)), prepare(HardwareConfig(device="cpu")))
+    assert found.shares == pytest.approx((0.5,), abs=1e-5)
+    both = {A: {B: 1.0}, B: {C: 0.25, END: 0.5, A: 0.25}, START: {A: 1.0}}
+    model = replace(chains.chain(both), ends=ENDS)
+    found = spread("x", model, Task("a", ("b",), (1.0,)), prepare(HardwareConfig(device="cpu")))
+    assert found.shares == pytest.approx((0.75,), abs=1e-5)

@@ -39,18 +39,19 @@ class Spread:
 
 
 def spread(label: str, model: LanguageModel, task: Task, device: Device) -> Spread:
-    """Return the probability of each valid answer, end token included."""
-    prefix, count = prompt_prefix(model.tokenizer), len(task.answers)
+    """Return the probability of each valid answer, ended by whichever end token."""
+    prefix, count, ends = prompt_prefix(model.tokenizer), len(task.answers), model.ends.ids
     pairs = encode_pairs(model.tokenizer, [task.prompt] * count, task.answers, ["demo"] * count)
     examples = tuple(
-        Example((*prefix, *pair.ids, model.ends.default), len(prefix) + pair.border, task.prompt, (text,), "demo")
+        Example((*prefix, *pair.ids, end), len(prefix) + pair.border, task.prompt, (text,), "demo")
         for pair, text in zip(pairs, task.answers, strict=True)
+        for end in ends
     )
     facts, example = token_facts(
         model, None, TokenDataset(examples), vocab=model.vocab, micro_tokens=4096, device=device, report=silent
     )
-    logs = np.bincount(example, facts["label_logp"], minlength=len(examples))
-    return Spread(label, tuple(np.exp(logs).tolist()))
+    shares = np.exp(np.bincount(example, facts["label_logp"], minlength=len(examples)))
+    return Spread(label, tuple(shares.reshape(count, len(ends)).sum(1).tolist()))
 
 
 def draw_answers(
