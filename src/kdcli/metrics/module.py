@@ -9,7 +9,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from kdcli.bounded import ANYWHERE, Bounds
+from kdcli.bounded import Bounds
 from kdcli.errors import InputError, NumericsError
 from kdcli.metrics.score import Better, Score
 from kdcli.metrics.signature import Option, signature
@@ -92,8 +92,8 @@ class Metric(evaluate.Metric, ABC):
         super()._finalize()
 
     def bounded(self, score: Score) -> Score:
-        """Return a score of this metric with its bounds."""
-        return replace(score, bounds=self.bounds.get(score.name, ANYWHERE))
+        """Return a score of this metric with the bounds that the metric gives it, else with its own."""
+        return replace(score, bounds=self.bounds.get(score.name, score.bounds))
 
     def _refuse(self, code: str, what: str, fix: str) -> InputError:
         return InputError(code, what, where=f"metric {self.name}", fix=fix)
