@@ -200,6 +200,7 @@ ELSEWHERE = {
     "give --set data.corpus=FILE": TRAIN,
     "add --executor ray": ("compare",),
     "add --executor slurm": ("compare",),
+    "if you trust it add --ray-address {}": ("compare",),
     "add --to": ("compare",),
     "add perplexity to monitor.metrics": ("distill", "plan"),
     "add them: kd cache with the same rows, template and length": TRAIN,
@@ -404,4 +405,4 @@ def test_every_name_in_a_printed_command_is_quoted():
 
 
 def _is_quoted(node):
-    return isinstance(node, ast.Call) and getattr(node.func, "id", "") == "typed"
+    return isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("typed", "quoted")

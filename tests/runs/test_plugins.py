@@ -10,6 +10,7 @@ import pytest
 from kdcli import plugins
 from kdcli.errors import UsageError
 from kdcli.registry import LOSSES
+from kdcli.runs.executors import child
 from shell import kd
 from tiny import folder, rows
 
@@ -159,3 +160,21 @@ def test_code_in_a_file_with_an_odd_name_can_be_named():
     with plugins.only_named_in(["--loss", "0.5*/a b+c/mine.py:Mine:mu=1"]):
         assert plugins.may_run("/a b+c/mine.py:Mine")
         assert not plugins.may_run("/x/a b+c/mine.py:Mine")
+
+
+def test_a_cluster_that_only_a_file_names_is_not_joined(tmp_path):
+    (tmp_path / "study.yaml").write_text("execution:\n  executor: ray\n  ray_address: ray://elsewhere:10001\n")
+    line = ["compare", "fkl", "rkl", *COMMON, "-o", "study", "-c", "study.yaml"]
+    refused = kd(*line, folder=tmp_path)
+    assert refused.code == 2
+    (said,) = refused.error_lines
+    assert "PLUG-09" in said
+    named = kd(*line, *shlex.split(said.rpartition("add ")[2]), folder=tmp_path)
+    assert "PLUG-09" not in named.err
+
+
+def test_children_import_nothing_from_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path, flags in (([], ["-P"]), ([""], []), ([str(tmp_path)], [])):
+        monkeypatch.setattr(sys, "path", [*path, *(one for one in sys.path if one not in ("", str(tmp_path)))])
+        assert child.python() == [sys.executable, *flags]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -87,6 +88,8 @@ def _run(wanted: int, words: Sequence[str], folder: Path) -> ranks.Ended:
         "LOGLEVEL": "CRITICAL",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // wanted))),
     }
+    if not {"", str(Path.cwd())} & set(sys.path):  # what runs must not depend on the files of the working folder
+        surroundings["PYTHONSAFEPATH"] = "1"
     before = {name: os.environ.get(name) for name in surroundings}
     os.environ.update(surroundings)
     try:

@@ -15,6 +15,7 @@ from kdcli.settings import Config, altered, resolve
 from kdcli.spec import ObjectiveSpec, Term, parse_objective
 from kdcli.spelling import FLAGS
 from kdcli.text import one_line
+from kdcli.text import typed as quoted
 from kdcli.training_presets import config_path
 
 TEACHERLESS = {"ce"}
@@ -43,10 +44,22 @@ def settle(
     named = config_path if kind is DistillConfig else Path
     file = named(config[0]) if config else None
     line: dict[str, Any] = {"sets": sets or (), "flags": flags, "environ": os.environ}
-    benchmarks = getattr(resolve(kind, **line), "benchmarks", None)
+    own = resolve(kind, **line)
+    benchmarks = getattr(own, "benchmarks", None)
     if benchmarks is not None:  # task files may hold code; those of a settings file are not meant here
         plugins.permit(task for task in benchmarks.tasks if Path(task).expanduser().exists())
-    return _checked(resolve(kind, file=file, **line))
+    found = resolve(kind, file=file, **line)
+    if isinstance(found, CompareConfig) and isinstance(own, CompareConfig):
+        _check_cluster(found.execution.ray_address, own.execution.ray_address)
+    return _checked(found)
+
+
+def _check_cluster(found: str | None, own: str | None) -> None:
+    """Refuse a cluster that only a file names: whoever runs it runs code here."""
+    if found not in (None, own):
+        what = f"a settings file names the cluster {one_line(found, 100)}, your command line does not"
+        fix = f"if you trust it add --ray-address {quoted(found)}"
+        raise plugins.WithheldError("PLUG-09", what, where="execution.ray_address", fix=fix)
 
 
 def resuming(text: str | None) -> bool:
