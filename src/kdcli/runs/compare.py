@@ -1,7 +1,8 @@
 """Contenders times seeds on an equal budget: one table, with what it can say."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from kdcli import plugins, processes, settings
 from kdcli.config import CompareConfig
@@ -99,6 +100,7 @@ def _tuned(
     outcome = grid.run(cells)
     if not config.tune:
         forget_tuning(output)
+        _write(config, output, cells, workshop, measured=_measured(cells, outcome))
         return cells, outcome, None, []
     tuning = choose(cells, outcome, tuned_by(config, cells[0].prepared.test), config.seeds)
     write_tuning(output, tuning)
@@ -108,7 +110,16 @@ def _tuned(
     metrics = config.evaluation.metrics
     final = [cell.reported(seed, metrics, workshop) for cell in winners(cells, tuning) for seed in config.seeds]
     _write(config, output, [*cells, *final], workshop, tuning)
-    return final, grid.run(final), tuning, lost
+    found = grid.run(final)
+    measured = _measured(cells, outcome) | _measured(final, found)
+    _write(config, output, [*cells, *final], workshop, tuning, measured)
+    return final, found, tuning, lost
+
+
+def _measured(cells: Sequence[Cell], outcome: Outcome) -> dict[str, Path]:
+    """Return the folder of each finished cell's evaluation, which another protocol may have made a second one."""
+    found = {cells[index].name: record.folder for index, (_, record) in outcome.finished.items()}
+    return {name: folder for name, folder in found.items() if folder is not None}
 
 
 def _references(
@@ -123,9 +134,23 @@ def _references(
 
 
 def _write(
-    config: CompareConfig, output: Path, cells: Sequence[Cell], workshop: Workshop, tuning: Tuning | None = None
+    config: CompareConfig,
+    output: Path,
+    cells: Sequence[Cell],
+    workshop: Workshop,
+    tuning: Tuning | None = None,
+    measured: Mapping[str, Path] = MappingProxyType({}),
 ) -> None:
-    """Write what the study consists of, so that it can be looked at and continued by its folder alone."""
+    """Write what the study consists of, so that it can be looked at and continued by its folder alone.
+
+    Args:
+        config: the study.
+        output: its folder.
+        cells: all of them.
+        workshop: what is loaded already.
+        tuning: what was tried and chosen; None before that is known.
+        measured: cell -> folder of its evaluation, where that is known.
+    """
     lines = contenders(config)
     entries = tuple(
         Entry(
@@ -134,7 +159,7 @@ def _write(
             seed=cell.seed,
             tried=words(cell.tried),
             folder=str(cell.folder.path.relative_to(output)),
-            evaluation=str(cell.evaluation.relative_to(cell.folder.path)),
+            evaluation=str(measured.get(cell.name, cell.evaluation).relative_to(cell.folder.path)),
             steps=cell.prepared.steps,
         )
         for cell in cells

@@ -12,10 +12,11 @@ from kdcli.runs import notes
 from kdcli.runs.chosen_on import choice_note
 from kdcli.runs.distill import read_run
 from kdcli.runs.evaluation.results import read_results
+from kdcli.runs.evaluation.together import same_protocol
 from kdcli.runs.finished_lines import lines_of
 from kdcli.runs.folder import CONFIG, RunFolder
 from kdcli.runs.prepare import objective_of
-from kdcli.runs.records import Comparison
+from kdcli.runs.records import Comparison, EvalRecord
 from kdcli.runs.same import check_same, label_runs
 from kdcli.runs.tabulate import Finished, tabulate
 from kdcli.text import typed
@@ -94,6 +95,9 @@ def _read_all(folders: Sequence[Path]) -> list[Finished]:
     """Read runs and the evaluation that all of them have."""
     runs = [read_run(folder) for folder in folders]
     there = [RunFolder(folder).evaluations() for folder in folders]
+    alike = _alike(there)
+    if alike is not None:
+        return list(zip(runs, alike, strict=True))
     shared = [name for name in there[0] if all(name in found for found in there)]
     if not shared:
         bare = next((folder for folder, found in zip(folders, there, strict=True) if not found), folders[0])
@@ -104,6 +108,16 @@ def _read_all(folders: Sequence[Path]) -> list[Finished]:
             fix=f"make it with: kd eval {typed(bare)} --data test.jsonl",
         )
     return [(run, read_results(found[shared[0]])) for run, found in zip(runs, there, strict=True)]
+
+
+def _alike(there: Sequence[Mapping[str, Path]]) -> list[EvalRecord] | None:
+    """Return one evaluation of each run, all by one protocol: the first run's first that every other has."""
+    every = [[read_results(folder) for folder in found.values()] for found in there]
+    for first in every[0]:
+        match = [next((one for one in found if same_protocol(first.protocol, one.protocol)), None) for found in every]
+        if None not in match:
+            return [one for one in match if one is not None]
+    return None
 
 
 def _chosen_baseline(baseline: str | None, groups: Mapping[str, Mapping[int, Finished]]) -> str:

@@ -10,7 +10,7 @@ from kdcli import durable
 from kdcli.config import BenchmarkConfig, DistillConfig, EvalConfig
 from kdcli.data.dataset import TokenDataset
 from kdcli.engine.devices import Device, prepare
-from kdcli.engine.events import Event, Report
+from kdcli.engine.events import Event, Report, silent
 from kdcli.errors import IntegrityError, UsageError
 from kdcli.metrics.describe import describe
 from kdcli.models.ends import answer_key
@@ -21,7 +21,7 @@ from kdcli.runs.chosen_on import choice_note
 from kdcli.runs.custody import alone
 from kdcli.runs.evaluation import scoring
 from kdcli.runs.evaluation.asking import answer
-from kdcli.runs.evaluation.beside import TASKS, asks_beside, measure_beside, ready_beside
+from kdcli.runs.evaluation.beside import asks_beside, measure_beside, ready_beside
 from kdcli.runs.evaluation.choosing import score_choices
 from kdcli.runs.evaluation.kept import Asking, KeptAnswers
 from kdcli.runs.evaluation.local import LocalModel
@@ -34,6 +34,7 @@ from kdcli.runs.evaluation.results import RESULTS, Rows, make_place, read_result
 from kdcli.runs.evaluation.scoring import Chosen, Scored, Texts
 from kdcli.runs.evaluation.served import score_served, with_model_name
 from kdcli.runs.evaluation.task_files import asked_of
+from kdcli.runs.evaluation.together import holds, only, place_of
 from kdcli.runs.folder import RunFolder, model_of
 from kdcli.runs.model_facts import ModelFacts
 from kdcli.runs.records import EvalRecord
@@ -149,10 +150,8 @@ class _Asked:
         if self.folder is None or not (self.folder / RESULTS).is_file():
             return None
         there = read_results(self.folder)
-        asked = {name: value for name, value in there.protocol.items() if name != TASKS}
-        asked.setdefault(ENDINGS, self.protocol[ENDINGS])  # an older record does not tell
-        same = asked == self.protocol and there.model_digest == self.facts.digest
-        return there if same else None
+        same = there.model_digest == self.facts.digest and holds(there.protocol, self.protocol)
+        return only(there, self.protocol) if same else None
 
 
 def student_config(model: str, config: DistillConfig) -> EvalConfig:
@@ -175,7 +174,9 @@ def student_config(model: str, config: DistillConfig) -> EvalConfig:
     )
 
 
-def _ask(config: EvalConfig, model: str, workshop: Workshop, subject: Subject | None = None) -> _Asked:
+def _ask(
+    config: EvalConfig, model: str, workshop: Workshop, subject: Subject | None = None, report: Report = silent
+) -> _Asked:
     fitted_on = splits.has_development_apart(config.data, config.evaluation.split)
     own = Workshop()  # not the shared one: a run's student may have changed since
     apart = _has_other_tokens(config, lambda: subject.reader if subject is not None else own.look(model), workshop)
@@ -184,6 +185,7 @@ def _ask(config: EvalConfig, model: str, workshop: Workshop, subject: Subject | 
     path = splits.check_measured(config.data, config.evaluation.split)
     device = prepare(config.hardware)
     teacher = config.teacher if chosen.needs_teacher else None
+    folder, given = _folder(config, model), subject is not None
     subject = subject or _subject(own.look(model))
     reader = subject.reader
     other = workshop.look_teacher(teacher, config.teacher_quantization) if teacher else None
@@ -196,7 +198,13 @@ def _ask(config: EvalConfig, model: str, workshop: Workshop, subject: Subject | 
     if config.benchmarks.tasks:
         protocol["benchmarks"] = asked_of(config.benchmarks)
     name = splits.evaluation_name(path) if config.evaluation.split == "test" else splits.DEV
-    return _Asked(chosen, subject, other, data, device, protocol, _folder(config, model), name, development)
+    if folder is not None and not given:
+        folder = place_of(folder, protocol, subject.facts.digest, _there, report)
+    return _Asked(chosen, subject, other, data, device, protocol, folder, name, development)
+
+
+def _there(folder: Path) -> EvalRecord | None:
+    return read_results(folder) if (folder / RESULTS).is_file() else None
 
 
 def _subject(facts: ModelFacts) -> Subject:
@@ -223,7 +231,7 @@ def _score_beside(config: EvalConfig, model: str, report: Report) -> EvalRecord:
 
 
 def _score_model(config: EvalConfig, model: str, report: Report, workshop: Workshop, *, reuse: bool) -> EvalRecord:
-    asked = _ask(config, model, workshop)
+    asked = _ask(config, model, workshop, report=report)
     if reuse and (there := asked.already_there()) is not None:
         return there
     return _score_asked(config, model, asked, report, workshop)
@@ -312,6 +320,8 @@ def _score_predictions(config: EvalConfig, report: Report) -> EvalRecord:
     folder = Path(config.output) if config.output else None
     scored, rows = scoring.score_texts(chosen, texts), Rows(where, texts)
     name = splits.evaluation_name(str(path))
+    if folder is not None:
+        folder = place_of(folder, protocol, digest, _there, report)
     return keep(
         Measured(name, str(path), digest, folder, protocol, scored, rows, (*chosen.notes, *protocol_notes)), config
     )

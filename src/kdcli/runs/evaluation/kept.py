@@ -92,9 +92,15 @@ class KeptAnswers:
             self._file.close()
             self._file = None
 
-    def write_into(self, folder: Path) -> None:
-        """Write the answers that were asked for, ordered by example and seed, as ``answers.jsonl``."""
-        entries = sorted(self._used.values(), key=lambda entry: (entry["example"], entry["seed"]))
+    def write_into(self, folder: Path, before: Path | None = None) -> None:
+        """Write the answers that were asked for, ordered by example and seed, as ``answers.jsonl``.
+
+        Args:
+            folder: where to write.
+            before: an evaluation whose answers stay, too.
+        """
+        both = {**(_read(before / ANSWERS) if before is not None else {}), **self._used}
+        entries = sorted(both.values(), key=lambda entry: (entry["example"], entry["seed"]))
         (folder / ANSWERS).write_bytes(b"".join(map(_line, entries)))
 
     def forget(self) -> None:

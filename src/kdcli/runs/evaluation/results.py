@@ -1,6 +1,7 @@
 """``results.json`` and ``samples.parquet``: written whole, read back to the same numbers."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from kdcli.runs.evaluation.curves import read_curves, write_curves
 from kdcli.runs.evaluation.documents import score_of
 from kdcli.runs.evaluation.kept import KeptAnswers
 from kdcli.runs.evaluation.scoring import Texts, choose_metrics, forms
+from kdcli.runs.evaluation.together import joined, same_protocol
 from kdcli.runs.records import AnswerCounts, Edge, EvalRecord, ScoreInfo
 from kdcli.statistics import Estimate
 
@@ -95,7 +97,8 @@ def write_results(
 ) -> None:  # fmt: skip
     """Write an evaluation's folder, each curve as a picture if asked for; it appears whole or not at all.
 
-    The folder around it is there.
+    The folder around it is there. Scores, answers and curves of the same model by the same protocol that are in the
+    folder already stay.
     """
     entries = [
         {
@@ -117,17 +120,69 @@ def write_results(
         "answers": asdict(record.answers) if record.answers is not None else None,
     }
 
+    table, curves = _table(rows, scores), record.curves
+    before = _before(folder, record)
+    if before is not None:
+        document, table = _joined(before, document), _beside(read_samples(folder), table, [one.name for one in scores])
+        curves = tuple({one.name: one for one in (*read_curves(folder), *curves)}.values())
+
     def fill(target: Path) -> None:
         text = json.dumps(document, indent=1, ensure_ascii=False)
         (target / RESULTS).write_text(f"{text}\n", encoding="utf-8")
-        pq.write_table(_table(rows, scores), target / SAMPLES)
-        write_curves(target, record.curves, pictures=pictures)
+        pq.write_table(table, target / SAMPLES)
+        write_curves(target, curves, pictures=pictures)
         if rows.kept is not None:
-            rows.kept.write_into(target)
+            rows.kept.write_into(target, folder if before is not None else None)
+        for path in sorted(folder.iterdir()) if before is not None else ():
+            if path.name != durable.MANIFEST and not (target / path.name).exists():
+                shutil.copy2(path, target / path.name)
 
     durable.commit_folder(folder, fill, {"kind": "evaluation", "results": SCHEMA})
     if rows.kept is not None:
         rows.kept.forget()
+
+
+def _before(folder: Path, record: EvalRecord) -> dict[str, Any] | None:
+    """Return the document of an evaluation that this one stands together with, None if there is none."""
+    try:
+        found = _document(folder) if (folder / RESULTS).is_file() else None
+    except IntegrityError:
+        return None
+    if found is None or found["model_digest"] != record.model_digest or found["examples"] != record.examples:
+        return None
+    return found if same_protocol(found["protocol"], record.protocol) else None
+
+
+def _joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Return the document of two evaluations that stand together; what was measured twice is the new one's."""
+    entries = {entry["name"]: entry for entry in (*before["scores"], *now["scores"])}
+    evaluation = now["evaluation"] | {
+        "metrics": list(dict.fromkeys([*before["evaluation"]["metrics"], *now["evaluation"]["metrics"]]))
+    }
+    if now["protocol"].get("generation") is None and "generation" in before["evaluation"]:
+        evaluation["generation"] = before["evaluation"]["generation"]
+    either = {name: now[name] if now[name] is not None else before.get(name) for name in ("edge", "answers")}
+    return (
+        now
+        | either
+        | {
+            "scores": list(entries.values()),
+            "protocol": joined(before["protocol"], now["protocol"]),
+            "evaluation": evaluation,
+            "notes": list(dict.fromkeys([*before["notes"], *now["notes"]])),
+        }
+    )
+
+
+def _beside(before: pa.Table, now: pa.Table, scores: Sequence[str]) -> pa.Table:
+    """Return the columns of both tables, of equal rows; those of a score that was measured twice are the new one's."""
+    if len(before) != len(now):
+        return now
+    again = {f"{name}{kind}" for name in scores for kind in ("", ".sums", ".answers")}
+    for name in before.column_names:
+        if name not in now.column_names and name not in again:
+            now = now.append_column(before.schema.field(name), before[name])
+    return now
 
 
 def make_place(folder: Path, output: str | None) -> None:
