@@ -77,8 +77,11 @@ def test_the_same_evaluation_gives_the_same_numbers(record, parts):
 
 
 def test_a_run_keeps_its_evaluations(run, parts):
+    before = study.tree(run.folder / "eval" / "test")
     found = evaluate_run(parts.evaluation(run.folder, evaluation=texts()), silent)
-    assert found.folder == run.folder / "eval" / "test"
+    assert study.tree(run.folder / "eval" / "test") == before
+    assert found.folder.parent == run.folder / "eval"
+    assert found.folder.name.startswith("test-")
     assert set(found.estimates) == {"rougeL", "exact_match"}
 
 

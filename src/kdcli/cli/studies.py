@@ -1,5 +1,6 @@
 """The branches of ``kd compare``: run a study, look at one, export its table, compare finished runs."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from kdcli.variations import combinations, read_axes
 if TYPE_CHECKING:
     from kdcli.cli.terminal import Terminal
     from kdcli.config import CompareConfig
+    from kdcli.runs.records import Comparison
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ def run(
     from kdcli.cli import settle
     from kdcli.config import CompareConfig
 
+    if named is not None and not dry_run and not os.access(named, os.W_OK) and _show_finished(named, terminal):
+        return
     settings = settle.settle(CompareConfig, config, sets, typed)
     check(settings)
     settle.output_folder(settings.output, needed=not dry_run)
@@ -105,7 +109,6 @@ def run(
         _plan(settings, terminal)
         return
     with terminal.work() as report:
-        from kdcli.cli import render
         from kdcli.runs import compare as runs
         from kdcli.runs.report.load import finished_table
 
@@ -115,6 +118,23 @@ def run(
             found = finished_table(named) if named is not None else None
             if found is None:
                 raise
+    _show(found, terminal)
+
+
+def _show_finished(study: Path, terminal: "Terminal") -> bool:
+    """Show a study that may not be written by its own tables; return whether they hold every cell."""
+    with terminal.work():
+        from kdcli.runs.report.load import finished_table
+
+        found = finished_table(study)
+    if found is not None:
+        _show(found, terminal)
+    return found is not None
+
+
+def _show(found: "Comparison", terminal: "Terminal") -> None:
+    from kdcli.cli import render
+
     terminal.result(found, lambda shown: Group(*_tuning(found.folder), render.comparison(shown, terminal.width)))
     if found.exit_code:
         raise typer.Exit(found.exit_code)

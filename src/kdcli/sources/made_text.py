@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +65,7 @@ def made_text(source: "TeacherSource", ground: Ground) -> MadeText:
     final = ground.folder / folder_name(source, ground, prompts)
     durable.make_folder(ground.folder.parent)
     durable.make_inside(ground.folder.parent, ground.folder.name)
-    with _alone(final.with_name(f".{final.name}.lock")):
+    with nullcontext() if final.is_dir() else _alone(final.with_name(f".{final.name}.lock")):
         if not final.is_dir():
             started = time.monotonic()
             fresh = _write(source, ground, prompts, final)

@@ -1,5 +1,6 @@
 """One evaluation: a model folder, a run, or answers made elsewhere."""
 
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ from kdcli.runs.evaluation.results import RESULTS, Rows, make_place, read_result
 from kdcli.runs.evaluation.scoring import Chosen, Scored, Texts
 from kdcli.runs.evaluation.served import score_served, with_model_name
 from kdcli.runs.evaluation.task_files import asked_of
-from kdcli.runs.evaluation.together import holds, only, place_of
+from kdcli.runs.evaluation.together import beside, holds, only, place_of
 from kdcli.runs.folder import RunFolder, model_of
 from kdcli.runs.model_facts import ModelFacts
 from kdcli.runs.records import EvalRecord
@@ -232,7 +233,10 @@ def _score_beside(config: EvalConfig, model: str, report: Report) -> EvalRecord:
 
 def _score_model(config: EvalConfig, model: str, report: Report, workshop: Workshop, *, reuse: bool) -> EvalRecord:
     asked = _ask(config, model, workshop, report=report)
-    if reuse and (there := asked.already_there()) is not None:
+    shown = asked.folder is not None and asked.folder.is_dir() and not os.access(asked.folder.parent, os.W_OK)
+    if (reuse or shown) and (there := asked.already_there()) is not None:
+        if not reuse:
+            report(Event("note", f"{asked.folder} may not be written: what was measured before is shown"))
         return there
     return _score_asked(config, model, asked, report, workshop)
 
@@ -299,7 +303,10 @@ def _answers(
     source = ServedAnswers(config.server, generation) if served else LocalModel(student, generation, asked.device)
     if asked.folder is not None:
         make_place(asked.folder, config.output)
-    kept = KeptAnswers(asked.folder, Asking(source.identity, generation)) if asked.folder is not None else None
+    kept, base = None, _folder(config, asked.facts.path)
+    if asked.folder is not None:
+        others = [] if base is None else [base, *beside(base)]
+        kept = KeptAnswers(asked.folder, Asking(source.identity, generation), others)
     texts = answer(source, asked.data, generation, report, kept)
     return replace(texts, answers=None) if served else texts, kept
 

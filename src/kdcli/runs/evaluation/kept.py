@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,14 +48,17 @@ class KeptAnswers:
     Args:
         folder: of the evaluation; it need not exist.
         asking: what answers follow from; others that lie there are left alone.
+        others: folders of further evaluations, whose answers are as good.
     """
 
-    def __init__(self, folder: Path, asking: Asking) -> None:
+    def __init__(self, folder: Path, asking: Asking, others: Sequence[Path] = ()) -> None:
         self._path = folder.with_name(f".{folder.name}.{ANSWERS}")
         self._asking = asking
         self._file: durable.Lines | None = None
         self._synced = time.monotonic()
-        self._found = {**_read(folder / ANSWERS), **_read(self._path)}
+        self._found: dict[str, dict[str, Any]] = {}
+        for path in (*(other / ANSWERS for other in others), folder / ANSWERS, self._path):
+            self._found |= _read(path)
         self._used: dict[str, dict[str, Any]] = {}
 
     def find(self, question: Question, seed: int) -> Said | None:

@@ -1,6 +1,7 @@
 """Which evaluations may lie in one folder: scores of one protocol stand together, another protocol gets its own."""
 
 import contextlib
+import glob
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -103,7 +104,7 @@ def place_of(
         report(Event("warning", f"{base} held scores of another model: they give way"))
         return base
     own = base.with_name(f"{base.name}-{_hash(protocol)}")
-    for folder in sorted(base.parent.glob(f"{base.name}-{_HEX}")):
+    for folder in beside(base):
         with contextlib.suppress(IntegrityError):
             there = read(folder)
             if there and there.model_digest == model_digest and same_protocol(there.protocol, protocol):
@@ -111,6 +112,11 @@ def place_of(
                 break
     report(Event("note", f"{base} keeps its scores, which are by another protocol; these are in {own}"))
     return own
+
+
+def beside(base: Path) -> list[Path]:
+    """Return the folders of further protocols on the rows of an evaluation."""
+    return sorted(base.parent.glob(f"{glob.escape(base.name)}-{_HEX}"))
 
 
 def _hash(protocol: Mapping[str, Any]) -> str:
