@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdcli import durable, stored
+from kdcli.config import EvalSettings
 from kdcli.errors import InputError, IntegrityError
 from kdcli.metrics.score import Score
 from kdcli.runs.costs import Cost
@@ -88,7 +89,7 @@ class _Facts:
 
     about: _About
     infos: tuple[ScoreInfo, ...]
-    evaluation: dict[str, Any]
+    evaluation: EvalSettings
     notes: tuple[str, ...]
 
 

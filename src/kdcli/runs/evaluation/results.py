@@ -70,7 +70,7 @@ class _Document(BaseModel):
     scores: list[_Entry]
     protocol: _Protocol
     model_digest: str
-    evaluation: dict[str, Any]
+    evaluation: EvalSettings
     notes: list[str]
     edge: Edge | None = None
     answers: AnswerCounts | None = None
