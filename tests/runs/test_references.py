@@ -14,6 +14,7 @@ from kdcli.config import ServerConfig
 from kdcli.engine.events import silent
 from kdcli.errors import MachineError
 from kdcli.runs import references
+from kdcli.runs.against_start import against_start
 from kdcli.runs.aggregate import Group
 from kdcli.runs.cells import make_cells
 from kdcli.runs.compare import compare, plan_compare
@@ -21,7 +22,7 @@ from kdcli.runs.conclude import conclude, read_comparison
 from kdcli.runs.ensemble import Blend
 from kdcli.runs.evaluation.evaluate import evaluate_run
 from kdcli.runs.evaluation.results import read_results, read_scores
-from kdcli.runs.records import Reference
+from kdcli.runs.records import ComparisonRow, Reference, ReferenceRow, ScoreInfo
 from kdcli.runs.references import measure_references, plan_references
 from kdcli.runs.report.load import load
 from kdcli.runs.report.page import report
@@ -29,6 +30,7 @@ from kdcli.runs.study import read_study
 from kdcli.runs.tidy import About
 from kdcli.runs.verify import verify
 from kdcli.runs.workshop import Workshop
+from kdcli.statistics import Estimate
 from study import Heard, Parts, tree
 
 
@@ -267,3 +269,45 @@ def test_fronts_are_taken_against_counts_and_never_against_seconds(tmp_path):
     found = conclude(timed, About("fkl"), tmp_path / "out")
     assert not any("seconds" in fronts for fronts in found.pareto.values())
     assert {row.seconds_range for row in found.rows} == {(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)}
+
+
+def against_start_of(gains, rates=None):
+    """The sentences for made-up differences to the start: label -> score -> difference, all sure."""
+
+    def sure(mean):
+        return Estimate(mean, mean, mean, 9, "examples", p_value=0.001)
+
+    rows = [
+        ComparisonRow(
+            label, (0,), {}, {}, 10, 100, 1.0, 1, student_tokens=10, teacher_tokens=0 if label == "ce" else 10,
+            before={score: sure(mean) for score, mean in found.items()},
+        )
+        for label, found in gains.items()
+    ]  # fmt: skip
+    infos = [ScoreInfo("perplexity", "lower", "perplexity", ""), ScoreInfo("kl", "lower", "kl_to_teacher", "")]
+    one = sure(3.0)
+    before = ReferenceRow("before", "student, before", {"perplexity": one, "kl": one})
+    lines = against_start(rows, [before, ReferenceRow("teacher", "teacher", {"perplexity": one})], infos, rates or {})
+    return next((line for line in lines if line.startswith("likely reasons")), "")
+
+
+def test_likely_reasons_follow_from_what_the_table_shows():
+    # nobody gained and the losers came nearer: the student was near its best
+    said = against_start_of({"fkl": {"perplexity": 0.1, "kl": -0.1}, "rkl": {"perplexity": 0.2, "kl": -0.1}})
+    assert "fkl, rkl came nearer to the teacher (kl), so the student was probably near the best" in said
+    assert "gained where" not in said
+    # another contender gained at the same budget: it is not the student
+    said = against_start_of({"fkl": {"perplexity": -0.1, "kl": -0.1}, "rkl": {"perplexity": 0.2, "kl": -0.1}})
+    assert "fkl gained where rkl lost, so the student had room" in said
+    assert "near the best" not in said
+    # an objective that asks no teacher and only moves away from it
+    said = against_start_of({"fkl": {"perplexity": -0.1}, "ce": {"perplexity": -0.1, "kl": 0.3}})
+    assert said.endswith("ce does not look at the teacher, so it need not come nearer to it")
+    # rates: one alone, or the lowest of those tried
+    losing = {"fkl": {"perplexity": 0.1}, "rkl": {"perplexity": 0.1}}
+    said = against_start_of(losing, {"fkl": (1e-3, (1e-3,)), "rkl": (1e-4, (1e-4, 1e-3))})
+    assert "the learning rate (0.001, the only one tried) may be too high: --tune lr=0.0001,0.000333,0.001" in said
+    assert "the lowest of the learning rates tried (0.0001, 0.001) may be too high still" in said
+    said = against_start_of(losing, {"fkl": (1e-3, (1e-4, 1e-3)), "rkl": (1e-3, (1e-4, 1e-3))})
+    assert "rate" not in said
+    assert "the budget (10 steps, 100 response tokens)" in said

@@ -88,8 +88,13 @@ def percent(share: Estimate) -> str:
     >>> percent(Estimate(0.342, 0.21, 0.4756, 3, "seeds and examples"))
     '34 % [21, 48]'
     """
-    ends = "" if share.low is None or share.high is None else f" [{100 * share.low:.0f}, {100 * share.high:.0f}]"
-    return f"{100 * share.mean:.0f} %{ends}"
+    ends = "" if share.low is None or share.high is None else f" [{_whole(share.low)}, {_whole(share.high)}]"
+    return f"{_whole(share.mean)} %{ends}"
+
+
+def _whole(share: float) -> str:
+    """Return a share in whole percent, never as -0."""
+    return f"{round(100 * share) + 0:d}"
 
 
 def _likely(
@@ -111,7 +116,16 @@ def _likely(
     if deaf:
         yield f"{_named(deaf, rows)} does not look at the teacher, so it need not come nearer to it"
     losers = [row for row in losers if row.label not in deaf]
-    nearer = [row.label for row in losers if any(row.label in better[name] for name in nearness)]
+    lost = {row.label: [name for name in worse if row.label in worse[name] and name not in nearness] for row in losers}
+    outdone = [label for label, names in lost.items() if any(better[name] for name in names)]
+    if outdone:
+        others = {label for one in outdone for name in lost[one] for label in better[name]}
+        gaining = ", ".join(row.label for row in rows if row.label in others)
+        yield (
+            f"{gaining} gained where {_named(outdone, rows)} lost, so the student had room: the objective, or this "
+            "learning rate for it, is likelier the cause than the student"
+        )
+    nearer = [label for label in lost if label not in outdone and any(label in better[name] for name in nearness)]
     if nearer:
         by = ", ".join(name for name in nearness if any(label in better[name] for label in nearer))
         yield (

@@ -74,7 +74,7 @@ def _draw_answers(
     _, _, test = synthetic.split(demo_parts.SEED, demo_parts.TEST, demo_parts.DEV)
     cells = {cell.label: cell.folder.path for cell in make_cells(config, workshop) if cell.seed == config.seeds[0]}
     there = {row.label: str(cells[row.label]) for row in comparison.rows}
-    references = {LABELS[BEFORE]: str(output / "student"), LABELS[TEACHER]: str(output / "teacher")}
+    references = {LABELS[TEACHER]: str(output / "teacher"), LABELS[BEFORE]: str(output / "student")}
     draw_answers(output, telling_task(test), references, there, config, report)
 
 
