@@ -225,10 +225,9 @@ def test_the_attention_has_a_name():
     assert attention_of(model) == "sdpa"
 
 
-@pytest.mark.parametrize("family,attention", [("llama", "sdpa"), ("bloom", "eager"), ("gptj", "eager")])
+@pytest.mark.parametrize("family,attention", [("llama", "sdpa"), ("bloom", "eager")])
 def test_without_a_wish_a_family_computes_sdpa_where_it_can(family, attention):
-    sizes = {**PLAIN, "rotary_dim": 8} if family == "gptj" else PLAIN
-    assert attention_of(tiny.model(family, **sizes)) == attention
+    assert attention_of(tiny.model(family, **PLAIN)) == attention
 
 
 # ---- torch
