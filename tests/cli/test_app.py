@@ -97,7 +97,7 @@ USAGE = [
     (["compare", "fkl", "kl"], "CLI-08", "fkl given twice"),
     (["compare", "fkl", "rkl", "--seeds", "1,1"], "CLI-08", "1 given twice"),
     (["compare", "fkl", "rkl", "--set", "train.seed=3"], "CLI-09", "give --seeds"),
-    (["compare", "runs/a", "fkl"], "CLI-18", "run folders only"),
+    (["compare", "runs/a", "fkl"], "CLI-18", "folders only"),
     (["compare", "runs/a"], "CLI-18", "got 1"),
     (["compare", "runs/a", "runs/b", "--lr", "1"], "CLI-09", "--lr: has no effect on finished runs"),
 ]

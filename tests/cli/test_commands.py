@@ -132,5 +132,5 @@ def test_folders_and_objectives_are_told_apart(tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     assert run_folders(["run", "runs/other"]) == [Path("run"), Path("runs/other")]
     assert run_folders(["fkl", "./mine.py:Mine", "0.5*ce+0.5*./mine.py:Mine"]) == []
-    with pytest.raises(UsageError, match="run folders only"):
+    with pytest.raises(UsageError, match="folders only"):
         run_folders(["run", "fkl"])
