@@ -16,9 +16,8 @@ from kdcli.metrics.scripts import length_unit
 from kdcli.runs.card import _scores
 from kdcli.runs.conclude import conclude
 from kdcli.runs.evaluation.evaluate import evaluate_run
-from kdcli.runs.evaluation.measured import answer_counts
 from kdcli.runs.evaluation.results import read_results
-from kdcli.runs.evaluation.scoring import Texts, choose_metrics, score_texts, without_prompts
+from kdcli.runs.evaluation.scoring import Texts, answer_counts, choose_metrics, score_texts, without_prompts
 from kdcli.runs.judging.material import material
 from kdcli.runs.records import AnswerCounts
 from kdcli.runs.report.lengths import make_buckets

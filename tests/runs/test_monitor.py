@@ -77,8 +77,11 @@ def test_without_development_rows_the_run_and_every_table_made_from_it_say_so(pa
 
 @pytest.mark.parametrize("metrics", [("perplexity",), ("rougeL", "kl_to_teacher")])
 def test_looking_changes_no_bit_of_the_student(parts, bare, metrics):
-    found = distill(settings(parts, f"looked-{metrics[0]}", {"every": 3, "metrics": metrics}), silent)
+    heard = study.Heard()
+    found = distill(settings(parts, f"looked-{metrics[0]}", {"every": 3, "metrics": metrics}), heard)
     assert weights(found.model) == weights(bare.model)
+    cut = [note for note in heard.messages("note") if note.startswith("evaluation while training: ")]
+    assert any("answers were cut at" in note for note in cut) == ("rougeL" in metrics)
     plain = [{name: value for name, value in line.items() if name != "evaluation"} for line in lines(found)]
     assert plain == lines(bare)
     assert list(measured(found)) == [3, 6, 9, 12]

@@ -188,6 +188,8 @@ class StudentMonitor:
                     source = LocalModel(self.student, generation, self.device)
                     texts = answer(source, rows, generation, silent)
                     found += scoring.score_texts(chosen, scoring.beside(texts, rows, self.student.ends))
+                    for said in (*scoring.answer_counts(texts, generation.max_new_tokens).sentences, *found.notes):
+                        self.report(Event("note", f"evaluation while training: {said}"))
                 found += scoring.score_tokens(chosen, self.student, self.teacher, rows, self.device, silent)
         except NumericsError as error:
             self.report(Event("warning", f"evaluation while training: {error.what}"))

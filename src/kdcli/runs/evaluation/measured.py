@@ -8,7 +8,7 @@ from kdcli.config import EvalConfig
 from kdcli.runs.evaluation import scoring
 from kdcli.runs.evaluation.beside import Beside
 from kdcli.runs.evaluation.results import Rows, make_place, write_results
-from kdcli.runs.evaluation.scoring import Scored, Texts
+from kdcli.runs.evaluation.scoring import Scored
 from kdcli.runs.records import AnswerCounts, EvalRecord
 from kdcli.statistics import over_examples
 
@@ -70,16 +70,4 @@ def _counts(measured: Measured, config: EvalConfig) -> AnswerCounts | None:
     if texts is None:
         return None
     most = config.evaluation.generation.max_new_tokens if measured.protocol["generation"] is not None else None
-    return answer_counts(texts, most)
-
-
-def answer_counts(texts: Texts, most: int | None) -> AnswerCounts:
-    """Count answers, cut ones and empty ones.
-
-    Args:
-        texts: the answers.
-        most: tokens they were cut at, as far as that is known.
-    """
-    said = [text for answers in texts.predictions for text in answers]
-    cut = sum(not ended for answers in texts.ended for ended in answers) if texts.ended_is_known else None
-    return AnswerCounts(len(said), sum(not text.strip() for text in said), cut, most)
+    return scoring.answer_counts(texts, most)

@@ -26,7 +26,7 @@ from kdcli.metrics.score import Score
 from kdcli.metrics.scripts import unspaced_note
 from kdcli.models.load import LanguageModel
 from kdcli.models.plain import SETTING
-from kdcli.runs.records import ScoreInfo
+from kdcli.runs.records import AnswerCounts, ScoreInfo
 from kdcli.runs.splits import leaves_answers_out
 
 _MICRO_TOKENS = 4096
@@ -187,6 +187,18 @@ def beside(texts: Texts, dataset: TokenDataset, ends: EndTokens) -> Texts:
     """Return the texts with the number of tokens of each example's first reference, end token left out."""
     answers = [example.ids[example.prompt_length :] for example in dataset.examples]
     return replace(texts, reference_tokens=[len(ends.body(ids)) for ids in answers])
+
+
+def answer_counts(texts: Texts, most: int | None) -> AnswerCounts:
+    """Count answers, cut ones and empty ones.
+
+    Args:
+        texts: the answers.
+        most: tokens they were cut at, as far as that is known.
+    """
+    said = [text for answers in texts.predictions for text in answers]
+    cut = sum(not ended for answers in texts.ended for ended in answers) if texts.ended_is_known else None
+    return AnswerCounts(len(said), sum(not text.strip() for text in said), cut, most)
 
 
 def score_texts(chosen: Chosen, texts: Texts) -> Scored:

@@ -10,8 +10,8 @@ from kdcli import __version__, durable
 from kdcli.config import EvalSettings, JudgeConfig
 from kdcli.engine.events import Event, Report
 from kdcli.errors import InputError, UsageError
-from kdcli.runs.evaluation.measured import answer_counts
 from kdcli.runs.evaluation.results import Rows, make_place, write_results
+from kdcli.runs.evaluation.scoring import answer_counts
 from kdcli.runs.judging.imported import read_judged
 from kdcli.runs.judging.material import Material, material
 from kdcli.runs.judging.prompt import JudgePrompt, judge_prompt, read_pair
