@@ -127,7 +127,7 @@ def test_padding_rows_of_the_head_are_never_generated():
     model, real = speaker(vocab=64), len(tiny.WORDS)
     highest = [
         max(max(answer.ids, default=0) for answer in generate(model, prompts(30), config(), seed=0, rows=rows))
-        for rows in (real, None)
+        for rows in (None, 64)
     ]
     assert highest[0] < real <= highest[1]
 
