@@ -72,7 +72,8 @@ class TrainConfig(Settings):
         default=None, description="tokens whose logits exist at once; default by device"
     )
     save_every: Positive = Field(default=200, description="steps between checkpoints")
-    keep: Positive = Field(default=2, description="checkpoints kept")
+    keep: Positive = Field(default=2, description="checkpoints kept while a run is under way")
+    keep_finished: bool = Field(default=False, description="keep the checkpoints of a run that is done, too")
     log_every: Positive = Field(default=10, description="steps between progress lines")
     report_to: tuple[str, ...] = Field(default=(), description="trackers known to accelerate, such as tensorboard")
 

@@ -11,6 +11,7 @@ gone is made again: a write into it fails. A write that failed is never repeated
 import contextlib
 import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,10 @@ def write_file(path: Path, data: bytes | str) -> None:
     raw = data.encode() if isinstance(data, str) else data
     temporary = _temporary(path)
     try:
-        _write_new(temporary, raw)
-        os.replace(temporary, path)
+        with _in_use(_open_new(temporary)) as handle:
+            _write_all(handle, raw)
+            _flush(handle)
+            os.replace(temporary, path)
         flush_folder(path.parent)
     except OSError as error:
         _forget(temporary)
@@ -105,12 +108,14 @@ def commit_folder(final: Path, fill: Callable[[Path], None], extra: Mapping[str,
     temporary = _temporary(final)
     try:
         temporary.mkdir()
-        fill(temporary)
-        manifest = {**(extra or {}), "schema": SCHEMA, "files": _inventory(temporary)}
-        manifest |= {"digest": digest_record(manifest)}
-        _write_new(temporary / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
-        _flush_tree(temporary)
-        old = _swap(temporary, final)
+        with _in_use(os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)):
+            fill(temporary)
+            manifest = {**(extra or {}), "schema": SCHEMA, "files": _inventory(temporary)}
+            manifest |= {"digest": digest_record(manifest)}
+            with _in_use(_open_new(temporary / MANIFEST)) as handle:
+                _write_all(handle, json.dumps(manifest, indent=1, sort_keys=True).encode())
+            _flush_tree(temporary)
+            old = _swap(temporary, final)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
         found = None if isinstance(error, KDError) else system_error(error)
@@ -211,12 +216,14 @@ def verify_folder(folder: Path) -> dict[str, Any]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Return what interrupted writers left in a folder: names of our own temporary form only."""
-    return sorted(folder.glob(f"{_TEMPORARY}*"))
+    """Return what interrupted writers left in a folder: names of our own temporary form that no process writes."""
+    return [item for item in sorted(folder.glob(f"{_TEMPORARY}*")) if not _is_used(item)]
 
 
 def sweep(folder: Path) -> None:
     """Remove what interrupted writers left, and put back a folder that was set aside for a new one that never came.
+
+    What another process writes just now stays.
 
     Raises:
         MachineError: something cannot be removed.
@@ -397,14 +404,37 @@ def _set_aside(item: Path) -> Path | None:
     return item.with_name(name) if name else None
 
 
-def _write_new(path: Path, raw: bytes) -> None:
-    """Write a file that must not be there yet, and flush it to disk."""
-    handle = open_handle(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+def _open_new(path: Path) -> int:
+    """Open a file that must not be there yet."""
+    return open_handle(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+
+
+@contextlib.contextmanager
+def _in_use(handle: int) -> Iterator[int]:
+    """Mark a temporary file or folder as being written until the end, and close it; a process that dies marks none."""
     try:
-        _write_all(handle, raw)
-        _flush(handle)
+        with contextlib.suppress(OSError):  # a file system without such marks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield handle
     finally:
         os.close(handle)
+
+
+def _is_used(item: Path) -> bool:
+    """Whether a process is writing a temporary file or folder."""
+    try:
+        handle = os.open(item, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
 
 
 def _write_all(handle: int, raw: bytes) -> None:

@@ -4,6 +4,7 @@ import signal
 import pytest
 import torch
 
+from kdcli.data.examples import TokenDataset
 from kdcli.engine.events import Event
 from kdcli.engine.loop import train
 from kdcli.errors import ExperimentChangedError, IntegrityError, InterruptedRunError, NumericsError
@@ -68,6 +69,24 @@ def test_resumed_twice_in_one_epoch_with_dropout_and_gpt2(tmp_path):
     train(again)
     assert same(weights(run), weights(again))
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
+
+
+def test_dropout_differs_from_step_to_step_and_between_micro_batches(tmp_path, monkeypatch):
+    """One sequence, again and again, by a student that does not move: only the mask can change the loss."""
+    same_row = dataset(1).examples * 4
+    student = model("student", seed=1, family="gpt2", attn_pdrop=0.5, resid_pdrop=0.5)
+    seeds, seeded = [], torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: (seeds.append(seed), seeded(seed))[1])
+    train(
+        training(
+            tmp_path, student=student, data=TokenDataset(tuple(same_row)), lr=1e-12, weight_decay=0.0, batch_size=2,
+            micro_tokens=8, max_steps=4, save_every=9,
+        )
+    )  # fmt: skip
+    losses = [json.loads(line)["loss"] for line in metrics(tmp_path).splitlines()]
+    apart = [abs(one - two) for at, one in enumerate(losses) for two in losses[:at]]
+    assert min(apart) > 1e-5
+    assert len(seeds) == len(set(seeds)) >= 8
 
 
 def test_a_finished_run_is_left_alone(tmp_path):

@@ -59,6 +59,7 @@ def test_ray_gives_the_same_table(parts, inline):
 @pytest.mark.slow
 def test_a_run_of_two_processes_starts_through_the_launcher(parts):
     command = [sys.executable, "-m", "kdcli", "distill", "--loss", "fkl", *OPTIONS[:-1], "two", "--gpus", "2"]
+    command += ["--set", "train.keep_finished=true"]
     (parts.root / "gpus").mkdir()
     done = subprocess.run(command, cwd=parts.root / "gpus", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -34,7 +34,8 @@ def parts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(parts):
-    config = parts.study(*LOSSES, seeds=(0, 1), max_steps=4, save_every=4).model_copy(update={"evaluation": METRICS})
+    settings = parts.study(*LOSSES, seeds=(0, 1), max_steps=4, save_every=4, keep_finished=True)
+    config = settings.model_copy(update={"evaluation": METRICS})
     comparison = compare(config, silent)
     return parts.root / "study", comparison
 

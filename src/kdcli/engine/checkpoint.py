@@ -127,7 +127,7 @@ def collect(kept: Kept, *, here: bool = True) -> Collected:
 
 
 def save(folder: Path, kept: Kept, state: State, keep: int, collected: Collected) -> Path:
-    """Write a checkpoint durably, then remove the oldest ones beyond ``keep``."""
+    """Write a checkpoint durably, then remove the oldest ones beyond ``keep``; newer ones are damaged and stay."""
     drawn = {name: value.cpu().contiguous() for name, value in kept.windows.state().items()}
     final = folder / f"checkpoint-{state.step:08d}"
 
@@ -142,9 +142,19 @@ def save(folder: Path, kept: Kept, state: State, keep: int, collected: Collected
         (target / _STATE).write_text(text, encoding="utf-8")
 
     durable.commit_folder(final, fill, {"kind": "checkpoint", "step": state.step})
-    for old in _checkpoints(folder)[keep:]:
-        durable.remove_folder(old)
+    prune(folder, state.step, keep)
     return final
+
+
+def prune(folder: Path, step: int, keep: int) -> None:
+    """Remove the checkpoints before a step beyond the newest so many, that of the step included.
+
+    Raises:
+        MachineError: one cannot be removed.
+    """
+    reached = [path for path in checkpoints(folder) if _step(path) <= step]
+    for old in reached[keep:]:
+        durable.remove_folder(old)
 
 
 def restore(folder: Path, kept: Kept, report: Report) -> State:
@@ -154,7 +164,7 @@ def restore(folder: Path, kept: Kept, report: Report) -> State:
         ExperimentChangedError: the run was started with other settings.
         IntegrityError: there are checkpoints and none is valid.
     """
-    found = _checkpoints(folder)
+    found = checkpoints(folder)
     damaged: IntegrityError | None = None
     for path in found:
         try:
@@ -197,11 +207,15 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], folder: Path) -> 
 
 def newest_step(folder: Path) -> int | None:
     """Return the step of the newest checkpoint of a run folder, None without any; its digests are not checked."""
-    return next((int(path.name.rpartition("-")[2]) for path in _checkpoints(folder)), None)
+    return next(map(_step, checkpoints(folder)), None)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Every checkpoint folder, newest first."""
+def _step(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return every checkpoint of a run folder, newest first; digests are not checked."""
     return sorted((path for path in folder.glob("checkpoint-*") if _NAME.match(path.name)), reverse=True)
 
 

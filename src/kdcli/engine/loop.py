@@ -71,6 +71,8 @@ class _Loop:
         """Run every remaining step."""
         training = self.training
         state = checkpoint.restore(training.folder, self.kept, training.report)
+        if self.ranks.main:
+            checkpoint.prune(training.folder, state.step, training.train.keep)
         self.model.train()
         if training.train.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -20,6 +20,8 @@ from kdcli.runs.tables import number
 from kdcli.text import markdown_cell, one_line
 
 CARD = "README.md"
+SCORED = "scored"
+"""Entry of a model folder's manifest: whether its card holds the run's scores."""
 
 
 def model_card(prepared: Prepared, evaluation: EvalRecord | None = None) -> str:
@@ -48,8 +50,17 @@ def model_card(prepared: Prepared, evaluation: EvalRecord | None = None) -> str:
     return card.content
 
 
+def card_has_scores(model: Path) -> bool:
+    """Whether a run's card has its scores; a model folder that does not say so is one of an older run, and stays.
+
+    Raises:
+        IntegrityError: the folder's manifest is damaged.
+    """
+    return bool(durable.read_manifest(model).get(SCORED, True))
+
+
 def renew_card(model: Path, text: str) -> None:
-    """Put a card into a saved model folder; the folder is replaced whole, its manifest included.
+    """Put a card with scores into a saved model folder; the folder is replaced whole, its manifest included.
 
     Args:
         model: folder whose manifest verifies.
@@ -59,7 +70,8 @@ def renew_card(model: Path, text: str) -> None:
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
     manifest = durable.verify_folder(model)
-    extra = {key: value for key, value in manifest.items() if key not in ("schema", "files")}
+    extra = {key: value for key, value in manifest.items() if key not in ("schema", "files", "digest")}
+    extra |= {SCORED: True} if SCORED in extra else {}
 
     def fill(target: Path) -> None:
         for name in manifest["files"]:

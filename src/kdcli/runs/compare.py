@@ -1,10 +1,11 @@
 """Contenders times seeds on an equal budget: one table, with what it can say."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
-from kdcli import plugins, processes, settings
+from kdcli import durable, plugins, processes, settings
 from kdcli.config import CompareConfig
 from kdcli.engine.events import Event, Report
 from kdcli.errors import MachineError, UsageError
@@ -13,7 +14,8 @@ from kdcli.runs.cells import Cell, baseline_of, contenders, make_cells, tuning_s
 from kdcli.runs.distill import tell
 from kdcli.runs.executors.choose import check_executor, make_executor, with_threads
 from kdcli.runs.finished import compare_runs
-from kdcli.runs.grid import Grid, Outcome, named
+from kdcli.runs.folder import MADE
+from kdcli.runs.grid import LOGS, PLAN, Grid, Outcome, named
 from kdcli.runs.plan_study import plan_compare
 from kdcli.runs.records import Comparison, Failure
 from kdcli.runs.references import Measured, measure_references, plan_references
@@ -63,6 +65,9 @@ def compare(
     done, resumed = states.count("done"), sum(state.startswith("to resume") for state in states)
     report(Event("note", f"{len(cells)} cells: {done} done, {resumed} to resume, {len(cells) - done - resumed} to run"))
     _write(config, output, cells, workshop)
+    with suppress(MachineError):  # a study that is done can be read where nothing may be written
+        for one in (output, *(output / name for name in (MADE, PLAN, LOGS))):
+            durable.sweep(one)
     cells = with_cache(config, output, cells, report, workshop, command or _again(output))
     executor = make_executor(config, cells[0].prepared.device, workshop, command or _again(output))
     try:

@@ -2,13 +2,16 @@
 
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from kdcli import durable, processes
-from kdcli.errors import InterruptedRunError, KDError
+from kdcli.engine.checkpoint import checkpoints
+from kdcli.errors import BusyError, InterruptedRunError, KDError, MachineError
 from kdcli.runs import lock
-from kdcli.runs.folder import EVAL, RunFolder
+from kdcli.runs.evaluation.kept import superseded_answers
+from kdcli.runs.folder import EVAL, MADE, RunFolder
+from kdcli.runs.serving.places import ASKED
 
 
 @contextmanager
@@ -34,9 +37,41 @@ def alone(folder: Path) -> Iterator[None]:
         yield
         return
     with lock.hold(folder):
-        durable.sweep(folder)
-        durable.sweep(folder / EVAL)
+        for one in (folder, folder / EVAL, folder / MADE):
+            durable.sweep(one)
         yield
+
+
+def unneeded(folder: Path, *, keep_checkpoints: bool) -> list[Path]:
+    """Return what a finished run does not need: checkpoints, leftovers of killed writers, answers kept twice.
+
+    Args:
+        folder: of a run that is done.
+        keep_checkpoints: whether its checkpoints stay.
+    """
+    found = [*durable.leftovers(folder), *durable.leftovers(folder / EVAL), *superseded_answers(folder / EVAL)]
+    found += [] if keep_checkpoints else checkpoints(folder)
+    return found + [path for path in (folder / ASKED,) if path.is_dir()]
+
+
+def tidy(folder: Path, *, keep_checkpoints: bool) -> None:
+    """Remove what a finished run does not need, where nobody else works in it and the disk may be written.
+
+    Args:
+        folder: of a run that is done.
+        keep_checkpoints: whether its checkpoints stay.
+
+    Raises:
+        IntegrityError: its lock is a link.
+    """
+    if not unneeded(folder, keep_checkpoints=keep_checkpoints):
+        return
+    with suppress(BusyError, MachineError), alone(folder):
+        for path in unneeded(folder, keep_checkpoints=keep_checkpoints):
+            if path.is_dir() and not path.is_symlink():
+                durable.remove_folder(path)
+            else:
+                durable.remove_file(path)
 
 
 @contextmanager

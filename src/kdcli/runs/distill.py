@@ -1,6 +1,5 @@
 """One training run: settings -> checked parts -> training -> saved student -> evaluation."""
 
-import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,10 +11,10 @@ from kdcli.engine.ensemble import living
 from kdcli.engine.events import Event, Report
 from kdcli.engine.loop import train
 from kdcli.engine.training import Outcome
-from kdcli.errors import UsageError
+from kdcli.errors import IntegrityError, UsageError
 from kdcli.runs.assemble import assemble_training, load_models
-from kdcli.runs.card import model_card, renew_card
-from kdcli.runs.custody import held, logged
+from kdcli.runs.card import SCORED, card_has_scores, model_card, renew_card
+from kdcli.runs.custody import held, logged, tidy, unneeded
 from kdcli.runs.environment import changes, environment
 from kdcli.runs.evaluation.evaluate import evaluate_student
 from kdcli.runs.folder import CONFIG, STATUS, RunFolder
@@ -23,7 +22,6 @@ from kdcli.runs.keep_model import rehearse, save_adapter_alone, save_model
 from kdcli.runs.plan import plan_distill
 from kdcli.runs.prepare import Prepared, prepare_run
 from kdcli.runs.records import EvalRecord, RunRecord
-from kdcli.runs.serving.places import ASKED
 from kdcli.runs.serving.teacher import ServedTeacher
 from kdcli.runs.workshop import Workshop
 from kdcli.sources.effort import Effort, Made
@@ -71,6 +69,9 @@ def distill(
         tell(prepared, report)
     report(Event("note", f"{prepared.device.description} · {prepared.label} · {prepared.steps:,} steps"))
     with held(folder), logged(folder):
+        if processes.world() == 1 and folder.check(prepared.identity, resume=True) and folder.is_done:
+            # a kill had set its model aside, and the sweep put it back
+            return _finished(folder, prepared, workshop, report)
         _begin(folder, prepared, report)
         outcome = _train(folder, prepared, workshop, report, command or _again(folder))
         record = _record(folder, prepared.identity, outcome, already_done=False)
@@ -108,7 +109,18 @@ def read_run(path: Path) -> RunRecord:
 
 def _finished(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Report) -> RunRecord:
     report(Event("note", f"{folder.path} is already done"))
+    if processes.rank() == 0:
+        tidy(folder.path, keep_checkpoints=prepared.config.train.keep_finished)
     return _with_evaluation(read_run(folder.path), prepared, workshop, report)
+
+
+def is_complete(folder: RunFolder, prepared: Prepared) -> bool:
+    """Whether nothing is left to do about a run that is done and measured: its card has its scores, nothing is over."""
+    try:
+        scored = prepared.config.evaluation.split != "test" or card_has_scores(folder.model)
+    except IntegrityError:  # the run itself says so when it is asked for
+        return False
+    return scored and not unneeded(folder.path, keep_checkpoints=prepared.config.train.keep_finished)
 
 
 def _with_evaluation(record: RunRecord, prepared: Prepared, workshop: Workshop, report: Report) -> RunRecord:
@@ -142,7 +154,7 @@ def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Re
     outcome = train(training)
     workshop.forget_emptied()
     if processes.rank() == 0:
-        about = {"loss": prepared.label, "seed": prepared.config.train.seed}
+        about = {"loss": prepared.label, "seed": prepared.config.train.seed, SCORED: False}
         save_model(models.student, folder.model, about, model_card(prepared))
         if prepared.config.lora.keep:
             save_adapter_alone(models.student, folder.path)
@@ -151,7 +163,7 @@ def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Re
         taught = None if prepared.teacher_rows else outcome.student_tokens * teachers
         facts = {"teacher_tokens": taught, "asks_teacher": prepared.needs_teacher}
         folder.set_status("done", **vars(outcome), **facts, cpu_seconds=round(spent, 2))
-        shutil.rmtree(folder.path / ASKED, ignore_errors=True)
+        tidy(folder.path, keep_checkpoints=prepared.config.train.keep_finished)
     return outcome
 
 

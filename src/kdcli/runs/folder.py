@@ -6,7 +6,7 @@
     manifest.json    identity, digests, versions, command line, its own digest
     status.json      state, what the run cost, digests of the small files and its own
     metrics.jsonl    one line per step; timing.jsonl: wall-clock times
-    checkpoint-*/    to resume from
+    checkpoint-*/    to resume from; dropped when the run is done, unless asked for
     model/           the trained student
     best/            the best one seen while training, where that was asked for
     eval/<name>/     results.json, samples.parquet

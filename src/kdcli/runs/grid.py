@@ -12,7 +12,7 @@ from kdcli.engine.stop import StopRequest
 from kdcli.errors import InterruptedRunError, KDError
 from kdcli.runs import lock, watch
 from kdcli.runs.cells import CELLS, Cell
-from kdcli.runs.distill import read_run
+from kdcli.runs.distill import is_complete, read_run
 from kdcli.runs.evaluation.evaluate import find_evaluation
 from kdcli.runs.executors.base import Ended, Executor, Job
 from kdcli.runs.failures import failure_of
@@ -21,6 +21,7 @@ from kdcli.runs.workshop import Workshop
 
 Finished = tuple[RunRecord, EvalRecord]
 
+PLAN, LOGS = "plan", "logs"
 BUSY = 5
 _STOPPED = {130, 143, -2, -15}
 _BETWEEN_POLLS, _BETWEEN_LOOKS = 0.05, 0.5
@@ -82,7 +83,8 @@ class Grid:
         self._cells, self._outcome = list(cells), Outcome()
         for index, cell in enumerate(cells):
             self._say(cell, "waiting", total=cell.prepared.steps)
-            if (found := collect(cell, self.workshop)) is not None:
+            found = collect(cell, self.workshop)
+            if found is not None and is_complete(cell.folder, cell.prepared):
                 self._outcome.finished[index] = found
                 self._say(cell, "done", cell.prepared.steps, cell.prepared.steps)
         missing = [cell for index, cell in enumerate(cells) if index not in self._outcome.finished]
@@ -195,7 +197,7 @@ class Grid:
 
     def _job(self, cell: Cell) -> Job:
         name = f"{cell.folder.path.name}-{cell.evaluation.name}"
-        config, log = self.folder / "plan" / f"{name}.yaml", self.folder / "logs" / f"{name}.log"
+        config, log = self.folder / PLAN / f"{name}.yaml", self.folder / LOGS / f"{name}.log"
         if self.executor.elsewhere:
             write_plan(config, cell)
             durable.make_inside(self.folder, log.parent.name)

@@ -19,7 +19,7 @@ from kdcli.runs.model_facts import Pair
 from kdcli.runs.serving.address import is_served
 from kdcli.sources.base import Source
 
-MAY_DIFFER = frozenset({"save_every", "keep", "log_every", "report_to", "epochs", "max_steps"})
+MAY_DIFFER = frozenset({"save_every", "keep", "keep_finished", "log_every", "report_to", "epochs", "max_steps"})
 """Training settings that change no bit of the student; epochs and max_steps enter as ``steps``."""
 
 OWN = ("loss", "loss.code", "train.seed")

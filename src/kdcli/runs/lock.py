@@ -41,7 +41,10 @@ def hold(folder: Path) -> Iterator[None]:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise _busy(folder, os.pread(handle, 4096, 0)) from error
-        _sign(handle)
+        try:
+            _sign(handle)
+        except OSError as error:
+            raise durable.refused(error, path) from error
         _HELD.add(path.resolve())
         yield
     finally:

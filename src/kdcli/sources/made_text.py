@@ -69,6 +69,7 @@ def made_text(source: "TeacherSource", ground: Ground) -> MadeText:
         if not final.is_dir():
             started = time.monotonic()
             fresh = _write(source, ground, prompts, final)
+        durable.remove_file(_partial(final))
     seconds = time.monotonic() - started if fresh else 0.0
     durable.verify_folder(final)
     return MadeText(ordered(read_sentences(final / TEXT, prompts)), final, fresh, seconds)
@@ -121,7 +122,7 @@ def _write(
     source: "TeacherSource", ground: Ground, prompts: Mapping[int, Example], final: Path
 ) -> frozenset[tuple[int, int]]:
     """Write what is missing; return row and answer of what was written."""
-    partial, tokenizer = final.with_name(f".{final.name}.jsonl"), author_of(ground).tokenizer
+    partial, tokenizer = _partial(final), author_of(ground).tokenizer
     known = {_place(one): one for one in read_sentences(partial, prompts)} if partial.is_file() else {}
     there = frozenset(known)
     file = durable.Lines(partial)
@@ -137,8 +138,12 @@ def _write(
     body = b"".join(line_of(one, tokenizer) for one in ordered(known.values()))
     about = {"kind": "text", "made_of": made_of(source, ground)}
     durable.commit_folder(final, lambda folder: _fill(folder, body), about)
-    durable.remove_file(partial)
     return frozenset(known) - there
+
+
+def _partial(final: Path) -> Path:
+    """Return where the answers lie until all of them are there."""
+    return final.with_name(f".{final.name}.jsonl")
 
 
 def _place(one: Sentence) -> tuple[int, int]:

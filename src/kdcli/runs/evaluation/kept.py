@@ -113,6 +113,16 @@ class KeptAnswers:
         durable.remove_file(self._path)
 
 
+def superseded_answers(evaluations: Path) -> list[Path]:
+    """Return the files of answers beside finished evaluations that hold nothing which the evaluation does not."""
+    found = []
+    for path in sorted(evaluations.glob(f".*.{ANSWERS}")):
+        folder = path.with_name(path.name[1:].removesuffix(f".{ANSWERS}"))
+        if _read(path).keys() <= _read(folder / ANSWERS).keys():
+            found.append(path)
+    return found
+
+
 def _line(entry: dict[str, Any]) -> bytes:
     return (json.dumps({**entry, "check": _check(entry)}) + "\n").encode()
 

@@ -1,0 +1,125 @@
+"""A fault at any operation on the disk loses nothing: the same command ends as if it had never been."""
+
+import shutil
+import signal
+
+import pytest
+
+import faults
+import study
+from kdcli.config import CacheConfig, GenerationConfig
+from kdcli.engine.events import silent
+from kdcli.runs import cache_build, tabulate
+from kdcli.runs.compare import compare
+from kdcli.runs.distill import distill
+from kdcli.runs.evaluation.evaluate import evaluate_run
+from kdcli.runs.seal import seal
+from kdcli.runs.teachers import cache
+
+SHORT = {"max_steps": 3, "save_every": 1, "keep": 1}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    made = study.Parts(tmp_path_factory.mktemp("faults"))
+    distill(asked(made.run("warm", **SHORT)), silent)  # what the forks need is imported once
+    return made
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Several shards in a small cache, and no picture, which other tests draw."""
+    monkeypatch.setattr(cache_build, "_SHARD_BYTES", 600)
+    monkeypatch.setattr(cache_build, "_MICRO_TOKENS", 64)
+    monkeypatch.setattr(tabulate, "publish", lambda folder, *rest: seal(folder))
+
+
+def asked(config):
+    evaluation = config.evaluation.model_copy(
+        update={"metrics": ("rougeL", "perplexity"), "generation": GenerationConfig(max_new_tokens=2)}
+    )
+    return config.model_copy(update={"evaluation": evaluation})
+
+
+def work_of(parts, name):
+    """A piece of work by name, in a folder of its own."""
+    root, beside = parts.root / f"{name}-root", parts.root / f"{name}-beside"
+    for folder in (root, beside):
+        shutil.rmtree(folder, ignore_errors=True)
+    if name == "distill":
+        config = asked(parts.run(root.name, **SHORT))
+        return faults.Work(root, lambda: distill(config, silent), beside)
+    if name == "compare":
+        settings = asked(parts.study("fkl", "ce", name=root.name, **SHORT | {"max_steps": 2}))
+        return faults.Work(root, lambda: compare(settings, silent, repeat="kd compare"), beside)
+    if name == "eval":
+        made = faults.Work(root, lambda: distill(parts.run(root.name, **SHORT), silent), beside / "made")
+        assert made.attempt()["code"] == 0
+        measured = asked(parts.evaluation(root))
+        return faults.Work(root, lambda: evaluate_run(measured, silent), beside)
+    kind = {"cache": {}, "compact": {"kind": "compact", "top_k": 4}}[name]
+    data = parts.data().model_copy(update={"limit": 8, "eval": None})
+    common = {"teacher": str(parts.teacher), "data": data, "hardware": parts.common()["hardware"]}
+    settings = CacheConfig(**common, output=str(root), **kind)
+    return faults.Work(root, lambda: cache(settings, silent), beside)
+
+
+def check(work, every=1):
+    """Try every so many operations; return how many states were mended, and list those that were not."""
+    work.reset()
+    whole = work.attempt()
+    assert whole["code"] == 0, whole["said"]
+    expected, wrong, tried = work.content(), [], {"kill": 0, "torn": 0, "refusal": 0}
+
+    def mended(label):
+        ended = work.attempt()
+        found = work.content()
+        differ = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        if ended["code"] or differ:
+            wrong.append((label, ended["code"], ended["said"][-300:], differ))
+
+    seen = {}
+    for state in work.states(every):
+        tried["torn" if state.name.endswith("-torn") else "kill"] += 1
+        work.reset(state)
+        content = tuple(sorted(work.content(raw=True).items()))
+        if content not in seen:  # equal states end alike
+            seen[content] = state.name
+            mended(state.name)
+    for number in range(every, whole["operations"] + 1, every):
+        work.reset()
+        ended = work.attempt(faults.refused(number))
+        tried["refusal"] += 1
+        if ended["code"] not in (0, 4):
+            wrong.append((f"refusal {number}", ended["code"], ended["said"][-300:], []))
+        mended(f"refusal {number}")
+    return tried | {"different": len(seen), "operations": whole["operations"]}, wrong
+
+
+def test_a_killed_process_leaves_what_the_states_say(parts):
+    """The states are those that ``kill -9`` leaves: some are compared with real ones."""
+    work = work_of(parts, "cache")
+    states = {int(state.name[:4]): state for state in work.states(9) if not state.name.endswith("-torn")}
+    for number in (18, 36):
+        work.reset()
+        assert work.attempt(faults.killed(number))["code"] == -signal.SIGKILL
+        real = work.content(raw=True)
+        work.reset(states[number])
+        assert work.content(raw=True) == real
+
+
+@pytest.mark.parametrize("name, every", [("distill", 100), ("cache", 13), ("eval", 30), ("compare", 290)])
+def test_some_faults_are_mended_by_the_same_command(parts, name, every):
+    tried, wrong = check(work_of(parts, name), every)
+    assert wrong == []
+    assert tried["kill"] >= 2
+    assert tried["refusal"] >= 2
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["distill", "cache", "compact", "eval", "compare"])
+def test_every_fault_is_mended_by_the_same_command(parts, name, record_property):
+    tried, wrong = check(work_of(parts, name))
+    record_property("tried", tried)
+    assert wrong == []
+    assert tried["refusal"] == tried["kill"] == tried["operations"] > 30
