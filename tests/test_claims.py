@@ -1,8 +1,10 @@
 """Claims on scores that no textbook interval expects: simulated, with seeds and examples both drawn."""
 
+import importlib.util
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -282,3 +284,46 @@ def test_the_score_interval_of_a_count_is_that_of_a_poisson_mean():
     assert [(9.0 - end) ** 2 for end in (low, high)] == pytest.approx([4.0 * low, 4.0 * high])
     outside = score_interval(-0.1, 0.2, NOT_NEGATIVE)
     assert (float(outside[0]), float(outside[1])) == pytest.approx((-0.3, 0.1))
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "compare.md"
+BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "coverage.py"
+
+
+def _on_page(line):
+    """The cells of a line of one of the page's tables."""
+    found = [each for each in PAGE.read_text(encoding="utf-8").splitlines() if each.startswith(f"| {line} |")]
+    return [cell.strip() for each in found for cell in each.strip("|").split("|")[1:]]
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("coverage_benchmark", BENCHMARK)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent))
+        spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("which", [pytest.param(slice(None), marks=pytest.mark.full), slice(5, 7)])
+def test_the_page_prints_what_the_benchmark_counts(benchmark, which):
+    for name, make in list(benchmark.KINDS.items())[which]:
+        found = " / ".join(map(benchmark.percent, simulated.coverage(make, 3, 100, 5000)))
+        assert found == _on_page(name)[1], name
+
+
+def test_the_page_keeps_its_promises(benchmark):
+    for name in benchmark.KINDS:
+        if not name.startswith("*"):
+            assert all(float(rate) >= 93.5 for cell in _on_page(name)[:5] for rate in cell.split(" / ")), name
+    equal = [line for line in benchmark.EQUAL if line not in benchmark.KINDS]
+    assert all(float(rate) <= 6.0 for name in equal for rate in _on_page(name)[:5])
+    designs = [
+        line
+        for line in PAGE.read_text(encoding="utf-8").splitlines()
+        if line.endswith("|") and "% from seeds |" in line
+    ]
+    power = [float(cell) for line in designs if " × " in line for cell in line.split("|")[2:5]]
+    assert len(power) == 12
+    assert all(75.0 < rate < 85.0 for rate in power)
