@@ -56,8 +56,8 @@ def cell(folder: Path, label: str = "atkd") -> Path:
 
 
 def test_the_page_holds_every_section(page):
-    sections = ["findings", "ranking", "differences", "training", "adaptive", "calibration", "lengths", "pareto"]
-    sections += ["answers", "settings", "manifest"]
+    sections = ["findings", "ranking", "differences", "start", "training", "adaptive", "calibration", "lengths"]
+    sections += ["pareto", "answers", "settings", "manifest"]
     assert re.findall(r'<section id="(\w+)">', page[0]) == sections
     assert page[1].open == []
 
@@ -115,7 +115,7 @@ def test_single_runs_have_a_page_too(made, tmp_path):
 
 
 def test_what_has_no_data_has_no_section(made):
-    comparison, groups = load([made[0]])
+    comparison, groups, _ = load([made[0]])
     bare = [type(group)(group.label, group.runs) for group in groups if group.label == "fkl"]
     text = report(comparison, bare)
     assert 'id="adaptive"' not in text
@@ -136,7 +136,8 @@ def test_an_untouched_study_verifies(made):
     assert (answer.code, answer.err) == (0, "")
     lines = answer.out.splitlines()
     assert all(line.startswith("ok ") for line in lines)
-    assert sum(" model " in line for line in lines) == sum(" evaluation " in line for line in lines) == 6
+    assert sum(" model " in line for line in lines) == sum(" evaluation cells/" in line for line in lines) == 6
+    assert sum(" evaluation reference/" in line for line in lines) == 2
     assert study.tree(made[0]) == before
 
 
