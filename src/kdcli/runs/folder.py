@@ -18,9 +18,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, FiniteFloat
 
 from kdcli import durable, stored
 from kdcli.engine.checkpoint import check_identity
@@ -38,12 +38,16 @@ SEALED = (CONFIG, MANIFEST, "metrics.jsonl", "timing.jsonl")
 _RESTORE = "restore the file, or start in a new folder"
 
 
+_Count: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
+"""A number that tables can hold."""
+
+
 class _Identity(BaseModel):
     """What every run's identity holds."""
 
     loss: str
-    steps: int
-    seed: int = Field(alias="train.seed")
+    steps: _Count
+    seed: _Count = Field(alias="train.seed")
     batch_size: int = Field(default=1, alias="train.batch_size")
 
 
@@ -64,9 +68,9 @@ class _Manifest(BaseModel):
 class _Wrote(BaseModel):
     """What a run let its teacher write before the first step."""
 
-    tokens: int = 0
-    seconds: float = 0.0
-    effort: dict[str, int] = {}
+    tokens: _Count = 0
+    seconds: FiniteFloat = 0.0
+    effort: dict[str, _Count] = {}
 
 
 class _Status(BaseModel):
@@ -75,16 +79,19 @@ class _Status(BaseModel):
     state: str
     started: str = ""
     updated: str = ""
-    steps: int = 0
-    total: int = 0
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    student_tokens: int | None = None
-    teacher_tokens: int | None = None
-    generated_tokens: int = 0
-    made_tokens: int = 0
-    effort: dict[str, int] | None = None
-    made_effort: dict[str, int] | None = None
+    steps: _Count = 0
+    total: _Count = 0
+    seconds: FiniteFloat = 0.0
+    cpu_seconds: FiniteFloat = 0.0
+    student_tokens: _Count | None = None
+    teacher_tokens: _Count | None = None
+    generated_tokens: _Count = 0
+    made_tokens: _Count = 0
+    effort: dict[str, _Count] | None = None
+    made_effort: dict[str, _Count] | None = None
+    tokens: _Count = 0
+    peak_bytes: _Count = 0
+    generation_seconds: FiniteFloat = 0.0
     wrote: _Wrote = _Wrote()
     files: dict[str, str] = {}
     digest: str | None = None
