@@ -37,6 +37,7 @@ from kdcli.runs.doctor.check import Examination
 from kdcli.runs.doctor.models import examine_pair
 from kdcli.runs.evaluation.evaluate import evaluate_run
 from kdcli.runs.evaluation.own_samples import Speakers, facts_of_answers, sample_answers
+from kdcli.runs.evaluation.results import read_results
 from kdcli.runs.model_facts import ModelFacts
 from kdcli.runs.serving.author import ServedAuthor
 from kdcli.runs.synthetic import Task
@@ -185,8 +186,12 @@ def test_answers_are_made_anew_when_the_end_tokens_were_corrected(tmp_path):
     assert evaluated(model, output)[:2] == (0.0, 100.0)
     edit(model / "generation_config.json", eos_token_id=[END, C])
     assert evaluated(model, output)[:2] == (100.0, 0.0)
-    lines = [json.loads(line) for line in (output / "answers.jsonl").read_text().splitlines()]
-    assert [(line["text"], line["end"]) for line in lines] == [("b", C)]
+    folders = [path.parent for path in sorted(tmp_path.glob("eval*/results.json"))]
+    said = [[json.loads(line) for line in (one / "answers.jsonl").read_text().splitlines()] for one in folders]
+    assert [("b", C)] in [[(line["text"], line["end"]) for line in lines] for lines in said]
+    for folder, lines in zip(folders, said, strict=True):
+        cut = read_results(folder).answers.cut
+        assert cut == sum(not line["ended"] for line in lines), "no answers of others stand beside scores"
 
 
 def test_a_teachers_text_of_other_end_tokens_is_refused(tmp_path):
