@@ -72,6 +72,12 @@ def test_a_model_of_elsewhere_stands_beside_the_runs_with_its_tests(parts, runs,
     assert [row.label for row in found.rows] == ["fkl"]
 
 
+def test_the_teacher_given_as_a_model_is_told_apart_and_not_compared_with_itself(parts, runs):
+    found = compare_runs([runs[0], parts.teacher], None, silent)
+    assert [row.label for row in found.references] == ["student, before", "teacher", f"model {parts.teacher}"]
+    assert values(found.references[2]) == values(found.references[1])
+
+
 def test_a_model_that_changed_since_has_no_line_and_that_is_said(parts, tmp_path):
     other = Parts(tmp_path)
     runs = [distill(other.run(loss, loss, max_steps=1), silent).folder for loss in ("fkl", "ce")]

@@ -145,8 +145,8 @@ def _models_of(
 def _outside(models: Sequence[Path], config: DistillConfig, pair: Pair) -> Iterator[Measurement]:
     names = [path.resolve().name for path in models]
     for number, (path, name) in enumerate(zip(models, names, strict=True)):
-        label = name if names.count(name) == 1 and name not in LABELS.values() else str(path)
-        one = plan_model(str(path), label, config, pair.reader)
+        label = name if names.count(name) == 1 and name not in LABELS.values() else f"model {path}"
+        one = plan_model(str(path), label, config, pair)
         yield replace(one, folder=f"reference/model-{number}")
 
 

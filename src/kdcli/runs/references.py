@@ -150,25 +150,30 @@ def measure_references(
     return done
 
 
-def plan_model(path: str, label: str, config: DistillConfig, reader: ModelFacts) -> Measurement:
+def plan_model(path: str, label: str, config: DistillConfig, pair: Pair) -> Measurement:
     """Return how a model that was trained elsewhere is measured as the students of a comparison are.
 
     Args:
         path: its folder.
         label: what its line is called.
         config: the settings of any of the runs.
-        reader: the student at the start, which reads the rows.
+        pair: student, which reads the rows, and teacher; a model is not compared with itself.
 
     Raises:
         InputError: the folder cannot be used.
     """
-    facts = Workshop().look(path)
-    measured = student_config(path, config)
-    if difference(facts.tokenizer, reader.tokenizer) is not None:
-        kept = tuple(name for name in config.evaluation.metrics if describe(name).eats in ("texts", "choices"))
+    facts, reader = Workshop().look(path), pair.reader
+    measured, metrics = student_config(path, config), config.evaluation.metrics
+    apart = difference(facts.tokenizer, reader.tokenizer) is not None
+    if apart or (pair.teacher is not None and facts.digest == pair.teacher.digest):
+        kept = tuple(
+            name
+            for name in metrics
+            if not describe(name).needs_teacher and not (apart and describe(name).eats not in ("texts", "choices"))
+        )
         evaluation = config.evaluation.model_copy(update={"metrics": kept})
         measured = measured.model_copy(update={"evaluation": evaluation, "teacher": None})
-        reader = facts
+        reader = facts if apart else reader
     return Measurement(MODEL, label, None, "", Subject(facts, reader, _in_folder(facts)), measured)
 
 
