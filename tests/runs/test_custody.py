@@ -7,10 +7,12 @@ import pytest
 
 from kdcli import durable
 from kdcli.engine.events import silent
-from kdcli.errors import ExperimentChangedError, IntegrityError, MachineError
+from kdcli.errors import ExperimentChangedError, InputError, IntegrityError, MachineError
 from kdcli.runs import lock, tabulate
+from kdcli.runs.clean import clean
 from kdcli.runs.compare import compare
 from kdcli.runs.distill import distill
+from kdcli.runs.folder import RunFolder
 from kdcli.runs.seal import seal
 from study import Parts, tree
 
@@ -164,3 +166,38 @@ def test_a_link_inside_a_study_is_refused(parts):
     with pytest.raises(IntegrityError, match="cells: is a link"):
         compare(parts.study("fkl", "ce", name=folder.name, **SHORT), silent)
     assert not list(outside.iterdir())
+
+
+def test_clean_lists_first_and_removes_only_what_nothing_is_read_from(parts, done, tmp_path):
+    study = tmp_path / "study"
+    shutil.copytree(done.folder, study / "cells" / "one", ignore=shutil.ignore_patterns(".lock"))
+    before = tree(study)
+    left_over(study / "cells" / "one")
+    listed = clean(study, keep_checkpoints=False, dry_run=True)
+    assert {one.path for one in listed} == {
+        "cells/one/.tmp-0123456789abcdef", "cells/one/eval/.tmp-0123456789abcdef",
+        "cells/one/checkpoint-00000003", "cells/one/eval/.test.answers.jsonl",
+    }  # fmt: skip
+    assert all(one.size > 0 for one in listed)
+    assert tree(study) != before
+    kept = clean(study, keep_checkpoints=True, dry_run=False)
+    assert len(kept) == len(listed) - 1
+    assert [one.path for one in clean(study, keep_checkpoints=False, dry_run=False)] == [
+        "cells/one/checkpoint-00000003"
+    ]
+    (study / "cells" / "one" / ".lock").unlink()
+    assert tree(study) == before
+    assert clean(study, keep_checkpoints=False, dry_run=False) == []
+
+
+def test_clean_keeps_what_is_asked_for_or_needed_and_touches_nothing_that_kd_did_not_write(parts, tmp_path):
+    asked = distill(parts.run("asked-to-keep", **SHORT, keep=2, keep_finished=True), silent)
+    assert clean(asked.folder, keep_checkpoints=False, dry_run=False) == []
+    assert len(list(asked.folder.glob("checkpoint-*"))) == 2
+    started = distill(parts.run("started", **SHORT, keep=2, keep_finished=True), silent)
+    RunFolder(started.folder).set_status("failed", steps=3)
+    assert clean(started.folder, keep_checkpoints=False, dry_run=False) == []
+    (tmp_path / "strange" / "checkpoint-00000001").mkdir(parents=True)
+    with pytest.raises(InputError, match="nothing here was written by kd"):
+        clean(tmp_path / "strange", keep_checkpoints=False, dry_run=False)
+    assert (tmp_path / "strange" / "checkpoint-00000001").is_dir()

@@ -8,6 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from kdcli.data.tables import size_text
+from kdcli.runs.clean import Removed
 from kdcli.runs.inspect_batch import BatchReport
 from kdcli.runs.rerun import Rerun
 from kdcli.runs.toy import ToyReport
@@ -66,6 +68,18 @@ def verified(found: Sequence[Checked]) -> str:
         said = f"{one_line(one.folder, 200)} ({one.files} files)" if one.passed else one_line(one.problem, 400)
         lines.append(f"{'ok' if one.passed else 'DAMAGED':<8} {one.what:<10} {said}")
     return "\n".join(lines)
+
+
+def cleaned(found: Sequence[Removed], *, dry_run: bool) -> str:
+    """Return one line for each thing that is not needed, and their size together.
+
+    Args:
+        found: what was removed.
+        dry_run: whether it still is there.
+    """
+    did = "would be removed" if dry_run else "removed"
+    lines = [f"{size_text(one.size):>10}  {one_line(one.path, 200)}" for one in found]
+    return "\n".join([*lines, f"{size_text(sum(one.size for one in found)):>10}  {did}"])
 
 
 def rerun(found: Rerun) -> Group:

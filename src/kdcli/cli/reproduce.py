@@ -1,4 +1,4 @@
-"""``kd report``, ``kd verify`` and ``kd rerun``: show what was found, check it, make it again."""
+"""``kd report``, ``kd verify``, ``kd clean`` and ``kd rerun``: show, check, tidy and repeat what was made."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +20,9 @@ def register(app: typer.Typer) -> None:
         report
     )
     app.command("verify", epilog="Example: kd verify study", short_help="Check every digest of a run or study.")(verify)
+    app.command("clean", epilog="Example: kd clean study --dry-run", short_help="Remove what a study needs no more.")(
+        clean
+    )
     app.command("rerun", epilog="Example: kd rerun runs/akl -o runs/akl-again", short_help="Train a run again.")(rerun)
 
 
@@ -77,6 +80,36 @@ def verify(folder: Folder, json: flags.Json = False, quiet: flags.Quiet = False,
         more = f" ({len(bad)} of {len(found)} folders are damaged)" if len(bad) > 1 else ""
         fix = "restore the file, or remove its folder and run the same command again"
         raise IntegrityError("RUN-01", f"{what}{more}", where=where, fix=fix)
+
+
+def clean(
+    folder: Annotated[str, typer.Argument(metavar="RUN|STUDY", help="What kd wrote.", show_default=False)],
+    keep_checkpoints: Annotated[
+        bool, typer.Option("--keep-checkpoints", help="Leave the checkpoints of finished runs.", show_default=False,
+                           rich_help_panel=flags.OUTPUT)
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be removed.", show_default=False,
+                           rich_help_panel=flags.OUTPUT)
+    ] = False,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    debug: flags.Debug = False,
+) -> None:  # fmt: skip
+    """Remove what nothing is read from any more: checkpoints of finished runs, and what killed writers left.
+
+    Works on a run, a study, a teacher cache, or a folder of such. A run that is not done keeps its checkpoints, and so
+    does one whose settings say train.keep_finished=true.
+    """
+    from kdcli.cli.terminal import Terminal
+
+    terminal = Terminal(json, quiet)
+    with terminal.work():
+        from kdcli.cli import render_diagnostics
+        from kdcli.runs.clean import clean as remove
+
+        found = remove(Path(folder), keep_checkpoints=keep_checkpoints, dry_run=dry_run)
+    terminal.result(found, lambda items: render_diagnostics.cleaned(items, dry_run=dry_run))
 
 
 def rerun(
