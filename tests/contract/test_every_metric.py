@@ -121,12 +121,12 @@ def choices(metric, seed: int, order: list[int]) -> ChoiceTable:
 
 
 def samples(metric, values, example, examples: int):
-    """Every token of an example an answer's next one; each sampler's facts are another multiple."""
+    """Every token of an example an answer's next one; each sampler's facts are other multiples, by the position."""
     position = np.array([np.count_nonzero(example[:token] == owner) for token, owner in enumerate(example)])
     answer = np.zeros_like(example)
     return {
         sampler: OwnFacts(
-            {name: each * (1.0 - 0.1 * index) for name, each in values.items()},
+            {name: each * (1.0 - 0.1 * index * (1 + position % 2)) for name, each in values.items()},
             example, answer, position, examples, 1, TOKENS,
         )
         for index, sampler in enumerate(metric.samplers)

@@ -209,7 +209,7 @@ def _teacher(config: DistillConfig, pair: Pair, workshop: Workshop) -> tuple[Mea
     if facts is None:
         return None, "no line for the teacher: none was named"
     if facts.server is not None:
-        why = "it is behind a server, and only its answers can be measured, with kd eval --server"
+        why = "it is behind a server, and only its answers can be measured, with kd eval --server-url"
         return None, f"no line for the teacher: {why}"
     if facts.blend is not None:
         return None, "no line for the teacher: several speak as one, and no one model says what they say together"
