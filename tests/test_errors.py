@@ -14,6 +14,7 @@ from kdcli.runs.executors.base import Ended, Job
 from kdcli.runs.failures import failure_of
 from kdcli.runs.grid import Outcome
 from kdcli.runs.records import Comparison, Failure
+from kdcli.runs.references import Measured
 
 
 def out_of_memory_in_torch():
@@ -88,4 +89,4 @@ def test_a_comparison_ends_with_4_where_a_cell_failed_by_the_machines_fault(tmp_
     assert (ends(), ends(3), ends(3, 7), ends(7, 3, 4)) == (0, 3, 3, 4)
     for codes, kind in (((3, 4), MachineError), ((7, 3), UsageError)):
         with pytest.raises(kind, match="every cell failed"):
-            _conclude(CompareConfig(), tmp_path, [], Outcome(), list(map(failure, codes)), None, "")
+            _conclude(CompareConfig(), tmp_path, [], Outcome(), list(map(failure, codes)), None, "", Measured())

@@ -161,7 +161,8 @@ def flags() -> list[str]:
 def again(command: str) -> str:
     """Return a command line with what lets it run the code that this one used.
 
-    >>> again("kd compare -o study")
+    >>> with only_named_in([]):
+    ...     again("kd compare -o study")
     'kd compare -o study'
     """
     return " ".join([command, *map(typed, flags())])

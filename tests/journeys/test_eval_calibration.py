@@ -141,7 +141,7 @@ def test_the_score_of_a_choice_is_part_of_its_settings(root):
 def test_without_development_rows_a_temperature_is_refused(root, metric):
     with pytest.raises(UsageError, match="needs development rows") as caught:
         measure(root, metric, dev=None)
-    assert "--dev-data" in caught.value.fix
+    assert "data.dev=FILE" in caught.value.fix
     assert caught.value.exit_code == 2
 
 

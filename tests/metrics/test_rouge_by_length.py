@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from kdcli.data.examples import Example, TokenDataset
+from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, UsageError
 from kdcli.metrics.rouge import RougeL
 from kdcli.metrics.rouge_by_length import RougeLByLength
@@ -79,4 +80,4 @@ def test_the_length_of_a_reference_leaves_its_end_token_out():
     rows = ((1, 9, 5, 6, 7, 2), (1, 9, 5, 6, 7), (1, 9, 2))
     dataset = TokenDataset(tuple(Example(ids, 2, "", ("a",), "") for ids in rows))
     texts = Texts([["a"]] * 3, [["a"]] * 3, [""] * 3, [[True]] * 3)
-    assert beside(texts, dataset, 2).reference_tokens == [3, 3, 0]
+    assert beside(texts, dataset, EndTokens((2,))).reference_tokens == [3, 3, 0]

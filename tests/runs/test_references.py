@@ -26,6 +26,7 @@ from kdcli.runs.records import ComparisonRow, Reference, ReferenceRow, ScoreInfo
 from kdcli.runs.references import measure_references, plan_references
 from kdcli.runs.report.load import load
 from kdcli.runs.report.page import report
+from kdcli.runs.seal import seal
 from kdcli.runs.study import read_study
 from kdcli.runs.tidy import About
 from kdcli.runs.verify import verify
@@ -184,6 +185,7 @@ def test_a_study_of_an_older_version_can_still_be_read(made, tmp_path):
     samples = samples.filter([role == "contender" for role in samples["role"].to_pylist()]).drop_columns(["role"])
     pq.write_table(contenders, tmp_path / "results.parquet")
     pq.write_table(samples, tmp_path / "samples.parquet")
+    seal(tmp_path)
     old = read_comparison(tmp_path)
     assert old.references == ()
     assert [row.scores for row in old.rows] == [row.scores for row in found.rows]

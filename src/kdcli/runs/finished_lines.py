@@ -157,7 +157,7 @@ def _fit(one: Reference, finished: Sequence[Finished]) -> bool:
 def _fits(role: str, seed: int | None, record: EvalRecord, finished: Sequence[Finished]) -> bool:
     """Whether an evaluation is of the runs' own model of that role, measured as their students were."""
     theirs = _is_theirs(role, seed, record.model_digest, [run.identity for run, _ in finished])
-    return theirs and _alike(record.protocol, finished[0][1].protocol)
+    return theirs and _alike(record, finished[0][1])
 
 
 def _is_theirs(role: str, seed: int | None, digest: str, identities: Sequence[Mapping[str, Any]]) -> bool:
@@ -167,11 +167,10 @@ def _is_theirs(role: str, seed: int | None, digest: str, identities: Sequence[Ma
     return role != TEACHER or digest in {one.get("teacher") for one in identities} - {None}
 
 
-def _alike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+def _alike(record: EvalRecord, beside: EvalRecord) -> bool:
     """Whether two evaluations were made by one protocol on one set of rows; texts alone do not depend on the tokens."""
-    keys = (
-        ("precision",) if all(describe(name).eats in _NO_TOKENS for name in ours["metrics"]) else ("data", "precision")
-    )
+    ours, theirs = record.protocol, beside.protocol
+    keys = ("precision",) if all(info.eats in _NO_TOKENS for info in record.infos) else ("data", "precision")
     if any(ours.get(key) != theirs.get(key) for key in keys) or any(differing_settings(ours, theirs)):
         return False
     return None in (ours.get("generation"), theirs.get("generation")) or ours["generation"] == theirs["generation"]

@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -10,7 +11,7 @@ from kdcli import durable, plugins
 from kdcli.config import BenchmarkConfig, DistillConfig, EvalConfig
 from kdcli.engine.devices import Device, prepare
 from kdcli.engine.events import Event, Report
-from kdcli.errors import InputError, InterruptedRunError, KDError, UsageError, explained
+from kdcli.errors import InputError, InterruptedRunError, KDError, MachineError, UsageError, explained
 from kdcli.metrics.describe import MetricCard, describe
 from kdcli.models.load import LanguageModel, load_model
 from kdcli.models.quantise import NONE
@@ -129,6 +130,8 @@ def measure_references(
             config = _reduced(one, beside).model_copy(update={"output": str(study / one.folder)})
             _check_precision(config, beside)
             found = evaluate_subject(one.subject, config, workshop, _named(report, one))
+            with suppress(MachineError):  # an earlier failure's story, on a disk that may be read only
+                durable.remove_file(_log(one, study))
             if why := _other_rows(found, beside):
                 done.remarks.append(f"no line for {one.label}: {why}")
                 continue
@@ -290,11 +293,15 @@ def _check_precision(config: EvalConfig, beside: EvalRecord) -> None:
 
 def _failure(one: Measurement, error: Exception, known: KDError | None, study: Path) -> Failure:
     """Return what went wrong, and write the whole story beside the evaluation's folder."""
-    log = (study / one.folder).with_suffix(".log")
+    log = _log(one, study)
     log.parent.mkdir(parents=True, exist_ok=True)
     durable.write_file(log, "".join(traceback.format_exception(error)))
     message = str(known) if known is not None else f"{type(error).__name__}: {error}"
     return Failure(one.label, one.seed or 0, message, log, known.exit_code if known is not None else 1)
+
+
+def _log(one: Measurement, study: Path) -> Path:
+    return (study / one.folder).with_suffix(".log")
 
 
 def _named(report: Report, one: Measurement) -> Report:

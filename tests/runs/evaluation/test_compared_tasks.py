@@ -1,6 +1,7 @@
 """Benchmarks in a comparison: paired document by document, with intervals over seeds and documents."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -116,11 +117,17 @@ def test_what_is_measured_is_not_measured_again_until_a_file_of_the_task_changes
     assert asked_of(config.benchmarks) == asked
 
 
-def test_finished_runs_are_compared_by_tasks_measured_later(parts, made):
+def unmeasured(made, label, place):
+    """A copy of a run of the study without its evaluations."""
+    run = evaluations(made.folder, label)[0].parents[1]
+    return shutil.copytree(run, place / label, ignore=shutil.ignore_patterns("eval", ".lock"))
+
+
+def test_finished_runs_are_compared_by_tasks_measured_later(parts, made, tmp_path):
     task = write_task(parts.root / "tasks")
     runs = []
     for label in ("fkl", "rkl"):
-        run = evaluations(made.folder, label)[0].parents[1]
+        run = unmeasured(made, label, tmp_path)
         said = kd(
             "eval", str(run), "--data", str(parts.test), "--metric", "perplexity", "--tasks", str(task),
             "--device", "cpu", "--set", "benchmarks.limit=6", folder=parts.root,
@@ -133,8 +140,8 @@ def test_finished_runs_are_compared_by_tasks_measured_later(parts, made):
     assert difference.p_value is not None
 
 
-def test_other_documents_are_refused(parts, made):
-    ours, theirs = (evaluations(made.folder, label)[1].parents[1] for label in ("fkl", "rkl"))
+def test_other_documents_are_refused(parts, made, tmp_path):
+    ours, theirs = evaluations(made.folder, "fkl")[0].parents[1], unmeasured(made, "rkl", tmp_path)
     said = kd(
         "eval", str(theirs), "--data", str(parts.test), "--metric", "perplexity", "--device", "cpu",
         "--tasks", str(write_task(parts.root / "tasks")), "--set", "benchmarks.limit=4", folder=parts.root,
