@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from kdcli.runs.doctor.check import Examination
-from kdcli.runs.doctor.versions import examine_versions, locked_versions
+from kdcli.runs.doctor.machine import examine_versions, locked_versions
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

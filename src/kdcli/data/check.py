@@ -218,9 +218,9 @@ _ROLES = {
 """ShareGPT's names of who speaks, and the usual ones."""
 
 
-def _role(reader: _Reader, speaker: Any, name: str) -> str:
-    known = _ROLES.get(reader.clean(speaker, f"{name}.from").lower())
+def _role(reader: _Reader, sender: Any, name: str) -> str:
+    known = _ROLES.get(reader.clean(sender, f"{name}.from").lower())
     if known is None:
-        what = f'{name}.from is "{one_line(speaker, 40)}"; known are {", ".join(_ROLES)}'
+        what = f'{name}.from is "{one_line(sender, 40)}"; known are {", ".join(_ROLES)}'
         raise reader.error("DATA-06", what, f"rename it, or {_DROP}")
     return known

@@ -116,7 +116,7 @@ def _check(path: Path, found: Mark, wanted: Mark) -> None:
         raise IntegrityError("RUN-01", what, where=str(path), fix=fix)
 
 
-class Deaf(Journal):
+class NoJournal(Journal):
     """The journal of every process but the first."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from kdcli.engine.checkpoint import State
 from kdcli.engine.events import Event
-from kdcli.engine.journal import Deaf, Journal
+from kdcli.engine.journal import Journal, NoJournal
 from kdcli.engine.training import Training
 from kdcli.errors import MachineError
 from kdcli.text import one_line
@@ -63,7 +63,7 @@ def _start(accelerator: Accelerator, names: Sequence[str]) -> None:
 @contextmanager
 def telling(training: Training, accelerator: Accelerator, state: State) -> Iterator[Teller]:
     """Open journal and trackers for a run that goes on from a state, and close them after it."""
-    journal = Journal(training.folder, *state.marks) if accelerator.is_main_process else Deaf()
+    journal = Journal(training.folder, *state.marks) if accelerator.is_main_process else NoJournal()
     try:
         if training.train.report_to:
             _start(accelerator, training.train.report_to)

@@ -16,7 +16,6 @@ from kdcli.runs.records import EvalRecord
 _SOME_NEED = ("generation", "teacher", "development", "benchmarks", "text")
 """Entries of a protocol that a metric may do without: None or absent where none of those asked for needs them."""
 _HEX = "[0-9a-f]" * 8
-_HEX = "[0-9a-f]" * 8
 _LISTS = ("metrics", "tasks")
 """Entries that name what was measured, each with its signature."""
 
