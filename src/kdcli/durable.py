@@ -368,6 +368,27 @@ def system_error(error: BaseException) -> OSError | None:
     return None
 
 
+@contextlib.contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """Turn a refusal of the operating system, in whatever form a library raises it, into the one-line form.
+
+    Args:
+        path: what was being written.
+
+    Raises:
+        MachineError: DISK-01.
+    """
+    try:
+        yield
+    except KDError:
+        raise
+    except Exception as error:
+        found = system_error(error)
+        if found is None:
+            raise
+        raise refused(found, path) from error
+
+
 def refused(error: OSError, path: Path) -> KDError:
     """Turn a refusal of the operating system into the one-line form."""
     if error.errno == errno.ELOOP and path.is_symlink():

@@ -1,5 +1,7 @@
 """A saved student is a folder that stands on its own."""
 
+import os
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -8,6 +10,7 @@ import tiny
 from kdcli.errors import InputError, MachineError
 from kdcli.models.load import load_model
 from kdcli.models.save import rehearse_saving, save_student
+from kdcli.runs.keep_model import rehearse
 from models.folders import edit
 
 CPU = torch.device("cpu")
@@ -69,7 +72,13 @@ def test_a_rehearsal_writes_all_but_the_weights(good, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error,kind,code", [(ValueError("no such id"), InputError, "MOD-25"), (OSError(28, "full"), MachineError, "ENV-01")]
+    "error,kind,code",
+    [
+        (ValueError("no such id"), InputError, "MOD-25"),
+        (OSError(28, "full"), MachineError, "ENV-01"),
+        (OSError(27, "File too large"), MachineError, "DISK-01"),
+        (RuntimeError("I/O error: File too large (os error 27)"), MachineError, "DISK-01"),
+    ],
 )
 def test_what_cannot_be_saved_is_said_in_a_rehearsal(good, tmp_path, monkeypatch, error, kind, code):
     student = load_model(str(good), device=CPU, role="student")
@@ -81,3 +90,16 @@ def test_what_cannot_be_saved_is_said_in_a_rehearsal(good, tmp_path, monkeypatch
     with pytest.raises(kind) as caught:
         rehearse_saving(student, tmp_path / "out")
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("name", ["mkdir", "rmdir"])
+def test_a_disk_that_refuses_a_rehearsal_is_not_the_students_fault(good, tmp_path, monkeypatch, name):
+    student = load_model(str(good), device=CPU, role="student")
+
+    def refuse(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, name, refuse)
+    with pytest.raises(MachineError) as caught:
+        rehearse(student, tmp_path, "# card", adapter=False)
+    assert caught.value.code == "DISK-01"

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from kdcli import durable
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, raise_machine_fault
 from kdcli.models.adapter import merged
@@ -43,6 +44,9 @@ def rehearse_saving(model: LanguageModel, folder: Path) -> None:
     except Exception as error:
         # transformers, its config classes and tokenizers each refuse in their own way.
         raise_machine_fault(error, str(folder))
+        refusal = durable.system_error(error)
+        if refusal is not None and refusal.errno in durable.MACHINE:
+            raise durable.refused(refusal, folder) from error
         what = f"the student could not be saved after training: {one_line(str(error), 200)}"
         fix = "correct config.json, generation_config.json or the tokenizer's files"
         raise InputError("MOD-25", what, where=one_line(model.path), fix=fix) from error

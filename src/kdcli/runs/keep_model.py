@@ -35,7 +35,7 @@ def rehearse(model: LanguageModel, run: Path, card: str, *, adapter: bool) -> No
         InputError: MOD-25, something of it cannot be saved.
         MachineError: the disk refuses.
     """
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=run) as place:
+    with durable.refusals(run), tempfile.TemporaryDirectory(prefix=".tmp-", dir=run) as place:
         rehearse_saving(model, Path(place))
         (Path(place) / CARD).write_text(card, encoding="utf-8")
         if adapter:
