@@ -24,10 +24,11 @@ class CurriculumSource(Source):
         root     c = sqrt(start^2 + (1 - start^2) x)
 
     and 1 afterwards; at least one batch is open. Among the open rows those used least often come first, in an order
-    that follows from the seed; so a run of an epoch or more uses every row, and all about equally often: what
-    changes is when. ``start=1`` is plain shuffling, bit for bit the data set's. Difficulty is measured before the
-    first step and kept in the run's folder: mean -log p of the labels under the teacher or under the student as it
-    starts, mean 1 - p of the labels under the teacher, or the number of response tokens.
+    that follows from the seed; so a run of two epochs or more uses every row, and all about equally often: what
+    changes is when. A run of one epoch may leave out a few rows, fewer than a batch holds, where too few were open
+    for a batch of new ones. ``start=1`` is plain shuffling, bit for bit the data set's. Difficulty is measured before
+    the first step and kept in the run's folder: mean -log p of the labels under the teacher or under the student as
+    it starts, mean 1 - p of the labels under the teacher, or the number of response tokens.
 
     >>> source = CurriculumSource(start=0.25, until=0.5)
     >>> [source.open_share(progress) for progress in (0.0, 0.25, 0.5, 1.0)]
