@@ -93,7 +93,9 @@ def test_a_wrong_input_ends_in_one_line(case, home):
     unchanged(before, contents(home))
 
 
-@pytest.mark.parametrize("name", ["CLI-02", "CFG-06", "DATA-05"])
+@pytest.mark.parametrize(
+    "name", ["DATA-05", *(pytest.param(one, marks=pytest.mark.full) for one in ("CLI-02", "CFG-06"))]
+)
 def test_so_it_does_in_a_process_of_its_own(name, home):
     case = next(case for case in CASES if case["id"] == name)
     prepare(case, home)

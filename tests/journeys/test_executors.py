@@ -1,12 +1,9 @@
 """One study on every executor: the same table, byte for byte."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 import study
+from shell import kd, kd_process
 
 TABLES = ("table.md", "table.json", "table.csv", "table.tex", "table.html", "results.parquet", "samples.parquet")
 OPTIONS = [
@@ -22,13 +19,11 @@ def parts(tmp_path_factory):
 
 
 def tables(parts, name, *executor):
-    """Run the study in a folder of its own, in processes of its own; return the tables' bytes."""
+    """Run the study in a folder of its own; return the tables' bytes. Ray starts in a process of its own."""
     folder = parts.root / name
     folder.mkdir()
-    command = [sys.executable, "-m", "kdcli", "compare", "fkl", "rkl", *OPTIONS, *executor]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = (kd_process if "ray" in executor else kd)("compare", "fkl", "rkl", *OPTIONS, *executor, folder=folder)
+    assert done.code == 0, done.err
     return {table: (folder / "study" / table).read_bytes() for table in TABLES}
 
 
@@ -58,11 +53,10 @@ def test_ray_gives_the_same_table(parts, inline):
 
 @pytest.mark.slow
 def test_a_run_of_two_processes_starts_through_the_launcher(parts):
-    command = [sys.executable, "-m", "kdcli", "distill", "--loss", "fkl", *OPTIONS[:-1], "two", "--gpus", "2"]
-    command += ["--set", "train.keep_finished=true"]
+    words = ["distill", "--loss", "fkl", *OPTIONS[:-1], "two", "--gpus", "2", "--set", "train.keep_finished=true"]
     (parts.root / "gpus").mkdir()
-    done = subprocess.run(command, cwd=parts.root / "gpus", capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "two/model"
+    done = kd_process(*words, folder=parts.root / "gpus")
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-1] == "two/model"
     state = next((parts.root / "gpus" / "two").glob("checkpoint-*/state.json")).read_text()
     assert '"processes": 2' in state

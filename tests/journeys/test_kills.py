@@ -32,22 +32,14 @@ def killed(root, kills, seed):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def check(parts, monkeypatch, kills, seed):
+@pytest.mark.parametrize(("kills", "seed"), [(5, 1), pytest.param(20, 2, marks=pytest.mark.full)])
+def test_kills_change_no_byte(parts, monkeypatch, kills, seed):
     monkeypatch.setattr(tabulate, "publish", lambda folder, *rest: None)
     whole = compare(parts.study("fkl", "akl", seeds=(0, 1), name="whole"), silent, repeat="kd compare")
     seen = killed(parts.root, kills, seed)
     assert (seen["kills"], seen["status"], seen["touched"]) == (kills, 0, [])
     for name in TABLES:
         assert (parts.root / "killed" / name).read_bytes() == (whole.folder / name).read_bytes(), name
-
-
-def test_five_kills_change_no_byte(parts, monkeypatch):
-    check(parts, monkeypatch, kills=5, seed=1)
-
-
-@pytest.mark.slow
-def test_twenty_kills_change_no_byte(parts, monkeypatch):
-    check(parts, monkeypatch, kills=20, seed=2)
 
 
 @pytest.mark.slow

@@ -50,7 +50,10 @@ print(json.dumps([expected, distill(config, silent, workshop=workshop, prepared=
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape",
+    ["weights and logits", *(pytest.param(one, marks=pytest.mark.full) for one in ("the process", "activations"))],
+)
 def test_the_peak_is_within_a_fifth_of_the_estimate(shape, tmp_path):
     family, words, teacher, student, length, batch = SHAPES[shape]
     vocabulary = tiny.WORDS + [f"w{at}" for at in range(words - len(tiny.WORDS))]
