@@ -6,6 +6,7 @@ brings up, with the commands that may say them: each flag must be one of all of 
 """
 
 import ast
+import contextlib
 import functools
 import re
 import shlex
@@ -14,10 +15,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 import kdcli
-import tiny
+import loopback
 from kdcli.cli.app import app
 from kdcli.config import (
     CacheConfig,
@@ -28,9 +30,11 @@ from kdcli.config import (
     GenerateConfig,
     JudgeConfig,
 )
+from kdcli.errors import KDError
 from kdcli.fields import leaves
 from kdcli.runs.folder import RunFolder
 from shell import kd
+from typed_fixes import SCENARIOS, build, server
 
 HOME = Path(kdcli.__file__).parent
 KINDS = (DistillConfig, EvalConfig, CompareConfig, CacheConfig, GenerateConfig, DoctorConfig, JudgeConfig)
@@ -68,7 +72,28 @@ def texts(node):
         return texts(node.body) + texts(node.orelse)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return [a + b for a in (texts(node.left) or ["{}"]) for b in (texts(node.right) or ["{}"])]
+    if isinstance(node, ast.Dict):
+        return [text for value in node.values for text in texts(value)]
+    if isinstance(node, ast.BoolOp):
+        return [text for value in node.values for text in texts(value)]
+    if isinstance(node, ast.Subscript):
+        return texts(node.value)
+    if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "get":
+        return [text for part in (node.func.value, *node.args[1:]) for text in texts(part)]
+    if isinstance(node, ast.Name) and node.id.isupper():
+        return [text for value in constants().get(node.id, ()) for text in texts(value)]
     return []
+
+
+@functools.cache
+def constants():
+    """The constants of all modules: name -> the values that it has in one or another."""
+    found = {}
+    for path in sorted(HOME.rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                found.setdefault(node.targets[0].id, []).append(node.value)
+    return found
 
 
 def fixes_in(tree):
@@ -84,7 +109,7 @@ def fixes_in(tree):
                 if same and not any(isinstance(one, ast.Starred) for one in target.elts):
                     pairs = list(zip(target.elts, node.value.elts, strict=False))
                 for name, value in pairs:
-                    if isinstance(name, ast.Name) and name.id.lower().strip("_") == "fix":
+                    if isinstance(name, ast.Name) and name.id.lower().strip("_") in ("fix", "fixes"):
                         yield from texts(value)
         elif isinstance(node, ast.Call):
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
@@ -103,205 +128,67 @@ def fixes():
     return {text for text in found if FLAG.search(text) or COMMAND.search(text) or SETTING.search(text)}
 
 
-RUN = "--teacher t --student s --data d.jsonl --device cpu"
-PLAN = f"plan {RUN}"
-BARE = f"distill {RUN} --max-steps 1 -o bare"
-MEASURED = "eval s --data d.jsonl --device cpu --metric perplexity"
-COMPARE = f"compare fkl rkl {RUN} --eval-data d.jsonl --dry-run"
-SCENARIOS = {
-    "give a folder, --predictions FILE or --server-url URL": ("eval", "eval --predictions p.jsonl --metric em"),
-    "give --data, or set it in a file read with -c": ("eval s --metric perplexity --device cpu", MEASURED),
-    "give {}, or set it in a file read with -c": ("distill --student s --data d.jsonl", PLAN),
-    "add --eval-data, or use kd eval afterwards": (
-        f"{PLAN} --metric perplexity",
-        f"{PLAN} --metric perplexity --eval-data d.jsonl",
+ELSEWHERE = {
+    "--batch-size counts the sequences of a step over all processes: give that number": (
+        ("distill", "plan"),
+        "several processes",
     ),
-    "name another, or use kd distill": (f"{COMPARE} ".replace("fkl rkl", "fkl"), f"distill {RUN} --loss fkl --dry-run"),
-    "add --tune lr=1e-4,3e-4": (f"{COMPARE} --dev-data d.jsonl", f"{COMPARE} --dev-data d.jsonl --tune lr=1e-4,3e-4"),
-    "give --seeds": (f"{COMPARE} --set train.seed=3", f"{COMPARE} --seeds 3"),
-    "give one; use --set key=value": (f"{PLAN} -c a -c b", f"{PLAN} --set train.lr=1e-4"),
-    "write --set train.lr=1e-4": (f"{PLAN} --set train.lr", f"{PLAN} --set train.lr=1e-4"),
-    "name some of: kd metrics list": ("eval s --data d.jsonl --set evaluation.metrics=[]", "metrics list"),
-    "say which is which, as in --columns prompt=question,completion=answer": (
-        f"{PLAN} --data odd.jsonl",
-        f"{PLAN} --data odd.jsonl --columns prompt=ask,completion=say",
+    "--batch-size is cut by --set train.micro_tokens=N: give the whole of it": (
+        ("distill", "plan"),
+        "says how a flag of other tools is called here",
     ),
-    "use --template alpaca, plain, or a text with {instruction}": (
-        f"{PLAN} --template chat",
-        f"{PLAN} --template plain",
+    "end other programs, or raise the limits that ulimit -u and ulimit -v show": (
+        (),
+        "a machine without a free thread",
     ),
-    "use --device cpu": (f"{PLAN} --device cuda", PLAN),
-    "add --resume auto to go on, or choose another -o": (
-        f"{BARE} --resume never",
-        f"{BARE} --resume auto",
+    "give --dtype fp32": (("doctor",), "a machine that multiplies wrongly"),
+    "give --set evaluation.generation.batch_tokens=N, in tokens": (
+        ("eval",),
+        "says how a flag of other tools is called here",
     ),
-    "give --data, or --source teacher:prompts=bos with --count N": (
-        "generate --teacher t --device cpu --dry-run",
-        "generate --teacher t --device cpu --dry-run --source teacher:prompts=bos --count 2",
+    "give development rows: data.dev=FILE or data.dev_share=0.1": (("distill", "compare"), "a warning, not an error"),
+    "give held-out rows with --eval-data, or run kd eval RUN --tasks afterwards": (
+        TRAIN,
+        "task files of lm-evaluation-harness",
     ),
-    "give --count N": (
-        "generate --teacher t --device cpu --dry-run --source teacher:prompts=bos",
-        "generate --teacher t --device cpu --dry-run --source teacher:prompts=bos --count 2",
+    "kd cache with the same settings builds the shard again": (TRAIN, "a shard damaged while it is read"),
+    "leave the row out, or choose another --template": (DATA, "a row that one of two tokenizers cannot read"),
+    "measure a model, or give --set evaluation.length_unit=words": (("eval",), "lengths of answers made elsewhere"),
+    "pip install -c {} kdcli": (("doctor",), "installs packages"),
+    "put a key that may use this model into the variable that server.key_variable names": (
+        ("eval", "judge", "cache", "generate"),
+        "a server that asks for a key",
     ),
-    "leave --count out, or use --limit": (
-        "generate --teacher t --device cpu --dry-run --source teacher:prompts=bos --count 2 --data d.jsonl",
-        "generate --teacher t --device cpu --dry-run --source teacher:prompts=bos --limit 2 --data d.jsonl",
+    "put the key into the variable that server.key_variable names (default OPENAI_API_KEY)": (
+        ("eval", "judge", "cache", "generate"),
+        "a server that asks for a key",
     ),
-    "give -o {}": (
-        "generate --teacher t --device cpu --data d.jsonl -o text.jsonl --dry-run",
-        "generate --teacher t --device cpu --data d.jsonl -o text --dry-run",
+    "run it again with --debug": (TRAIN, "a process of several that ends without a word"),
+    "run kd compare -o again": (("compare", "report"), "a damaged file of a tuned study"),
+    "run the kd compare that wrote it again; finished cells are kept": (
+        ("compare", "report"),
+        "tests/runs/test_custody.py damages each file",
     ),
-    "give --scores FILE or --server-url URL": ("judge judged.jsonl", "judge judged.jsonl --scores scores.jsonl"),
-    "give kd distill --eval-every N, with --eval-data or --set data.dev_share=0.1": (
-        f"{PLAN} --loss fkl@replay",
-        f"{PLAN} --loss fkl@replay --eval-every 1 --eval-data d.jsonl",
+    "see kd metrics show": (ANY, "the library's metric module alone says it"),
+    "try a smaller --batch-size, --set train.micro_tokens=1024, or --set train.chunk_tokens=128": (
+        TRAIN,
+        "a machine without memory",
     ),
-    "give --set monitor.every=N": (
-        f"{PLAN} --set monitor.patience=2 --eval-data d.jsonl",
-        f"{PLAN} --set monitor.patience=2 --eval-data d.jsonl --set monitor.every=1",
+    "try a smaller --max-length": (("cache",), "a machine without memory"),
+    "try a smaller --max-length, or --set evaluation.generation.batch_tokens=1024": (
+        ("eval",),
+        "a machine without memory",
     ),
-    "give --eval-data, or --set data.dev_share=0.1": (
-        f"{PLAN} --eval-every 1",
-        f"{PLAN} --eval-every 1 --set data.dev_share=0.2",
-    ),
-    "give --set data.dev=FILE": (
-        "eval s --data d.jsonl --device cpu --metric token_temperature",
-        "eval s --data d.jsonl --device cpu --metric token_temperature --set data.dev=d.jsonl",
-    ),
-    "give --teacher": (
-        "eval s --data d.jsonl --device cpu --metric agreement",
-        "eval s --data d.jsonl --device cpu --metric agreement --teacher t",
-    ),
-    "give --lora 16": (f"{PLAN} --set lora.alpha=8", f"{PLAN} --set lora.alpha=8 --lora 16"),
-    "{} --help lists the commands": ("xyzzy", "--help"),
-    "{} --help lists the flags": ("distill --xyzzy", "distill --help"),
-    "see {} --help": ("losses show", "losses show --help"),
-    "add --kind compact, or leave it out": (
-        "cache --teacher t --data d.jsonl --top-k 4 --device cpu --dry-run",
-        "cache --teacher t --data d.jsonl --top-k 4 --device cpu --dry-run --kind compact",
-    ),
-    "give one, such as -o report.html": ("report run run", "report run -o report.html"),
-    "make it with: kd eval {} --data test.jsonl": (
-        "compare run bare",
-        "eval bare --data d.jsonl --device cpu --metric perplexity",
+    "try each task alone, with --debug": (MEASURE, "task files of lm-evaluation-harness"),
+    "use --gpus {}, or --device cpu": (TRAIN, "GPUs"),
+    "use --set hardware.shard=ddp, or lower data.max_length": (TRAIN, "several processes"),
+    "use a tokenizer with a tokenizer.json, or another --template": (DATA, "a tokenizer without places in the text"),
+    "use ce+1.5*uld, or ce on the teacher's text (--config seqkd), or models with the same tokenizer": (
+        TRAIN,
+        "two tokenizers",
     ),
 }
-"""Fix -> the line that is answered with it, and the line that is typed then."""
-
-ELSEWHERE = {
-    "--set top_k=N), or start vLLM with --max-logprobs": (),
-    "add --data": ("eval",),
-    "add --eval-data": ("cache",),
-    "add --gpus N": ("distill", "plan"),
-    "add --server-url": ("eval",),
-    "give --eval-data": ("compare",),
-    "give the rows with --eval-data, or measure the model alone with kd eval": ("compare",),
-    "give the runs' rows with --eval-data": ("compare",),
-    "give --set data.corpus=FILE": TRAIN,
-    "add --executor ray": ("compare",),
-    "add --executor slurm": ("compare",),
-    "if you trust it add --ray-address {}": ("compare",),
-    "add --to": ("compare",),
-    "add perplexity to monitor.metrics": ("distill", "plan"),
-    "add them: kd cache with the same rows, template and length": TRAIN,
-    "bring back what the run was made from; kd compare sets two different runs side by side": ("rerun",),
-    "build another with kd cache, or leave the teacher cache out": MEASURE,
-    "build it for these rows with kd cache, or leave the teacher cache out": MEASURE,
-    "choose another -o": ("distill", "compare", "cache", "generate", "eval", "toy", "demo"),
-    "choose another -o; filters may change": ("generate",),
-    "choose with --set server.model=NAME": ("distill", "eval", "compare", "cache", "generate", "doctor", "judge"),
-    "compare runs made alike, or train them together with kd compare OBJECTIVE ...": ("compare",),
-    "did you mean --columns {}?": DATA,
-    "do not use this tokenizer's template; --template alpaca or plain": DATA,
-    "end other programs, or raise the limits that ulimit -u and ulimit -v show": (),
-    "evaluate again with kd eval": ANY,
-    "evaluate with a metric of texts, such as --metric rougeL": ("eval",),
-    "free space; kd cache --store-dtype bf16 or --kind compact keeps less": ("cache", *TRAIN),
-    "give --dtype fp32": ("doctor",),
-    "give --kind compact": ("cache",),
-    "give --metric {}": MEASURE,
-    "give --set server.send=ids, if the server's tokenizer is the student's": ("distill", "generate"),
-    "give --to table.tex": ("compare",),
-    "give -o FOLDER": ("judge",),
-    "give a folder of kd compare -o, or of kd distill": ("report",),
-    "give a folder that kd compare -o wrote": ("compare", "report"),
-    "give a folder that kd compare wrote": ("compare", "report"),
-    "give a folder that kd distill wrote": ANY,
-    "give a model, a run, or --predictions": ("eval",),
-    "give development rows: --set data.dev=FILE": MEASURE,
-    "give development rows: data.dev=FILE or data.dev_share=0.1": ("distill", "compare"),
-    "give held-out rows with --eval-data, or run kd eval RUN --tasks afterwards": TRAIN,
-    "give its folder alone: kd compare STUDY {}": ("compare",),
-    "give its folder: kd compare STUDY --status": ("compare",),
-    "give one, such as -o cache": ("cache",),
-    "give one, such as -o runs/akl": ("distill",),
-    "give one, such as -o study": ("compare",),
-    "give one, such as -o text": ("generate",),
-    "give them, or --set data.dev_share=0.1": ("distill", "compare"),
-    "install one, such as g++ with Python's headers, name it in CXX, or leave hardware.compile out": TRAIN,
-    "kd cache --kind compact with this teacher, --student and --data; then add --teacher-cache": TRAIN,
-    "kd metrics list shows them": ("distill", "compare"),
-    "leave --edge out": ("eval",),
-    "leave --executor out, or use --executor local": ("compare",),
-    "leave --gpus out under a launcher": ("distill",),
-    "leave --teacher-cache out, or leave the source out": TRAIN,
-    "leave --teacher-cache out: the teacher runs beside the student": TRAIN,
-    "leave hardware.compile out": TRAIN,
-    "leave it out; a protocol sets data.template, the lengths and evaluation.*": ("eval",),
-    "leave the row out, or choose another --template": DATA,
-    "let words follow the thoughts, or use --template plain": DATA,
-    "lower --lr, or look at those rows; the last checkpoint is intact": TRAIN,
-    "lower edge.prompt_tokens and edge.new_tokens": ("eval",),
-    "lower server.concurrency, or look at the server's log; {}": ("distill", "cache", "generate", "eval", "judge"),
-    "make answers first: kd eval MODEL --data FILE --metric rougeL -o FOLDER": ("judge",),
-    "make it again with kd compare": ("compare", "report"),
-    "make it again with the same kd cache line": TRAIN,
-    "make it with kd compare": ("compare", "report"),
-    "make it with kd eval": ANY,
-    "make it work in Python first, or leave train.report_to out": TRAIN,
-    "make one with kd cache": TRAIN,
-    "mend the plug-in; --debug shows the traceback": ("distill", "compare", "eval", "generate", "toy", "inspect batch"),
-    "mend the plug-in; kd losses check {} says more": TRAIN,
-    "name linear layers below the head, such as q_proj,v_proj, or leave lora.targets out": TRAIN,
-    "or use kd distill": ("compare",),
-    "pip install -c {} kdcli": ("doctor",),
-    "raise server.timeout, or lower server.concurrency; {}": ("distill", "cache", "generate", "eval", "judge"),
-    "read it, and if you trust it add --plugin {}": (
-        "distill", "compare", "eval", "generate", "rerun", "inspect batch",
-    ),
-    "read {}; give --set max_tokens=1024, or another --set prompt_file=FILE": ("judge",),
-    "rename the column, or --columns {}={}": DATA,
-    "repair the turns, leave the row out, or use --template plain": DATA,
-    "repeat it with: kd distill -c {} -o {}": ("rerun",),
-    "repeat the settings of config.yaml there, or choose another -o": TRAIN,
-    "restore it, or repeat the command line; where it was changed on purpose, copy it and give the copy with -c": TRAIN,
-    "restore the file; settings changed on purpose belong in a copy elsewhere, given with -c": TRAIN,
-    "return [t] values, not their mean; kd losses check finds such mistakes": TRAIN,
-    "run it again with --debug": TRAIN,
-    "run kd compare -o again": ("compare", "report"),
-    "run this on a login node, or try --slurm cluster=local": ("compare",),
-    "see kd metrics show": ANY,
-    "serve a teacher of the student's tokenizer, ask for fewer tokens (--set server.top_k=N, of a cache ": ("distill",),
-    "set a smaller --max-new-tokens": MEASURE,
-    "set data.max_length to at most {}": DATA,
-    "set data.max_prompt_length below {}": DATA,
-    "set data.max_prompt_length={}": MEASURE,
-    "set something, such as evaluation.generation.temperature": ("eval",),
-    "start kd compare once; --gpus N gives each cell N processes": ("compare",),
-    "start the comparison again with kd compare -c {}: finished cells are kept": ("compare",),
-    "take it out, give it the name that the template reads, or leave such rows out with --skip-bad": DATA,
-    "try each task alone, with --debug": MEASURE,
-    "use --gpus {}, or --device cpu": ("distill", "plan", "compare"),
-    "use --set hardware.shard=ddp, which keeps every model whole": TRAIN,
-    "use --set hardware.shard=ddp, or lower data.max_length": TRAIN,
-    "use --template plain or auto": DATA,
-    "use a tokenizer with a tokenizer.json, or another --template": DATA,
-    "use another template, such as --template alpaca or plain": DATA,
-    "use that version, or choose another -o": TRAIN,
-    "wait for it to end, or choose another -o": ("distill", "compare", "cache", "generate"),
-    "{}--columns {}=NAME": DATA,
-}  # fmt: skip
-"""Fix -> the commands that may say it; none where it names another program's flags."""
+"""Fix -> the commands that may say it (none: other programs' flags), and what it takes to be brought up."""
 
 CONFIGS = {
     "distill": DistillConfig, "plan": DistillConfig, "inspect batch": DistillConfig, "eval": EvalConfig,
@@ -311,6 +198,7 @@ CONFIGS = {
 
 
 def test_every_fix_is_typed_here_or_held_against_the_commands_that_say_it():
+    assert not set(SCENARIOS) & set(ELSEWHERE)
     missing = sorted(fixes() - set(SCENARIOS) - set(ELSEWHERE))
     assert not missing, f"give each a line of SCENARIOS or, where it cannot be typed here, of ELSEWHERE: {missing}"
     gone = sorted((set(SCENARIOS) | set(ELSEWHERE)) - fixes())
@@ -322,7 +210,7 @@ def test_every_name_in_a_fix_is_one_of_the_commands_that_say_it(fix):
     named = [name for name in COMMAND.findall(fix) if name]
     for name in named:
         assert name in TABLE or name in {key.split(" ")[0] for key in TABLE}, f"there is no kd {name}"
-    for said_by in ELSEWHERE[fix]:
+    for said_by in ELSEWHERE[fix][0]:
         flags = set().union(*(TABLE[name] for name in named if name in TABLE), TABLE[said_by])
         assert set(FLAG.findall(fix)) <= flags | {"--set"}, f"kd {said_by} says it"
         known = set().union(*(leaves(CONFIGS[name]) for name in (*named, said_by) if name in CONFIGS))
@@ -333,34 +221,70 @@ def test_every_name_in_a_fix_is_one_of_the_commands_that_say_it(fix):
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     made = tmp_path_factory.mktemp("typed")
-    tiny.folder(made / "t", seed=1)
-    tiny.folder(made / "s", seed=2)
-    tiny.rows(made / "d.jsonl", 10)
-    (made / "p.jsonl").write_text('{"prediction": "a", "reference": "a"}\n')
-    (made / "odd.jsonl").write_text('{"ask": "say a:", "say": " aa."}\n' * 2)
-    (made / "judged.jsonl").write_text('{"prompt": "a", "prediction": "b", "reference": "c"}\n')
-    (made / "scores.jsonl").write_text('{"prompt": "a", "score": 7, "reference_score": 9}\n')
-    for line in (f"distill {RUN} --max-steps 2 -o run --eval-data d.jsonl --metric perplexity", BARE):
-        assert kd(*line.split(), folder=made).code == 0
+    build(made)
     return made
 
 
-DEAR = ("add --tune lr=1e-4,3e-4", "give --set data.dev=FILE", "give one, such as -o report.html")
+DEAR = {fix for fix, one in SCENARIOS.items() if one.before is not None or len(one.right) > 1} | {
+    "add --tune lr=1e-4,3e-4",
+    "give --set data.dev=FILE",
+    "give one, such as -o report.html",
+    "add --data",
+    "set a smaller --max-new-tokens",
+    "lower edge.prompt_tokens and edge.new_tokens",
+    "choose with --set server.model=NAME",
+}
 
 
+def fix_of(wrong, folder):
+    """Return the fix that a line of the command, or a call of the library, is answered with."""
+    if isinstance(wrong, str):
+        answer = kd(*shlex.split(wrong), folder=folder)
+        assert answer.code != 0, answer.out + answer.err
+        assert answer.error_lines, answer.err
+        return answer.error_lines[0].partition("Fix: ")[2]
+    with contextlib.chdir(folder), pytest.raises(KDError) as caught:
+        wrong()
+    return caught.value.fix
+
+
+def is_typed(word, one):
+    """Whether a flag or command is in a line that the fix leads to, or was in the wrong line and is left out there."""
+    return any(word in f"kd {right}" or word in f"kd {one.wrong}" for right in one.right)
+
+
+def typed_ok(fix, one, folder, patch, url):
+    """Type the wrong line, do what the fix asks to do by hand, and type the lines that the fix leads to."""
+    torch.set_num_threads(1)
+    if one.before is not None:
+        one.before(folder, patch)
+    told = fix_of(one.wrong.replace("URL", url) if isinstance(one.wrong, str) else one.wrong, folder)
+    said = re.escape(fix).replace(r"\{\}", "(.+?)")
+    found = re.search(f"{said}$", told) or re.search(said, told)
+    assert found, told
+    if one.mended is not None:
+        one.mended(folder, patch)
+    words = {*FLAG.findall(fix), *COMMAND.findall(fix)} - {"-c"}
+    assert not words or any(is_typed(word, one) for word in words), "the lines do what the fix says"
+    for right in one.right:
+        for place, value in enumerate(found.groups()):
+            right = right.replace(f"{{{place}}}", value)
+        done = kd(*shlex.split(right.replace("URL", url)), folder=folder)
+        assert done.code == 0, (right, done.err)
+
+
+@pytest.fixture(scope="module")
+def url():
+    with loopback.serving(server()) as running:
+        yield running.url.removesuffix("/v1")
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
 @pytest.mark.parametrize(
     "fix", [pytest.param(fix, marks=pytest.mark.full) if fix in DEAR else fix for fix in SCENARIOS]
 )
-def test_a_fix_that_is_typed_succeeds(fix, home):
-    wrong, right = (line.split() for line in SCENARIOS[fix])
-    answer = kd(*wrong, folder=home)
-    assert answer.code != 0
-    said = re.escape(fix).replace(r"\{\}", ".+")
-    assert re.search(f"Fix: .*{said}", answer.err), answer.err
-    words = {*FLAG.findall(fix), *COMMAND.findall(fix)} - {"-c"}
-    assert not words or any(word in " ".join(["kd", *right]) for word in words), "the line does what the fix says"
-    typed = kd(*right, folder=home)
-    assert typed.code == 0, typed.err
+def test_a_fix_that_is_typed_succeeds(fix, home, url, tmp_path, monkeypatch):
+    typed_ok(fix, SCENARIOS[fix], shutil.copytree(home, tmp_path / "home"), monkeypatch, url)
 
 
 NAME = "a b;$(x)'&"

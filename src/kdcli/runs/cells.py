@@ -114,7 +114,7 @@ def contenders(config: CompareConfig) -> list[Contender]:
         found += [Contender(labelled(label, choice), text, choice) for choice in choices]
     if len(found) < 2:
         what = f"needs two objectives or more, got {len(found)}"
-        raise UsageError("CLI-18", what, where="kd compare", fix="or use kd distill")
+        raise UsageError("CLI-18", what, where="kd compare", fix="name another, or use kd distill")
     return found
 
 

@@ -125,7 +125,7 @@ def _models_of(
     measured = EvalSettings.model_validate(read_evaluation_settings(found.folder))
     data = config.data.model_copy(update={"eval": rows or config.data.eval})
     if data.eval is None or not Path(data.eval).expanduser().exists():
-        raise InputError("CMP-06", "the held-out rows are not here", where=str(data.eval), fix="give --eval-data")
+        raise InputError("CMP-06", "the held-out rows are not here", where=str(data.eval))
     absent: dict[str, str] = {}
     teacher = config.teacher
     if teacher is None or not Path(teacher).expanduser().is_dir():

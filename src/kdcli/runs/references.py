@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from kdcli import durable, plugins
 from kdcli.config import BenchmarkConfig, DistillConfig, EvalConfig
@@ -272,15 +272,19 @@ def _at_random(pair: Pair, seed: int, workshop: Workshop) -> Load:
 
 def _other_rows(found: EvalRecord, beside: EvalRecord) -> str:
     """Say how the rows of two evaluations differ; empty where they are the same."""
-    ours, theirs = (_places(record) for record in (found, beside))
+    ours, theirs = (_rows(record) for record in (found, beside))
     if ours != theirs:
         return f"its {len(ours):,} rows are not the {len(theirs):,} that the students were measured on"
     return ""
 
 
-def _places(record: EvalRecord) -> list[str]:
+def _rows(record: EvalRecord) -> list[tuple[Any, ...]]:
+    """Return line and references of each row; the file's name is no part of them, for files are moved."""
     assert record.folder is not None, "it was written"
-    return read_samples(record.folder)["where"].to_pylist()
+    table = read_samples(record.folder)
+    lines = [" ".join(place.rsplit(" ", 2)[-2:]) for place in table["where"].to_pylist()]
+    texts = [table["references"].to_pylist()] if "references" in table.column_names else []
+    return list(zip(lines, *texts, strict=True))
 
 
 def _check_precision(config: EvalConfig, beside: EvalRecord) -> None:

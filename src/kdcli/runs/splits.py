@@ -73,10 +73,9 @@ def check_measured(data: DataConfig, split: str) -> str:
     """
     if split == "test":
         return check_data_path(data.eval or data.train, "--data")
-    if not (data.dev or data.dev_share):
-        raise UsageError(
-            "CLI-20", "no development rows", where="--dev-data", fix="give them, or --set data.dev_share=0.1"
-        )
+    if not (data.dev or (data.dev_share and data.train)):
+        fix = "give them, or --set data.train=FILE --set data.dev_share=0.1"
+        raise UsageError("CLI-20", "no development rows", where="--dev-data", fix=fix)
     return check_data_path(data.dev or data.train, "--dev-data" if data.dev else "--data")
 
 

@@ -22,6 +22,13 @@ class TryAgain(Exception):
         self.seconds = seconds
 
 
+_UNREAD = (400, 422)
+
+
+class UnreadError(InputError):
+    """A server that knows address, key and model does not take a request as it stands."""
+
+
 def unreachable(address: Address, reason: str) -> MachineError:
     """Say that no connection could be made or kept (exit code 4)."""
     what = f"cannot be reached: {address.hide(reason) or 'the connection broke'}"
@@ -47,10 +54,11 @@ def refusing(address: Address, status: int, raw: bytes) -> InputError:
     fixes = {
         401: "put the key into the variable that server.key_variable names (default OPENAI_API_KEY)",
         403: "put a key that may use this model into the variable that server.key_variable names",
-        404: "check the address (it often ends in /v1) and --server-model",
+        404: "check the address (it often ends in /v1) and --set server.model=NAME",
     }
     what = f"refuses the request with status {status}{_said(address, raw)}"
-    return InputError("SERVE-05", what, where=address.url, fix=fixes.get(status, "check --server-model and lengths"))
+    kind = UnreadError if status in _UNREAD else InputError
+    return kind("SERVE-05", what, where=address.url, fix=fixes.get(status, "check --set server.model=NAME and lengths"))
 
 
 def nonsense(address: Address, error: ValueError, raw: bytes) -> InputError:

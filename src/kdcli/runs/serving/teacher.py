@@ -15,9 +15,14 @@ from kdcli.errors import InputError, KDError
 from kdcli.losses.coarse import Coarse
 from kdcli.runs.serving.client import Client, Request
 from kdcli.runs.serving.logprobs import Known, Reader, bodies, spelled
+from kdcli.runs.serving.refusals import UnreadError
 from kdcli.runs.serving.segments import Segments
 from kdcli.text import one_line
 
+_FIX = (
+    "serve a teacher of the student's tokenizer, ask for fewer tokens (--set server.top_k=N, of a cache "
+    "--set top_k=N), or start vLLM with --max-logprobs"
+)
 _LEAST = 1e-8
 """Mass that the rest keeps where rounding on the server leaves none."""
 
@@ -96,9 +101,7 @@ class ServedTeacher:
             return known
         except ValueError as error:
             what = f"cannot teach: {self._client.connection.address.hide(str(error).splitlines()[0], 160)}"
-            fix = "serve a teacher of the student's tokenizer, ask for fewer tokens (--set server.top_k=N, of a cache "
-            fix += "--set top_k=N), or start vLLM with --max-logprobs"
-            raise InputError("SERVE-09", what, where=self._client.connection.address.url, fix=fix) from error
+            raise InputError("SERVE-09", what, where=self._client.connection.address.url, fix=_FIX) from error
 
     def _choose(self, ids: Sequence[int]) -> str:
         """Return the form of question that the server understands."""
@@ -111,6 +114,8 @@ class ServedTeacher:
                 continue
             return form
         assert first is not None, "two forms were tried"
+        if isinstance(first, UnreadError):
+            raise InputError("SERVE-09", f"cannot teach: {first.what}", where=first.where, fix=_FIX) from first
         raise first
 
 
