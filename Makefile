@@ -24,7 +24,7 @@ test: $(STAMP)
 	KD_LOCK=$(LOCK) $(BIN)/pytest
 
 test-full: $(STAMP)
-	KD_LOCK=$(LOCK) $(BIN)/pytest -m "full or not full"
+	KD_LOCK=$(LOCK) $(BIN)/pytest -m "full or not full" --jaxtyping-packages=kdcli,beartype.beartype
 
 fast: $(STAMP)
 	$(BIN)/pytest -m "not slow and not full"

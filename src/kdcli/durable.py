@@ -106,26 +106,21 @@ def commit_folder(final: Path, fill: Callable[[Path], None], extra: Mapping[str,
         MachineError: the disk is full or may not be written, or the folder around it is gone.
     """
     temporary = _temporary(final)
-    try:
-        temporary.mkdir()
-        with _in_use(os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)):
-            fill(temporary)
-            manifest = {**(extra or {}), "schema": SCHEMA, "files": _inventory(temporary)}
-            manifest |= {"digest": digest_record(manifest)}
-            with _in_use(_open_new(temporary / MANIFEST)) as handle:
-                _write_all(handle, json.dumps(manifest, indent=1, sort_keys=True).encode())
-            _flush_tree(temporary)
-            old = _swap(temporary, final)
-    except Exception as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        found = None if isinstance(error, KDError) else system_error(error)
-        if found is None:
+    with refusals(final):
+        try:
+            temporary.mkdir()
+            with _in_use(os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)):
+                fill(temporary)
+                manifest = {**(extra or {}), "schema": SCHEMA, "files": _inventory(temporary)}
+                manifest |= {"digest": digest_record(manifest)}
+                with _in_use(_open_new(temporary / MANIFEST)) as handle:
+                    _write_all(handle, json.dumps(manifest, indent=1, sort_keys=True).encode())
+                _flush_tree(temporary)
+                old = _swap(temporary, final)
+        except Exception:
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
-        raise refused(found, final) from error
-    try:
         flush_folder(final.parent)
-    except OSError as error:
-        raise refused(error, final) from error
     if old is not None:
         with contextlib.suppress(OSError):
             _remove(old)

@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 import tiny
+from kdcli.config import GenerationConfig
 from kdcli.engine.events import silent
 from kdcli.errors import InputError, UsageError
 from kdcli.runs import references
@@ -96,6 +97,31 @@ def test_a_model_on_other_rows_is_refused(parts, runs, tmp_path):
     rows = tiny.rows(tmp_path / "rows.jsonl", 9)
     with pytest.raises(InputError, match="CMP-06"):
         compare_runs([runs[0], other], None, silent, rows=str(rows))
+
+
+@pytest.fixture(scope="module")
+def run_of_texts(parts):
+    config = parts.run("texts", "fkl", max_steps=2)
+    texts = GenerationConfig(max_new_tokens=2, seeds=(1,))
+    measured = config.evaluation.model_copy(update={"metrics": ("rougeL",), "generation": texts})
+    return distill(config.model_copy(update={"evaluation": measured}), silent).folder
+
+
+@pytest.mark.parametrize("kind", ["tokens", "texts"])
+@pytest.mark.parametrize("changed", [False, True])
+def test_rows_are_told_apart_by_what_they_say_and_not_by_their_place(
+    parts, runs, run_of_texts, tmp_path, kind, changed
+):
+    other = tiny.folder(tmp_path / "other", seed=5, hidden_size=8)
+    text = parts.test.read_text(encoding="utf-8")
+    rows = tmp_path / "moved.jsonl"
+    rows.write_text(text.replace("bb", "xy") if changed else text, encoding="utf-8")
+    pair = [runs[0] if kind == "tokens" else run_of_texts, other]
+    if not changed:
+        assert compare_runs(pair, None, silent, rows=str(rows)).references[-1].label == "other"
+        return
+    with pytest.raises(InputError, match="CMP-06"):
+        compare_runs(pair, None, silent, rows=str(rows))
 
 
 def test_models_alone_are_no_comparison(parts):

@@ -146,7 +146,8 @@ def test_own_prompt(tmp_path):
     path.write_text("{prompt}<answer_1>\n{first}\n</answer_1><answer_2>\n{second}\n</answer_2>")
     with loopback.serving(fair) as server:
         record = judge(config(tmp_path, server, prompt_file=str(path)), silent)
-    assert any(one.body["messages"][0]["content"].startswith("one?<answer_1>") for one in server.asked)
+    first = min(one.body["messages"][0]["content"] for one in server.asked)  # requests are under way together
+    assert first.startswith("one?<answer_1>")
     assert f"template:{JudgePrompt().digest}" not in record.infos[0].settings
 
 

@@ -23,6 +23,7 @@ class TryAgain(Exception):
 
 
 _UNREAD = (400, 422)
+"""Statuses by which a server says that the request itself is wrong."""
 
 
 class UnreadError(InputError):
