@@ -21,10 +21,10 @@ demo: $(STAMP)
 	$(BIN)/kd demo
 
 test: $(STAMP)
-	KD_LOCK=$(LOCK) $(BIN)/pytest
+	LOCK_UNDER_TEST=$(LOCK) $(BIN)/pytest
 
 test-full: $(STAMP)
-	KD_LOCK=$(LOCK) $(BIN)/pytest -m "full or not full" --jaxtyping-packages=kdcli,beartype.beartype
+	LOCK_UNDER_TEST=$(LOCK) $(BIN)/pytest -m "full or not full" --jaxtyping-packages=kdcli,beartype.beartype
 
 fast: $(STAMP)
 	$(BIN)/pytest -m "not slow and not full"
@@ -69,7 +69,7 @@ newest-smoke: .venv/.installed
 	$(RESOLVE) --upgrade --output-file build/newest.txt
 	diff src/kdcli/constraints.txt build/newest.txt || true
 	$(MAKE) .venv-newest/.installed VENV=.venv-newest LOCK=build/newest.txt
-	KD_LOCK=build/newest.txt .venv-newest/bin/pytest -p no:cacheprovider $(SMOKE)
+	LOCK_UNDER_TEST=build/newest.txt .venv-newest/bin/pytest -p no:cacheprovider $(SMOKE)
 
 $(STAMP): pyproject.toml $(LOCK)
 	@test -n "$(PYTHON)" || { echo "no Python of 3.11 or later is here; name one: make PYTHON=/path/to/python" >&2; exit 2; }

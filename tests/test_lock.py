@@ -64,7 +64,7 @@ def test_every_requirement_is_locked_inside_its_range(python, platform):
 
 
 def test_every_installed_library_that_we_reach_has_its_locked_version():
-    lock = entries(ROOT / os.environ.get("KD_LOCK", LOCK))
+    lock = entries(ROOT / os.environ.get("LOCK_UNDER_TEST", LOCK))
     open_, seen, wrong = asked(), set(), []
     while open_:
         requirement = open_.pop()

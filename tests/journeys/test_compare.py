@@ -77,7 +77,7 @@ def test_the_tables_hold_the_records_numbers(done):
             values = tidy[(tidy.objective == row.label) & (tidy.score == info.name)].value
             assert values.mean() == pytest.approx(row.scores[info.name].mean)
     assert {"samples.parquet", "costs.csv", "table.tex", "table.html"} <= {path.name for path in found.folder.iterdir()}
-    table = pd.read_csv(found.folder / "table.csv")
+    table = pd.read_csv(found.folder / "table.csv", float_precision="round_trip")
     assert table[table.role == "contender"]["mean"].tolist() == [
         row.scores[info.name].mean for row in found.rows for info in found.scores
     ]
