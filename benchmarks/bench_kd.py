@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from kdcli.config import HardwareConfig, TrainConfig
 from kdcli.data.examples import Example, TokenDataset
@@ -61,27 +61,56 @@ def run_training(
     source: Source | None = None,
 ) -> list[float]:
     """Train a fresh student with the real loop, and return the clock at the end of each step."""
+    hardware = HardwareConfig(device="cpu", dtype=options.dtype, matmul_precision=options.matmul_precision)
+    student = replace(language_model(folder / "student"), ends=EndTokens((options.vocab,)))
+    return _marks(student, teacher, examples, options.objective, _config(steps, batch_size), hardware, source)
+
+
+def train_on(
+    student: LanguageModel,
+    teacher: LanguageModel,
+    rows: list[tuple[list[int], int]],
+    objective: str,
+    *,
+    steps: int,
+    batch_size: int,
+    device: str,
+) -> list[float]:
+    """Train models in memory in bf16 on rows of ids and prompt lengths, and return the clock after each step."""
+    hardware = HardwareConfig.model_validate({"device": device, "dtype": "bf16"})
+    config = _config(steps, batch_size)
+    return _marks(student, LiveTeacher(teacher), examples_of(rows), objective, config, hardware, None)
+
+
+def _marks(
+    student: LanguageModel,
+    teacher: Teacher,
+    examples: tuple[Example, ...],
+    objective: str,
+    config: TrainConfig,
+    hardware: HardwareConfig,
+    source: Source | None,
+) -> list[float]:
     marks: list[float] = []
 
     def report(event: Event) -> None:
         if event.kind == "progress":
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             marks.append(time.perf_counter())
 
-    config = _config(steps, batch_size)
-    device = prepare(HardwareConfig(device="cpu", dtype=options.dtype, matmul_precision=options.matmul_precision))
-    student = language_model(folder / "student")
+    device = prepare(hardware)
     ground = Ground(
-        TokenDataset(examples), config, pad_id=0, student=replace(student, ends=EndTokens((options.vocab,))),
-        vocab=options.vocab, autocast=device.autocast,
-    )  # fmt: skip
+        TokenDataset(examples), config, pad_id=0, student=student, vocab=student.vocab, autocast=device.autocast
+    )
     with tempfile.TemporaryDirectory() as run:
         train(
             Training(
                 student=student,
                 teacher=teacher,
-                loss=build_objective(options.objective),
+                loss=build_objective(objective),
                 windows=(source or DatasetSource()).open(ground),
-                vocab=options.vocab,
+                vocab=student.vocab,
                 train=config,
                 device=device,
                 folder=Path(run),
@@ -98,10 +127,14 @@ def examples_of(rows: list[tuple[list[int], int]]) -> tuple[Example, ...]:
 
 
 def language_model(path: Path) -> LanguageModel:
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    fuse_activations(model)  # as load_model does
-    no_tokenizer: Any = None  # rows are ids already
-    return LanguageModel(model, no_tokenizer, split_head(model), str(path), "", (0,), 0, model.config.vocab_size)
+    return in_memory(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), str(path))
+
+
+def in_memory(model: PreTrainedModel, name: str = "random") -> LanguageModel:
+    """Return a model ready for the loop, without a tokenizer: rows are ids already."""
+    fuse_activations(model.eval())  # as load_model does
+    no_tokenizer: Any = None
+    return LanguageModel(model, no_tokenizer, split_head(model), name, "", EndTokens((0,)), 0, model.config.vocab_size)
 
 
 def _config(steps: int, batch_size: int) -> TrainConfig:
