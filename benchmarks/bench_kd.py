@@ -20,8 +20,9 @@ from kdcli.engine.teacher import LiveTeacher, Teacher
 from kdcli.engine.training import Training
 from kdcli.losses.build import build_objective
 from kdcli.models.activations import fuse_activations
+from kdcli.models.internals import reading_of
 from kdcli.models.load import LanguageModel
-from kdcli.models.split import split_head
+from kdcli.models.split import split_head, trunk_of
 from kdcli.sources.base import Ground, Source
 from kdcli.sources.build import build_source
 from kdcli.sources.dataset import DatasetSource, DatasetWindows
@@ -134,7 +135,10 @@ def in_memory(model: PreTrainedModel, name: str = "random") -> LanguageModel:
     """Return a model ready for the loop, without a tokenizer: rows are ids already."""
     fuse_activations(model.eval())  # as load_model does
     no_tokenizer: Any = None
-    return LanguageModel(model, no_tokenizer, split_head(model), name, "", EndTokens((0,)), 0, model.config.vocab_size)
+    reading = reading_of(trunk_of(model), model.config)
+    return LanguageModel(
+        model, no_tokenizer, split_head(model), name, "", EndTokens((0,)), 0, model.config.vocab_size, reading=reading
+    )
 
 
 def _config(steps: int, batch_size: int) -> TrainConfig:

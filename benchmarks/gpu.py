@@ -122,7 +122,7 @@ def objectives() -> list[str]:
     """Return every built-in objective and some whose parts work together."""
     from kdcli import catalog
 
-    return [*catalog.LOSSES, "0.5*ce+0.5*akl", "atkd:base=rkl", "weighted:by=uncertainty", "fkl:temperature=2"]
+    return [*catalog.LOSSES, "0.5*ce+0.5*akl", "atkd:base=rkl", "weighted:by=teacher_entropy", "fkl:temperature=2"]
 
 
 def numbers(sizes: Sizes) -> Iterator[Row]:
@@ -527,12 +527,12 @@ def regimes(sizes: Sizes) -> Iterator[Row]:
 
 
 PARTS: dict[str, tuple[Callable[[Sizes], Iterator[Row]], int]] = {
-    "numbers": (numbers, 90),
+    "numbers": (numbers, 100),
     "head": (head, 120),
-    "step": (step, 120),
-    "generation": (generation, 60),
-    "bits": (bits, 60),
-    "regimes": (regimes, 60),
+    "step": (step, 90),
+    "generation": (generation, 40),
+    "bits": (bits, 50),
+    "regimes": (regimes, 80),
 }
 """Part -> what it does, and the most seconds it may take; ``--minutes`` bounds them all together."""
 
@@ -642,7 +642,7 @@ def run_child(command: list[str], limit: float) -> list[Row]:
         except subprocess.TimeoutExpired:
             why = f"stopped after {limit:.0f} s"
         out.seek(0)
-        rows = [json.loads(line) for line in out if line.startswith("{")]
+        rows = [json.loads(line) for line in out if line.startswith('{"part": ')]
     return [*rows, {"part": name, "what": f"rest of {name}", "not_run": why}] if why else rows
 
 
