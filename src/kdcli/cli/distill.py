@@ -70,15 +70,26 @@ def distill(
 
     The same line again goes on where it stopped; -c takes a preset, too.
     """
-    typed = locals()
+    run(locals())
+
+
+def run(typed: Mapping[str, Any], gpu_memory: int | None = None) -> None:
+    """Do what the flags say.
+
+    Args:
+        typed: the command's parameters.
+        gpu_memory: for a plan: bytes of each GPU, which need not be here.
+    """
     from kdcli.cli import launch, settle
     from kdcli.cli.boundary import ARGUMENTS
     from kdcli.cli.terminal import Terminal
     from kdcli.config import DistillConfig
 
     launch.join()
-    terminal, again = Terminal(json, quiet or not launch.is_first()), settle.resuming(resume)
-    settings = settle.settle(DistillConfig, config, sets, typed)
+    json, push_to_hub, dry_run = typed["json"], typed["push_to_hub"], typed["dry_run"]
+    terminal = Terminal(json, typed["quiet"] or not launch.is_first())
+    again = settle.resuming(typed["resume"])
+    settings = settle.settle(DistillConfig, typed["config"], typed["sets"], typed)
     settle.require(student=settings.student, data=settings.data.train)
     if settle.needs_teacher(settings.loss):
         settle.require(teacher=settings.teacher)
@@ -89,7 +100,7 @@ def distill(
 
         check_repository(push_to_hub)
     if dry_run:
-        _plan(settings, terminal)
+        _plan(settings, terminal, gpu_memory)
         return
     if not launch.are_started(settings.hardware.gpus):
         from kdcli.engine.devices import check_processes
@@ -136,10 +147,10 @@ def _refuse_unused(settings: "DistillConfig", typed: Mapping[str, Any]) -> None:
         refuse_unused(typed, ("shard",), "has no effect in one process", "add --gpus N")
 
 
-def _plan(settings: Any, terminal: "Terminal") -> None:
+def _plan(settings: Any, terminal: "Terminal", gpu_memory: int | None) -> None:
     with terminal.work():
         from kdcli.cli import render_plan
         from kdcli.runs.distill import plan_distill
 
-        plan = plan_distill(settings)
+        plan = plan_distill(settings, gpu_memory)
     terminal.result(plan, render_plan.plan)

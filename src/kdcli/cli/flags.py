@@ -109,6 +109,7 @@ Slurm = Annotated[Text, _flag("--slurm", "NAME=X,..", "partition, time, gpus, cp
 RayAddress = Annotated[Text, _flag("--ray-address", "ADDRESS", "A running cluster.", GRID, hidden=True)]
 Gpus = Annotated[Text, _flag("--gpus", "N", "Processes, a GPU each.", HARDWARE, "1")]
 Shard = Annotated[Text, _flag("--shard", "NAME", "ddp, or fsdp2, zero3: in shards.", HARDWARE, "ddp")]
+GpuMemory = Annotated[Text, _flag("--gpu-memory", "SIZE", "Plan for GPUs that are not here: 80GiB.", HARDWARE)]
 CellGpus = Annotated[Text, _flag("--gpus", "N", "GPUs of one cell.", GRID, "1")]
 
 Status = Annotated[bool, _switch("--status", "How far a study's cells are; loads no model.", OUTPUT)]

@@ -20,16 +20,57 @@ class Device:
         device: torch device.
         autocast: dtype of the forward pass; None computes in fp32.
         description: one line naming the choices.
+        planned: memory in bytes of a GPU that need not be here; None for a device that is.
     """
 
     device: torch.device
     autocast: torch.dtype | None
     description: str
+    planned: int | None = None
 
     @property
     def compute(self) -> torch.dtype:
         """Dtype of the head products."""
         return self.autocast or torch.float32
+
+
+def imagined(hardware: HardwareConfig, memory: int) -> Device:
+    """Return GPUs to plan for that need not be here; bf16 unless another dtype is set.
+
+    Args:
+        hardware: the run's settings.
+        memory: bytes of each GPU.
+
+    Raises:
+        UsageError: the dtype is not supported, or the run is to compute on something else.
+    """
+    if hardware.device not in ("auto", "cuda"):
+        what = f"a plan for GPUs of a given size, and --device {hardware.device}"
+        raise UsageError("CLI-09", what, where="--gpu-memory", fix="leave one of them out")
+    _refuse_fp16(hardware)
+    half = hardware.dtype != "fp32"
+    many = f"{hardware.gpus} GPUs" if hardware.gpus > 1 else "a GPU"
+    description = (
+        f"planned for {many} of {memory / 2**30:.4g} GiB, {'bf16 autocast' if half else 'fp32'}; not on this machine"
+    )
+    return Device(torch.device("cuda"), torch.bfloat16 if half else None, description, memory)
+
+
+def memory_of(device: Device) -> int | None:
+    """Return the bytes of a GPU's memory, of one that is here or planned for; None where none computes."""
+    if device.planned is not None or device.device.type != "cuda":
+        return device.planned
+    return torch.cuda.get_device_properties(device.device).total_memory
+
+
+def _refuse_fp16(hardware: HardwareConfig) -> None:
+    if hardware.dtype == "fp16":
+        raise UsageError(
+            "CLI-16",
+            "fp16 training needs loss scaling, which kd does not do",
+            where="--dtype fp16",
+            fix="use fp32 or bf16",
+        )
 
 
 def prepare(hardware: HardwareConfig) -> Device:
@@ -40,13 +81,7 @@ def prepare(hardware: HardwareConfig) -> Device:
         UsageError: the dtype is not supported on it.
     """
     kind = _kind(hardware.device)
-    if hardware.dtype == "fp16":
-        raise UsageError(
-            "CLI-16",
-            "fp16 training needs loss scaling, which kd does not do",
-            where="--dtype fp16",
-            fix="use fp32 or bf16",
-        )
+    _refuse_fp16(hardware)
     half = hardware.dtype == "bf16" or (hardware.dtype == "auto" and kind == "cuda" and torch.cuda.is_bf16_supported())
     if hardware.threads:
         check_count(hardware.threads, cores(), "CPU cores", "--threads")

@@ -54,6 +54,23 @@ def open_folder(path: str) -> ModelFolder:
     return ModelFolder(path, folder, settings, files, tensors, notes)
 
 
+def open_form(path: str) -> ModelFolder:
+    """Find a model folder that holds no weights, and check its config.json: enough to plan, not to train.
+
+    Args:
+        path: folder or hub id as typed.
+    """
+    settings, folder, notes = open_settings(path)
+    note = f"{one_line(path)} holds no weights: planned from its config.json alone"
+    return ModelFolder(path, folder, settings, (), {}, (*notes, note))
+
+
+def has_weights(path: str) -> bool:
+    """Whether a model folder holds files of weights, of whatever kind."""
+    kinds = (*_PICKLES, ".safetensors")
+    return any(item.suffix in kinds or item.name == INDEX for item in locate(path).iterdir())
+
+
 def open_settings(path: str) -> tuple[dict[str, Any], Path, tuple[str, ...]]:
     """Find a model folder and check its config.json alone; return settings, folder and notes."""
     folder = locate(path)

@@ -1,7 +1,9 @@
 """What a model will hold in memory, found by walking it through fake tensors: nothing is allocated."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +11,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from kdcli.models.activations import fuse_activations
-from kdcli.models.folder import open_folder
-from kdcli.models.internals import Conv1D
+from kdcli.models.folder import open_settings
+from kdcli.models.internals import Conv1D, layers_of
 from kdcli.models.quiet import quiet
 from kdcli.models.random import is_random, random_config
 from kdcli.models.split import trunk_of
 from kdcli.models.weights import build_config
+
+_WALKED = 2
+_HALF = 2
 
 
 @dataclass(frozen=True)
@@ -25,24 +30,63 @@ class Footprint:
         parameters: all of them, shared ones once.
         head: those of the head's matrix, whether or not it is shared with the embedding.
         tied: whether head and embedding are one matrix.
-        largest: those of the largest tensor.
         linear: inputs and outputs of all linear layers below the head, added up; an adapter holds so many per rank.
+        rows: outputs of the same layers, added up; a weight rounded by rows has one scale for each.
+        weights: numbers in the weights of the same layers.
+        matrix: numbers in the largest of these weights.
         width: numbers in a hidden state.
+        layers: how many there are; 0 where they cannot be told from the rest.
+        blocks: parameters of all layers.
+        block: parameters of the largest layer.
         activations: bytes of the trunk's activations kept for the backward pass of one micro-batch.
+        inner: those of the layer that keeps most.
     """
 
     parameters: int
     head: int
     tied: bool
-    largest: int
     linear: int
+    rows: int
+    weights: int
+    matrix: int
     width: int
+    layers: int
+    blocks: int
+    block: int
     activations: int
+    inner: int
 
     @property
     def trunk(self) -> int:
         """Parameters that every token passes: all but embedding and head."""
         return max(self.parameters - (self.head if self.tied else 2 * self.head), 0)
+
+    @property
+    def outside(self) -> int:
+        """Parameters outside the layers: embeddings, last norm, head."""
+        return self.parameters - self.blocks
+
+
+def together(sizes: Sequence[Footprint]) -> Footprint:
+    """Return the sizes of several models that run one after another as one."""
+    first, *rest = sizes
+    for one in rest:
+        first = Footprint(
+            parameters=first.parameters + one.parameters,
+            head=first.head + one.head,
+            tied=first.tied and one.tied,
+            linear=first.linear + one.linear,
+            rows=first.rows + one.rows,
+            weights=first.weights + one.weights,
+            matrix=max(first.matrix, one.matrix),
+            width=first.width + one.width,
+            layers=first.layers + one.layers,
+            blocks=first.blocks + one.blocks,
+            block=max(first.block, one.block),
+            activations=first.activations + one.activations,
+            inner=max(first.inner, one.inner),
+        )
+    return first
 
 
 @cache
@@ -56,7 +100,7 @@ def footprint(
         teacher: folder or hub id that a random model takes its form from.
         rows: sequences of the largest micro-batch.
         length: its padded tokens per sequence.
-        keep: whether activations are kept for a backward pass.
+        keep: whether activations are walked through; without, they count as nothing.
         autocast: dtype of the forward pass; None computes in fp32.
 
     Raises:
@@ -70,43 +114,99 @@ def sizes_of(
     autocast: torch.dtype | None = None,
 ) -> Footprint:  # fmt: skip
     """Return the sizes of the model that a config describes; see ``footprint`` for the arguments."""
-    with FakeTensorMode(allow_non_fake_inputs=True), quiet():
-        built = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train(keep)
-        fuse_activations(built)
-        parameters, below = list(built.parameters()), list(trunk_of(built).modules())
-        head, embedding = built.get_output_embeddings().weight, built.get_input_embeddings().weight
-        return Footprint(
-            parameters=sum(one.numel() for one in parameters),
-            head=head.numel(),
-            tied=head is embedding,
-            largest=max(one.numel() for one in parameters),
-            linear=sum(sum(one.weight.shape) for one in below if isinstance(one, nn.Linear | Conv1D)),
-            width=int(head.shape[-1]),
-            activations=_kept(built, rows, length, autocast) if keep else 0,
-        )
+    with torch.device("meta"), quiet():
+        built = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+    fuse_activations(built)
+    trunk = trunk_of(built)
+    layers = list(layers_of(built, trunk) or ())
+    linear = _linear(trunk)
+    head, embedding = built.get_output_embeddings().weight, built.get_input_embeddings().weight
+    blocks = [sum(one.numel() for one in layer.parameters()) for layer in layers]
+    parameters = sum(one.numel() for one in built.parameters())
+    kept = _kept(built, rows, length, autocast) if keep else Counter()
+    return Footprint(
+        parameters=parameters,
+        head=head.numel(),
+        tied=head is embedding,
+        linear=sum(sum(weight.shape) for weight, _ in linear),
+        rows=sum(rows for _, rows in linear),
+        weights=sum(weight.numel() for weight, _ in linear),
+        matrix=max((weight.numel() for weight, _ in linear), default=0),
+        width=int(head.shape[-1]),
+        layers=len(layers),
+        blocks=sum(blocks),
+        block=max(blocks, default=0),
+        activations=sum(kept.values()),
+        inner=max((size for layer, size in kept.items() if layer is not None), default=0),
+    )
+
+
+def _linear(module: nn.Module) -> list[tuple[Tensor, int]]:
+    """Return weight and number of outputs of each linear layer."""
+    return [
+        (one.weight, one.weight.shape[int(isinstance(one, Conv1D))])
+        for one in module.modules()
+        if isinstance(one, nn.Linear | Conv1D)
+    ]
+
+
+def _shapes(layer: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((name, tuple(one.shape)) for name, one in layer.named_parameters())
 
 
 def _config(model: str, teacher: str | None) -> PreTrainedConfig:
     if is_random(model):
         return random_config(model, str(teacher))
-    checked = open_folder(model)
-    return build_config(checked.settings, str(checked.folder))
+    settings, folder, _ = open_settings(model)
+    return build_config(settings, str(folder))
 
 
-def _kept(model: PreTrainedModel, rows: int, length: int, autocast: torch.dtype | None) -> int:
-    """Return the bytes that autograd keeps of one pass through the trunk, parameters aside."""
-    own = {one.untyped_storage()._cdata for one in model.parameters()}
-    kept: dict[int, Tensor] = {}  # holds the tensors: a freed storage's address may come again
+def _kept(model: PreTrainedModel, rows: int, length: int, autocast: torch.dtype | None) -> Counter[int | None]:
+    """Return the bytes that autograd keeps of one pass through the trunk, by layer; None is what lies outside them.
 
-    def note(value: Tensor) -> Tensor:
-        if value.untyped_storage()._cdata not in own:
-            kept.setdefault(value.untyped_storage()._cdata, value)
-        return value
+    Parameters and their copies in another dtype are not counted. Where all layers have the same shapes, two of them are
+    walked through, and the others keep what the second does.
 
-    ids = torch.zeros((rows, length), dtype=torch.int64)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(note, lambda value: value),
-        torch.autocast("cpu", autocast, enabled=autocast is not None),
-    ):
-        trunk_of(model)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    return sum(value.untyped_storage().nbytes() for value in kept.values())
+    Args:
+        model: on the meta device; changed.
+        rows: sequences.
+        length: tokens of each.
+        autocast: dtype of the pass; None for that of the parameters.
+    """
+    trunk = trunk_of(model)
+    layers = layers_of(model, trunk)
+    count = len(layers or ())
+    if layers is not None and len({_shapes(layer) for layer in layers}) == 1:
+        del layers[_WALKED:]
+    found: Counter[int | None] = Counter()
+    with FakeTensorMode(allow_non_fake_inputs=True), quiet():
+        model.to_empty(device="cpu")
+        own = {one.untyped_storage()._cdata for one in model.parameters()}
+        seen: dict[int, Tensor] = {}  # holds the tensors: a freed storage's address may come again
+        place: list[int | None] = [None]
+
+        def note(value: Tensor) -> Tensor:
+            storage = value.untyped_storage()
+            if storage._cdata not in own and storage._cdata not in seen:
+                seen[storage._cdata] = value
+                found[place[0]] += storage.nbytes()
+            return value
+
+        def enter(index: int | None, *_: object) -> None:
+            place[0] = index
+
+        for index, layer in enumerate(layers or ()):
+            layer.register_forward_pre_hook(partial(enter, index))
+            layer.register_forward_hook(lambda *_: enter(None))
+        ids = torch.zeros((rows, length), dtype=torch.int64)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(note, lambda value: value),
+            torch.autocast("cpu", autocast, enabled=autocast is not None),
+        ):
+            trunk(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    for index, layer in enumerate(layers or ()) if autocast is not None else ():
+        found[index] -= _HALF * sum(weight.numel() for weight, _ in _linear(layer))
+    walked = len(layers or ())
+    for index in range(walked, count):
+        found[index] = found[walked - 1]
+    return found

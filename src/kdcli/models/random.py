@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig,
 
 from kdcli.errors import KDError, UsageError, raise_machine_fault
 from kdcli.models.ends import folder_end_tokens
-from kdcli.models.folder import open_folder
+from kdcli.models.folder import open_folder, open_settings
 from kdcli.models.internals import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 from kdcli.models.load import LanguageModel, assemble
 from kdcli.models.quiet import quiet
@@ -130,8 +130,8 @@ def random_config(spec: str, teacher_folder: str) -> PreTrainedConfig:
         UsageError: the spec cannot be used.
         InputError: the teacher's folder cannot be used.
     """
-    checked = open_folder(teacher_folder)
-    teacher = build_config(checked.settings, str(checked.folder))
+    settings, folder, _ = open_settings(teacher_folder)
+    teacher = build_config(settings, str(folder))
     settings = _resized(teacher.get_text_config(decoder=True), parse_random(spec), spec)
     return CONFIG_MAPPING[settings["model_type"]](**settings)
 

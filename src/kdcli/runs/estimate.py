@@ -1,5 +1,6 @@
 """What a run will cost: peak memory, arithmetic, time; counted from the models' forms before any weight is read."""
 
+import math
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -7,15 +8,22 @@ from pathlib import Path
 
 import torch
 
+from kdcli import processes
+from kdcli.config import HardwareConfig
 from kdcli.data.order import micro_batches
+from kdcli.engine.block import block_gradient
 from kdcli.engine.devices import Device
 from kdcli.engine.workspace import Workspace
-from kdcli.models.footprint import Footprint, footprint
+from kdcli.losses.base import DistillLoss
+from kdcli.losses.trial import sample, tokens_of, with_facts
+from kdcli.models.footprint import Footprint, footprint, together
+from kdcli.models.split import Head
 from kdcli.runs.folder import model_of
+from kdcli.runs.live_bytes import LiveBytes
+from kdcli.runs.memory import Peak, Setup, peak_of
 from kdcli.runs.prepare import Prepared
 
-_FP32 = 4
-_POINTWISE = 8  # fp32 copies of one block of logits that a divergence and its gradient hold at once
+_TRIED = (32, 8192)
 _MEASURED = 0.3
 _EFFICIENCY = 0.5  # of the rate of one large product, for the small ones and what lies between
 
@@ -25,86 +33,125 @@ class Estimate:
     """The cost of one run.
 
     Args:
-        memory: part -> bytes; they add up to the peak of training.
-        flops: floating-point operations of training.
-        rate: operations per second this machine does in one large matrix product.
+        peak: the moment of training that takes most memory of a process, part by part.
+        flops: floating-point operations of training, over all processes.
+        rate: operations per second this machine does in one large matrix product; None for GPUs that are not here.
+        student: the student's sizes.
+        teacher: the teacher's; None if it is not read.
+        setup: how they are trained.
     """
 
-    memory: dict[str, int]
+    peak: Peak
     flops: float
-    rate: float
+    rate: float | None
+    student: Footprint
+    teacher: Footprint | None
+    setup: Setup
 
     @property
     def peak_bytes(self) -> int:
-        """Peak memory in training."""
-        return sum(self.memory.values())
+        """Peak memory of one process in training."""
+        return self.peak.total
 
     @property
-    def seconds(self) -> float:
+    def seconds(self) -> float | None:
         """Time in training steps; a guess until something has been measured."""
-        return self.flops / (self.rate * _EFFICIENCY)
+        return None if self.rate is None else self.flops / (self.rate * _EFFICIENCY)
 
 
 def estimate(prepared: Prepared) -> Estimate:
-    """Estimate a run's cost on this machine.
+    """Estimate a run's cost, on this machine or on the GPUs it is planned for.
 
     Args:
         prepared: the run, checked.
     """
-    rows, length = largest_micro_batch(prepared)
+    rows, length, several = largest_micro_batch(prepared)
     pair, device = prepared.pair, prepared.device
-    of = model_of(pair.teacher.path) if pair.teacher is not None and pair.teacher.server is None else None
+    there = pair.teacher if pair.teacher is not None and pair.teacher.server is None else None
+    named = [] if there is None else [model_of(one.path) for one in there.members or (there,)]
     student = footprint(
-        pair.student if pair.student_is_random else model_of(pair.student), of,
-        rows=rows, length=length, keep=not prepared.config.train.gradient_checkpointing, autocast=device.autocast,
+        pair.student if pair.student_is_random else model_of(pair.student), named[0] if named else None,
+        rows=rows, length=length, keep=True, autocast=device.autocast,
     )  # fmt: skip
     teacher = None
-    if prepared.needs_teacher and of is not None:
+    if prepared.needs_teacher and named:
         longest = length if prepared.teacher_rows is None else max(prepared.teacher_rows.lengths)
-        teacher = footprint(of, None, rows=rows, length=longest, keep=False)
-    memory = memory_parts(prepared, student, teacher, rows * length)
-    return Estimate(memory, flops(prepared, student, teacher), matrix_rate(str(device.device), device.compute))
+        sizes = [footprint(one, None, rows=rows, length=longest, keep=True, autocast=device.autocast) for one in named]
+        teacher = together(sizes)
+    setup = setup_of(prepared, rows, length, several=several)
+    peak = peak_of(student, teacher, setup)
+    if process := process_bytes(device):
+        peak = Peak(peak.moment, {"process": process, **peak.parts})
+    rate = None if device.planned else matrix_rate(str(device.device), device.compute)
+    return Estimate(peak, flops(prepared, student, teacher), rate, student, teacher, setup)
 
 
-def largest_micro_batch(prepared: Prepared) -> tuple[int, int]:
-    """Return sequences and padded length of the micro-batch that holds most tokens."""
-    train, lengths = prepared.config.train, sorted(prepared.dataset.lengths, reverse=True)
-    cut = micro_batches(range(min(train.batch_size, len(lengths))), lengths, train.micro_tokens)
-    first = max(cut, key=lambda indexes: len(indexes) * max(lengths[index] for index in indexes))
-    return len(first), max(lengths[index] for index in first)
-
-
-def memory_parts(prepared: Prepared, student: Footprint, teacher: Footprint | None, tokens: int) -> dict[str, int]:
-    """Return what takes memory at the peak of training, in bytes.
+def setup_of(prepared: Prepared, rows: int, length: int, *, several: bool) -> Setup:
+    """Return what decides how much memory a run takes.
 
     Args:
         prepared: the run.
-        student: the student's sizes.
-        teacher: the teacher's; None if it is not read.
-        tokens: padded tokens of the largest micro-batch.
+        rows: sequences of a process's largest micro-batch.
+        length: its padded tokens per sequence.
+        several: whether there are several per optimizer step.
     """
-    device, vocab = prepared.device, max(prepared.pair.vocab, prepared.pair.teacher_vocab or 0)
-    space = Workspace(prepared.config.train.chunk_tokens)
-    chunk = min(space.chunk(vocab, device.device), tokens)
-    block = min(space.block(vocab, device.device, chunk), chunk)
-    width = torch.finfo(device.compute).bits // 8
-    heads = 1 if teacher is None else 2
-    rank = prepared.config.lora.rank
-    adapter = (rank or 0) * student.linear
-    trained = student.parameters if rank is None else adapter
-    head = 0 if rank is not None else student.head * _FP32 * (2 if student.tied else 1)
-    parts = {
-        "process": process_bytes(device),
-        "student's weights": (student.parameters + adapter) * _FP32,
-        "gradients": trained * _FP32,
-        "AdamW's moments": 2 * trained * _FP32,
-        "activations": student.activations + 3 * tokens * student.width * _FP32,
-        "logits": heads * chunk * vocab * width + _POINTWISE * block * vocab * _FP32,
-        "head's gradient": head,
-    }
-    if teacher is not None:
-        parts["teacher's weights"] = teacher.parameters * _FP32
-    return parts
+    config, device = prepared.config, prepared.device
+    vocab = max(prepared.pair.vocab, prepared.pair.teacher_vocab or 0)
+    space = Workspace(config.train.chunk_tokens)
+    chunk = space.chunk(vocab, device.device)
+    half, many = device.autocast is not None, count(config.hardware)
+    widened = (1 + prepared.loss.needs().teacher) if half else 0
+    return Setup(
+        shard=config.hardware.shard,
+        processes=many,
+        rows=rows,
+        length=length,
+        accumulates=several,
+        checkpointing=config.train.gradient_checkpointing,
+        half=half,
+        vocab=vocab,
+        chunk=chunk,
+        block=space.block(vocab, device.device, chunk),
+        pointwise=pointwise(prepared.loss) + widened,
+        rank=config.lora.rank,
+        quantization=config.teacher_quantization,
+        remembered=config.teacher_cache is not None,
+        alone=device.device.type == "cpu" and (many == 1 or config.hardware.shard == "ddp"),
+        lends=prepared.source.needs().teacher or (prepared.watched is not None and prepared.watched.needs_teacher),
+    )
+
+
+def count(hardware: HardwareConfig) -> int:
+    """Return how many processes train together, whoever starts them."""
+    return max(hardware.gpus, processes.world())
+
+
+def pointwise(loss: DistillLoss) -> float:
+    """Return how many fp32 tensors of the size of a block's logits an objective holds at once, tried on made-up ones.
+
+    The logits themselves are not counted.
+
+    >>> from kdcli.losses.build import build_objective
+    >>> round(pointwise(build_objective("fkl")), 1), round(pointwise(build_objective("jsd")), 1)
+    (4.0, 5.0)
+    """
+    if not loss.needs().logits:
+        return 0.0
+    tokens, entries = _TRIED
+    tok = tokens_of(loss, with_facts(loss, sample(loss, tokens=tokens, entries=entries)))
+    known = [one for one in (tok.student, tok.teacher, tok.labels, *tok.facts.values()) if one is not None]
+    with torch.no_grad(), LiveBytes(known) as live:
+        block_gradient(loss, tok, Head(torch.zeros(1, 1)), wanted=True)
+    return live.peak / (tokens * entries * tok.student.element_size())
+
+
+def largest_micro_batch(prepared: Prepared) -> tuple[int, int, bool]:
+    """Return sequences and padded length of a process's largest micro-batch, and whether it has several in a step."""
+    train, lengths = prepared.config.train, sorted(prepared.dataset.lengths, reverse=True)
+    own = math.ceil(train.batch_size / count(prepared.config.hardware))
+    cut = micro_batches(range(min(own, len(lengths))), lengths, train.micro_tokens)
+    first = max(cut, key=lambda indexes: len(indexes) * max(lengths[index] for index in indexes))
+    return len(first), max(lengths[index] for index in first), len(cut) > 1
 
 
 def flops(prepared: Prepared, student: Footprint, teacher: Footprint | None) -> float:

@@ -11,12 +11,13 @@ from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
 from kdcli.models.ends import ends_differ, folder_end_tokens
 from kdcli.models.folder import ModelFolder
+from kdcli.models.footprint import sizes_of
 from kdcli.models.own import model_digest
 from kdcli.models.plain import passed_over
 from kdcli.models.quantise import NONE
 from kdcli.models.random import is_random
 from kdcli.models.vocabulary import shared_vocabulary, templates_differ
-from kdcli.models.weights import read_generation_config
+from kdcli.models.weights import build_config, read_generation_config
 from kdcli.runs.ensemble import Blend
 from kdcli.text import one_line
 
@@ -125,11 +126,16 @@ def facts_of(path: str, checked: ModelFolder, tokenizer: PreTrainedTokenizerBase
         ends=ends,
         digest=model_digest(checked),
         tokenizer_digest=durable.digest_files(files or _all_files(checked.folder)),
-        parameters=sum(info.numel for info in checked.tensors.values()),
+        parameters=sum(info.numel for info in checked.tensors.values()) or _counted(checked),
         width=int(table.get("hidden_size") or table.get("n_embd") or table.get("d_model") or 0),
-        notes=notes,
+        notes=notes if checked.files else (*checked.notes, *notes),
         passed_over=passed_over(read_generation_config(checked.folder)),
     )
+
+
+def _counted(checked: ModelFolder) -> int:
+    """Return how many parameters a config asks for, shared ones once."""
+    return sizes_of(build_config(checked.settings, str(checked.folder))).parameters
 
 
 def facts_of_several(path: str, blend: Blend, members: tuple[ModelFacts, ...]) -> ModelFacts:

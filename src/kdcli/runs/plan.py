@@ -5,9 +5,12 @@ from pathlib import Path
 
 from kdcli.config import DistillConfig
 from kdcli.data.preview import Preview, preview
+from kdcli.engine.devices import imagined, memory_of
 from kdcli.metrics.describe import describe
 from kdcli.runs.estimate import Estimate, estimate
 from kdcli.runs.folder import RunFolder
+from kdcli.runs.gpu_memory import CACHE, needed, way_to_fit
+from kdcli.runs.memory import CONTEXT, MARGIN
 from kdcli.runs.model_facts import Pair
 from kdcli.runs.prepare import Prepared, prepare_run
 from kdcli.runs.records import Plan, Shown
@@ -19,30 +22,86 @@ _EXAMPLES = 3
 _SAMPLED = 100
 
 
-def plan_distill(config: DistillConfig) -> Plan:
+def plan_distill(config: DistillConfig, gpu_memory: int | None = None) -> Plan:
     """Check a run's settings and say what it would do.
+
+    Args:
+        config: its settings.
+        gpu_memory: plan for GPUs of so many bytes, which need not be here, and neither need the models' weights;
+            None plans for this machine.
 
     Raises:
         KDError: what training would stop at before its first step, weights aside.
     """
-    prepared = prepare_run(config, Workshop())
+    device = None if gpu_memory is None else imagined(config.hardware, gpu_memory)
+    prepared = prepare_run(config, Workshop(planning=device is not None), device)
     facts, cost = describe_run(prepared), estimate(prepared)
-    facts |= cost_facts(cost)
+    facts |= cost_facts(cost) | gpu_facts(prepared, cost)
     if config.output is not None:
         facts["run folder"] = f"{config.output} ({folder_state(RunFolder(Path(config.output)), prepared)})"
     notes = (*prepared.notes, *prepared.warnings)
-    return Plan(facts, (), shown_examples(prepared), notes, cost_numbers([cost], prepared.steps))
+    return Plan(
+        facts, (), shown_examples(prepared), notes, cost_numbers([cost], prepared.steps) | _gpu_numbers(prepared, cost)
+    )
+
+
+def _gpu_numbers(prepared: Prepared, cost: Estimate) -> dict[str, float]:
+    memory = memory_of(prepared.device)
+    return {} if memory is None else {"gpu_bytes": float(needed(cost.peak_bytes)), "gpu_memory": float(memory)}
 
 
 def cost_facts(cost: Estimate) -> dict[str, str]:
     """Return what one run will cost, in words."""
-    parts = sorted(cost.memory.items(), key=lambda part: -part[1])
-    named = ", ".join(f"{name} {_mebibytes(value)}" for name, value in parts if value >= cost.peak_bytes / 100)
-    return {
-        "peak memory": f"about {_mebibytes(cost.peak_bytes)}: {named}",
+    named = ", ".join(f"{name} {_mebibytes(value)}" for name, value in _sorted(cost) if value >= cost.peak_bytes / 100)
+    each = f" in each of {cost.setup.processes} processes" if cost.setup.processes > 1 else ""
+    facts = {"peak memory": f"about {_mebibytes(cost.peak_bytes)}{each}, in {cost.peak.moment}: {named}"}
+    if cost.rate is None or cost.seconds is None:
+        return facts | {"arithmetic": f"{cost.flops:.3g} operations; what these GPUs do in a second is not known here"}
+    return facts | {
         "arithmetic": f"{cost.flops:.3g} operations; this machine does about {cost.rate:.2g} a second",
         "training time": f"about {duration(cost.seconds)}, an estimate from one matrix product",
     }
+
+
+def gpu_facts(prepared: Prepared, cost: Estimate) -> dict[str, str]:
+    """Return what a run takes of each GPU, one part a line, whether it fits, and what would make it fit.
+
+    Empty where no GPU computes. No part of it was measured on a GPU.
+    """
+    memory = memory_of(prepared.device)
+    if memory is None:
+        return {}
+    total = needed(cost.peak_bytes)
+    fits = total <= memory
+    facts = {
+        "memory per GPU": f"about {_gibibytes(total)} of {_gibibytes(memory)}: {'it fits' if fits else 'too much'}"
+    }
+    facts |= {f"  {name}": _gibibytes(value) for name, value in _sorted(cost) if value}
+    facts["  CUDA, NCCL"] = f"{_gibibytes(CONTEXT)}, assumed"
+    facts["  the allocator's margin"] = f"{_gibibytes(total - CONTEXT - cost.peak_bytes)}, {MARGIN:.0%} assumed"
+    if not fits:
+        facts["to make it fit"] = _way(prepared, cost, memory)
+    loaded = (cost.student.parameters + (0 if cost.teacher is None else cost.teacher.parameters)) * 4
+    facts["main memory"] = f"about {_gibibytes(loaded * cost.setup.processes)} while loading: every process reads fp32"
+    return facts
+
+
+def _way(prepared: Prepared, cost: Estimate, memory: int) -> str:
+    blended = prepared.pair.teacher is not None and bool(prepared.pair.teacher.members)
+    found = way_to_fit(
+        cost.student, cost.teacher, cost.setup, memory,
+        whole=blended or bool(prepared.loss.needs().features),
+        adapts=not prepared.pair.student_is_random,
+        keeps=prepared.source.needs().fixed and not blended and not prepared.loss.needs().features,
+    )  # fmt: skip
+    if found is None:
+        return "nothing that was tried; take more GPUs or larger ones, or a smaller student"
+    made = "; kd cache makes CACHE before" if CACHE in found.flags else ""
+    return f"add {found.flags} (then about {_gibibytes(found.total)}{made})"
+
+
+def _sorted(cost: Estimate) -> list[tuple[str, int]]:
+    return sorted(cost.peak.parts.items(), key=lambda part: -part[1])
 
 
 def cost_numbers(costs: Sequence[Estimate], steps: int) -> dict[str, float]:
@@ -52,13 +111,13 @@ def cost_numbers(costs: Sequence[Estimate], steps: int) -> dict[str, float]:
         costs: one estimate per run.
         steps: optimizer steps of one run.
     """
+    seconds = [one.seconds for one in costs]
     return {
         "cells": float(len(costs)),
         "steps": float(steps * len(costs)),
         "flops": sum(one.flops for one in costs),
-        "seconds": sum(one.seconds for one in costs),
         "peak_bytes": float(max(one.peak_bytes for one in costs)),
-    }
+    } | ({} if None in seconds else {"seconds": sum(one for one in seconds if one is not None)})
 
 
 def duration(seconds: float) -> str:
@@ -75,6 +134,16 @@ def duration(seconds: float) -> str:
 
 def _mebibytes(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB"
+
+
+def _gibibytes(size: int) -> str:
+    """Return a size in GiB, with two digits behind the point below 10.
+
+    >>> _gibibytes(2**29), _gibibytes(80 * 2**30)
+    ('0.50 GiB', '80.0 GiB')
+    """
+    value = size / 2**30
+    return f"{value:,.2f} GiB" if value < 9.995 else f"{value:,.1f} GiB"
 
 
 def describe_run(prepared: Prepared) -> dict[str, str]:

@@ -65,11 +65,11 @@ def _time(config: CompareConfig, cells: Sequence[Cell], states: Sequence[str], c
     """Say how long the missing cells will train: measured on finished cells where there are any."""
     missing = [index for index, state in enumerate(states) if state != "done"]
     spent = [
-        (cell.folder.status().get("seconds", 0.0), cost.seconds)
+        (cell.folder.status().get("seconds", 0.0), cost.seconds or 0.0)
         for cell, cost, state in zip(cells, costs, states, strict=True)
         if state == "done"
     ]
-    guessed = sum(costs[index].seconds for index in missing)
+    guessed = sum(costs[index].seconds or 0.0 for index in missing)
     measured = sum(seconds for seconds, _ in spent)
     if measured:
         guessed *= measured / sum(seconds for _, seconds in spent)

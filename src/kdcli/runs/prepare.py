@@ -101,8 +101,13 @@ class Prepared:
         return [found for found in (overlap, own_words_note(self.loss, self.source), watching) if found]
 
 
-def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
+def prepare_run(config: DistillConfig, workshop: Workshop, device: Device | None = None) -> Prepared:
     """Check everything that can be checked before weights are read.
+
+    Args:
+        config: the run's settings.
+        workshop: parts shared with other runs.
+        device: what to plan for, which need not be here; None for what the settings name.
 
     Raises:
         UsageError: an objective, source or metric nobody knows, or something missing.
@@ -123,8 +128,9 @@ def prepare_run(config: DistillConfig, workshop: Workshop) -> Prepared:
     _check_tasks(config, measured=measured)
     refuse_served(config, source, label, measured=measured)
     check_trackers(config.train.report_to)
-    device = prepare(config.hardware)
-    if config.hardware.compile:
+    here = device is None
+    device = device or prepare(config.hardware)
+    if config.hardware.compile and here:
         check_toolchain(device.device.type)
     pair = workshop.pair(config.student, config.teacher, config.teacher_quantization, server_of(config), across=True)
     refuse_across(config, loss, source, label, pair)

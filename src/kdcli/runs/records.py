@@ -375,7 +375,8 @@ class Plan:
         cells: for a comparison, each cell's name and state: done, to resume, to run.
         examples: decoded training examples with the learnt part marked.
         notes: what was detected, cut and left out in the data.
-        cost: cells, steps, flops, seconds, peak_bytes: the estimates behind the facts, as numbers.
+        cost: cells, steps, flops, peak_bytes, seconds where it can be guessed, and gpu_bytes of gpu_memory where GPUs
+            compute: the estimates behind the facts, as numbers.
     """
 
     facts: dict[str, str]

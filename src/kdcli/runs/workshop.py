@@ -14,7 +14,7 @@ from kdcli.data.tokens import refuse_rowless
 from kdcli.engine.teacher import Teacher
 from kdcli.errors import UsageError
 from kdcli.models.adapter import attach
-from kdcli.models.folder import open_folder
+from kdcli.models.folder import has_weights, open_folder, open_form
 from kdcli.models.load import LanguageModel, load_model, load_tokenizer
 from kdcli.models.own import check_manifest
 from kdcli.models.quantise import NONE, check_quantization
@@ -29,7 +29,13 @@ from kdcli.runs.serving.client import Client
 
 @dataclass
 class Workshop:
-    """Everything loaded so far; shared by the cells of a comparison."""
+    """Everything loaded so far; shared by the cells of a comparison.
+
+    Args:
+        planning: whether this is about another machine: weights and libraries may be there and not here.
+    """
+
+    planning: bool = False
 
     _facts: dict[str, ModelFacts] = field(default_factory=dict)
     _data: dict[tuple[str, ...], TokenDataset] = field(default_factory=dict)
@@ -45,7 +51,7 @@ class Workshop:
             self._facts[path] = facts_of_several(path, blend, tuple(self.look(one) for one in blend.members))
         if path not in self._facts:
             folder = model_of(path)
-            checked = open_folder(folder)
+            checked = open_form(folder) if self.planning and not has_weights(folder) else open_folder(folder)
             if folder != path:
                 check_manifest(checked.folder)
             tokenizer = load_tokenizer(folder)
@@ -58,7 +64,8 @@ class Workshop:
         Raises:
             MachineError: the library that rounds is not installed.
         """
-        check_quantization(quantization)
+        if not self.planning:
+            check_quantization(quantization)
         facts = self.look(path)
         if quantization == NONE:
             return facts
