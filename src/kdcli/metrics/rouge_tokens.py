@@ -4,11 +4,9 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any
-
-from nltk.stem.porter import PorterStemmer
 
 from kdcli.errors import UsageError
+from kdcli.metrics import porter
 
 TOKENIZERS = ("words", "char")
 STEMMERS = ("porter", "none")
@@ -40,8 +38,7 @@ class RougeTokens:
     def __init__(self, tokenizer: str = "words", stemmer: str = "porter") -> None:
         _check("rouge_tokenizer", tokenizer, TOKENIZERS)
         _check("rouge_stemmer", stemmer, STEMMERS)
-        stem = PorterStemmer().stem if stemmer == "porter" else None
-        self._numbers = _Numbers(stem)
+        self._numbers = _Numbers(porter.stem if stemmer == "porter" else None)
         self._split = _WORD.findall if tokenizer == "words" else characters
 
     def __call__(self, text: str) -> list[int]:
@@ -53,7 +50,7 @@ class RougeTokens:
 class _Numbers(dict):
     """Token -> number of its stem, looked up once per token; -1 for a stem that rouge-score drops."""
 
-    def __init__(self, stem: Callable[[str], Any] | None) -> None:
+    def __init__(self, stem: Callable[[str], str] | None) -> None:
         super().__init__()
         self._stem = stem
         self._stems: dict[str, int] = {}
@@ -64,7 +61,7 @@ class _Numbers(dict):
 
     def _number(self, token: str) -> int:
         if self._stem is not None and len(token) > _LONGEST_UNSTEMMED:
-            token = str(self._stem(token))
+            token = self._stem(token)
             if not _VALID.match(token):
                 return -1
         return self._stems.setdefault(token, len(self._stems))
