@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kdcli.losses.base import DistillLoss, Tokens
 from kdcli.losses.build import build_objective
+from kdcli.losses.rows import without_host_reads
 
 DIVERGENCES = (
     "fkl",
@@ -58,6 +59,17 @@ def in_closed_form(loss: DistillLoss, student: Tensor, teacher: Tensor) -> tuple
     if closed is None:
         return by_autograd(loss, student, teacher)
     return torch.stack(list(closed[0].values())).sum(0), closed[1]
+
+
+def at_once(loss: DistillLoss, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and gradient of each token as an accelerator takes them: no token is picked to be taken again."""
+    with without_host_reads():
+        return in_closed_form(loss, student, teacher)
+
+
+def all_ways(loss: DistillLoss, student: Tensor, teacher: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Value and gradient by autograd, in closed form as on a CPU, and as on an accelerator."""
+    return [way(loss, student, teacher) for way in (by_autograd, in_closed_form, at_once)]
 
 
 KINDS = ("normal", "equal", "one_hot", "ties", "zeros", "subnormal", "near")

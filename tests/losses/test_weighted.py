@@ -10,6 +10,7 @@ from kdcli.engine.loop import train
 from kdcli.errors import UsageError
 from kdcli.losses.base import Tokens
 from kdcli.losses.build import build_objective, spec_of
+from kdcli.losses.groups import Groups
 from kdcli.losses.measures import MEASURES, Measured, measure, places
 from kdcli.losses.trial import sample, tokens_of, values_and_grad, with_facts
 from kdcli.losses.weighted import Weighted, selected
@@ -95,7 +96,7 @@ def test_measures_against_definitions():
             "disagreement": 0.5,
         }
     )
-    assert places(torch.tensor([4, 4, 7, 7, 7])).tolist() == [0.0, 1.0, 0.0, 0.5, 1.0]
+    assert places(Groups.by(torch.tensor([4, 4, 7, 7, 7]))).tolist() == [0.0, 1.0, 0.0, 0.5, 1.0]
 
 
 def test_no_gradient_goes_through_the_weights():

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdcli.losses.base import Tokens
-from kdcli.losses.block import Block, column, dot, near_kl
+from kdcli.losses.block import Block, column, dot
 from kdcli.losses.divergence import StableDivergence
 from kdcli.losses.head import HeadRule, head_gap
 from kdcli.losses.logits import finite_logits
@@ -44,6 +44,7 @@ class AdaptiveKL(StableDivergence):
     formula: ClassVar[str] = "w KL(p || q) + (1 - w) KL(q || p), w = sum_head |p - q| / sum |p - q|"
     reference: ClassVar[str] = "Wu et al. 2025, arXiv:2404.02657, section 4"
     cost: ClassVar[str] = "about 45 FLOP a vocabulary entry, and a search for the head"
+    total: ClassVar[bool] = True
 
     mu: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="teacher mass that counts as head")] = 0.5
     head_rule: Annotated[
@@ -80,25 +81,31 @@ class AdaptiveKL(StableDivergence):
     def _mixed(self, log_q: Logits, log_p: Logits, tau: float, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if w is None:
             w = self.weight(softmax(log_q.detach(), tau), softmax(log_p.detach(), tau))
-        forward, reverse = kl(log_p, log_q, tau), kl(log_q, log_p, tau)
-        return torch.where(w > 0, w * forward, 0.0) + torch.where(w < 1, (1 - w) * reverse, 0.0), w
+        return _mix(w, kl(log_p, log_q, tau), kl(log_q, log_p, tau)), w
 
     def faint_values(self, block: Block) -> Tensor:
         """Return small values."""
-        return torch.lerp(
-            near_kl(block.q, -block.log_ratio), near_kl(block.p, block.log_ratio), self.weight(block.q, block.p)
-        )
+        w = block.watched[_WATCHED] = self.weight(block.q, block.p)
+        return torch.lerp(block.small_kl(reverse=True), block.small_kl(), w)
 
     def divergence_and_grad(self, block: Block) -> tuple[Tensor, Tensor]:
         """Return the mix and its gradient w (q - p) + (1 - w) q (log q - log p - KL(q || p))."""
         p, q, ratio = block.p, block.q, block.log_ratio
         forward, reverse = dot(p, ratio).neg_(), dot(q, ratio)
         pull = torch.sub(q, p)
-        w = block.watched[_WATCHED] = self._weight(p, torch.abs(pull))
+        if _WATCHED not in block.watched:
+            block.watched[_WATCHED] = self._weight(p, torch.abs(pull))
+        w = block.watched[_WATCHED]
+        value = _mix(w, *block.both_unless_excluded(forward, reverse)) if block.total else reverse.lerp(forward, w)
         slope = ratio.sub_(column(reverse)).mul_(q)
-        return torch.lerp(reverse, forward, w), torch.lerp(slope, pull, column(w), out=slope)
+        return value, torch.lerp(slope, pull, column(w), out=slope)
 
     def _weight(self, p: Tensor, gap: Tensor, whole: Tensor | None = None) -> Tensor:
         whole = gap.sum(-1) if whole is None else whole
         w = torch.where(whole > 0, head_gap(p, gap, self.mu, self.head_rule) / whole, 0.5).clamp_(0.0, 1.0)
         return 1 - w if self.flip else w
+
+
+def _mix(w: Tensor, forward: Tensor, reverse: Tensor) -> Tensor:
+    """Return w times the forward and 1 - w times the reverse KL; a side without weight may be infinite."""
+    return torch.where(w > 0, w * forward, 0.0) + torch.where(w < 1, (1 - w) * reverse, 0.0)

@@ -40,6 +40,7 @@ class AlphaBeta(StableDivergence):
     reference: ClassVar[str] = "Wang et al. 2025 (ABKD), arXiv:2505.04560"
     cost: ClassVar[str] = "about 45 FLOP a vocabulary entry"
     faint: ClassVar[float] = 2e-3
+    total: ClassVar[bool] = True
 
     alpha: Annotated[float, Field(ge=-3, le=3, allow_inf_nan=False, description="exponent of the teacher")] = 0.2
     beta: Annotated[float, Field(ge=-3, le=3, allow_inf_nan=False, description="exponent of the student")] = 0.7
@@ -51,18 +52,26 @@ class AlphaBeta(StableDivergence):
 
     def faint_values(self, block: Block) -> Tensor:
         """Return small values."""
-        return _near(block, self.alpha, self.beta)
+        near = _near_total if block.total else _near
+        return near(block, self.alpha, self.beta)
+
+    def faint_grad(self, block: Block) -> Tensor:
+        """Return the gradient where the value is slight."""
+        a, b = self.alpha, self.beta
+        both, end_q = torch.exp(a * block.log_p + b * block.log_q), torch.exp((a + b) * block.log_q)
+        pull = _pull(both, end_q, block.log_ratio.neg(), a)
+        return pull - block.q * column(pull.sum(-1))
 
     @property
     def slight(self) -> float:
         """The gradient's q^(a+b) and p^a q^b are nearly equal where the value is small; their difference is over a."""
-        return 1e-6 * abs(self.beta / self.alpha)
+        return 1e-6 * abs(self.beta / (self.alpha or 1.0))
 
     def divergence_and_grad(self, block: Block) -> tuple[Tensor, Tensor] | None:
         """Return the divergence and its gradient G - q sum G, G = (q^(a+b) - p^a q^b) / a; None near a limit."""
         a, b = self.alpha, self.beta
-        if min(abs(a), abs(b), abs(a + b)) < 0.05:
-            return None
+        if min(abs(a), abs(b), abs(a + b)) < 0.05 or (block.total and min(a, b) < 0):
+            return None  # with an exponent below 0, a power of an excluded token is infinite
         log_p, log_q = block.log_p, block.log_q
         both = _power(torch.mul(log_q, b).add_(log_p, alpha=a), 1.0)
         teacher, student = _power(log_p, a + b), _power(log_q, a + b)
@@ -81,6 +90,13 @@ def _near(block: Block, a: float, b: float) -> Tensor:
     both = torch.exp(a * block.log_p + b * block.log_q)
     r = block.log_ratio
     return dot(both, torch.expm1(r * a).div_(a).add_(torch.expm1(r * -b), alpha=1.0 / b)).div_(a + b)
+
+
+def _near_total(block: Block, a: float, b: float) -> Tensor:
+    """Return the divergence as a sum of terms that are all at least 0, for exponents above 0."""
+    log_p, log_q = block.log_p, block.log_q
+    both, end_p, end_q = (torch.exp(log) for log in (a * log_p + b * log_q, (a + b) * log_p, (a + b) * log_q))
+    return _terms(both, end_p, end_q, -block.log_ratio, a, b).sum(-1).div_(a + b)
 
 
 _LOG2_E = 1.4426950408889634

@@ -60,6 +60,11 @@ class Around(DistillLoss):
         """Let the loss inside plan."""
         return plan_all({_LABEL: self.loss}, facts)
 
+    @property
+    def plans_among(self) -> bool:
+        """Whether the loss inside can plan for some of the tokens, unless this one has a plan of its own."""
+        return type(self).plan is Around.plan and self.loss.plans_among
+
     def matches(self, dims: Dims) -> Matches:
         """Return the layers that the loss inside compares."""
         return self.loss.matches(dims)

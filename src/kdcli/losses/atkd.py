@@ -1,6 +1,5 @@
 """Adaptive teaching: easy and hard tokens, told apart by the teacher, get different losses."""
 
-import math
 from functools import cache
 from typing import Annotated, ClassVar, Literal
 
@@ -12,7 +11,9 @@ from kdcli.losses.base import DistillLoss, Facts, Tokens
 from kdcli.losses.build import NestedLoss
 from kdcli.losses.children import inside, merged_needs, plan_all, refuse_features, survey_all, take
 from kdcli.losses.decoupled import DecoupledKD, DiversityKD, KeepUnc
+from kdcli.losses.groups import Groups
 from kdcli.losses.needs import Needs
+from kdcli.losses.rows import Rows
 from kdcli.losses.target_split import Parts, Weighing, finite, log_uncertainty, parts
 from kdcli.losses.target_split_grad import parts_and_grad
 from kdcli.shapes import TokenMask, TokenValues
@@ -93,18 +94,15 @@ class AdaptiveTeachingKD(DistillLoss):
     def plan(self, facts: Facts) -> Facts:
         """Split the tokens and weigh the groups."""
         log_unc = facts["split/log_unc"]
-        hard = torch.zeros_like(log_unc, dtype=torch.bool)
-        weight = torch.zeros_like(log_unc)
-        for rows in self._scopes(facts):
-            hard[rows] = hardest(log_unc[rows], self.k)
-            weight[rows] = group_weights(hard[rows], self.lam).to(weight.dtype)
+        groups = Groups.of(facts, self.scope)
+        hard = hardest(log_unc, self.k, groups)
+        weight = group_weights(hard, self.lam, groups).to(log_unc.dtype)
         return {"split/hard": hard, "split/weight": weight, **plan_all(self._children, facts)}
 
-    def _scopes(self, facts: Facts) -> list[Tensor]:
-        sequence = facts["seq"]
-        if self.scope == "micro_batch":
-            return [torch.ones_like(sequence, dtype=torch.bool)]
-        return [sequence == index for index in sequence.unique()]
+    @property
+    def plans_among(self) -> bool:
+        """Whether the two objectives can plan for some of the tokens; the split can."""
+        return all(child.plans_among for child in self._children.values())
 
     def token_loss(self, tok: Tokens) -> TokenValues:
         """Return each token's loss, at the weight of its group."""
@@ -120,22 +118,16 @@ class AdaptiveTeachingKD(DistillLoss):
             return self._named(parts(student, teacher, tok.labels, self._weighing(tok)), tok)
         named: dict[str, Tensor] = {}
         for label, child in self._children.items():
-            rows = self._rows(label, tok)
-            values = tok.facts["split/weight"].new_zeros(len(tok.labels))
-            if len(rows):
+            rows, weight = self._rows(label, tok), tok.facts["split/weight"]
+            named[label] = torch.zeros_like(weight)
+            if not rows.none:
                 found = child.token_loss(take(inside(label, child, tok), rows))
-                values = values.index_put((rows,), tok.facts["split/weight"][rows] * found)
-            named[label] = values
+                named[label] = rows.placed(rows.take(weight) * found)
         return named
 
     def parts_and_grad(self, tok: Tokens) -> tuple[dict[str, Tensor], Tensor] | None:
-        """Take the presets in one pass; other objectives on the tokens of their own group only.
-
-        On the CPU alone: elsewhere choosing tokens would make the host wait for the device.
-        """
+        """Take the presets in one pass; other objectives on the tokens of their own group."""
         assert tok.teacher is not None, "needs().teacher is declared"
-        if not tok.student.is_cpu:
-            return None
         self._watch(tok)
         if self._is_preset:
             found, grad = parts_and_grad(tok.student, tok.teacher, tok.labels, self._weighing(tok), self.temperature)
@@ -146,12 +138,13 @@ class AdaptiveTeachingKD(DistillLoss):
         for label, child in self._children.items():
             rows = self._rows(label, tok)
             named[label] = torch.zeros_like(weight)
-            if len(rows):
+            if not rows.none:
                 closed = child.parts_and_grad(take(inside(label, child, tok), rows))
                 if closed is None:
                     return None
-                named[label][rows] = weight[rows] * sum(closed[0].values())
-                grad[rows] = closed[1].mul_(weight[rows, None])
+                own = rows.take(weight)
+                named[label] = rows.put(named[label], own * sum(closed[0].values()))
+                grad = rows.put(grad, closed[1].mul_(own[:, None]))
         return named, grad
 
     @staticmethod
@@ -166,8 +159,8 @@ class AdaptiveTeachingKD(DistillLoss):
     def _scale(self) -> float:
         return self.temperature**2 if self.scale_tau2 else 1.0
 
-    def _rows(self, label: str, tok: Tokens) -> Tensor:
-        return torch.nonzero(tok.facts["split/hard"] == (label == "hard")).squeeze(1)
+    def _rows(self, label: str, tok: Tokens) -> Rows:
+        return Rows.of(tok.facts["split/hard"] == (label == "hard"))
 
     def _weighing(self, tok: Tokens) -> Weighing:
         weight = tok.facts["split/weight"]
@@ -188,36 +181,41 @@ def _presets(reverse: bool, keep_unc: bool, temperature: float, scale_tau2: bool
     return DiversityKD(**shared), DecoupledKD(**shared)
 
 
-def hardest(log_unc: TokenValues, k: float) -> TokenMask:
+def hardest(log_unc: TokenValues, k: float, groups: Groups | None = None) -> TokenMask:
     """Mark the hard tokens: the highest ``k n`` and the one at the border, with its ties.
 
     Args:
         log_unc: log of the teacher's uncertainty, ``[t]``.
         k: share of hard tokens; 0 marks none.
+        groups: the tokens among which they are found; all together without.
 
     >>> hardest(torch.tensor([0.36, 0.73, 0.77, 0.80, 0.97]), 0.5).tolist()
     [False, False, True, True, True]
     """
-    count = min(len(log_unc), math.floor(k * len(log_unc) + _ROUNDING) + 1) if k > 0 else 0
-    if count == 0:
+    if k == 0 or not len(log_unc):
         return torch.zeros_like(log_unc, dtype=torch.bool)
-    return log_unc >= torch.sort(log_unc, descending=True).values[count - 1]
+    groups = groups or Groups.one(log_unc)
+    count = torch.minimum((groups.sizes * k + _ROUNDING).floor().long() + 1, groups.sizes)
+    return log_unc >= groups.ranked(log_unc, count)
 
 
-def group_weights(hard: TokenMask, lam: float) -> TokenValues:
-    """Return weights whose sum over tokens is their number, and that average each group by itself.
+def group_weights(hard: TokenMask, lam: float, groups: Groups | None = None) -> Tensor:
+    """Return weights whose sum over tokens is their number, and that average hard and easy ones by themselves.
 
     Args:
         hard: which tokens are hard, ``[t]``.
-        lam: weight of the easy tokens' mean; an empty group's weight goes to the other.
+        lam: weight of the easy tokens' mean; if there are none, or only such, all tokens weigh alike.
+        groups: the tokens among which that holds; all together without.
+
+    Returns:
+        fp64, ``[t]``.
 
     >>> group_weights(torch.tensor([False, True, True, True]), 0.2).tolist()[0]
     0.8
     """
-    total, hard_count = len(hard), int(hard.sum())
+    groups = groups or Groups.one(hard)
+    total = groups.sizes.double()
+    hard_count = groups.sums(hard.double())
     easy_count = total - hard_count
-    if 0 in (easy_count, hard_count):
-        return torch.ones_like(hard, dtype=torch.float64)
-    easy_weight, hard_weight = lam * total / easy_count, (1.0 - lam) * total / hard_count
-    weights = torch.full_like(hard, easy_weight, dtype=torch.float64)
-    return weights.masked_fill_(hard, hard_weight)
+    weights = torch.where(hard, total * (1.0 - lam) / hard_count, total * lam / easy_count)
+    return torch.where((hard_count == 0) | (easy_count == 0), 1.0, weights)

@@ -64,6 +64,12 @@ class DistillLoss(Part, ABC):
     """
 
     part: ClassVar[str] = "loss"
+
+    @property
+    def plans_among(self) -> bool:
+        """Whether :meth:`plan` heeds the fact ``among``, which marks the tokens to plan for; so if it plans nothing."""
+        return type(self).plan is DistillLoss.plan
+
     formula: ClassVar[str]
     reference: ClassVar[str]
     cost: ClassVar[str]

@@ -1,18 +1,22 @@
 """Both softmaxes of a few tokens: what the closed forms are made of."""
 
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kdcli.losses.ops import normaliser_gap, softmax
+from kdcli.losses.logits import finite_logits
+from kdcli.losses.ops import EXCLUDED, Ratio, kl_of_ratio, normaliser_gap, slopes_of_ratio, softmax
+from kdcli.losses.rows import host_may_read
 
 
 class Block:
     """A few tokens of student and teacher, whose buffers a closed form may use up.
 
     What is not asked for is not computed, so that a forward KL pays for no ratio's logarithm.
-    The logits are only read. A token whose logits hold minus infinity may come out as NaN.
+    The logits are only read. Where the host may read numbers, a token whose logits hold minus infinity may come
+    out as NaN, and is taken again; elsewhere such logits are made finite first.
 
     Args:
         student: fp32 or wider logits, ``[t, v]``.
@@ -21,6 +25,10 @@ class Block:
     """
 
     def __init__(self, student: Tensor, teacher: Tensor, tau: float = 1.0) -> None:
+        self.total = not host_may_read()
+        """Whether every token must come out right at once, because none can be picked to be taken again."""
+        if self.total:
+            student, teacher = finite_logits(student), finite_logits(teacher)
         self._student, self._teacher, self._tau = student, teacher, tau
         self.watched: dict[str, Tensor] = {}
         self.size: Tensor | float = 1.0
@@ -37,12 +45,12 @@ class Block:
     @cached_property
     def q(self) -> Tensor:
         """The student's probabilities, ``[t, v]``."""
-        return softmax(self._student, self._tau)
+        return self._of_student.probabilities if self.total else softmax(self._student, self._tau)
 
     @cached_property
     def p(self) -> Tensor:
         """The teacher's probabilities, ``[t, v]``."""
-        return softmax(self._teacher, self._tau)
+        return self._of_teacher.probabilities if self.total else softmax(self._teacher, self._tau)
 
     @cached_property
     def log_ratio(self) -> Tensor:
@@ -50,6 +58,8 @@ class Block:
         gap = torch.sub(self._student, self._teacher)
         if self._tau != 1.0:
             gap.mul_(1.0 / self._tau)
+        if self.total:
+            return gap.sub_(self._of_student.over(self._of_teacher, self._tau))
         return gap.sub_(normaliser_gap(self._student, self._teacher, self.q, self.p, self._tau))
 
     @cached_property
@@ -62,8 +72,72 @@ class Block:
         """The teacher's log-probabilities, ``[t, v]``."""
         return self._log(self._teacher)
 
+    def unless_excluded(self, value: Tensor, weights: Tensor, logs: Tensor) -> Tensor:
+        """Return a mean of logarithms, ``[t]``, infinite where one that is weighed belongs to an excluded token.
+
+        Where tokens can be taken again, minus infinity among the logits has made that value not finite before.
+
+        Args:
+            value: ``sum weights logs``.
+            weights: a distribution, ``[t, v]``.
+            logs: logarithms of its ratio to another, or of another, ``[t, v]``.
+        """
+        if not self.total:
+            return value
+        lost = ((weights > 0) & (logs.abs() * self._tau > -EXCLUDED)).any(-1)
+        return torch.where(lost, value * torch.inf, value)
+
+    def both_unless_excluded(self, forward: Tensor, reverse: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``sum p log(p / q)`` and ``sum q log(q / p)``, each infinite where it is, ``[t]``."""
+        forward = self.unless_excluded(forward, self.p, self.log_ratio)
+        return forward, self.unless_excluded(reverse, self.q, self.log_ratio)
+
+    def small_kl(self, share: float = 0.0, *, reverse: bool = False) -> Tensor:
+        """Return KL(p || share p + (1 - share) q) where it is small, or with p and q exchanged, ``[t]``.
+
+        While p and q are still whole. To some digits where a tiny value can be taken again, else to nearly all.
+        """
+        if self.total:
+            return kl_of_ratio(self.ratio(reverse=reverse), share)
+        return near_kl(self.q, -self.log_ratio, share) if reverse else near_kl(self.p, self.log_ratio, share)
+
+    def small_slopes(self, share: float, *, reverse: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the gradients of :meth:`small_kl` over the logits of its first side and of the other."""
+        return slopes_of_ratio(self.ratio(reverse=reverse), share)
+
+    def ratio(self, *, reverse: bool = False) -> Ratio:
+        """Return p, q and log(p / q), or with p and q exchanged."""
+        return Ratio(self.q, self.p, self.log_ratio) if reverse else Ratio(self.p, self.q, -self.log_ratio)
+
+    @cached_property
+    def _of_student(self) -> "_Softmax":
+        return _Softmax.of(self._student, self._tau)
+
+    @cached_property
+    def _of_teacher(self) -> "_Softmax":
+        return _Softmax.of(self._teacher, self._tau)
+
     def _log(self, logits: Tensor) -> Tensor:
         return torch.log_softmax(logits if self._tau == 1.0 else logits / self._tau, dim=-1)
+
+
+class _Softmax(NamedTuple):
+    """A softmax, and what its normaliser is made of: the largest logit, and the sum of the others relative to it."""
+
+    probabilities: Tensor
+    top: Tensor
+    sum: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, tau: float) -> "_Softmax":
+        top = logits.amax(-1, keepdim=True)
+        raised = torch.exp((logits - top) / tau)
+        total = raised.sum(-1, keepdim=True)
+        return cls(raised / total, top, total)
+
+    def over(self, other: "_Softmax", tau: float) -> Tensor:
+        """Return by how much this normaliser's logarithm exceeds another's, ``[t, 1]``."""
+        return (self.top - other.top) / tau + torch.log(self.sum / other.sum)
 
 
 def dot(left: Tensor, right: Tensor) -> Tensor:

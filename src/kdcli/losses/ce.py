@@ -66,6 +66,7 @@ class SoftCrossEntropy(Divergence):
     formula: ClassVar[str] = "-sum_j p_j log q_j"
     reference: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531, section 2"
     cost: ClassVar[str] = "about 20 FLOP a vocabulary entry"
+    total: ClassVar[bool] = True
 
     def divergence(self, log_q: Logits, log_p: Logits) -> TokenValues:
         """Return the cross-entropy, never negative."""
@@ -75,5 +76,5 @@ class SoftCrossEntropy(Divergence):
 
     def divergence_and_grad(self, block: Block) -> tuple[Tensor, Tensor]:
         """Return the cross-entropy and its gradient q - p."""
-        value = dot(block.p, block.log_q).neg_()
+        value = block.unless_excluded(dot(block.p, block.log_q), block.p, block.log_q).neg_()
         return value, block.q.sub_(block.p)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from kdcli.losses.base import DistillLoss, Facts, Tokens
 from kdcli.losses.layers import Dims, Matches
 from kdcli.losses.needs import Needs
+from kdcli.losses.rows import Rows
 
 
 def merged_needs(children: Mapping[str, DistillLoss]) -> Needs:
@@ -78,21 +79,25 @@ def hand_on(label: str, child: DistillLoss, seen: Tokens, tok: Tokens) -> None:
         tok.watched[f"{label}{name.removeprefix(child.name)}" if own else f"{label}.{name}"] = value
 
 
-def take(tok: Tokens, rows: Tensor) -> Tokens:
-    """Return some of the tokens, copied.
+def take(tok: Tokens, rows: Rows) -> Tokens:
+    """Return some of the tokens, copied; all of them where the host may not read which.
 
     Args:
         tok: the tokens in hand.
-        rows: indexes of those wanted.
+        rows: those wanted.
     """
-    teacher = None if tok.teacher is None else tok.teacher[rows]
-    coarse = None if tok.coarse is None else tok.coarse[rows]
-    facts = {key: value[rows] for key, value in tok.facts.items()}
-    features = None if tok.features is None else tok.features[rows]
+    if rows.index is None:
+        teacher = None if tok.teacher is None else tok.teacher.clone()
+        return replace(tok, student=tok.student.clone(), teacher=teacher, watched={})
+    index = rows.index
+    teacher = None if tok.teacher is None else tok.teacher[index]
+    coarse = None if tok.coarse is None else tok.coarse[index]
+    facts = {key: value[index] for key, value in tok.facts.items()}
+    features = None if tok.features is None else tok.features[index]
     return replace(
         tok,
-        labels=tok.labels[rows],
-        student=tok.student[rows],
+        labels=tok.labels[index],
+        student=tok.student[index],
         teacher=teacher,
         facts=facts,
         watched={},

@@ -92,6 +92,11 @@ class Sum(DistillLoss):
         """Let each term plan."""
         return plan_all(self._children, facts)
 
+    @property
+    def plans_among(self) -> bool:
+        """Whether every term can plan for some of the tokens."""
+        return all(child.plans_among for child in self._children.values())
+
     def matches(self, dims: Dims) -> Matches:
         """Return the layers that the terms together compare."""
         return merged_matches(self._children, dims)

@@ -10,6 +10,7 @@ from kdcli.losses import contract_manners as manners
 from kdcli.losses import contract_numbers as numbers
 from kdcli.losses.base import DistillLoss
 from kdcli.losses.broken import Broken
+from kdcli.losses.contract_device import device_clean
 from kdcli.text import one_line, typed
 
 
@@ -64,6 +65,7 @@ CHECKS = (
     Check("order", numbers.order, _BOTH),
     Check("chunks", numbers.chunks, _ALONE),
     Check("splits", numbers.splits, (*_ALONE, "chunks")),
+    Check("device clean", device_clean, _BOTH),
     Check("large logits", numbers.large_logits, _ALONE),
     Check("filtered logits", numbers.filtered_logits, _ALONE),
     Check("equal models", numbers.equal_models, _ALONE),

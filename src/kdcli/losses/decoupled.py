@@ -39,13 +39,8 @@ class DecoupledLoss(DistillLoss):
         return self._named(parts(student, teacher, tok.labels, self.weighing()))
 
     def parts_and_grad(self, tok: Tokens) -> tuple[dict[str, Tensor], Tensor] | None:
-        """Return the weighted parts and the gradient of their sum, in closed form; on the CPU.
-
-        Elsewhere autograd it is: mending single tokens would make the host wait for the device.
-        """
+        """Return the weighted parts and the gradient of their sum, in closed form."""
         assert tok.teacher is not None, "needs().teacher is declared"
-        if not tok.student.is_cpu:
-            return None
         found, grad = parts_and_grad(tok.student, tok.teacher, tok.labels, self.weighing(), self.temperature)
         return self._named(found), grad if self._scale == 1.0 else grad.mul_(self._scale)
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdcli.losses.base import DistillLoss, Tokens
-from kdcli.losses.block import Block
+from kdcli.losses.block import Block, column
 from kdcli.losses.coarse import bins_of, value_and_grad
 from kdcli.losses.logits import finite_logits, log_softmax, widen
 from kdcli.losses.needs import Needs
@@ -26,6 +26,12 @@ class Divergence(DistillLoss):
     ] = 1.0
     fewest: ClassVar[int] = 2
     """Fewest known tokens: with one, nothing says where among the rest the student's mass may lie."""
+
+    total: ClassVar[bool] = False
+    """Whether the closed form, and what mends it, is right for any finite logits at once, excluded tokens among them.
+
+    Elsewhere than on a CPU no token can be picked to be taken again; without this, autograd is used there.
+    """
 
     scale_tau2: Annotated[bool, Field(description="multiply by tau^2, so that gradients keep their size")] = True
 
@@ -54,8 +60,12 @@ class Divergence(DistillLoss):
         """
         return None
 
+    def closed(self, block: Block) -> tuple[Tensor, Tensor] | None:
+        """Return :meth:`divergence_and_grad`, improved by what can be read off the block before it is used up."""
+        return self.divergence_and_grad(block)
+
     def mended(self, value: Tensor, grad: Tensor, block: Block) -> None:
-        """Improve the values of a closed form in place, if there is need; nothing by default."""
+        """Improve values of a closed form in place, if there is need, by taking some tokens again."""
 
     def token_loss(self, tok: Tokens) -> TokenValues:
         """Return the divergence at the temperature, times tau^2 if asked."""
@@ -68,24 +78,24 @@ class Divergence(DistillLoss):
 
     @torch.no_grad()
     def parts_and_grad(self, tok: Tokens) -> tuple[dict[str, Tensor], Tensor] | None:
-        """Take value and gradient in closed form where the divergence offers one; on the CPU.
+        """Take value and gradient in closed form where the divergence offers one.
 
-        Elsewhere autograd it is: mending single tokens would make the host wait for the device.
+        On a CPU single tokens are taken again where that form has lost digits; elsewhere no token can be picked, and
+        the form must be right for all of them at once.
         """
         if tok.coarse is not None:
             value, grad = value_and_grad(self.on_bins, finite_logits(tok.student), tok.coarse)
             return {self.name: value}, grad
         assert tok.teacher is not None, "a divergence declares needs().teacher"
-        if not tok.student.is_cpu:
-            return None
         block = Block(widen(tok.student), widen(tok.teacher), self.temperature)
-        closed = self.divergence_and_grad(block)
+        closed = self.closed(block) if self.total or not block.total else None
         if closed is None:
             return None
         tok.watched.update(block.watched)
         value, grad = closed
-        self.mended(value, grad, block)
-        self.redo(value, grad, block, torch.nonzero(~torch.isfinite(value)).squeeze(1))
+        if not block.total:
+            self.mended(value, grad, block)
+            self.redo(value, grad, block, torch.nonzero(~torch.isfinite(value)).squeeze(1))
         if self._scale != 1.0:
             value *= self._scale
         if self._scale != self.temperature:
@@ -120,6 +130,13 @@ class StableDivergence(Divergence):
     def faint_values(self, block: Block) -> Tensor:
         """Return the divergence, ``[t]``, where it is small, to some digits; NaN where that fails."""
 
+    def faint_grad(self, block: Block) -> Tensor:
+        """Return the gradient where the value is slight, ``[t, v]``, in a form that keeps its digits.
+
+        Needed of a divergence that is ``total`` and has a bound :attr:`slight`.
+        """
+        raise NotImplementedError(f"{self.name} is total and loses digits of its gradient")
+
     def divergence(self, log_q: Logits, log_p: TeacherLogits) -> TokenValues:
         """Return the divergence of each token from student ``log_q`` and teacher ``log_p``."""
         return self.between(log_q, log_p, 1.0)
@@ -132,6 +149,20 @@ class StableDivergence(Divergence):
     def slight(self) -> float:
         """Below this value, times the size of what cancels in it, the closed form's gradient has lost digits."""
         return 0.0
+
+    def closed(self, block: Block) -> tuple[Tensor, Tensor] | None:
+        """Return the closed form; where no token can be taken again, with small values and gradients in finer forms."""
+        if not block.total:
+            return self.divergence_and_grad(block)
+        value, slope = self.faint_values(block), self.faint_grad(block) if self.slight else None
+        found = self.divergence_and_grad(block)
+        if found is None:
+            return None
+        plain, grad = found
+        value = torch.where(plain < block.size * self.faint, value, plain)
+        if slope is not None:
+            grad = torch.where(column(value < block.size * self.slight), slope, grad)
+        return value, grad
 
     def mended(self, value: Tensor, grad: Tensor, block: Block) -> None:
         """Take small values again in a form in which less cancels, and tiny ones in the one where nothing does.

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from kdcli.losses.block import Block, column, dot, log_near_one, mix, near_kl
+from kdcli.losses.block import Block, column, dot, log_near_one, mix
 from kdcli.losses.divergence import StableDivergence
 from kdcli.losses.ops import kl_to_mixture
 from kdcli.shapes import Logits, TokenValues
@@ -35,6 +35,7 @@ class JensenShannon(StableDivergence):
     formula: ClassVar[str] = "beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q"
     reference: ClassVar[str] = "Agarwal et al. 2024 (GKD), arXiv:2306.13649, eq. 1"
     cost: ClassVar[str] = "about 40 FLOP a vocabulary entry"
+    total: ClassVar[bool] = True
     faint: ClassVar[float] = 1e-2
 
     beta: Annotated[
@@ -63,10 +64,13 @@ class JensenShannon(StableDivergence):
 
     def faint_values(self, block: Block) -> Tensor:
         """Return small values."""
-        return (
-            self.beta * near_kl(block.p, block.log_ratio, self.beta)
-            + (1.0 - self.beta) * near_kl(block.q, -block.log_ratio, 1.0 - self.beta)
-        ) / self._norm
+        to_p, to_q = block.small_kl(self.beta), block.small_kl(1.0 - self.beta, reverse=True)
+        return (self.beta * to_p + (1.0 - self.beta) * to_q) / self._norm
+
+    def faint_grad(self, block: Block) -> Tensor:
+        """Return the gradient where the value is slight."""
+        teacher, student = block.small_slopes(self.beta)[1], block.small_slopes(1.0 - self.beta, reverse=True)[0]
+        return (self.beta * teacher + (1.0 - self.beta) * student) / self._norm
 
     @property
     def slight(self) -> float:

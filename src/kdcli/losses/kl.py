@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from kdcli.losses.block import Block, column, dot, near_kl
+from kdcli.losses.block import Block, column, dot
 from kdcli.losses.divergence import StableDivergence
 from kdcli.losses.ops import kl
 from kdcli.shapes import Logits, TokenValues
@@ -28,6 +28,7 @@ class ForwardKL(StableDivergence):
     formula: ClassVar[str] = "sum_j p_j (log p_j - log q_j)"
     reference: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531, section 2"
     cost: ClassVar[str] = "about 20 FLOP a vocabulary entry"
+    total: ClassVar[bool] = True
     fewest: ClassVar[int] = 1
 
     def between(self, log_q: Logits, log_p: Logits, tau: float) -> TokenValues:
@@ -36,11 +37,11 @@ class ForwardKL(StableDivergence):
 
     def faint_values(self, block: Block) -> Tensor:
         """Return small values."""
-        return near_kl(block.p, block.log_ratio)
+        return block.small_kl()
 
     def divergence_and_grad(self, block: Block) -> tuple[Tensor, Tensor]:
         """Return KL(p || q) and its gradient q - p."""
-        value = dot(block.p, block.log_ratio).neg_()
+        value = block.unless_excluded(dot(block.p, block.log_ratio), block.p, block.log_ratio).neg_()
         return value, block.q.sub_(block.p)
 
 
@@ -61,6 +62,7 @@ class ReverseKL(StableDivergence):
     formula: ClassVar[str] = "sum_j q_j (log q_j - log p_j)"
     reference: ClassVar[str] = "Gu et al. 2024 (MiniLLM), arXiv:2306.08543, eq. 1, for a single token"
     cost: ClassVar[str] = "about 25 FLOP a vocabulary entry"
+    total: ClassVar[bool] = True
 
     def between(self, log_q: Logits, log_p: Logits, tau: float) -> TokenValues:
         """Return KL(q || p)."""
@@ -68,12 +70,13 @@ class ReverseKL(StableDivergence):
 
     def faint_values(self, block: Block) -> Tensor:
         """Return small values."""
-        return near_kl(block.q, -block.log_ratio)
+        return block.small_kl(reverse=True)
 
     def divergence_and_grad(self, block: Block) -> tuple[Tensor, Tensor]:
         """Return KL(q || p) and its gradient q (log q - log p - KL)."""
-        value = dot(block.q, block.log_ratio)
-        return value, block.log_ratio.sub_(column(value)).mul_(block.q)
+        mean = dot(block.q, block.log_ratio)
+        value = block.unless_excluded(mean, block.q, block.log_ratio)
+        return value, block.log_ratio.sub_(column(mean)).mul_(block.q)
 
 
 class SymmetricKL(StableDivergence):
@@ -94,6 +97,7 @@ class SymmetricKL(StableDivergence):
     formula: ClassVar[str] = "(1 - w) KL(p || q) + w KL(q || p)"
     reference: ClassVar[str] = "Jeffreys 1946; baseline FKL+RKL of Wu et al. 2025, arXiv:2404.02657"
     cost: ClassVar[str] = "about 30 FLOP a vocabulary entry"
+    total: ClassVar[bool] = True
 
     w: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="share of the reverse KL")] = 0.5
 
@@ -107,13 +111,17 @@ class SymmetricKL(StableDivergence):
 
     def faint_values(self, block: Block) -> Tensor:
         """Return small values."""
-        return (1.0 - self.w) * near_kl(block.p, block.log_ratio) + self.w * near_kl(block.q, -block.log_ratio)
+        return (1.0 - self.w) * block.small_kl() + self.w * block.small_kl(reverse=True)
 
     def divergence_and_grad(self, block: Block) -> tuple[Tensor, Tensor]:
         """Return the mix and its gradient (1 - w) (q - p) + w q (log q - log p - KL)."""
         p, q, ratio = block.p, block.q, block.log_ratio
         forward, reverse = -dot(p, ratio), dot(q, ratio)
-        value = (1.0 - self.w) * forward + self.w * reverse
+        ahead, behind = block.both_unless_excluded(forward, reverse)
+        if self.w in (0.0, 1.0):
+            value = behind if self.w else ahead
+        else:
+            value = (1.0 - self.w) * ahead + self.w * behind
         # (1 - w)(q - p) + w q (ratio - KL) = q (w (ratio - KL) + 1 - w) - (1 - w) p
         pull = ratio.sub_(column(reverse)).mul_(self.w).add_(1.0 - self.w).mul_(q)
         return value, pull.sub_(p, alpha=1.0 - self.w)

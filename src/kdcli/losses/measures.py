@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import torch
 from torch import Tensor
 
 from kdcli.losses.base import Tokens
+from kdcli.losses.groups import Groups
 from kdcli.losses.logits import log_softmax
 
 Measured: TypeAlias = Literal[
@@ -55,6 +55,7 @@ def measure(name: Measured, tok: Tokens) -> Tensor:
         name: any of :data:`MEASURES` but the position.
         tok: tokens with the logits that the measure reads.
 
+    >>> import torch
     >>> tok = Tokens(torch.tensor([0]), torch.tensor([[0.6, 0.4]]).log(), torch.tensor([[0.9, 0.1]]).log())
     >>> round(measure("disagreement", tok).item(), 4), round(measure("teacher_nll", tok).item(), 4)
     (0.3, 0.1054)
@@ -75,16 +76,14 @@ def measure(name: Measured, tok: Tokens) -> Tensor:
     return (log_p.argmax(-1) == tok.labels).to(log_p.dtype)
 
 
-def places(sequence: Tensor) -> Tensor:
+def places(laid: Groups) -> Tensor:
     """Return each token's place in its response, from 0 to 1, fp32 ``[n]``; a lone token stands at 0.
 
     Args:
-        sequence: index of each token's sequence, tokens of one beside each other, ``[n]``.
+        laid: the responses, tokens of one in their order.
 
-    >>> places(torch.tensor([0, 0, 0, 1])).tolist()
+    >>> import torch
+    >>> places(Groups.by(torch.tensor([0, 0, 0, 1]))).tolist()
     [0.0, 0.5, 1.0, 0.0]
     """
-    _, which, counts = torch.unique_consecutive(sequence, return_inverse=True, return_counts=True)
-    start = counts.cumsum(0) - counts
-    at = torch.arange(len(sequence), device=sequence.device) - start[which]
-    return at.float() / (counts[which] - 1).clamp_min(1)
+    return laid.places.float() / (laid.sizes - 1).clamp_min(1)

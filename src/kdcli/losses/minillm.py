@@ -9,12 +9,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdcli.losses.base import DistillLoss, Facts, Tokens
+from kdcli.losses.groups import AMONG, Groups
 from kdcli.losses.kl import ReverseKL
 from kdcli.losses.logits import finite_logits, log_softmax
 from kdcli.losses.minillm_variants import VARIANTS, Knobs, LongWeight, SingleWeight, Student, Variant, Whiten
 from kdcli.losses.needs import Needs
 from kdcli.losses.ops import kl
-from kdcli.losses.returns import Sequences, reward_to_go, shifted, weights_before, whitened
+from kdcli.losses.returns import reward_to_go, shifted, weights_before, whitened
 from kdcli.losses.supplied import BEHAVIOUR_LOGP, STUDENT_LOGP
 from kdcli.shapes import TokenValues
 
@@ -124,35 +125,39 @@ class MiniLLM(DistillLoss):
         """Return each token's advantage, what its ratio is taken to, and its weight; none has a gradient."""
         if not self._weighs:
             return {}
-        knobs, laid = self.knobs, Sequences(facts["seq"])
+        knobs, laid = self.knobs, Groups.of(facts, "sequence")
         now, drawn_by = facts["now_logp"], facts[BEHAVIOUR_LOGP].to(facts["now_logp"].dtype)
         then = facts[STUDENT_LOGP].to(now.dtype)
-        log_weight = laid.spread((now if knobs.rewards == "now" else then) - drawn_by)
-        before = laid.gather(weights_before(log_weight))
+        log_weight = (now if knobs.rewards == "now" else then) - drawn_by
+        before = weights_before(log_weight, laid)
         planned = {"ratio_to": then if knobs.long_weight == "none" else drawn_by}
         if knobs.single_weight != "none":
             planned["single_weight"] = before if knobs.single_weight == "prefix" else torch.exp(now - drawn_by)
         if knobs.long:
             rewards = facts["teacher_logp"] - (now if knobs.rewards == "now" else then)
-            returns = self._returns(rewards, laid, log_weight.exp() if knobs.long_weight == "prefix" else None)
+            factors = log_weight.exp() if knobs.long_weight == "prefix" else None
+            returns = self._returns(rewards, laid, factors, facts.get(AMONG))
             planned["advantage"] = returns * before if knobs.long_weight == "prefix" else returns
         return planned
 
-    def _returns(self, rewards: Tensor, laid: Sequences, factors: Tensor | None) -> Tensor:
-        knobs, remaining = self.knobs, laid.remaining()
+    @property
+    def plans_among(self) -> bool:
+        """Whether it can plan for some of the tokens: it can."""
+        return True
+
+    def _returns(self, rewards: Tensor, laid: Groups, factors: Tensor | None, among: Tensor | None) -> Tensor:
+        knobs, remaining = self.knobs, laid.sizes - laid.places
         rewards = rewards / knobs.reward_scale
         if knobs.reward_clip > 0:
             rewards = rewards.clamp(-knobs.reward_clip, knobs.reward_clip)
-        found = reward_to_go(laid.spread(rewards), knobs.gamma, factors)
+        values = reward_to_go(rewards, laid, knobs.gamma, factors)
         if not knobs.include_present:
-            found, remaining = shifted(found if factors is None else factors * found), remaining - 1
-        values = laid.gather(found)
+            values, remaining = shifted(values if factors is None else factors * values, laid), remaining - 1
         if knobs.length_norm:
             values = values / remaining.clamp(min=1)
         if knobs.whiten == "none":
             return values
-        rows, longest = laid.shape
-        return whitened(values, rows * longest - len(values) if knobs.whiten == "padded" else 0)
+        return whitened(values, _padding(laid, among) if knobs.whiten == "padded" else 0, among)
 
     def token_loss(self, tok: Tokens) -> TokenValues:
         """Return the sum of the parts taken."""
@@ -216,3 +221,10 @@ class MiniLLM(DistillLoss):
         reward = tok.facts["teacher_logp"] - now
         tok.watched[f"{self.name}.rho"] = rho
         tok.watched[f"{self.name}.k3"] = rho * (torch.expm1(reward) - reward)
+
+
+def _padding(laid: Groups, among: Tensor | None) -> Tensor:
+    """Return how many places of a table of sequences as long as the longest hold no token."""
+    counted = torch.ones_like(laid.sizes, dtype=torch.bool) if among is None else among
+    longest = torch.where(counted, laid.sizes, 0).amax()
+    return ((laid.places == 0) & counted).sum() * longest - counted.sum()

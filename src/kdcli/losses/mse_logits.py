@@ -9,6 +9,7 @@ from torch import Tensor
 from kdcli.losses.base import DistillLoss, Tokens
 from kdcli.losses.block import dot
 from kdcli.losses.logits import widen
+from kdcli.losses.rows import host_may_read
 from kdcli.shapes import TokenValues
 
 
@@ -37,26 +38,37 @@ class LogitsMSE(DistillLoss):
 
     def token_loss(self, tok: Tokens) -> TokenValues:
         """Return the mean squared difference over the entries finite on both sides."""
+        apart, count = self._apart(tok)
+        return apart.square().sum(-1) / count.squeeze(1)
+
+    @torch.no_grad()
+    def parts_and_grad(self, tok: Tokens) -> tuple[dict[str, Tensor], Tensor] | None:
+        """Return the value and its gradient, twice the mean difference.
+
+        Where the host may read numbers, None if a logit is not finite; all entries count otherwise.
+        """
+        if not host_may_read():
+            apart, count = self._apart(tok)
+            return {self.name: apart.square().sum(-1) / count.squeeze(1)}, apart * (2.0 / count)
+        student, teacher = self._wide(tok)
+        apart = torch.sub(student, teacher)
+        mean = apart.mean(-1, keepdim=True)
+        if not torch.isfinite(mean).all():
+            return None
+        if self.centred:
+            apart.sub_(mean)
+        size = apart.shape[1]
+        return {self.name: dot(apart, apart).div_(size)}, apart.mul_(2.0 / size)
+
+    def _apart(self, tok: Tokens) -> tuple[Tensor, Tensor]:
+        """Return the difference, 0 at entries not finite on both sides, ``[t, v]``, and how many are, ``[t, 1]``."""
         student, teacher = self._wide(tok)
         kept = torch.isfinite(student) & torch.isfinite(teacher)
         apart = torch.where(kept, student, 0.0) - torch.where(kept, teacher, 0.0)
         count = kept.sum(-1, keepdim=True).clamp_min(1)
         if self.centred:
             apart = torch.where(kept, apart - apart.sum(-1, keepdim=True) / count, 0.0)
-        return apart.square().sum(-1) / count.squeeze(1)
-
-    @torch.no_grad()
-    def parts_and_grad(self, tok: Tokens) -> tuple[dict[str, Tensor], Tensor] | None:
-        """Return the value and its gradient, twice the mean difference; None where a logit is not finite."""
-        student, teacher = self._wide(tok)
-        apart = torch.sub(student, teacher)
-        mean = apart.mean(-1, keepdim=True)
-        if not (student.is_cpu and torch.isfinite(mean).all()):
-            return None
-        if self.centred:
-            apart.sub_(mean)
-        size = apart.shape[1]
-        return {self.name: dot(apart, apart).div_(size)}, apart.mul_(2.0 / size)
+        return apart, count
 
     @staticmethod
     def _wide(tok: Tokens) -> tuple[Tensor, Tensor]:

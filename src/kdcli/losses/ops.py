@@ -123,8 +123,9 @@ class _MixtureKL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, log_p: Tensor, log_q: Tensor, share: float, tau: float) -> Tensor:
-        p, q, log_ratio = compare(log_p, log_q, tau)
-        r = _log_ratio_to_mixture(log_ratio, share)
+        ratio = compare(log_p, log_q, tau)
+        p, q, _ = ratio
+        r = log_ratio_to_mixture(ratio.log, share)
         value = _weighted_phi(p, r, torch.lerp(q, p, share)).sum(-1)
         ctx.share, ctx.tau = share, tau
         ctx.save_for_backward(p, q, r, value)
@@ -142,10 +143,33 @@ class _MixtureKL(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             to_q = _slope_in_q(p, q, r, share).mul_(upstream * (share - 1.0))
         if ctx.needs_input_grad[0]:
-            slope = r if share == 0.0 else r - share * torch.expm1(r)
-            mean = value.unsqueeze(-1) if share == 0.0 else (p * slope).sum(-1, keepdim=True)
-            to_p = (slope - mean).mul_(p).mul_(upstream)
+            to_p = _slope_in_p(p, r, share, value).mul_(upstream)
         return to_p, to_q, None, None
+
+
+def kl_of_ratio(ratio: Ratio, share: float) -> TokenValues:
+    """Return KL(p || share p + (1 - share) q) of each token as a sum of terms that are all at least 0, ``[t]``.
+
+    An error of the normalisers in log(p / q) enters by its square, or times the value.
+    """
+    r = log_ratio_to_mixture(ratio.log, share)
+    return _weighted_phi(ratio.p, r, torch.lerp(ratio.q, ratio.p, share)).sum(-1)
+
+
+def slopes_of_ratio(ratio: Ratio, share: float) -> tuple[Tensor, Tensor]:
+    """Return the gradients of :func:`kl_of_ratio` over the logits of p and of q, ``[t, v]`` each; share above 0."""
+    r = log_ratio_to_mixture(ratio.log, share)
+    to_q = _slope_in_q(ratio.p, ratio.q, r, share).mul_(share - 1.0)
+    return _slope_in_p(ratio.p, r, share, None), to_q
+
+
+def _slope_in_p(p: Tensor, r: Tensor, share: float, value: Tensor | None) -> Tensor:
+    """Return p (g - sum p g), g = r - share (e^r - 1); at share 0 the sum is the value."""
+    slope = r if share == 0.0 else r - share * torch.expm1(r)
+    if share == 0.0 and value is not None:
+        return (slope - value.unsqueeze(-1)).mul_(p)
+    mean = (p * slope).sum(-1, keepdim=True)
+    return (slope - mean).mul_(p)
 
 
 def _slope_in_q(p: Tensor, q: Tensor, r: Tensor, share: float) -> Tensor:
@@ -156,10 +180,11 @@ def _slope_in_q(p: Tensor, q: Tensor, r: Tensor, share: float) -> Tensor:
     return lift.addcmul_(q, lift.sum(-1, keepdim=True), value=-1.0)
 
 
-def _log_ratio_to_mixture(log_ratio: Tensor, share: float) -> Tensor:
+def log_ratio_to_mixture(log_ratio: Tensor, share: float) -> Tensor:
     """Return log(p / m) = -log(share + (1 - share) q / p), given log(p / q)."""
     if share == 0.0:
         return log_ratio
     near = torch.log1p(torch.expm1(log_ratio.clamp(-1.0, 1.0).neg_()).mul_(1.0 - share))
-    far = torch.logaddexp(math.log1p(-share) - log_ratio, log_ratio.new_tensor(math.log(share)))
+    own = torch.full((), math.log(share), dtype=log_ratio.dtype, device=log_ratio.device)
+    far = torch.logaddexp(math.log1p(-share) - log_ratio, own)
     return torch.where(log_ratio.abs() < 1.0, near, far).neg_()

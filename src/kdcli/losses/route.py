@@ -10,8 +10,10 @@ from torch import Tensor
 from kdcli.losses.base import DistillLoss, Facts, Tokens
 from kdcli.losses.build import NestedLoss, build_objective
 from kdcli.losses.children import child_facts, inside, merged_needs, planned_for, refuse_features, survey_all, take
+from kdcli.losses.groups import AMONG
 from kdcli.losses.logits import widen
 from kdcli.losses.needs import Needs
+from kdcli.losses.rows import Rows, host_may_read
 from kdcli.losses.supplied import ORIGIN, ORIGIN_SHARE, ORIGINS, code_of
 from kdcli.shapes import TokenValues
 
@@ -80,12 +82,21 @@ class Route(DistillLoss):
         """Let each objective plan over the tokens of its origin; its facts are 0 on all others."""
         planned: dict[str, Tensor] = {}
         for origin, child in self.routes.items():
-            rows = torch.nonzero(facts[ORIGIN] == code_of(origin)).squeeze(1)
-            own = {name: fact[rows] for name, fact in child_facts(origin, facts).items()}
-            for name, fact in (child.plan(own) if len(rows) else {}).items():
-                whole = fact.new_zeros(len(facts[ORIGIN]))
-                planned[planned_for(origin, name)] = whole.index_copy(0, rows, fact)
+            mask, own = facts[ORIGIN] == code_of(origin), child_facts(origin, facts)
+            if child.plans_among and not host_may_read():
+                found = child.plan({**own, AMONG: mask & facts[AMONG] if AMONG in facts else mask})
+                index = None
+            else:
+                index = torch.nonzero(mask).squeeze(1)
+                found = child.plan({name: fact[index] for name, fact in own.items()}) if len(index) else {}
+            rows = Rows(mask, index)
+            planned |= {planned_for(origin, name): rows.placed(fact) for name, fact in found.items()}
         return planned
+
+    @property
+    def plans_among(self) -> bool:
+        """Whether every origin's objective can plan for its tokens among all."""
+        return all(child.plans_among for child in self.routes.values())
 
     def token_loss(self, tok: Tokens) -> TokenValues:
         """Return each token's loss in the objective of its origin, over the origin's share of the step."""
@@ -98,49 +109,46 @@ class Route(DistillLoss):
         for origin, child in self.routes.items():
             rows, factor = self._rows(origin, tok)
             named[origin] = _zeros(tok)
-            if len(rows):
+            if not rows.none:
                 view = take(inside(origin, child, tok), rows)
                 found = child.token_loss(view)
-                named[origin] = named[origin].index_add(0, rows, factor.to(found.dtype) * found)
+                named[origin] = named[origin] + rows.placed(factor.to(found.dtype) * found)
                 self._watch(origin, child, view, rows, factor, tok)
         return named
 
     @torch.no_grad()
     def parts_and_grad(self, tok: Tokens) -> tuple[dict[str, Tensor], Tensor] | None:
-        """Take each origin's closed form on its own tokens; None unless all there are have one, and off the CPU."""
-        if not tok.student.is_cpu:
-            return None
+        """Take each origin's closed form on its own tokens; None unless all there are have one."""
         grad: Tensor | None = None
         named: dict[str, Tensor] = {}
         for origin, child in self.routes.items():
             rows, factor = self._rows(origin, tok)
             named[origin] = _zeros(tok)
-            if not len(rows):
+            if rows.none:
                 continue
             view = take(inside(origin, child, tok), rows)
             closed = child.parts_and_grad(view)
             if closed is None:
                 return None
             found = torch.stack(list(closed[0].values())).sum(0)
-            named[origin].index_add_(0, rows, factor.to(found.dtype) * found)
+            named[origin] = rows.put(named[origin], factor.to(found.dtype) * found)
             grad = torch.zeros_like(tok.student, dtype=closed[1].dtype) if grad is None else grad
-            grad[rows] = closed[1] * factor.to(closed[1].dtype)[:, None]
+            grad = rows.put(grad, closed[1] * factor.to(closed[1].dtype)[:, None])
             self._watch(origin, child, view, rows, factor, tok)
         return named, torch.zeros_like(tok.student) if grad is None else grad
 
     @staticmethod
-    def _rows(origin: str, tok: Tokens) -> tuple[Tensor, Tensor]:
+    def _rows(origin: str, tok: Tokens) -> tuple[Rows, Tensor]:
         """Return which tokens are of an origin, and by what their losses are multiplied."""
-        rows = torch.nonzero(tok.facts[ORIGIN] == code_of(origin)).squeeze(1)
-        return rows, 1.0 / tok.facts[ORIGIN_SHARE][rows]
+        rows = Rows.of(tok.facts[ORIGIN] == code_of(origin))
+        return rows, 1.0 / rows.take(tok.facts[ORIGIN_SHARE])
 
     @staticmethod
-    def _watch(origin: str, child: DistillLoss, view: Tokens, rows: Tensor, factor: Tensor, tok: Tokens) -> None:
+    def _watch(origin: str, child: DistillLoss, view: Tokens, rows: Rows, factor: Tensor, tok: Tokens) -> None:
         """Hand on what the objective watched, so that its mean over the step is the origin's."""
         for name, value in view.watched.items():
-            whole = value.new_zeros(len(tok.labels))
-            scaled = value * factor.to(value.dtype)
-            tok.watched[f"{origin}{name.removeprefix(child.name)}"] = whole.index_copy(0, rows, scaled)
+            scaled = rows.placed(value * factor.to(value.dtype))
+            tok.watched[f"{origin}{name.removeprefix(child.name)}"] = scaled
 
 
 def _zeros(tok: Tokens) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcli.losses.block import Block, column, dot, log_near_one, mix, near_kl
+from kdcli.losses.block import Block, column, dot, log_near_one, mix
 from kdcli.losses.divergence import StableDivergence
 from kdcli.losses.ops import kl_to_mixture
 from kdcli.shapes import Logits, TokenValues
@@ -34,6 +34,7 @@ class SkewForwardKL(StableDivergence):
     formula: ClassVar[str] = "KL(p || alpha p + (1 - alpha) q)"
     reference: ClassVar[str] = _REFERENCE
     cost: ClassVar[str] = "about 35 FLOP a vocabulary entry"
+    total: ClassVar[bool] = True
     faint: ClassVar[float] = 5e-3
 
     alpha: Annotated[
@@ -46,7 +47,11 @@ class SkewForwardKL(StableDivergence):
 
     def faint_values(self, block: Block) -> Tensor:
         """Return small values."""
-        return near_kl(block.p, block.log_ratio, self.alpha)
+        return block.small_kl(self.alpha)
+
+    def faint_grad(self, block: Block) -> Tensor:
+        """Return the gradient where the value is slight."""
+        return block.small_slopes(self.alpha)[1]
 
     @property
     def slight(self) -> float:
@@ -84,6 +89,7 @@ class SkewReverseKL(StableDivergence):
     formula: ClassVar[str] = "KL(q || (1 - alpha) p + alpha q)"
     reference: ClassVar[str] = _REFERENCE
     cost: ClassVar[str] = "about 35 FLOP a vocabulary entry"
+    total: ClassVar[bool] = True
     faint: ClassVar[float] = 5e-3
 
     alpha: Annotated[
@@ -96,7 +102,11 @@ class SkewReverseKL(StableDivergence):
 
     def faint_values(self, block: Block) -> Tensor:
         """Return small values."""
-        return near_kl(block.q, -block.log_ratio, self.alpha)
+        return block.small_kl(self.alpha, reverse=True)
+
+    def faint_grad(self, block: Block) -> Tensor:
+        """Return the gradient where the value is slight."""
+        return block.small_slopes(self.alpha, reverse=True)[0]
 
     @property
     def slight(self) -> float:

@@ -1,10 +1,13 @@
 """Closed-form gradients of the two parts of :mod:`kdcli.losses.target_split`."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from kdcli.losses.logits import widen
+from kdcli.losses.logits import FILTERED, widen
 from kdcli.losses.ops import kl
+from kdcli.losses.rows import host_may_read
 from kdcli.losses.target_split import Parts, Split, Weighing, finite, parts
 
 _SMALL = 1e-2
@@ -27,6 +30,8 @@ def parts_and_grad(
     Returns:
         the parts, each ``[t]``, and the gradient over student logits, ``[t, v]``.
     """
+    if not host_may_read():
+        return _total(finite(student), finite(teacher), labels, weighing, tau)
     q, p = (_split(logits, labels, tau) for logits in (student, teacher))
     regular = torch.isfinite(p.target + p.mass + q.target + q.mass).squeeze(1)
     found, grad = _closed(p, q, labels[:, None], weighing)
@@ -38,6 +43,18 @@ def parts_and_grad(
     if not _is_zero(weighing.diversity) and small.any():
         rows = finite(student[small], tau), finite(teacher[small], tau), labels[small]
         found.target[small], found.diversity[small] = parts(*rows, weighing)
+    return found, grad if tau == 1.0 else grad.div_(tau)
+
+
+def _total(student: Tensor, teacher: Tensor, labels: Tensor, weighing: Weighing, tau: float) -> tuple[Parts, Tensor]:
+    """Return parts and gradient of finite logits, right for all tokens at once: none can be taken again."""
+    found = parts(student / tau, teacher / tau, labels, weighing)
+    q, p = (_split(logits, labels, tau) for logits in (student, teacher))
+    if not _is_zero(weighing.diversity):
+        empty = ((q if weighing.reverse else p).mass <= FILTERED / 2 / tau).squeeze(1)
+        weighing = replace(weighing, diversity=torch.where(empty, 0.0, weighing.diversity))
+    _, grad = _closed(p, q, labels[:, None], weighing)
+    grad = torch.where(student <= FILTERED / 2, 0.0, grad)
     return found, grad if tau == 1.0 else grad.div_(tau)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from kdcli.losses.base import DistillLoss, Tokens
 from kdcli.losses.layers import Features
 from kdcli.losses.supplied import drawn
-from kdcli.losses.trial_features import draw_features, equal_features, mixed_features, of_dtype
+from kdcli.losses.trial_features import draw_features, equal_features, mixed_features, of_dtype, on_device
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,13 @@ class Sample:
         """Return it with logits and features in another dtype."""
         features = None if self.features is None else of_dtype(self.features, dtype)
         return replace(self, student=self.student.to(dtype), teacher=self.teacher.to(dtype), features=features)
+
+    def on(self, device: torch.device) -> "Sample":
+        """Return it on a device."""
+        features = None if self.features is None else on_device(self.features, device)
+        facts = {name: fact.to(device) for name, fact in self.facts.items()}
+        student, teacher, labels = (side.to(device) for side in (self.student, self.teacher, self.labels))
+        return replace(self, student=student, teacher=teacher, labels=labels, facts=facts, features=features)
 
     def equal(self, loss: DistillLoss) -> "Sample":
         """Return it with the student for a teacher."""

@@ -62,6 +62,13 @@ def of_dtype(features: Features, dtype: torch.dtype) -> Features:
     return replace(features, student=student, teacher=teacher, modules=modules)
 
 
+def on_device(features: Features, device: torch.device) -> Features:
+    """Return them on a device, learned parts too."""
+    student, teacher = (side.map(lambda value: value.to(device)) for side in (features.student, features.teacher))
+    modules = copy.deepcopy(features.modules).to(device)
+    return replace(features, student=student, teacher=teacher, reach=features.reach.to(device), modules=modules)
+
+
 def _with_modules(loss: DistillLoss, features: Features) -> Features:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -7,8 +7,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdcli.losses.base import Tokens
-from kdcli.losses.falling import largest
+from kdcli.losses.falling import first_marked, largest
 from kdcli.losses.logits import FILTERED, finite_logits
+from kdcli.losses.rows import host_may_read
 from kdcli.losses.teacher_view import TeacherView
 from kdcli.losses.trial import sample, values, with_facts
 from kdcli.shapes import Logits, TokenValues
@@ -106,12 +107,26 @@ def likeliest(logits: Logits, top_k: int, top_p: float) -> Tensor:
     [[True, True, False, False]]
     """
     size = logits.shape[-1]
+    if not host_may_read():
+        return _likeliest_at_once(logits, min(top_k or size, size), top_p)
     best, ids = largest(logits, min(top_k or size, size))
     wanted = torch.ones_like(ids, dtype=torch.bool)
     if top_p < 1.0:
         mass = (best - torch.logsumexp(logits, dim=-1, keepdim=True)).exp()
         wanted = mass.cumsum(-1) - mass < top_p - _ROUNDING
     return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, ids, wanted)
+
+
+def _likeliest_at_once(logits: Logits, top_k: int, top_p: float) -> Tensor:
+    """Mark the likeliest tokens by the logit of the last one kept, of which the host reads nothing."""
+    best = torch.topk(logits, top_k, dim=-1).values
+    kept = torch.full_like(best[:, :1], top_k, dtype=torch.int64)
+    if top_p < 1.0:
+        mass = (best - torch.logsumexp(logits, dim=-1, keepdim=True)).exp()
+        kept = (mass.cumsum(-1) - mass < top_p - _ROUNDING).sum(-1, keepdim=True)
+    last = best.gather(-1, kept - 1)
+    above = logits > last
+    return above | first_marked(logits == last, kept - above.sum(-1, keepdim=True))
 
 
 _ROUNDING = 1e-6

@@ -27,6 +27,7 @@ class TotalVariation(Divergence):
     formula: ClassVar[str] = "1/2 sum_j |p_j - q_j|"
     reference: ClassVar[str] = "Wen et al. 2023 (f-DISTILL), arXiv:2307.15190, section 3"
     cost: ClassVar[str] = "about 15 FLOP a vocabulary entry"
+    total: ClassVar[bool] = True
 
     def divergence(self, log_q: Logits, log_p: Logits) -> TokenValues:
         """Return half the L1 distance."""

@@ -40,6 +40,7 @@ class UniversalLogits(Divergence):
     formula: ClassVar[str] = "sum_i |p_(i) - q_(i)|, p_(i) the i-th largest, the shorter filled up with 0"
     reference: ClassVar[str] = "Boizard et al. 2024 (ULD), arXiv:2402.12030, eqs. 4 and 5"
     cost: ClassVar[str] = "about 15 FLOP a vocabulary entry, and a sort of both sides"
+    total: ClassVar[bool] = True
 
     def needs(self) -> Needs:
         """Ask for the teacher's whole distribution, over whatever vocabulary it has."""

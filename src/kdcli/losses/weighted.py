@@ -1,6 +1,5 @@
 """Token selection and weighting around any loss."""
 
-import math
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -10,9 +9,11 @@ from torch import Tensor
 from kdcli.losses.around import Around, live_zeros
 from kdcli.losses.base import DistillLoss, Facts, Tokens
 from kdcli.losses.children import hand_on, refuse_features, take
+from kdcli.losses.groups import AMONG, Groups
 from kdcli.losses.logits import widen
 from kdcli.losses.measures import MEASURES, Measured, measure, places
 from kdcli.losses.needs import Needs
+from kdcli.losses.rows import Rows
 from kdcli.shapes import TokenMask, TokenValues
 
 _MEASURE, _WEIGHT = "weighing/measure", "weighing/weight"
@@ -76,33 +77,38 @@ class Weighted(Around):
 
     def plan(self, facts: Facts) -> Facts:
         """Choose the weights."""
-        sequence = facts["seq"]
-        measured = places(sequence) if self.by == "position" else facts[_MEASURE]
-        weight = torch.zeros_like(measured)
-        for rows in [sequence == index for index in sequence.unique()] if self.scope == "sequence" else [slice(None)]:
-            weight[rows] = self.weights(measured[rows])
+        apart = self.scope == "sequence" or AMONG in facts
+        measured = places(Groups.of(facts, "sequence")) if self.by == "position" else facts[_MEASURE]
+        weight = self.weights(measured, Groups.of(facts, self.scope) if apart else None)
         return {_WEIGHT: weight, _MEASURE: measured, **super().plan(facts)}
 
-    def weights(self, measured: TokenValues) -> TokenValues:
+    @property
+    def plans_among(self) -> bool:
+        """Whether the loss inside can plan for some of the tokens; weights can be chosen among these."""
+        return self.loss.plans_among
+
+    def weights(self, measured: TokenValues, groups: Groups | None = None) -> TokenValues:
         """Return the weights of tokens that are weighed against each other, mean 1.
 
         Args:
             measured: their measures, ``[t]``.
+            groups: the tokens that are; all together without.
         """
         signed = (measured if self.favour == "high" else -measured).double()
-        raw = selected(signed, self.keep).double()
+        raw = selected(signed, self.keep, groups).double()
         if self.power:
             raw = raw * measured.double().clamp_min(0.0) ** self.power
         if self.sharpness:
-            best = signed.masked_fill(raw == 0, -torch.inf).amax()
+            left = signed.masked_fill(raw == 0, -torch.inf)
+            best = left.amax() if groups is None else groups.most(left)
             raw = raw * torch.exp(self.sharpness * (signed - best).clamp_max(0.0))
-        mean = raw.mean()
+        mean = raw.mean() if groups is None else groups.sums(raw) / groups.sizes
         return torch.where(mean > 0, raw / mean, 1.0).to(measured.dtype)
 
     def parts(self, tok: Tokens) -> dict[str, Tensor]:
         """Return the weighted loss, 0 on tokens that are not selected."""
         weight, rows, child, view = self._selected(tok)
-        if not len(view.labels):
+        if rows is not None and rows.none:
             return {self.name: live_zeros(tok.student)}
         value = child.token_loss(view)
         return {self.name: self._told(value * weight.to(value.dtype), rows, child, view, tok)}
@@ -110,7 +116,7 @@ class Weighted(Around):
     def parts_and_grad(self, tok: Tokens) -> tuple[dict[str, Tensor], Tensor] | None:
         """Return the weighted loss and its gradient, taken on the selected tokens only."""
         weight, rows, child, view = self._selected(tok)
-        if not len(view.labels):
+        if rows is not None and rows.none:
             return {self.name: live_zeros(tok.student)}, torch.zeros_like(widen(tok.student))
         closed = child.parts_and_grad(view)
         if closed is None:
@@ -119,9 +125,9 @@ class Weighted(Around):
         value = sum(others, start=first)
         named = {self.name: self._told(value * weight.to(value.dtype), rows, child, view, tok)}
         grad = closed[1].mul_(weight[:, None].to(closed[1].dtype))
-        return named, grad if rows is None else grad.new_zeros(tok.student.shape).index_copy_(0, rows, grad)
+        return named, grad if rows is None else rows.placed(grad)
 
-    def _selected(self, tok: Tokens) -> tuple[Tensor, Tensor | None, DistillLoss, Tokens]:
+    def _selected(self, tok: Tokens) -> tuple[Tensor, Rows | None, DistillLoss, Tokens]:
         """Return weights, rows (None: all), loss inside, and what it sees, of the tokens that count."""
         weight = tok.facts[_WEIGHT]
         tok.watched[f"{self.name}.selected"] = (weight > 0).to(weight.dtype)
@@ -129,33 +135,31 @@ class Weighted(Around):
         child, view = self._inside(tok)
         if self.keep == 1.0 and not self.power:
             return weight, None, child, view
-        rows = torch.nonzero(weight).squeeze(1)
-        return weight[rows], rows, child, take(view, rows)
+        rows = Rows.of(weight != 0)
+        return rows.take(weight), rows, child, take(view, rows)
 
     @staticmethod
-    def _told(values: Tensor, rows: Tensor | None, child: DistillLoss, view: Tokens, tok: Tokens) -> Tensor:
+    def _told(values: Tensor, rows: Rows | None, child: DistillLoss, view: Tokens, tok: Tokens) -> Tensor:
         """Put numbers of some tokens to their places among all, and likewise what the loss inside watched."""
-        view.watched.update({name: _placed(value, rows, tok) for name, value in view.watched.items()})
+        if rows is not None:
+            view.watched.update({name: rows.placed(value) for name, value in view.watched.items()})
         hand_on(child.name, child, view, tok)
-        return _placed(values, rows, tok)
+        return values if rows is None else rows.placed(values)
 
 
-def selected(measured: TokenValues, keep: float) -> TokenMask:
+def selected(measured: TokenValues, keep: float, groups: Groups | None = None) -> TokenMask:
     """Mark the highest ``keep n`` tokens, at least one, with all ties of the last one.
 
     Args:
         measured: what they are ranked by, ``[t]``.
         keep: share of tokens, above 0.
+        groups: the tokens among which they are found; all together without.
 
     >>> selected(torch.tensor([0.1, 0.5, 0.5, 0.9, 0.2]), 0.4).tolist()
     [False, True, True, True, False]
     """
     if keep == 1.0 or not len(measured):
         return torch.ones_like(measured, dtype=torch.bool)
-    count = max(1, math.ceil(keep * len(measured) - _ROUNDING))
-    return measured >= torch.sort(measured, descending=True).values[count - 1]
-
-
-def _placed(values: Tensor, rows: Tensor | None, tok: Tokens) -> Tensor:
-    """Put numbers of some tokens to their places among all, 0 elsewhere."""
-    return values if rows is None else values.new_zeros(len(tok.labels)).index_put((rows,), values)
+    groups = groups or Groups.one(measured)
+    count = (keep * groups.sizes.double() - _ROUNDING).ceil().long().clamp_min(1)
+    return measured >= groups.ranked(measured, count)
