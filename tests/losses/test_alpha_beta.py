@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from kdcli.losses.alpha_beta import AlphaBeta
-from logit_pairs import all_ways, pairs, tokens
+from logit_pairs import all_ways, by_autograd, pairs, tokens
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
 tame = pairs(kinds=("ties", "near"), dtype=torch.float64, vocab_at_most=12)

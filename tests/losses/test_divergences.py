@@ -8,7 +8,17 @@ from torch.testing import assert_close
 
 from kdcli.losses.build import build_objective
 from kdcli.losses.divergence import Divergence
-from logit_pairs import DIVERGENCES, TEMPERATURES, TWO_SIDED, all_ways, in_closed_form, loss_of, pairs, tokens
+from logit_pairs import (
+    DIVERGENCES,
+    TEMPERATURES,
+    TWO_SIDED,
+    all_ways,
+    by_autograd,
+    in_closed_form,
+    loss_of,
+    pairs,
+    tokens,
+)
 
 few = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 SMOOTH = tuple(name for name in DIVERGENCES if name not in ("tvd", "uld"))

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from kdcli.losses.mse_logits import LogitsMSE
-from logit_pairs import all_ways, in_closed_form, loss_of, tokens
+from logit_pairs import all_ways, by_autograd, in_closed_form, loss_of, tokens
 
 
 @pytest.mark.parametrize("centred", (True, False))

@@ -14,13 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kdcli.engine.block import block_gradient
 from kdcli.engine.mixture import Mixture, applied
 from kdcli.engine.projection import AppliedHead, Projection, wide
 from kdcli.engine.workspace import Workspace
 from kdcli.losses.base import DistillLoss, Facts, Tokens
 from kdcli.losses.coarse import Coarse
-from kdcli.models.products import add_outer, product_back
+from kdcli.models.products import product_back
 from kdcli.models.split import Head
 
 
@@ -106,7 +105,7 @@ class _FusedSum(torch.autograd.Function):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast(hidden.device.type, enabled=False):
             folded = _fold(hidden.detach(), head, work, ctx.needs_input_grad[:3])
-        ctx.folded = folded
+        ctx.folded, ctx.execution = folded, work.workspace.on(hidden.device)
         total = torch.stack([part @ work.weights.to(part.dtype) for part in folded.parts.values()]).sum()
         return total, folded.parts
 
@@ -114,7 +113,7 @@ class _FusedSum(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         folded: Folded = ctx.folded
         del ctx.folded
-        factor = upstream.item() if upstream.device.type == "cpu" else upstream
+        factor = ctx.execution.factor(upstream)
         grads = [
             None if grad is None else _scaled(grad, factor) for grad in (folded.hidden, folded.weight, folded.bias)
         ]
@@ -146,7 +145,7 @@ def _fold(hidden: Tensor, head: Head, work: Work, wanted: tuple[bool, ...]) -> F
         if grad_hidden is not None:
             grad_hidden[span] = product_back(logits, sweep.student.weight).mul_(weights)
         if grad_weight is not None:
-            _accumulate(grad_weight[: work.vocab], logits, hidden[span] * weights)
+            sweep.execution.add_outer(grad_weight[: work.vocab], logits, hidden[span] * weights)
         if grad_bias is not None:
             rows = wide(logits)
             grad_bias[: work.vocab] += work.weights[span].to(rows.dtype) @ rows
@@ -154,18 +153,12 @@ def _fold(hidden: Tensor, head: Head, work: Work, wanted: tuple[bool, ...]) -> F
     return Folded(parts, grad_hidden, weight, grad_bias)
 
 
-def _accumulate(total: Tensor, logits: Tensor, hidden: Tensor) -> None:
-    if logits.dtype == total.dtype:
-        add_outer(total, logits, hidden)
-    else:
-        total += torch.mm(logits.T, hidden.to(logits.dtype))
-
-
 class _Sweep:
     """The passes over the chunks of one micro-batch."""
 
     def __init__(self, student: Projection, work: Work) -> None:
         self.work, self.head, device = work, student.head, student.hidden.device
+        self.execution = work.workspace.on(device)
         self.student = AppliedHead("student", student, work.vocab, work.compute, work.workspace)
         self.teacher = None
         self.coarse = work.teacher if isinstance(work.teacher, Coarse) else None
@@ -187,6 +180,11 @@ class _Sweep:
         """Survey the chunks if the objective asks for it, then let it plan the micro-batch."""
         work = self.work
         facts = {**work.facts, "seq": work.sequence}
+        with self.execution.formulas():
+            return self._planned(facts)
+
+    def _planned(self, facts: dict[str, Tensor]) -> dict[str, Tensor]:
+        work = self.work
         if work.loss.needs().survey != "none":
             pieces = [self._survey(span) for span in reversed(list(self.spans()))]
             facts |= {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
@@ -208,22 +206,25 @@ class _Sweep:
     def gradient(self, span: slice, facts: Facts, parts: dict[str, Tensor], wanted: bool) -> Tensor:
         """Fill ``parts`` for one chunk and return the gradient over the head product, ``[t, vocab]``."""
         teacher, student = self._teacher_logits(span), self.student.logits(span)
-        self.held = None
+        self.held, grad = None, student
+        if wanted and student.dtype != self.student.weight.dtype:
+            grad = self._buffer(student, self.student.weight.dtype)
         for rows in self._blocks(span):
             view = slice(rows.start - span.start, rows.stop - span.start)
-            seen = None if teacher is None else wide(teacher[view])
-            own = student[view]
+            seen, own = None if teacher is None else teacher[view], student[view]
             known = None if self.coarse is None else self.coarse[rows]
-            tok = self._tokens(rows, wide(own), seen, facts, known)
-            values, grad = block_gradient(self.work.loss, tok, self.head, wanted)
+            tok = self._tokens(rows, own, seen, facts, known)
+            into = own if grad is student else grad[view]
+            values = self.execution.gradient(self.work.loss, tok, self.head, into if wanted else None)
             for name, value in values.items():
                 if name not in parts:
                     parts[name] = value.new_zeros(len(self.work.labels))
                 parts[name][rows] = value
             self._watch(tok, rows)
-            if grad is not None and grad.data_ptr() != own.data_ptr():
-                own.copy_(grad)
-        return student
+        return grad
+
+    def _buffer(self, like: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.work.workspace.logits("gradient", *like.shape, dtype, like.device)
 
     def _tokens(
         self, rows: slice, student: Tensor, teacher: Tensor | None, facts: Facts, coarse: Coarse | None = None

@@ -98,9 +98,12 @@ class _Loop:
         )  # fmt: skip
 
     def _compile(self) -> None:
+        training, device = self.training, self.training.device.device
+        self.trained.warm(device)
+        for note in self.trained.workspace.on(device).notes:
+            training.report(Event("note", note))
         if self.compiled is None:
             return
-        training, device = self.training, self.training.device.device
         training.report(Event("stage", "compiling"))
         readers = [training.student, *living(training.teacher)]
         limits = [model.positions for model in readers if model.positions is not None]

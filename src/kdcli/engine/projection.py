@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kdcli.engine.workspace import Workspace
-from kdcli.models.products import product_into
 from kdcli.models.split import Head
 
 
@@ -39,17 +38,19 @@ class AppliedHead:
         self.name, self.workspace, self.vocab = name, workspace, vocab
         self.hidden, self.head = side.hidden.detach(), side.head
         self.weight = side.head.weight.detach()[:vocab].to(compute)
+        self.execution = workspace.on(self.hidden.device)
+        self.dtype = self.execution.logits_dtype(compute)
         self.bias = None if side.head.bias is None else side.head.bias.detach()[:vocab].to(compute)
 
     def buffer(self, rows: int) -> Tensor:
         """Return this head's buffer for so many tokens, with whatever it holds."""
-        return self.workspace.logits(self.name, rows, self.vocab, self.weight.dtype, self.hidden.device)
+        return self.workspace.logits(self.name, rows, self.vocab, self.dtype, self.hidden.device)
 
     def logits(self, span: slice) -> Tensor:
         """Return the logits of a span of tokens, ``[t, vocab]``, overwriting the buffer."""
         out = self.buffer(span.stop - span.start)
         hidden = self.hidden[span].to(self.weight.dtype)
-        product_into(out, hidden, self.weight, self.bias)
+        self.execution.product_into(out, hidden, self.weight, self.bias)
         self.head.apply_scale_and_cap_(out)
         return out
 

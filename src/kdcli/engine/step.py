@@ -1,6 +1,7 @@
 """One forward of :class:`DistillStep` is one micro-batch: from ids to the weighted sum of losses."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ from kdcli.losses.base import DistillLoss
 from kdcli.losses.coarse import Coarse
 from kdcli.losses.layers import Features
 from kdcli.losses.supplied import ALIGNED
+from kdcli.losses.trial import sample, tokens_of, with_facts
 from kdcli.models.load import LanguageModel
 
 
@@ -107,6 +109,18 @@ class DistillStep(nn.Module):
             if teacher and reader is not None:
                 reader.side(batch, find_valid(batch.labels))
         hidden.sum().backward()
+
+    def warm(self, device: torch.device) -> None:
+        """Let the objective's formulas be compiled, where they are, on made-up tokens with the facts it needs."""
+        run, loss = self.workspace.on(device), self.loss
+        if not (run.compiles and loss.needs().logits):
+            return
+        compute = self.autocast or self._outside[0].head.weight.dtype
+        data = sample(loss, tokens=4, entries=self.vocab).to(run.logits_dtype(compute)).on(device)
+        with run.formulas():
+            tok = tokens_of(loss, with_facts(loss, data))
+        into = tok.student if tok.student.dtype == compute else tok.student.to(compute)
+        run.gradient(loss, replace(tok, features=None), self._outside[0].head, into)
 
     def _look(
         self, batch: Batch, packing: Packing

@@ -6,9 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-_CPU_CHUNK = 5 * 2**22
-_CPU_BLOCK = 2**20
-_ACCELERATOR_CHUNK = 2**28
+from kdcli.engine.execution import Execution, execution_on
 
 
 @dataclass
@@ -17,23 +15,28 @@ class Workspace:
 
     Args:
         chunk_tokens: tokens whose logits exist at once; None chooses by device and vocabulary.
+        execution: how the pass runs; None follows from the device.
     """
 
     chunk_tokens: int | None = None
+    execution: Execution | None = None
     _buffers: dict[str, Tensor] = field(default_factory=dict)
 
     def chunk(self, vocab: int, device: torch.device) -> int:
-        """Return the tokens of one head product: 80 MiB of fp32 logits on a CPU.
+        """Return the tokens of one head product.
 
         >>> Workspace().chunk(50257, torch.device("cpu"))
         416
         """
-        budget = _CPU_CHUNK if device.type == "cpu" else _ACCELERATOR_CHUNK
-        return self.chunk_tokens or max(budget // vocab // 32 * 32, 32)
+        return self.chunk_tokens or self.on(device).chunk(vocab)
 
     def block(self, vocab: int, device: torch.device, chunk: int) -> int:
-        """Return the tokens of one pointwise pass: on a CPU, few enough to stay in cache."""
-        return max(_CPU_BLOCK // vocab, 1) if device.type == "cpu" else chunk
+        """Return the tokens of one pointwise pass."""
+        return self.on(device).block(vocab, chunk)
+
+    def on(self, device: torch.device) -> Execution:
+        """Return how the pass runs on a device."""
+        return self.execution or execution_on(device)
 
     def logits(self, name: str, rows: int, vocab: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return a buffer of shape ``[rows, vocab]`` with arbitrary contents."""

@@ -24,9 +24,7 @@ _INDEXED = frozenset({"index", "index_put", "index_put_", "_index_put_impl_", "_
 class NoHostReads(TorchDispatchMode):
     """Refuses every operation for which the host would wait for an accelerator, wherever the tensors lie."""
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         name = func.overloadpacket.__name__
         if name in _READS and not (name == "repeat_interleave" and func._overloadname == "self_int"):
             raise Broken(f"the host must wait for what aten.{name} finds; choose by torch.where instead")

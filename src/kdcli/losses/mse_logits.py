@@ -49,7 +49,7 @@ class LogitsMSE(DistillLoss):
         """
         if not host_may_read():
             apart, count = self._apart(tok)
-            return {self.name: apart.square().sum(-1) / count.squeeze(1)}, apart * (2.0 / count)
+            return {self.name: apart.square().sum(-1) / count.squeeze(1)}, 2.0 * apart / count
         student, teacher = self._wide(tok)
         apart = torch.sub(student, teacher)
         mean = apart.mean(-1, keepdim=True)

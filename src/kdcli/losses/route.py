@@ -154,4 +154,4 @@ class Route(DistillLoss):
 def _zeros(tok: Tokens) -> Tensor:
     """Return 0 for each token, in fp32 or wider, of which a gradient may be asked."""
     nothing = widen(tok.student[:0]).sum()
-    return nothing.expand(len(tok.labels)).clone()
+    return nothing.expand(tok.labels.shape).clone()

@@ -78,7 +78,7 @@ class Rows:
     def placed(self, values: Tensor) -> Tensor:
         """Return numbers of these tokens at their places among all, 0 elsewhere, ``[t, ..]``; differentiable."""
         if self.index is None:
-            return torch.where(self._beside(values), values, 0.0)
+            return torch.where(self._beside(values), values, values.new_zeros(()))
         return values.new_zeros((len(self.mask), *values.shape[1:])).index_put((self.index,), values)
 
     def _beside(self, values: Tensor) -> Tensor:

@@ -1,0 +1,161 @@
+"""The pass as an accelerator runs it, on a CPU: large blocks, no host reads, compiled formulas, wide products."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+from test_chunked import SEQUENCE, SPECS, VOCAB, gradients, reference, sides, supplied
+
+from kdcli.engine import execution
+from kdcli.engine.chunked import Work, fused_sum
+from kdcli.engine.execution import OnAccelerator, OnCPU, execution_on
+from kdcli.engine.workspace import Workspace
+from kdcli.errors import MachineError
+from kdcli.losses.base import DistillLoss
+from kdcli.losses.build import build_objective
+from kdcli.losses.trial import sample, tokens_of, values_and_grad, with_facts
+from kdcli.models.split import Head
+from kdcli.registry import LOSSES
+
+CPU = torch.device("cpu")
+NESTED = ["0.5*ce+0.5*akl:mu=0.6", "atkd:hard=jsd,easy=rkl", "ab:alpha=1,beta=-0.5", "truncated:top_k=5,top_p=0.9"]
+
+
+class Wide(OnAccelerator):
+    """Products as CUDA gives them: of bf16 matrices, added up and kept in fp32."""
+
+    def logits_dtype(self, compute):
+        return torch.float32 if compute == torch.bfloat16 else compute
+
+    def product_into(self, out, hidden, weight, bias):
+        assert hidden.dtype == weight.dtype
+        torch.mm(hidden.to(out.dtype), weight.to(out.dtype).T, out=out)
+        if bias is not None:
+            out += bias
+
+    def add_outer(self, total, grad, hidden):
+        assert grad.dtype == torch.bfloat16
+        total.addmm_(grad.to(total.dtype).T, hidden.to(grad.dtype).to(total.dtype))
+
+
+def passed(spec, run, data, *, chunk=4, compute=None):
+    loss, (student, teacher, labels, weights) = build_objective(spec), data
+    seen = teacher if loss.needs().teacher else None
+    space = Workspace(chunk, run)
+    work = Work(loss, labels, weights, SEQUENCE, seen, VOCAB, compute or student.hidden.dtype, space, supplied(loss))
+    return fused_sum(student, work)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_an_accelerator_s_pass_gives_the_full_logits_sum_and_gradients(spec):
+    data = sides(bias=True, softcap=6.0)
+    expected = reference(spec, *data)
+    total, _ = passed(spec, OnAccelerator(CPU, compiles=False), data)
+    assert total.item() == pytest.approx(expected.item(), rel=1e-12)
+    for ours, theirs in zip(gradients(total, data[0]), gradients(expected, data[0]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_wide_products_of_narrow_matrices_are_not_rounded_before_the_formulas():
+    data = sides(torch.float32)
+    exact = [side.hidden.detach().bfloat16().float() for side in data[:2]]
+    rounded = [Head(side.head.weight.detach().bfloat16().float()) for side in data[:2]]
+    expected = reference("jsd", *[type(data[0])(*pair) for pair in zip(exact, rounded, strict=True)], *data[2:])
+    wide, _ = passed("jsd", Wide(CPU, compiles=False), data, compute=torch.bfloat16)
+    narrow, _ = passed("jsd", OnCPU(), data, compute=torch.bfloat16)
+    assert wide.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert abs(narrow.item() - expected.item()) > 20 * abs(wide.item() - expected.item())
+    for ours, theirs in zip(gradients(wide, data[0]), gradients(reference("jsd", *data), data[0]), strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).norm() < 2e-2 * theirs.norm()
+
+
+def compiled(spec, tokens=(9, 5, 20)):
+    run, loss, head = OnAccelerator(CPU, compiles=True), build_objective(spec), Head(torch.zeros(70, 1))
+    for count in tokens:
+        data = sample(loss, tokens=count, entries=70)
+        tok = tokens_of(loss, with_facts(loss, data))
+        parts = run.gradient(loss, tok, head, tok.student)
+        expected, slope = values_and_grad(loss, with_facts(loss, data.to(torch.float64)))
+        value = torch.stack(list(parts.values())).sum(0).double()
+        assert (value - expected).norm() <= 1e-6 * expected.norm()
+        assert (tok.student.double() - slope).norm() <= 1e-6 * slope.norm()
+    return run
+
+
+def every():
+    return [name for name in LOSSES.names() if build_objective(name).needs().logits]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", ["akl", pytest.param("atkd", marks=pytest.mark.full)])
+def test_compiled_formulas_agree_with_float64_at_several_sizes(spec):
+    assert compiled(spec).notes == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("spec", [*every(), *NESTED, "guests.py:Overlap"])
+def test_every_compiled_objective_agrees_with_float64(spec, monkeypatch):
+    changes = spec.startswith(("annealed", "ramp"))
+    run = compiled(spec, tokens=(9, 5))
+    assert len(run.notes) == (1 if changes else 0), run.notes
+
+
+class Curious(DistillLoss):
+    """A guest that reads a number on the host."""
+
+    name: ClassVar[str] = "curious"
+
+    def token_loss(self, tok):
+        return tok.student.square().mean(-1) * (2.0 if tok.student.max().item() > 1e9 else 1.0)
+
+
+class Impatient(DistillLoss):
+    """A guest that asks how far the run is."""
+
+    name: ClassVar[str] = "impatient"
+
+    def token_loss(self, tok):
+        return tok.student.square().mean(-1) * tok.progress
+
+
+@pytest.mark.parametrize("loss, said", [(Curious(), "curious is not compiled"), (Impatient(), "changes over the run")])
+def test_what_cannot_be_compiled_runs_as_it_is_and_one_line_says_so(loss, said):
+    run = OnAccelerator(CPU, compiles=True)
+    for _ in range(2):
+        data = sample(loss, tokens=5)
+        tok = tokens_of(loss, data)
+        parts = run.gradient(loss, tok, Head(torch.zeros(13, 1)), tok.student)
+        value, slope = values_and_grad(loss, data)
+        torch.testing.assert_close(parts[loss.name], value)
+        torch.testing.assert_close(tok.student, slope)
+    assert len(run.notes) == 1
+    assert said in run.notes[0]
+
+
+def test_without_a_compiler_formulas_run_as_they_are_and_one_line_says_so(monkeypatch):
+    def refuse(device):
+        raise MachineError("COMPILE-01", "triton is not installed", where="hardware.compile", fix="install it")
+
+    monkeypatch.setattr(execution, "check_toolchain", refuse)
+    execution_on.cache_clear()
+    try:
+        run = execution_on(torch.device("meta"))
+        assert not run.compiles
+        assert run.notes == ["objectives run uncompiled on this META device: triton is not installed"]
+        assert execution_on(torch.device("meta")) is run
+        assert isinstance(execution_on(CPU), OnCPU)
+    finally:
+        execution_on.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "free, compiles, expected", [(None, True, 1024), (139 * 2**30, True, 1024), (2**30, True, 64), (2**30, False, 32)]
+)
+def test_chunks_follow_from_the_free_memory_once(monkeypatch, free, compiles, expected):
+    monkeypatch.setattr(execution, "free_memory", lambda device: free)
+    run = OnAccelerator(CPU, compiles=compiles)
+    assert run.chunk(152_000) == expected
+    monkeypatch.setattr(execution, "free_memory", lambda device: 0)
+    assert run.chunk(152_000) == expected
+    assert run.chunk(10**9) == 32
