@@ -4,7 +4,6 @@ from typing import ClassVar
 
 import pytest
 import torch
-from test_chunked import SEQUENCE, SPECS, VOCAB, gradients, reference, sides, supplied
 
 from kdcli.engine import execution
 from kdcli.engine.chunked import Work, fused_sum
@@ -16,6 +15,7 @@ from kdcli.losses.build import build_objective
 from kdcli.losses.trial import sample, tokens_of, values_and_grad, with_facts
 from kdcli.models.split import Head
 from kdcli.registry import LOSSES
+from two_sides import SEQUENCE, SPECS, VOCAB, gradients, reference, sides, supplied
 
 CPU = torch.device("cpu")
 NESTED = ["0.5*ce+0.5*akl:mu=0.6", "atkd:hard=jsd,easy=rkl", "ab:alpha=1,beta=-0.5", "truncated:top_k=5,top_p=0.9"]
