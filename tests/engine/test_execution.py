@@ -1,13 +1,18 @@
 """The pass as an accelerator runs it, on a CPU: large blocks, no host reads, compiled formulas, wide products."""
 
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
 
+import running
+from kdcli.data.collate import collate
 from kdcli.engine import execution
 from kdcli.engine.chunked import Work, fused_sum
 from kdcli.engine.execution import OnAccelerator, OnCPU, execution_on
+from kdcli.engine.step import DistillStep
+from kdcli.engine.teacher import LiveTeacher
 from kdcli.engine.workspace import Workspace
 from kdcli.errors import MachineError
 from kdcli.losses.base import DistillLoss
@@ -18,6 +23,7 @@ from kdcli.registry import LOSSES
 from two_sides import SEQUENCE, SPECS, VOCAB, gradients, reference, sides, supplied
 
 CPU = torch.device("cpu")
+GUEST = f"{Path(__file__).with_name('guests.py')}:Overlap"
 NESTED = ["0.5*ce+0.5*akl:mu=0.6", "atkd:hard=jsd,easy=rkl", "ab:alpha=1,beta=-0.5", "truncated:top_k=5,top_p=0.9"]
 
 
@@ -94,11 +100,67 @@ def test_compiled_formulas_agree_with_float64_at_several_sizes(spec):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("spec", [*every(), *NESTED, "guests.py:Overlap"])
-def test_every_compiled_objective_agrees_with_float64(spec, monkeypatch):
+@pytest.mark.parametrize("spec", [*every(), *NESTED, GUEST])
+def test_every_compiled_objective_agrees_with_float64(spec):
     changes = spec.startswith(("annealed", "ramp"))
     run = compiled(spec, tokens=(9, 5))
     assert len(run.notes) == (1 if changes else 0), run.notes
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """The road up to the compiler: code is traced with the number of tokens left open, and run as it is."""
+    monkeypatch.setattr(torch, "compile", lambda graph, backend: graph)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["route", GUEST, *(pytest.param(spec, marks=pytest.mark.full) for spec in every())],
+)
+def test_traced_code_holds_for_any_number_of_tokens(spec, uncompiled):
+    run = compiled(spec)
+    if run.notes:
+        assert run.notes == [f"{spec} changes over the run, so its pointwise part is not compiled"]
+    else:
+        assert len(run._pointwise._code) == 1
+
+
+class Counting(DistillLoss):
+    """A guest whose code holds for one number of tokens: it asks how many there are."""
+
+    name: ClassVar[str] = "counting"
+
+    def token_loss(self, tok):
+        return tok.student.square().mean(-1) + torch.zeros(len(tok.labels), device=tok.labels.device)
+
+
+def test_code_that_asks_for_the_number_of_tokens_is_made_for_each(uncompiled):
+    run, loss = OnAccelerator(CPU, compiles=True), Counting()
+    for count in (5, 9, 5):
+        data = sample(loss, tokens=count)
+        tok = tokens_of(loss, data)
+        parts = run.gradient(loss, tok, Head(torch.zeros(13, 1)), tok.student)
+        value, slope = values_and_grad(loss, data)
+        torch.testing.assert_close(parts["counting"], value)
+        torch.testing.assert_close(tok.student, slope)
+    assert len([code for code in run._pointwise._code.values() if code is not None]) == 2
+    assert run.notes == []
+
+
+@pytest.mark.parametrize("spec", ["jsd", "0.5*ce+0.5*atkd"])
+def test_code_is_made_before_the_first_step(spec, uncompiled):
+    student, teacher = (running.model(side, seed=seed) for seed, side in enumerate(("student", "teacher")))
+    step = DistillStep(student, LiveTeacher(teacher), build_objective(spec), vocab=running.VOCAB, chunk_tokens=7)
+    step.workspace.execution = run = OnAccelerator(CPU, compiles=True)
+    step.warm(CPU)
+    made = list(run._pointwise._code)
+    batch = collate(running.dataset(4).examples, [0, 1, 2, 3], 0)
+    total, _ = step(batch, 20)
+    total.backward()
+    assert len(made) == 1
+    assert list(run._pointwise._code) == made
+    plain = DistillStep(student, LiveTeacher(teacher), build_objective(spec), vocab=running.VOCAB)
+    assert total.item() == pytest.approx(plain(batch, 20)[0].item(), rel=1e-6)
 
 
 class Curious(DistillLoss):

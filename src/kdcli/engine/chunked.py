@@ -224,7 +224,7 @@ class _Sweep:
         return grad
 
     def _buffer(self, like: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.work.workspace.logits("gradient", *like.shape, dtype, like.device)
+        return self.work.workspace.logits("gradient", len(like), self.work.vocab, dtype, like.device)
 
     def _tokens(
         self, rows: slice, student: Tensor, teacher: Tensor | None, facts: Facts, coarse: Coarse | None = None

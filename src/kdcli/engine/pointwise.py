@@ -7,13 +7,14 @@ gradient is in closed form or by autograd; one that reads numbers on the host ca
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch._dynamo import maybe_mark_dynamic
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_aggregate
 
 from kdcli.engine.block import block_gradient
 from kdcli.errors import KDError
@@ -56,6 +57,10 @@ for _name in (
     setattr(_Share, f"__{_name}__", _looking(f"__{_name}__"))
 
 
+_Key: TypeAlias = tuple[Any, ...]
+"""An objective, what its head does to the gradient, and the layout of what it is given; all of it can be hashed."""
+
+
 @dataclass
 class _Code:
     """Compiled code, and what its answers are called: parts first, then what is watched."""
@@ -73,8 +78,8 @@ class Pointwise:
     """
 
     def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell, self._code = tell, dict[tuple[Hashable, ...], _Code | None]()
-        self._counted: dict[tuple[Hashable, ...], int] = {}
+        self._tell, self._code = tell, dict[_Key, _Code | None]()
+        self._counted: dict[_Key, int] = {}
 
     def __call__(self, loss: DistillLoss, tok: Tokens, head: Head, into: Tensor) -> dict[str, Tensor] | None:
         """Return the parts of some tokens and write the gradient over the head product into a buffer.
@@ -182,12 +187,14 @@ def _holds_nan(graph: GraphModule) -> bool:
         return value
 
     for node in graph.graph.nodes:
-        torch.fx.node.map_aggregate((node.args, node.kwargs), look)
+        map_aggregate((node.args, node.kwargs), look)
     return found[0]
 
 
 def _asks_how_many(graph: GraphModule) -> bool:
     """Return whether the objective asked for the number of tokens as a number, as ``len`` does: code for that alone."""
     first = next(iter(graph.graph.nodes)).meta["val"].shape[0]
+    symbols = graph.shape_env
+    assert symbols is not None, "sizes were symbols"
     symbol = first.node.expr if isinstance(first, torch.SymInt) else None
-    return symbol is None or not symbol.free_symbols or symbol in graph.shape_env.replacements
+    return symbol is None or not symbol.free_symbols or symbol in symbols.replacements
