@@ -59,21 +59,27 @@ def test_an_accelerator_s_pass_gives_the_full_logits_sum_and_gradients(spec):
     total, _ = passed(spec, OnAccelerator(CPU, compiles=False), data)
     assert total.item() == pytest.approx(expected.item(), rel=1e-12)
     for ours, theirs in zip(gradients(total, data[0]), gradients(expected, data[0]), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+
+
+def narrow(values):
+    return values.detach().bfloat16().float()
 
 
 def test_wide_products_of_narrow_matrices_are_not_rounded_before_the_formulas():
     data = sides(torch.float32)
-    exact = [side.hidden.detach().bfloat16().float() for side in data[:2]]
-    rounded = [Head(side.head.weight.detach().bfloat16().float()) for side in data[:2]]
-    expected = reference("jsd", *[type(data[0])(*pair) for pair in zip(exact, rounded, strict=True)], *data[2:])
+    rounded = [
+        type(side)(narrow(side.hidden).requires_grad_(), Head(narrow(side.head.weight).requires_grad_()))
+        for side in data[:2]
+    ]
+    expected = reference("jsd", *rounded, *data[2:])
     wide, _ = passed("jsd", Wide(CPU, compiles=False), data, compute=torch.bfloat16)
-    narrow, _ = passed("jsd", OnCPU(), data, compute=torch.bfloat16)
+    once, _ = passed("jsd", OnCPU(), data, compute=torch.bfloat16)
     assert wide.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert abs(narrow.item() - expected.item()) > 20 * abs(wide.item() - expected.item())
-    for ours, theirs in zip(gradients(wide, data[0]), gradients(reference("jsd", *data), data[0]), strict=True):
+    assert abs(once.item() - expected.item()) > 1e-4 * expected.item()
+    for ours, theirs in zip(gradients(wide, data[0]), gradients(expected, rounded[0]), strict=True):
         assert ours.dtype == torch.float32
-        assert (ours - theirs).norm() < 2e-2 * theirs.norm()
+        assert (ours - theirs).norm() < 2**-8 * theirs.norm()  # what is multiplied is rounded to bf16
 
 
 def compiled(spec, tokens=(9, 5, 20)):
@@ -94,7 +100,7 @@ def every():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", ["akl", pytest.param("atkd", marks=pytest.mark.full)])
+@pytest.mark.parametrize("spec", ["fkl", *(pytest.param(spec, marks=pytest.mark.full) for spec in ("akl", "atkd"))])
 def test_compiled_formulas_agree_with_float64_at_several_sizes(spec):
     assert compiled(spec).notes == []
 
@@ -115,7 +121,7 @@ def uncompiled(monkeypatch):
 
 @pytest.mark.parametrize(
     "spec",
-    ["route", GUEST, *(pytest.param(spec, marks=pytest.mark.full) for spec in every())],
+    ["route", GUEST, *(pytest.param(spec, marks=pytest.mark.full) for spec in every() if spec != "route")],
 )
 def test_traced_code_holds_for_any_number_of_tokens(spec, uncompiled):
     run = compiled(spec)

@@ -72,6 +72,16 @@ def test_what_lies_beyond_a_sequence_counts_for_nothing():
     )
 
 
+@pytest.mark.parametrize("odd", [torch.inf, -torch.inf, torch.nan])
+def test_a_number_that_is_not_finite_stays_in_its_sequence(odd):
+    values, sequence = flat()
+    laid, spoilt, rest = Groups.by(sequence), values.index_fill(0, torch.tensor([3]), odd), sequence != 2
+    for take in (lambda side: reward_to_go(side, laid, 0.9), lambda side: weights_before(side, laid)):
+        torch.testing.assert_close(take(spoilt)[rest], take(values)[rest], rtol=0, atol=0)
+    found = reward_to_go(values, laid, 0.9, spoilt)
+    torch.testing.assert_close(found[rest], reward_to_go(values, laid, 0.9, values)[rest], rtol=0, atol=0)
+
+
 def test_no_tokens_make_no_rows():
     laid = Groups.by(torch.zeros(0, dtype=torch.int64))
     assert reward_to_go(torch.zeros(0), laid, 1.0).tolist() == []

@@ -59,8 +59,10 @@ def test_formulas_that_read_nothing_agree_with_float64(spec, entries):
 
 
 @pytest.mark.parametrize("spec", ["fkl", "rkl", "sym_kl", "jsd", "skl", "srkl", "akl", "ab", "dkd_div"])
-@pytest.mark.parametrize("distance", [1e-1, 1e-2, 1e-3])
-def test_small_values_keep_their_digits(spec, distance):
+@pytest.mark.parametrize("distance, absolute", [(1e-1, 3e-7), (1e-2, 0.0), (1e-3, 0.0)])
+def test_small_values_keep_their_digits(spec, distance, absolute):
+    """Relative to themselves; above about 1e-2, where the plain form is taken, to the size of what cancels in it."""
+    size = 20.0 if spec == "ab" else 1.0  # its sums of order 1 are divided by alpha beta = 0.14
     loss = build_objective(spec)
     data = sample(loss, entries=60, tokens=12)
     data = replace(data, teacher=data.student + distance * sample(loss, entries=60, tokens=12, seed=1).student)
@@ -68,7 +70,7 @@ def test_small_values_keep_their_digits(spec, distance):
         parts, _ = value_and_grad(loss, tokens_of(loss, with_facts(loss, data)))
     (value,) = parts.values()
     expected, _ = values_and_grad(loss, with_facts(loss, data.to(torch.float64)))
-    torch.testing.assert_close(value.double(), expected, rtol=5e-5, atol=1e-12)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=absolute * size)
 
 
 @pytest.mark.parametrize("spec", [*on_logits(), *NESTED])
@@ -84,9 +86,9 @@ def test_an_excluded_token_costs_what_it_costs_where_tokens_are_taken_again(spec
         parts, grad = value_and_grad(loss, tokens_of(loss, with_facts(loss, data)))
     assert list(parts) == list(expected)
     for name, value in parts.items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-13)
     known = torch.isfinite(torch.stack(list(expected.values())).sum(0))
-    torch.testing.assert_close(grad[known], slope[known], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(grad[known], slope[known], rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("rule", ["paper", "official"])
@@ -100,7 +102,9 @@ def test_the_head_found_without_a_sort_is_that_of_the_sort(rule, dtype, entries)
     for p in (peaked, tied, torch.full_like(tied, 2.0**-9)):
         for mu in (torch.finfo(dtype).tiny, 0.125, 0.5, 0.96875, 0.999):
             expected = by_sorting(p, gap, mu, rule)
-            torch.testing.assert_close(by_bisection(p, gap, mu, rule), expected, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(
+                by_bisection(p, gap, mu, rule), expected, rtol=8 * torch.finfo(dtype).eps, atol=0
+            )
     with without_host_reads():
         assert torch.equal(head_gap(peaked, gap, 0.5, rule), by_bisection(peaked, gap, 0.5, rule))
 
@@ -134,7 +138,8 @@ def test_a_plan_for_some_tokens_is_that_of_those_tokens_alone(spec):
     among = loss.plan({**facts, AMONG: mask})
     assert loss.plans_among
     for name, fact in alone.items():
-        torch.testing.assert_close(among[name][mask], fact, rtol=1e-6, atol=1e-6)
+        rounding = 4 * torch.finfo(torch.float32).eps if name == "advantage" else 0  # whitened by sums in another order
+        torch.testing.assert_close(among[name][mask], fact, rtol=0, atol=rounding)
 
 
 def test_groups_know_sizes_places_ranks_and_sums():

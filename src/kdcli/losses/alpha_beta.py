@@ -59,7 +59,7 @@ class AlphaBeta(StableDivergence):
         """Return the gradient where the value is slight."""
         a, b = self.alpha, self.beta
         both, end_q = torch.exp(a * block.log_p + b * block.log_q), torch.exp((a + b) * block.log_q)
-        pull = _pull(both, end_q, block.log_ratio.neg(), a)
+        pull = _pull(both, end_q, block.exact_log_ratio, a)
         return pull - block.q * column(pull.sum(-1))
 
     @property
@@ -96,7 +96,7 @@ def _near_total(block: Block, a: float, b: float) -> Tensor:
     """Return the divergence as a sum of terms that are all at least 0, for exponents above 0."""
     log_p, log_q = block.log_p, block.log_q
     both, end_p, end_q = (torch.exp(log) for log in (a * log_p + b * log_q, (a + b) * log_p, (a + b) * log_q))
-    return _terms(both, end_p, end_q, -block.log_ratio, a, b).sum(-1).div_(a + b)
+    return _terms(both, end_p, end_q, block.exact_log_ratio, a, b).sum(-1).div_(a + b)
 
 
 _LOG2_E = 1.4426950408889634

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kdcli.losses.logits import finite_logits
-from kdcli.losses.ops import EXCLUDED, Ratio, kl_of_ratio, normaliser_gap, slopes_of_ratio, softmax
+from kdcli.losses.ops import EXCLUDED, Ratio, kl_of_ratio, log_ratio_of, normaliser_gap, slopes_of_ratio, softmax
 from kdcli.losses.rows import host_may_read
 
 
@@ -61,6 +61,12 @@ class Block:
         if self.total:
             return gap.sub_(self._of_student.over(self._of_teacher, self._tau))
         return gap.sub_(normaliser_gap(self._student, self._teacher, self.q, self.p, self._tau))
+
+    @cached_property
+    def exact_log_ratio(self) -> Tensor:
+        """log(p / q) to a relative rounding, where no token can be taken again, ``[t, v]``; while p and q are whole."""
+        gap = (self._teacher - self._student).div_(self._tau)
+        return log_ratio_of(self.p, self.q, gap, self._of_teacher.over(self._of_student, self._tau))
 
     @cached_property
     def log_q(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -122,6 +123,8 @@ class SymmetricKL(StableDivergence):
             value = behind if self.w else ahead
         else:
             value = (1.0 - self.w) * ahead + self.w * behind
+        if block.total:  # exactly 0 where the sides are equal
+            return value, torch.lerp(ratio.sub_(column(reverse)).mul_(q), q - p, 1.0 - self.w)
         # (1 - w)(q - p) + w q (ratio - KL) = q (w (ratio - KL) + 1 - w) - (1 - w) p
         pull = ratio.sub_(column(reverse)).mul_(self.w).add_(1.0 - self.w).mul_(q)
         return value, pull.sub_(p, alpha=1.0 - self.w)

@@ -77,11 +77,21 @@ def compare(log_p: Tensor, log_q: Tensor, tau: float = 1.0) -> Ratio:
     gap = log_p - log_q
     if tau != 1.0:
         gap.div_(tau)
+    return Ratio(p, q, log_ratio_of(p, q, gap, normaliser_gap(log_p, log_q, p, q, tau)))
+
+
+def log_ratio_of(p: Tensor, q: Tensor, gap: Tensor, shift: Tensor) -> Tensor:
+    """Return log(p / q), exact to a relative rounding, as :func:`compare` says; overwrites the gap.
+
+    Args:
+        p: probabilities, ``[t, v]``.
+        q: the same of the other side, ``[t, v]``.
+        gap: log_p - log_q at the temperature, ``[t, v]``.
+        shift: the plain difference of the normalisers, ``[t, 1]``.
+    """
     centre = (p * gap).sum(-1, keepdim=True)
-    shift = normaliser_gap(log_p, log_q, p, q, tau)
     grown = _weighted_phi(p, gap - centre, q * torch.exp(centre - shift)).sum(-1, keepdim=True)
-    shift = torch.where(grown < 1.0, centre - torch.log1p(grown), shift)
-    return Ratio(p, q, gap.sub_(shift))
+    return gap.sub_(torch.where(grown < 1.0, centre - torch.log1p(grown), shift))
 
 
 def softmax(logits: Tensor, tau: float) -> Tensor:

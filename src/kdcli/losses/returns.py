@@ -28,11 +28,16 @@ def reward_to_go(rewards: Tensor, laid: Groups, gamma: float, factors: Tensor | 
 
 
 def _recurred(own: Tensor, carried: Tensor) -> Tensor:
-    """Return U_t = own_t + carried_t U_(t+1), ``[n]``, each pass doubling how far ahead is looked."""
+    """Return U_t = own_t + carried_t U_(t+1), ``[n]``, each pass doubling how far ahead is looked.
+
+    Where nothing is carried, a number ahead that is not finite does no harm: it is of another sequence.
+    """
     step = 1
     while step < len(own):
         ahead, further = (torch.cat((side[step:], side.new_zeros(step))) for side in (own, carried))
-        own, carried = own + carried * ahead, carried * further
+        apart = carried == 0
+        own = own + (carried * ahead).masked_fill(apart, 0.0)
+        carried = (carried * further).masked_fill(apart, 0.0)
         step *= 2
     return own
 
