@@ -62,22 +62,20 @@ def test_an_accelerator_s_pass_gives_the_full_logits_sum_and_gradients(spec):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
 
 
-def narrow(values):
-    return values.detach().bfloat16().float()
+def narrow(side):
+    hidden, weight = (value.detach().bfloat16().float().requires_grad_() for value in (side.hidden, side.head.weight))
+    return type(side)(hidden, Head(weight))
 
 
 def test_wide_products_of_narrow_matrices_are_not_rounded_before_the_formulas():
-    data = sides(torch.float32)
-    rounded = [
-        type(side)(narrow(side.hidden).requires_grad_(), Head(narrow(side.head.weight).requires_grad_()))
-        for side in data[:2]
-    ]
-    expected = reference("jsd", *rounded, *data[2:])
+    data = student, teacher, labels, weights = sides(torch.float32)
+    rounded = narrow(student)
+    expected = reference("jsd", rounded, narrow(teacher), labels, weights)
     wide, _ = passed("jsd", Wide(CPU, compiles=False), data, compute=torch.bfloat16)
     once, _ = passed("jsd", OnCPU(), data, compute=torch.bfloat16)
     assert wide.item() == pytest.approx(expected.item(), rel=1e-6)
     assert abs(once.item() - expected.item()) > 1e-4 * expected.item()
-    for ours, theirs in zip(gradients(wide, data[0]), gradients(expected, rounded[0]), strict=True):
+    for ours, theirs in zip(gradients(wide, student), gradients(expected, rounded), strict=True):
         assert ours.dtype == torch.float32
         assert (ours - theirs).norm() < 2**-8 * theirs.norm()  # what is multiplied is rounded to bf16
 
@@ -93,6 +91,12 @@ def compiled(spec, tokens=(9, 5, 20)):
         assert (value - expected).norm() <= 1e-6 * expected.norm()
         assert (tok.student.double() - slope).norm() <= 1e-6 * slope.norm()
     return run
+
+
+def made_by(run):
+    """The compiled code by key."""
+    assert run._pointwise is not None
+    return run._pointwise._code
 
 
 def every():
@@ -128,7 +132,7 @@ def test_traced_code_holds_for_any_number_of_tokens(spec, uncompiled):
     if run.notes:
         assert run.notes == [f"{spec} changes over the run, so its pointwise part is not compiled"]
     else:
-        assert len(run._pointwise._code) == 1
+        assert len(made_by(run)) == 1
 
 
 class Counting(DistillLoss):
@@ -149,7 +153,7 @@ def test_code_that_asks_for_the_number_of_tokens_is_made_for_each(uncompiled):
         value, slope = values_and_grad(loss, data)
         torch.testing.assert_close(parts["counting"], value)
         torch.testing.assert_close(tok.student, slope)
-    assert len([code for code in run._pointwise._code.values() if code is not None]) == 2
+    assert len([code for code in made_by(run).values() if code is not None]) == 2
     assert run.notes == []
 
 
@@ -159,12 +163,12 @@ def test_code_is_made_before_the_first_step(spec, uncompiled):
     step = DistillStep(student, LiveTeacher(teacher), build_objective(spec), vocab=running.VOCAB, chunk_tokens=7)
     step.workspace.execution = run = OnAccelerator(CPU, compiles=True)
     step.warm(CPU)
-    made = list(run._pointwise._code)
+    made = list(made_by(run))
     batch = collate(running.dataset(4).examples, [0, 1, 2, 3], 0)
     total, _ = step(batch, 20)
     total.backward()
     assert len(made) == 1
-    assert list(run._pointwise._code) == made
+    assert list(made_by(run)) == made
     plain = DistillStep(student, LiveTeacher(teacher), build_objective(spec), vocab=running.VOCAB)
     assert total.item() == pytest.approx(plain(batch, 20)[0].item(), rel=1e-6)
 
