@@ -159,11 +159,13 @@ def test_an_objective_on_features_alone_computes_no_logits(monkeypatch):
     def refuse(*args):
         raise AssertionError("a head was applied")
 
-    monkeypatch.setattr("kdcli.engine.projection.product_into", refuse)
+    monkeypatch.setattr("kdcli.engine.execution.product_into", refuse)
     module, made = step("hidden", *pair()), batch()
     total, grads = value_and_grads(module, made)
     assert total > 0
     assert all(grad is not None for grad in grads), "every parameter takes part, so that all ranks agree"
+    with pytest.raises(AssertionError, match="a head was applied"):
+        value_and_grads(step("hidden+fkl", *pair()), made)
 
 
 def test_a_micro_batch_without_tokens_is_a_live_zero_that_every_parameter_belongs_to():

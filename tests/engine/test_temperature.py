@@ -97,7 +97,7 @@ def test_facts_at_the_temperature_are_those_of_divided_logits():
 
 
 def test_memory_does_not_grow_with_tokens_times_vocabulary(monkeypatch):
-    monkeypatch.setattr("kdcli.engine.workspace._CPU_CHUNK", 32 * VOCAB)
+    monkeypatch.setattr("kdcli.engine.execution._CPU_CHUNK", 32 * VOCAB)
     student = sharp()
     for count in (12, 60):
         rows = dataset(count)
