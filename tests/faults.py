@@ -265,9 +265,10 @@ class Work:
         told.write_text(json.dumps({**found, "operations": disk.count}))
         os._exit(0)
 
-    def states(self, every: int = 1) -> list[Path]:
-        """Run the command once; return copies of the folder before every so many operations, and of torn writes.
+    def states(self, every: int = 1, first: int = 0) -> list[Path]:
+        """Run the command once; return copies of the folder before operations, and of torn writes.
 
+        The operations are those whose number leaves ``first`` when divided by ``every``.
         A torn write is kept as it is with every file that it changed cut in the middle of the change.
         """
         folder = self.beside / "states"
@@ -278,11 +279,11 @@ class Work:
             return folder / f"{number:04d}-{operation.name}-{Path(operation.path).name}"
 
         def keep(number: int, operation: Operation) -> None:
-            if number % every == 0:
+            if number % every == first:
                 self.save(label(number, operation))
 
         def keep_torn(number: int, operation: Operation) -> None:
-            if number % every or operation.half is None:
+            if number % every != first or operation.half is None:
                 return
             whole = label(number, operation)
             torn = whole.with_name(f"{whole.name}-torn")
