@@ -30,6 +30,7 @@ SCHEMA = 2
 _WITHOUT_DIGEST = 1
 """Schema of manifests that carry no digest of themselves; they are still read."""
 _TEMPORARY, _ASIDE = ".tmp-", ".tmp-old-"
+_OURS = re.compile(r"\.tmp-([0-9a-f]{16}|old-[0-9a-f]{16}-.+)", re.DOTALL)
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _MANIFEST_LIMIT = 4 * 2**20
 _BLOCK = 2**16
@@ -126,6 +127,25 @@ def commit_folder(final: Path, fill: Callable[[Path], None], extra: Mapping[str,
             _remove(old)
 
 
+@contextlib.contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """Give a folder inside another that is removed again; after a kill, by :func:`sweep`.
+
+    Raises:
+        MachineError: the disk refuses.
+    """
+    place = _temporary(folder / "scratch")
+    with refusals(folder):
+        place.mkdir()
+        try:
+            with _in_use(os.open(place, os.O_RDONLY | os.O_CLOEXEC)):
+                yield place
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        _remove(place)
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder that somebody asked for, with those around it, durably; one that is there stays.
 
@@ -212,7 +232,8 @@ def verify_folder(folder: Path) -> dict[str, Any]:
 
 def leftovers(folder: Path) -> list[Path]:
     """Return what interrupted writers left in a folder: names of our own temporary form that no process writes."""
-    return [item for item in sorted(folder.glob(f"{_TEMPORARY}*")) if not _is_used(item)]
+    found = sorted(item for item in folder.glob(f"{_TEMPORARY}*") if _OURS.fullmatch(item.name))
+    return [item for item in found if not _is_used(item)]
 
 
 def sweep(folder: Path) -> None:

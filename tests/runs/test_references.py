@@ -1,6 +1,7 @@
 """The student before training and the teacher: measured once on the same rows, in every form of a table."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +91,29 @@ def test_a_second_start_measures_nothing_again_and_the_tables_stay_equal(made):
     compare(parts.study("fkl", "ce", seeds=(0, 1)), silent)
     assert [path.stat().st_mtime_ns for path in places] == times
     assert {name: path for name, path in tree(found.folder).items() if not name.startswith(("cells", "costs"))} == kept
+
+
+def test_what_kills_left_beside_the_lines_is_removed(made):
+    parts, found = made
+    lines = found.folder / "reference"
+    kept = tree(lines)
+    shutil.copytree(lines / "teacher", lines / ".tmp-0123456789abcdef")
+    shutil.copytree(lines / "before", lines / ".tmp-old-0123456789abcdef-before")
+    shutil.copy(lines / "before" / "answers.jsonl", lines / ".before.answers.jsonl")
+    compare(parts.study("fkl", "ce", seeds=(0, 1)), silent)
+    assert tree(lines) == kept
+
+
+def test_what_kills_left_beside_an_evaluation_elsewhere_is_removed(made, tmp_path):
+    parts, _ = made
+    asked = parts.evaluation(parts.student, output=str(tmp_path / "out"))
+    evaluate_run(asked, silent)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    shutil.copytree(tmp_path / "out", tmp_path / ".tmp-0123456789abcdef")
+    shutil.copy(tmp_path / "out" / "answers.jsonl", tmp_path / ".out.answers.jsonl")
+    (tmp_path / ".tmp-mine").mkdir()
+    evaluate_run(asked, silent)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, ".tmp-mine"])
 
 
 def test_a_damaged_line_is_found_by_verify_and_measured_again(made):

@@ -1,6 +1,5 @@
 """Keeps a student, its card and its adapter as folders that appear whole or not at all."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,11 @@ def rehearse(model: LanguageModel, run: Path, card: str, *, adapter: bool) -> No
         InputError: MOD-25, something of it cannot be saved.
         MachineError: the disk refuses.
     """
-    with durable.refusals(run), tempfile.TemporaryDirectory(prefix=".tmp-", dir=run) as place:
-        rehearse_saving(model, Path(place))
-        (Path(place) / CARD).write_text(card, encoding="utf-8")
+    with durable.scratch(run) as place:
+        rehearse_saving(model, place)
+        (place / CARD).write_text(card, encoding="utf-8")
         if adapter:
-            save_adapter(model.adapter, Path(place))
+            save_adapter(model.adapter, place)
 
 
 def save_adapter_alone(model: LanguageModel, run: Path) -> None:

@@ -24,7 +24,7 @@ from kdcli.runs.evaluation import scoring
 from kdcli.runs.evaluation.asking import answer
 from kdcli.runs.evaluation.beside import asks_beside, measure_beside, ready_beside
 from kdcli.runs.evaluation.choosing import score_choices
-from kdcli.runs.evaluation.kept import Asking, KeptAnswers
+from kdcli.runs.evaluation.kept import Asking, KeptAnswers, clear_beside
 from kdcli.runs.evaluation.local import LocalModel
 from kdcli.runs.evaluation.measured import Measured, keep
 from kdcli.runs.evaluation.own_samples import Speakers
@@ -117,6 +117,8 @@ def evaluate_subject(subject: Subject, config: EvalConfig, workshop: Workshop, r
         report(Event("warning", f"{error.where} {error.what}: measured again"))
         there = None
     if there is not None:
+        if asked.folder is not None:
+            clear_beside(asked.folder)
         return there
     return _score_asked(config, subject.facts.path, asked, report, workshop)
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from kdcli import durable, stored
 from kdcli.config import GenerationConfig
 from kdcli.end_tokens import UNTOLD
+from kdcli.errors import MachineError
 from kdcli.generate import Answer
 from kdcli.runs.evaluation.answering import Question, Said
 
@@ -111,6 +113,15 @@ class KeptAnswers:
         """Remove what lies beside the folder, now that the folder holds it."""
         self.close()
         durable.remove_file(self._path)
+
+
+def clear_beside(folder: Path) -> None:
+    """Remove what killed evaluations left beside a finished one's folder, where the disk may be written."""
+    with suppress(MachineError):
+        durable.sweep(folder.parent)
+        kept = folder.with_name(f".{folder.name}.{ANSWERS}")
+        if kept in superseded_answers(folder.parent):
+            durable.remove_file(kept)
 
 
 def superseded_answers(evaluations: Path) -> list[Path]:

@@ -186,7 +186,9 @@ def _beside(before: pa.Table, now: pa.Table, scores: Sequence[str]) -> pa.Table:
 
 
 def make_place(folder: Path, output: str | None) -> None:
-    """Make the folder around an evaluation's; of a run that has gone, nothing is made again.
+    """Make the folder around an evaluation's, without what killed writers left in it.
+
+    Of a run that has gone, nothing is made again.
 
     Args:
         folder: the evaluation's.
@@ -200,6 +202,7 @@ def make_place(folder: Path, output: str | None) -> None:
         durable.make_folder(folder.parent)
     else:
         durable.make_inside(folder.parents[1], folder.parent.name)
+    durable.sweep(folder.parent)
 
 
 def read_results(folder: Path) -> EvalRecord:
