@@ -231,3 +231,10 @@ def test_chunks_follow_from_the_free_memory_once(monkeypatch, free, compiles, ex
     monkeypatch.setattr(execution, "free_memory", lambda device: 0)
     assert run.chunk(152_000) == expected
     assert run.chunk(10**9) == 32
+
+
+def test_a_gpu_that_is_planned_for_is_asked_nothing():
+    run = OnAccelerator(torch.device("cuda"), compiles=True, planned=80 * 2**30)
+    assert run.chunk(152_000) == 1024
+    assert OnAccelerator(torch.device("cuda"), compiles=True, planned=2**30).chunk(152_000) == 64
+    assert run.logits_dtype(torch.bfloat16) == torch.float32

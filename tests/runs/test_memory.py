@@ -192,3 +192,11 @@ def test_a_way_to_fit_is_one_that_fits_and_the_gentlest():
     assert way.flags == "--gradient-checkpointing"
     assert way.total == needed(peak_of(sizes, None, replace(setup, checkpointing=True)).total) <= memory_of_one
     assert way_to_fit(sizes, None, setup, 2**30, adapts=False) is None
+
+
+def test_logits_kept_wider_than_their_matrices_have_a_gradient_of_their_own():
+    half = replace(ALONE, half=True, chunk=64, vocab=1000, rows=64)
+    logits = [
+        moments(SEVEN, SEVEN, setup)["the student's forward"]["logits"] for setup in (half, replace(half, wide=True))
+    ]
+    assert logits == [64_000 * 2 * 2, 64_000 * (2 * 4 + 2)]

@@ -8,7 +8,8 @@ nothing on the host, and adds its products of bf16 matrices up in fp32.
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from kdcli.losses.logits import widen
 from kdcli.losses.rows import without_host_reads
 from kdcli.models.products import add_outer, product_into
 from kdcli.models.split import Head
+
+if TYPE_CHECKING:
+    from kdcli.engine.pointwise import Pointwise
 
 _CPU_CHUNK = 5 * 2**22
 _CPU_BLOCK = 2**20
@@ -140,16 +144,20 @@ class OnAccelerator(Execution):
     Args:
         device: where.
         compiles: whether there is a compiler for it.
+        planned: memory in bytes of a GPU that need not be here; None for a device that is.
     """
 
-    def __init__(self, device: torch.device, *, compiles: bool) -> None:
-        self.device, self.compiles, self.notes = device, compiles, []
+    def __init__(self, device: torch.device, *, compiles: bool, planned: int | None = None) -> None:
+        self.device, self.compiles, self.planned, self.notes = device, compiles, planned, []
         self._chunks: dict[int, int] = {}
-        self._pointwise = None
-        if compiles:
-            from kdcli.engine.pointwise import Pointwise  # takes as long to import as a CPU run needs to start
 
-            self._pointwise = Pointwise(self.notes.append)
+    @cached_property
+    def _pointwise(self) -> "Pointwise | None":
+        if not self.compiles:
+            return None
+        from kdcli.engine.pointwise import Pointwise  # takes as long to import as a CPU run needs to start
+
+        return Pointwise(self.notes.append)
 
     def chunk(self, vocab: int) -> int:
         """Return as many tokens as a quarter of the free memory holds, but no more than make 2^28 logits.
@@ -158,7 +166,8 @@ class OnAccelerator(Execution):
         memory is scarce.
         """
         if vocab not in self._chunks:
-            free, each = free_memory(self.device), _COMPILED_BYTES if self.compiles else _PLAIN_BYTES
+            free = free_memory(self.device) if self.planned is None else self.planned
+            each = _COMPILED_BYTES if self.compiles else _PLAIN_BYTES
             fitting = _MOST if free is None else min(free // (_SHARE * each), _MOST)
             self._chunks[vocab] = max(1 << max(fitting // vocab, 1).bit_length() - 1, 32)
         return self._chunks[vocab]
@@ -169,7 +178,7 @@ class OnAccelerator(Execution):
 
     def logits_dtype(self, compute: torch.dtype) -> torch.dtype:
         """Return fp32 for matrices in bf16 where the device gives their product so, without a copy."""
-        return torch.float32 if widens(self.device.type, compute) else compute
+        return torch.float32 if self.planned is not None or widens(self.device.type, compute) else compute
 
     def product_into(self, out: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         """Write the product, added up in fp32 and kept so if ``out`` is."""

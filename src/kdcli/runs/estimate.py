@@ -13,6 +13,7 @@ from kdcli.config import HardwareConfig
 from kdcli.data.order import micro_batches
 from kdcli.engine.block import block_gradient
 from kdcli.engine.devices import Device
+from kdcli.engine.execution import OnAccelerator
 from kdcli.engine.workspace import Workspace
 from kdcli.losses.base import DistillLoss
 from kdcli.losses.trial import sample, tokens_of, with_facts
@@ -97,10 +98,14 @@ def setup_of(prepared: Prepared, rows: int, length: int, *, several: bool) -> Se
     """
     config, device = prepared.config, prepared.device
     vocab = max(prepared.pair.vocab, prepared.pair.teacher_vocab or 0)
-    space = Workspace(config.train.chunk_tokens)
+    here = device.planned is None
+    space = Workspace(
+        config.train.chunk_tokens, None if here else OnAccelerator(device.device, compiles=True, planned=device.planned)
+    )
     chunk = space.chunk(vocab, device.device)
     half, many = device.autocast is not None, count(config.hardware)
-    widened = (1 + prepared.loss.needs().teacher) if half else 0
+    wide = half and space.on(device.device).logits_dtype(torch.bfloat16) == torch.float32
+    widened = (1 + prepared.loss.needs().teacher) if half and not wide else 0
     return Setup(
         shard=config.hardware.shard,
         processes=many,
@@ -109,6 +114,7 @@ def setup_of(prepared: Prepared, rows: int, length: int, *, several: bool) -> Se
         accumulates=several,
         checkpointing=config.train.gradient_checkpointing,
         half=half,
+        wide=wide,
         vocab=vocab,
         chunk=chunk,
         block=space.block(vocab, device.device, chunk),

@@ -59,6 +59,7 @@ class Setup:
         remembered: whether a cache stands for the teacher, of which then the head alone is loaded.
         alone: whether a live teacher reads one sequence at a time, as on a CPU.
         lends: whether a teacher in shards is used outside the steps, too, and gathered whole for it.
+        wide: whether head products of bf16 matrices are kept in fp32, their gradient in a buffer of its own.
     """
 
     shard: str
@@ -77,6 +78,7 @@ class Setup:
     remembered: bool = False
     alone: bool = False
     lends: bool = False
+    wide: bool = False
 
     @property
     def shards(self) -> int:
@@ -154,11 +156,12 @@ class _Count:
         """Count what is there throughout."""
         setup, student = self.setup, self.student
         adapter = 0 if setup.rank is None else self.trained
-        width = _HALF if setup.half else _FP32
+        logits = (1 if self.teacher is None else 2) * (_HALF if setup.half and not setup.wide else _FP32)
+        gradient = _HALF if setup.wide else 0
         parts = {
             "student's weights": (student.parameters + adapter) * _FP32 // setup.shards,
             "AdamW's moments": 2 * self.trained * _FP32 // setup.shards,
-            "logits": (1 if self.teacher is None else 2) * self.chunk * setup.vocab * width,
+            "logits": (logits + gradient) * self.chunk * setup.vocab,
         }
         if setup.shard == "ddp" and setup.processes > 1:
             parts["buckets of gradients"] = self.trained * _FP32
