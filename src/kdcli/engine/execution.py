@@ -55,6 +55,10 @@ class Execution(ABC):
     def block(self, vocab: int, chunk: int) -> int:
         """Return the tokens of one pointwise pass."""
 
+    def pass_bytes(self) -> int | None:
+        """Return the bytes a pass takes per logit beside logits and gradient; None where the objective decides."""
+        return None
+
     @abstractmethod
     def logits_dtype(self, compute: torch.dtype) -> torch.dtype:
         """Return in which dtype a head product of matrices in another one is kept."""
@@ -144,7 +148,7 @@ class OnAccelerator(Execution):
     Args:
         device: where.
         compiles: whether there is a compiler for it.
-        planned: memory in bytes of a GPU that need not be here; None for a device that is.
+        planned: bytes that are free, the models loaded, on a GPU that need not be here; None for a device that is.
     """
 
     def __init__(self, device: torch.device, *, compiles: bool, planned: int | None = None) -> None:
@@ -166,7 +170,7 @@ class OnAccelerator(Execution):
         memory is scarce.
         """
         if vocab not in self._chunks:
-            free = free_memory(self.device) if self.planned is None else self.planned
+            free = free_memory(self.device) if self.planned is None else max(self.planned, 0)
             each = _COMPILED_BYTES if self.compiles else _PLAIN_BYTES
             fitting = _MOST if free is None else min(free // (_SHARE * each), _MOST)
             self._chunks[vocab] = max(1 << max(fitting // vocab, 1).bit_length() - 1, 32)
@@ -175,6 +179,10 @@ class OnAccelerator(Execution):
     def block(self, vocab: int, chunk: int) -> int:
         """Return the whole chunk."""
         return chunk
+
+    def pass_bytes(self) -> int | None:
+        """Return what a chunk of compiled passes is planned with, less the logits of both sides and a gradient."""
+        return _COMPILED_BYTES - 2 * 4 - 2 if self.compiles else None
 
     def logits_dtype(self, compute: torch.dtype) -> torch.dtype:
         """Return fp32 for matrices in bf16 where the device gives their product so, without a copy."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from kdcli.config import HardwareConfig
 from kdcli.data.order import micro_batches
 from kdcli.engine.block import block_gradient
 from kdcli.engine.devices import Device
-from kdcli.engine.execution import OnAccelerator
+from kdcli.engine.execution import Execution, OnAccelerator, execution_on
 from kdcli.engine.workspace import Workspace
 from kdcli.losses.base import DistillLoss
 from kdcli.losses.trial import sample, tokens_of, with_facts
@@ -21,7 +21,7 @@ from kdcli.models.footprint import Footprint, footprint, together
 from kdcli.models.split import Head
 from kdcli.runs.folder import model_of
 from kdcli.runs.live_bytes import LiveBytes
-from kdcli.runs.memory import Peak, Setup, peak_of
+from kdcli.runs.memory import CONTEXT, Peak, Setup, peak_of, standing
 from kdcli.runs.prepare import Prepared
 
 _TRIED = (32, 8192)
@@ -79,7 +79,11 @@ def estimate(prepared: Prepared) -> Estimate:
         longest = length if prepared.teacher_rows is None else max(prepared.teacher_rows.lengths)
         sizes = [footprint(one, None, rows=rows, length=longest, keep=True, autocast=device.autocast) for one in named]
         teacher = together(sizes)
-    setup = setup_of(prepared, rows, length, several=several)
+    setup = setup_of(prepared, rows, length, several=several, execution=_execution(device, 0))
+    if device.planned is not None:
+        loaded = sum(standing(student, teacher, replace(setup, chunk=0)).values())
+        planned = _execution(device, device.planned - CONTEXT - loaded)
+        setup = setup_of(prepared, rows, length, several=several, execution=planned)
     peak = peak_of(student, teacher, setup)
     if process := process_bytes(device):
         peak = Peak(peak.moment, {"process": process, **peak.parts})
@@ -87,7 +91,13 @@ def estimate(prepared: Prepared) -> Estimate:
     return Estimate(peak, flops(prepared, student, teacher), rate, student, teacher, setup)
 
 
-def setup_of(prepared: Prepared, rows: int, length: int, *, several: bool) -> Setup:
+def _execution(device: Device, free: int) -> Execution:
+    if device.planned is None:
+        return execution_on(device.device)
+    return OnAccelerator(device.device, compiles=True, planned=free)
+
+
+def setup_of(prepared: Prepared, rows: int, length: int, *, several: bool, execution: Execution) -> Setup:
     """Return what decides how much memory a run takes.
 
     Args:
@@ -95,17 +105,16 @@ def setup_of(prepared: Prepared, rows: int, length: int, *, several: bool) -> Se
         rows: sequences of a process's largest micro-batch.
         length: its padded tokens per sequence.
         several: whether there are several per optimizer step.
+        execution: how the chunked pass runs there.
     """
     config, device = prepared.config, prepared.device
     vocab = max(prepared.pair.vocab, prepared.pair.teacher_vocab or 0)
-    here = device.planned is None
-    space = Workspace(
-        config.train.chunk_tokens, None if here else OnAccelerator(device.device, compiles=True, planned=device.planned)
-    )
+    space = Workspace(config.train.chunk_tokens, execution)
     chunk = space.chunk(vocab, device.device)
     half, many = device.autocast is not None, count(config.hardware)
-    wide = half and space.on(device.device).logits_dtype(torch.bfloat16) == torch.float32
+    wide = half and execution.logits_dtype(torch.bfloat16) == torch.float32
     widened = (1 + prepared.loss.needs().teacher) if half and not wide else 0
+    taken = execution.pass_bytes()
     return Setup(
         shard=config.hardware.shard,
         processes=many,
@@ -118,7 +127,7 @@ def setup_of(prepared: Prepared, rows: int, length: int, *, several: bool) -> Se
         vocab=vocab,
         chunk=chunk,
         block=space.block(vocab, device.device, chunk),
-        pointwise=pointwise(prepared.loss) + widened,
+        pointwise=pointwise(prepared.loss) + widened if taken is None else taken / 4,
         rank=config.lora.rank,
         quantization=config.teacher_quantization,
         remembered=config.teacher_cache is not None,

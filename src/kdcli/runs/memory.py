@@ -121,6 +121,11 @@ def peak_of(student: Footprint, teacher: Footprint | None, setup: Setup) -> Peak
     return max((Peak(name, dict(parts)) for name, parts in found.items()), key=lambda peak: peak.total)
 
 
+def standing(student: Footprint, teacher: Footprint | None, setup: Setup) -> Mapping[str, int]:
+    """Return what is there throughout a training: part -> bytes; arguments as for ``peak_of``."""
+    return _Count(student, teacher, setup).standing()
+
+
 def moments(student: Footprint, teacher: Footprint | None, setup: Setup) -> Mapping[str, Mapping[str, int]]:
     """Return what takes memory at each moment of a training: moment -> part -> bytes; arguments as for ``peak_of``."""
     count = _Count(student, teacher, setup)
