@@ -4,8 +4,10 @@ Run by hand::
 
     python benchmarks/head.py --tokens 1024
     python benchmarks/head.py --tokens 4096 --dtype bf16 --vocab 151936 --widths 896 1536
+    python benchmarks/head.py --tokens 1024 --dtype bf16 --vocab 151936 --products
 
-Times alternate between the two within one process; memory is measured in a process of its own.
+Times alternate between the two within one process; memory is measured in a process of its own. With ``--products``,
+on a CPU, the fused path's time stands beside that of the matrix products it makes.
 """
 
 import argparse
@@ -19,13 +21,14 @@ from pathlib import Path
 
 import torch
 from plain import PLAIN
+from products import Products
 from torch import Tensor
 
 import kdcli
 from kdcli.engine.devices import peak_memory, reset_peak_memory
 
 GUEST = f"{Path(__file__).with_name('guest.py')}:GuestForwardKL"
-NAMES = {**{name: name for name in PLAIN}, "guest": GUEST}
+NAMES = {**{name: name for name in PLAIN}, "atkd": "atkd", "guest": GUEST}
 
 
 def inputs(options: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -75,6 +78,25 @@ def synchronise(tensor: Tensor) -> None:
         torch.cuda.synchronize()
 
 
+def over_products(options: argparse.Namespace) -> None:
+    """Print each objective's time over that of its own matrix products, and over fkl's, times in turn."""
+    data, times, alone = inputs(options), {}, {}
+    for name in options.objectives:
+        with Products() as products:
+            fused(name, data)
+        alone[name] = products
+    found = {name: ([], []) for name in options.objectives}
+    for _ in range(options.repeats):
+        for name in options.objectives:
+            found[name][0].append(timed(fused, name, data)[0])
+            found[name][1].append(alone[name].seconds(1))
+    times = {name: (min(whole), min(products)) for name, (whole, products) in found.items()}
+    print("objective   fused ms   products ms   over its products   over fkl")
+    for name, (whole, products) in times.items():
+        beside = f"{whole / times['fkl'][0]:10.2f}" if "fkl" in times else ""
+        print(f"{name:9} {whole * 1e3:10.0f} {products * 1e3:13.0f} {whole / products:19.2f} {beside}")
+
+
 def extra_peak(side: str, name: str, options: argparse.Namespace) -> float:
     """MiB above the inputs, measured in a fresh process."""
     arguments = [sys.executable, __file__, "--measure", side, name]
@@ -104,14 +126,18 @@ def main() -> None:
     parser.add_argument("--dtype", default="fp32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--objectives", nargs="*", default=list(NAMES))
+    parser.add_argument("--objectives", nargs="*", default=[*PLAIN, "guest"], choices=list(NAMES))
     parser.add_argument("--speed-only", action="store_true", help="leave memory out")
+    parser.add_argument("--products", action="store_true", help="against the fused path's own matrix products")
     parser.add_argument("--measure", nargs=2)
     options = parser.parse_args()
     if options.measure:
         measure(*options.measure, options)
         return
     print(f"{options.tokens} tokens, V = {options.vocab:,}, widths {options.widths}, {options.dtype}, {options.device}")
+    if options.products:
+        over_products(options)
+        return
     print("objective   plain ms   fused ms   speed   plain MiB   fused MiB   share   difference")
     data = inputs(options)
     for name in options.objectives:

@@ -3,10 +3,12 @@
 Run by hand, with the extra ``bench`` installed::
 
     python benchmarks/step.py --vocab 50257 --dtype fp32
+    python benchmarks/step.py --vocab 151936 --dtype bf16 --products fkl akl jsd atkd
 
 Both sides train the same student (4 x 256) from the same teacher (12 x 768) on rows shaped like Dolly's (up to
 512 tokens, 8 rows a step), each in a process of its own, in turn, with its own defaults. Speed counts response tokens
-and all non-padding tokens per second of steps after the first two; memory is the peak of the whole process.
+and all non-padding tokens per second of steps after the first two; memory is the peak of the whole process. With
+``--products`` kd's steps stand beside the matrix products that they make, and objectives beside each other.
 """
 
 import argparse
@@ -105,6 +107,27 @@ def run_kd(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     return speed(*train_marks(folder, make_rows(options.vocab), options, STEPS + WARM, ROWS))
 
 
+def over_products(folder: Path, options: argparse.Namespace) -> None:
+    """Print kd's seconds per step with some objectives over those of its own matrix products and of the first one."""
+    from bench_kd import train_marks
+    from products import Products
+
+    rows, found = make_rows(options.vocab), {name: [] for name in options.products}
+    for _ in range(options.repeats):
+        for name in options.products:
+            options.objective = name
+            marks, _ = train_marks(folder, rows, options, STEPS + WARM, ROWS)
+            found[name].append((marks[STEPS + WARM - 1] - marks[WARM - 1]) / STEPS)
+    print("objective   seconds per step   products alone   over its products   over the first")
+    for name, seconds in found.items():
+        options.objective = name
+        with Products() as products:
+            train_marks(folder, rows[: ROWS * STEPS], options, STEPS, ROWS)
+        alone, whole = products.seconds() / STEPS, min(seconds)
+        beside = whole / min(found[options.products[0]])
+        print(f"{name:9} {whole:18.2f} {alone:16.2f} {whole / alone:19.2f} {beside:16.2f}", flush=True)
+
+
 def speed(marks: list[float], sizes: list[tuple[int, int]]) -> dict[str, Any]:
     """Tokens and response tokens per second over the steps after the warm-up, each step with its own tokens."""
     from kdcli.engine.devices import peak_memory
@@ -122,6 +145,7 @@ def main() -> None:
     parser.add_argument("--objective", choices=("fkl", "jsd", "rkl"), default="fkl")
     parser.add_argument("--matmul-precision", default="highest")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--products", nargs="+", metavar="OBJECTIVE", help="kd alone, against its matrix products")
     parser.add_argument("--side", choices=("trl", "kd"))
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
@@ -132,6 +156,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         make_models(Path(name), options.vocab)
+        if options.products:
+            over_products(Path(name), options)
+            return
         found: dict[str, list[dict[str, float]]] = {"trl": [], "kd": []}
         for _ in range(options.repeats):
             for side, results in found.items():
