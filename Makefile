@@ -12,7 +12,7 @@ LOCK ?= src/kdcli/constraints.txt
 EXTRAS := track,lora,quant,slurm,ray,bench
 RESOLVE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --prerelease disallow --group dev --all-extras \
 	--no-emit-index-url --no-header --no-annotate pyproject.toml
-SMOKE := tests/generate/test_answers.py tests/generate/test_company.py tests/models/test_save.py tests/runs/test_teacher_cache.py \
+SMOKE := tests/generation/test_answers.py tests/generation/test_company.py tests/models/test_save.py tests/teachers/test_teacher_cache.py \
 	tests/journeys/test_demo.py
 
 .PHONY: demo test test-full check lint types imports docs fast fix lock newest newest-smoke lowest clean

@@ -10,22 +10,22 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from kdcli.config import HardwareConfig, TrainConfig
-from kdcli.data.examples import Example, TokenDataset
+from kdcli.config.schema import HardwareConfig, TrainConfig
+from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.end_tokens import EndTokens
-from kdcli.engine.devices import prepare
-from kdcli.engine.events import Event
-from kdcli.engine.loop import train
-from kdcli.engine.teacher import LiveTeacher, Teacher
-from kdcli.engine.training import Training
+from kdcli.events import Event
 from kdcli.losses.build import build_objective
-from kdcli.models.activations import fuse_activations
+from kdcli.models.devices import prepare
+from kdcli.models.head import split_head, trunk_of
 from kdcli.models.internals import reading_of
+from kdcli.models.kernels import fuse_activations
 from kdcli.models.load import LanguageModel
-from kdcli.models.split import split_head, trunk_of
 from kdcli.sources.base import Ground, Source
 from kdcli.sources.build import build_source
 from kdcli.sources.dataset import DatasetSource, DatasetWindows
+from kdcli.teachers.base import LiveTeacher, Teacher
+from kdcli.training.job import Training
+from kdcli.training.trainer import train
 
 
 def train_marks(

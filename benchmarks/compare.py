@@ -22,13 +22,12 @@ import torch
 from bench_kd import examples_of, language_model, run_training
 from step import ROWS, make_models, make_rows
 
-from kdcli.data.collate import Batch, collate
-from kdcli.data.examples import Example
-from kdcli.engine.cached_teacher import HIDDEN, CachedTeacher
-from kdcli.engine.pack import Packing, find_valid
-from kdcli.engine.projection import Projection
-from kdcli.engine.teacher import LiveTeacher
-from kdcli.engine.token_store import TokenStore, sequence_keys
+from kdcli.data.batching import Batch, collate
+from kdcli.data.tokenize import Example
+from kdcli.models.packing import Packing, Projection, find_valid
+from kdcli.teachers.base import LiveTeacher
+from kdcli.teachers.cached import HIDDEN, CachedTeacher
+from kdcli.teachers.token_store import TokenStore, sequence_keys
 
 OBJECTIVES = ("fkl", "rkl", "jsd", "akl")
 

@@ -15,8 +15,8 @@ from scipy.special import stdtrit
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import simulated
 from kdcli.statistics import detectable, split_difference, tied_for_best
-from kdcli.statistics.power import of_studies
-from kdcli.statistics.two_level import Parts
+from kdcli.statistics.paired import of_studies
+from kdcli.statistics.variance_components import Parts
 
 SHARES = (0.0, 0.1, 0.3, 0.5, 0.8, 0.95, 1.0)
 DESIGNS = ((2, 100), (3, 100), (5, 100), (2, 500), (3, 500))

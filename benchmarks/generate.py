@@ -22,13 +22,13 @@ from dataclasses import replace
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from kdcli.config import DataConfig, GenerationConfig
+from kdcli.config.schema import DataConfig, GenerationConfig
 from kdcli.data.dataset import load_dataset
 from kdcli.end_tokens import EndTokens
-from kdcli.generate.batch import Batch
-from kdcli.generate.row import Row
-from kdcli.generate.settling import Settling
-from kdcli.generate.speaker import Speaker
+from kdcli.generation.batch import Batch
+from kdcli.generation.batch_invariance import Settling
+from kdcli.generation.decoder import Speaker
+from kdcli.generation.sampling import Row
 from kdcli.models.load import LanguageModel, load_model
 
 

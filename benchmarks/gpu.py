@@ -120,7 +120,7 @@ def worst(found: Tensor, expected: Tensor) -> float:
 
 def objectives() -> list[str]:
     """Return every built-in objective and some whose parts work together."""
-    from kdcli import catalog
+    from kdcli.registry import catalog
 
     return [*catalog.LOSSES, "0.5*ce+0.5*akl", "atkd:base=rkl", "weighted:by=teacher_entropy", "fkl:temperature=2"]
 
@@ -128,7 +128,7 @@ def objectives() -> list[str]:
 def numbers(sizes: Sizes) -> Iterator[Row]:
     """Values and gradients of every objective against float64, from inputs nobody has seen and memory full of NaN."""
     from kdcli.losses.build import build_objective
-    from kdcli.losses.trial import sample
+    from kdcli.losses.samples import sample
 
     seed = int.from_bytes(os.urandom(4), "little")
     for name in objectives():
@@ -155,7 +155,7 @@ def numbers(sizes: Sizes) -> Iterator[Row]:
 
 def gradient_of(loss: Any, data: Any) -> tuple[Tensor, Tensor]:
     """Return values and gradient as the engine takes them: in closed form where there is one."""
-    from kdcli.losses.trial import tokens_of, values_and_grad, with_facts
+    from kdcli.losses.samples import tokens_of, values_and_grad, with_facts
 
     data = with_facts(loss, data)
     if data.features is None:
@@ -400,8 +400,8 @@ def trl_step(sizes: Sizes, rows: list, teacher: Any, steps: int, warm: int, toke
 def generation(sizes: Sizes) -> Iterator[Row]:
     """Answers in bf16 against transformers' ``generate``, and the price of not depending on the batch."""
     from bench_kd import in_memory
-
     from generate import ours, theirs
+
     from kdcli.end_tokens import EndTokens
 
     generator = torch.Generator().manual_seed(2)
@@ -453,8 +453,8 @@ def small_pair(folder: Path, sizes: Sizes) -> dict[str, Any]:
 
 def trained(settings: dict[str, Any], output: Path, stop_at: int | None = None) -> tuple[Any, list[float]]:
     """Train, and return the record and the loss of each step; stop by a signal after a step if asked."""
-    from kdcli.config import DistillConfig
-    from kdcli.runs.distill import distill
+    from kdcli.config.schema import DistillConfig
+    from kdcli.distill.run import distill
 
     losses: list[float] = []
 
@@ -473,9 +473,9 @@ def weights(folder: Path) -> bytes:
 
 def bits(sizes: Sizes) -> Iterator[Row]:
     """The same weights, bit for bit: from a second run, from a cache of the teacher, and after a stop."""
-    from kdcli.config import CacheConfig
+    from kdcli.config.schema import CacheConfig
     from kdcli.errors import InterruptedRunError
-    from kdcli.runs.teachers import cache
+    from kdcli.teachers.load import cache
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kdcli.losses.divergence import Divergence
+from kdcli.losses.divergences.base import Divergence
 
 
 class GuestForwardKL(Divergence):

@@ -25,7 +25,7 @@ from products import Products
 from torch import Tensor
 
 import kdcli
-from kdcli.engine.devices import peak_memory, reset_peak_memory
+from kdcli.models.devices import peak_memory, reset_peak_memory
 
 GUEST = f"{Path(__file__).with_name('guest.py')}:GuestForwardKL"
 NAMES = {**{name: name for name in PLAIN}, "atkd": "atkd", "guest": GUEST}

@@ -106,7 +106,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1")
     if options.side:
-        from kdcli.engine.devices import peak_memory
+        from kdcli.models.devices import peak_memory
 
         logging.disable(logging.WARNING)
         marks = {"trl": run_trl, "kd": run_kd}[options.side](options.folder, options)

@@ -17,8 +17,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 
-from kdcli.config import DistillConfig
-from kdcli.runs.distill import plan_distill
+from kdcli.config.schema import DistillConfig
+from kdcli.distill.plan import plan_distill
 
 QWEN, LLAMA = 151_936, 128_256
 MODELS = {

@@ -13,9 +13,7 @@ import time
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from kdcli.metrics.rouge import RougeL
-from kdcli.metrics.rouge_base import f_measure
-from kdcli.metrics.rouge_tokens import RougeTokens
+from kdcli.metrics.rouge import RougeL, RougeTokens, f_measure
 
 SYLLABLES = ("an", "ber", "cal", "dor", "en", "fin", "gra", "hol", "in", "jus", "kel", "lam", "mor", "nat", "ol", "per")
 ENDINGS = ("", "", "s", "ed", "ing", "ly", "ation", "ness", "able", "er")

@@ -130,7 +130,7 @@ def over_products(folder: Path, options: argparse.Namespace) -> None:
 
 def speed(marks: list[float], sizes: list[tuple[int, int]]) -> dict[str, Any]:
     """Tokens and response tokens per second over the steps after the warm-up, each step with its own tokens."""
-    from kdcli.engine.devices import peak_memory
+    from kdcli.models.devices import peak_memory
 
     seconds = marks[STEPS + WARM - 1] - marks[WARM - 1]
     tokens, targets = (sum(column) / seconds for column in zip(*sizes[WARM : STEPS + WARM], strict=True))

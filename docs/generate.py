@@ -8,16 +8,21 @@ written by hand and stays as it is. NAME is ``help`` with a command, or one of `
 """
 
 import argparse
+import ast
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from kdcli.catalog import LOSSES
-from kdcli.cli.render_catalogue import prose
-from kdcli.config import (
+from kdcli.cli.render_catalog import prose
+from kdcli.config.names import ALIASES, FLAGS, flag_path
+from kdcli.config.presets import cards as preset_cards
+from kdcli.config.resolve import Setting, leaves
+from kdcli.config.resolve import describe as describe_type
+from kdcli.config.schema import (
     CacheConfig,
     CompareConfig,
     DistillConfig,
@@ -26,15 +31,12 @@ from kdcli.config import (
     GenerateConfig,
     JudgeConfig,
 )
-from kdcli.fields import Setting, leaves
-from kdcli.fields import describe as describe_type
-from kdcli.losses.describe import LossCard, describe
+from kdcli.losses.build import LossCard, describe
 from kdcli.metrics.describe import cards
-from kdcli.options import Option
-from kdcli.sources.describe import cards as source_cards
-from kdcli.spelling import ALIASES, FLAGS, flag_path
+from kdcli.registry.catalog import LOSSES
+from kdcli.registry.options import Option
+from kdcli.sources.build import cards as source_cards
 from kdcli.text import markdown_cell
-from kdcli.training_presets import cards as preset_cards
 
 HERE = Path(__file__).resolve().parent
 KINDS = {
@@ -87,6 +89,27 @@ def refreshed(text: str) -> tuple[str, list[str]]:
         return fresh
 
     return PART.sub(part, text), changed
+
+
+def packages() -> str:
+    """The packages from top to bottom, as the import linter's layers list them."""
+    home = Path(__file__).parents[1]
+    rules = tomllib.loads((home / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = next(rule for rule in rules["tool"]["importlinter"]["contracts"] if rule["type"] == "layers")["layers"]
+    rows = []
+    for layer in layers:
+        for place, name in enumerate(layer.replace("kdcli.", "").split(" | ")):
+            folder = home / "src" / "kdcli" / name
+            file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+            first = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").splitlines()[0]
+            rows.append(
+                [
+                    str(len(layers) - layers.index(layer)) if not place else "",
+                    code(file.name if not folder.is_dir() else f"{name}/"),
+                    first,
+                ]
+            )
+    return table(["layer", "package", "what it holds"], rows)
 
 
 def help_text(command: list[str]) -> str:
@@ -239,6 +262,7 @@ def code(text: str) -> str:
 
 
 PARTS: dict[str, Callable[[], str]] = {
+    "packages": packages,
     "settings": settings,
     "aliases": aliases,
     "objectives": objectives,

@@ -11,20 +11,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kdcli.config import CacheConfig, DataConfig, EvalSettings, GenerateConfig, GenerationConfig, HardwareConfig
-from kdcli.engine.events import Event, silent
+from kdcli.config.schema import CacheConfig, DataConfig, EvalSettings, GenerateConfig, GenerationConfig, HardwareConfig
+from kdcli.distill.generate import generate
+from kdcli.distill.run import distill, read_run
 from kdcli.errors import InterruptedRunError
-from kdcli.runs import compare
-from kdcli.runs.conclude import read_comparison
-from kdcli.runs.distill import distill, read_run
-from kdcli.runs.evaluation.results import read_results, read_scores
-from kdcli.runs.folder import RunFolder
-from kdcli.runs.report.load import groups_of
-from kdcli.runs.report.material import Material
-from kdcli.runs.study import read_study
-from kdcli.runs.tables import render
-from kdcli.runs.teachers import cache
-from kdcli.runs.writing.generate import generate
+from kdcli.evaluation.results import read_results, read_scores
+from kdcli.events import Event, silent
+from kdcli.report.sections import Material
+from kdcli.report.tables import render
+from kdcli.storage.run_dir import RunFolder
+from kdcli.study import compare
+from kdcli.study.finished import groups_of
+from kdcli.study.results import read_comparison
+from kdcli.study.study_dir import read_study
+from kdcli.teachers.load import cache
 from study import Parts
 
 CPU = HardwareConfig(device="cpu")

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcli.config import EvalSettings, GenerationConfig
+from kdcli.comparison.aggregate import Group
+from kdcli.config.schema import EvalSettings, GenerationConfig
+from kdcli.distill.records import RunRecord
+from kdcli.evaluation.answers import Texts
+from kdcli.evaluation.records import EvalRecord, ScoreInfo
+from kdcli.evaluation.results import Rows, write_results
 from kdcli.metrics.build import build_metrics
 from kdcli.metrics.score import Score
-from kdcli.runs.aggregate import Group
-from kdcli.runs.evaluation.results import Rows, write_results
-from kdcli.runs.evaluation.scoring import Texts
-from kdcli.runs.records import EvalRecord, RunRecord, ScoreInfo
 from kdcli.statistics import over_examples
 
 EXAMPLES = 24

@@ -28,9 +28,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast, modeling_utils
 
-from kdcli import durable
-from kdcli.engine import cached_teacher, checkpoint, token_store
 from kdcli.errors import KDError
+from kdcli.storage import atomic
+from kdcli.teachers import cached, token_store
+from kdcli.training import checkpoint
 
 CPU = torch.device("cpu")
 REFUSALS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
@@ -177,12 +178,12 @@ def watched(root: Path, before: Act, after: Act = _nothing) -> Iterator[_Disk]:
         put(os, name, call(name))
     for name in ("replace", "rename", "link"):
         put(os, name, call(name, 1))
-    put(durable, "_exchange", call("exchange", 1))
+    put(atomic, "_exchange", call("exchange", 1))
     put(os, "open", creating)
     put(os, "write", writing)
     put(io, "open", opening)
     put(builtins, "open", lambda real: io.open)
-    for owner in (checkpoint, token_store, cached_teacher):
+    for owner in (checkpoint, token_store, cached):
         put(owner, "save_file", writer(1))
     put(modeling_utils, "safe_save_file", writer(1))
     put(pq, "write_table", writer(1))

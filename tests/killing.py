@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 import study
-from kdcli.engine.events import silent
-from kdcli.runs import tabulate
-from kdcli.runs.compare import compare
+from kdcli.events import silent
+from kdcli.study import results as tabulate
+from kdcli.study.compare import compare
 
 
 def parts(root: Path) -> study.Parts:

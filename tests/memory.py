@@ -14,13 +14,13 @@ from torch.utils._pytree import tree_leaves
 
 import running
 import tiny
-from kdcli.config import HardwareConfig, LoraConfig
-from kdcli.data.examples import Example, TokenDataset
-from kdcli.engine.devices import prepare
-from kdcli.engine.loop import train
-from kdcli.engine.step import DistillStep
-from kdcli.models.adapter import attach
+from kdcli.config.schema import HardwareConfig, LoraConfig
+from kdcli.data.tokenize import Example, TokenDataset
+from kdcli.models.adapters import attach
+from kdcli.models.devices import prepare
 from kdcli.models.load import assemble
+from kdcli.training.step import DistillStep
+from kdcli.training.trainer import train
 from ranks import on_ranks
 
 VOCAB = 512

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcli import durable
+from kdcli.storage import atomic
 from shell import kd
 
 MEMORY = 2 * 2**30
@@ -114,11 +114,11 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 def mend_folder(path: Path) -> None:
     """Make a folder's manifest right again after one of its files was spoilt."""
-    manifest = json.loads((path.parent / durable.MANIFEST).read_bytes())
-    if path.name != durable.MANIFEST:
-        manifest["files"][path.name] = {"size": path.stat().st_size, "sha256": durable.digest_file(path)}
-        manifest["digest"] = durable.digest_record(manifest)
-        (path.parent / durable.MANIFEST).write_text(json.dumps(manifest))
+    manifest = json.loads((path.parent / atomic.MANIFEST).read_bytes())
+    if path.name != atomic.MANIFEST:
+        manifest["files"][path.name] = {"size": path.stat().st_size, "sha256": atomic.digest_file(path)}
+        manifest["digest"] = atomic.digest_record(manifest)
+        (path.parent / atomic.MANIFEST).write_text(json.dumps(manifest))
 
 
 def without_digests(run: Path) -> None:
@@ -163,7 +163,7 @@ def _bound() -> None:
 
 def _complaint(home: Path, target: Target, number: int) -> str:
     path = home / target.file
-    whole, beside = path.read_bytes(), (path.parent / durable.MANIFEST)
+    whole, beside = path.read_bytes(), (path.parent / atomic.MANIFEST)
     manifest = beside.read_bytes() if target.mend is not None else b""
     path.write_bytes(spoilt(whole, random.Random(f"{target.file} {target.command} {number}")))
     try:

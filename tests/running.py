@@ -5,16 +5,16 @@ from pathlib import Path
 import torch
 
 import tiny
-from kdcli.config import HardwareConfig, TrainConfig
-from kdcli.data.examples import Example, TokenDataset
-from kdcli.engine.devices import prepare
-from kdcli.engine.events import silent
-from kdcli.engine.teacher import LiveTeacher
-from kdcli.engine.training import Training
+from kdcli.config.schema import HardwareConfig, TrainConfig
+from kdcli.data.tokenize import Example, TokenDataset
+from kdcli.events import silent
 from kdcli.losses.build import build_objective
+from kdcli.models.devices import prepare
 from kdcli.models.load import assemble
 from kdcli.sources.base import Ground
 from kdcli.sources.dataset import DatasetWindows
+from kdcli.teachers.base import LiveTeacher
+from kdcli.training.job import Training
 
 VOCAB = len(tiny.WORDS)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import tiny
-from kdcli.config import (
+from kdcli.config.schema import (
     CompareConfig,
     DataConfig,
     DistillConfig,
@@ -14,7 +14,7 @@ from kdcli.config import (
     HardwareConfig,
     TrainConfig,
 )
-from kdcli.engine.events import Event
+from kdcli.events import Event
 
 METRICS = ("rougeL", "perplexity", "kl_to_teacher", "distinct")
 

@@ -12,16 +12,17 @@ from scipy.stats import binom, binomtest
 
 import simulated
 from kdcli.bounded import NOT_NEGATIVE, PERCENT, SHARE, score_interval
-from kdcli.config import EvalSettings
+from kdcli.comparison.aggregate import Group
+from kdcli.comparison.tables_store import About
+from kdcli.config.schema import EvalSettings
+from kdcli.distill.records import RunRecord
+from kdcli.evaluation.answers import Texts
+from kdcli.evaluation.records import EvalRecord, ScoreInfo
+from kdcli.evaluation.results import Rows, write_results
 from kdcli.metrics.build import build_metrics
 from kdcli.metrics.score import Score, ratio
-from kdcli.runs.aggregate import Group
-from kdcli.runs.conclude import conclude
-from kdcli.runs.evaluation.results import Rows, write_results
-from kdcli.runs.evaluation.scoring import Texts
-from kdcli.runs.records import EvalRecord, RunRecord, ScoreInfo
-from kdcli.runs.tidy import About
 from kdcli.statistics import (
+    bootstrap,
     detectable,
     difference_over_both,
     difference_over_examples,
@@ -29,11 +30,11 @@ from kdcli.statistics import (
     over_both,
     over_examples,
     over_seeds,
-    resample,
     smallest_detectable_difference,
     split_difference,
 )
-from kdcli.statistics.two_level import Parts
+from kdcli.statistics.variance_components import Parts
+from kdcli.study.results import conclude
 
 RARE = 1e-4
 """How often a check below fails although what it checks is right."""
@@ -245,7 +246,7 @@ def _answered(folder, label, seed, right):
     ("rates", "trials"), [((0.01, 0.04), 60), pytest.param((0.04, 0.10), 600, marks=pytest.mark.full)]
 )
 def test_the_interval_of_trained_models_covers_few_hits(rates, trials, monkeypatch):
-    monkeypatch.setattr(resample, "RESAMPLES", 499)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 499)
     draw, inside = np.random.default_rng(1), 0
     for _ in range(trials):
         theirs, ours = (score((draw.random(100) < rate).astype(float)) for rate in rates)

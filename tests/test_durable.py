@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 import faults
 import tiny
-from kdcli import durable
 from kdcli.errors import IntegrityError, MachineError
+from kdcli.storage import atomic
 
 MANY = [*tiny.WORDS, *(f"word{number}" for number in range(500))]
 
@@ -42,7 +42,7 @@ def kill_at(monkeypatch, number):
         return call
 
     calls_to = ("replace", "fsync", "write", "mkdir", "unlink", "rmdir")
-    for owner, name in (*((os, name) for name in calls_to), (durable, "_exchange")):
+    for owner, name in (*((os, name) for name in calls_to), (atomic, "_exchange")):
         monkeypatch.setattr(owner, name, wrap(getattr(owner, name)))
     return calls
 
@@ -51,7 +51,7 @@ def kill_at(monkeypatch, number):
 def one_operation(request, tmp_path, monkeypatch):
     """A system that swaps two names at once, and one that cannot."""
     if request.param == "two renames":
-        monkeypatch.setattr(durable.ctypes, "CDLL", lambda *_, **__: object())
+        monkeypatch.setattr(atomic.ctypes, "CDLL", lambda *_, **__: object())
 
 
 @pytest.mark.parametrize("replaces", [False, True])
@@ -63,17 +63,17 @@ def test_a_kill_at_any_operation_leaves_a_whole_folder_or_none(tmp_path, replace
         home.mkdir()
         final = home / "checkpoint"
         if replaces:
-            durable.commit_folder(final, fill("old"))
+            atomic.commit_folder(final, fill("old"))
         with pytest.MonkeyPatch.context() as patch:
             kill_at(patch, number)
             try:
-                durable.commit_folder(final, fill("new"), {"step": 7})
+                atomic.commit_folder(final, fill("new"), {"step": 7})
             except Killed:
                 died += 1
-        durable.sweep(home)
+        atomic.sweep(home)
         assert final.exists() or not replaces
         if final.exists():
-            manifest = durable.verify_folder(final)
+            manifest = atomic.verify_folder(final)
             assert (final / "a.txt").read_text() == ("new" if manifest.get("step") == 7 else "old")
         assert [path.name for path in home.iterdir()] in ([], ["checkpoint"])
     assert 8 < died < 59
@@ -81,14 +81,14 @@ def test_a_kill_at_any_operation_leaves_a_whole_folder_or_none(tmp_path, replace
 
 def test_a_full_disk_is_one_error_and_keeps_the_old_bytes(tmp_path, monkeypatch):
     path = tmp_path / "table.json"
-    durable.write_file(path, "old")
+    atomic.write_file(path, "old")
 
     def full(handle):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(MachineError, match="No space left") as caught:
-        durable.write_file(path, "new")
+        atomic.write_file(path, "new")
     assert caught.value.exit_code == 4
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
@@ -97,10 +97,10 @@ def test_a_full_disk_is_one_error_and_keeps_the_old_bytes(tmp_path, monkeypatch)
 def trace_of_replacing(home):
     """Every operation on the disk while a folder is exchanged for a new one."""
     final = home / "checkpoint"
-    durable.commit_folder(final, fill("old"))
+    atomic.commit_folder(final, fill("old"))
     trace = []
     with faults.watched(home, lambda number, operation: trace.append((operation.name, operation.path))):
-        durable.commit_folder(final, fill("new"))
+        atomic.commit_folder(final, fill("new"))
     return trace
 
 
@@ -168,7 +168,7 @@ REFUSALS = [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG]
 @pytest.mark.parametrize("number", REFUSALS)
 @pytest.mark.parametrize("form", ["python", "rust", "rust behind another"])
 def test_a_refusal_while_a_folder_is_filled_is_the_machines_and_leaves_nothing(tmp_path, number, form):
-    durable.commit_folder(tmp_path / "model", fill("old"))
+    atomic.commit_folder(tmp_path / "model", fill("old"))
 
     def refuse(folder):
         (folder / "half").write_text("x")
@@ -178,7 +178,7 @@ def test_a_refusal_while_a_folder_is_filled_is_the_machines_and_leaves_nothing(t
         raise error if form == "rust" else ValueError("the model cannot be saved") from error
 
     with pytest.raises(MachineError, match=os.strerror(number)) as caught:
-        durable.commit_folder(tmp_path / "model", refuse)
+        atomic.commit_folder(tmp_path / "model", refuse)
     assert caught.value.exit_code == 4
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (tmp_path / "model" / "a.txt").read_text() == "old"
@@ -197,11 +197,11 @@ def small_files():
 def test_a_tensor_file_that_the_system_refuses_is_the_machines_fault(tmp_path):
     """The libraries that write tensors and tokenizers end their own error with the system's number."""
     with pytest.raises(MachineError, match="File too large"):
-        durable.commit_folder(tmp_path / "model", lambda folder: save_file({"a": torch.zeros(9999)}, folder / "a"))
+        atomic.commit_folder(tmp_path / "model", lambda folder: save_file({"a": torch.zeros(9999)}, folder / "a"))
     with pytest.raises(MachineError, match="File too large"):
-        durable.commit_folder(tmp_path / "model", lambda folder: tiny.tokenizer(MANY).save_pretrained(folder))
+        atomic.commit_folder(tmp_path / "model", lambda folder: tiny.tokenizer(MANY).save_pretrained(folder))
     with pytest.raises(MachineError, match="File too large"):
-        durable.write_file(tmp_path / "table", b"x" * 9999)
+        atomic.write_file(tmp_path / "table", b"x" * 9999)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -210,17 +210,17 @@ def test_an_error_of_ours_is_no_refusal_of_the_machine_and_leaves_nothing(tmp_pa
         raise KeyError("a bug")
 
     with pytest.raises(KeyError):
-        durable.commit_folder(tmp_path / "model", wrong)
+        atomic.commit_folder(tmp_path / "model", wrong)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_has_gone_is_not_made_again(tmp_path):
     gone = tmp_path / "run"
     for write in (
-        lambda: durable.commit_folder(gone / "checkpoint", fill("x")),
-        lambda: durable.write_file(gone / "status.json", "x"),
-        lambda: durable.Lines(gone / "metrics.jsonl"),
-        lambda: durable.make_inside(gone, "eval"),
+        lambda: atomic.commit_folder(gone / "checkpoint", fill("x")),
+        lambda: atomic.write_file(gone / "status.json", "x"),
+        lambda: atomic.Lines(gone / "metrics.jsonl"),
+        lambda: atomic.make_inside(gone, "eval"),
     ):
         with pytest.raises(MachineError, match="No such file or directory"):
             write()
@@ -236,47 +236,47 @@ def test_no_link_is_followed_for_writing(tmp_path):
         (run / name).symlink_to(outside / "diary")
     for name in ("eval", "model"):
         (run / name).symlink_to(outside)
-    durable.write_file(run / "status.json", "new")
+    atomic.write_file(run / "status.json", "new")
     assert (run / "status.json").read_text() == "new"
-    durable.commit_folder(run / "model", fill("new"))
+    atomic.commit_folder(run / "model", fill("new"))
     assert (run / "model" / "a.txt").read_text() == "new"
-    for write in (lambda: durable.Lines(run / "metrics.jsonl"), lambda: durable.make_inside(run, "eval", "test")):
+    for write in (lambda: atomic.Lines(run / "metrics.jsonl"), lambda: atomic.make_inside(run, "eval", "test")):
         with pytest.raises(IntegrityError, match="is a link"):
             write()
     assert [path.name for path in outside.iterdir()] == ["diary"]
     assert (outside / "diary").read_text() == "kept"
-    assert not durable.leftovers(run)
+    assert not atomic.leftovers(run)
 
 
 def test_a_name_made_ready_by_somebody_else_is_not_written_through(tmp_path, monkeypatch):
     """A temporary name that exists already is an error, whatever it is."""
     (tmp_path / "diary").write_text("kept")
-    monkeypatch.setattr(durable.secrets, "token_hex", lambda size: "00")
+    monkeypatch.setattr(atomic.secrets, "token_hex", lambda size: "00")
     (tmp_path / ".tmp-00").symlink_to(tmp_path / "diary")
     with pytest.raises(MachineError, match="File exists"):
-        durable.commit_folder(tmp_path / "model", fill("x"))
+        atomic.commit_folder(tmp_path / "model", fill("x"))
     with pytest.raises(MachineError, match="File exists"):
-        durable.write_file(tmp_path / "table", "x")
+        atomic.write_file(tmp_path / "table", "x")
     assert (tmp_path / "diary").read_text() == "kept"
 
 
 def test_lines_keep_what_is_whole(tmp_path):
     path = tmp_path / "lines"
     path.write_bytes(b"one\ntwo\nhal")
-    lines = durable.Lines(path)
+    lines = atomic.Lines(path)
     assert lines.size == 8
     lines.add(b"three\n")
     assert lines.settle() == 14
     lines.close()
     assert path.read_bytes() == b"one\ntwo\nthree\n"
-    durable.Lines(path, 4).close()
+    atomic.Lines(path, 4).close()
     assert path.read_bytes() == b"one\n"
     path.write_bytes(b"x" * 200_000)
-    assert durable.Lines(path).size == 0
+    assert atomic.Lines(path).size == 0
 
 
 def test_a_write_that_failed_is_never_tried_again(tmp_path, monkeypatch):
-    lines = durable.Lines(tmp_path / "lines")
+    lines = atomic.Lines(tmp_path / "lines")
     lines.add(b"one\n")
     tried = []
 
@@ -320,10 +320,10 @@ def damage_symlink(folder):
 
 def edit(change, *, signed=False):
     def damage(folder):
-        path = folder / durable.MANIFEST
+        path = folder / atomic.MANIFEST
         manifest = json.loads(path.read_text())
         change(manifest)
-        manifest |= {"digest": durable.digest_record(manifest)} if signed else {}
+        manifest |= {"digest": atomic.digest_record(manifest)} if signed else {}
         path.write_text(json.dumps(manifest))
 
     return damage
@@ -339,34 +339,34 @@ DAMAGES = {
     "digest differs from the one it carries": edit(lambda manifest: manifest.update(step=9)),
     "schema 9": edit(lambda manifest: manifest.update(schema=9)),
     "lists no files": edit(lambda manifest: manifest.pop("files"), signed=True),
-    "not JSON": lambda folder: (folder / durable.MANIFEST).write_text("{"),
-    "not an object": lambda folder: (folder / durable.MANIFEST).write_text("[]"),
-    "larger than 4 MiB": lambda folder: (folder / durable.MANIFEST).write_text(" " * (2**22 + 1)),
+    "not JSON": lambda folder: (folder / atomic.MANIFEST).write_text("{"),
+    "not an object": lambda folder: (folder / atomic.MANIFEST).write_text("[]"),
+    "larger than 4 MiB": lambda folder: (folder / atomic.MANIFEST).write_text(" " * (2**22 + 1)),
 }
 
 
 @pytest.mark.parametrize("message", DAMAGES)
 def test_damage_is_found_and_named(tmp_path, message):
     folder = tmp_path / "checkpoint"
-    durable.commit_folder(folder, fill("good"))
-    durable.verify_folder(folder)
+    atomic.commit_folder(folder, fill("good"))
+    atomic.verify_folder(folder)
     DAMAGES[message](folder)
     with pytest.raises(IntegrityError, match=message):
-        durable.verify_folder(folder)
+        atomic.verify_folder(folder)
 
 
 def test_a_linked_folder_is_not_followed(tmp_path):
-    durable.commit_folder(tmp_path / "real", fill("good"))
+    atomic.commit_folder(tmp_path / "real", fill("good"))
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with pytest.raises(IntegrityError, match="is a link"):
-        durable.verify_folder(tmp_path / "link")
+        atomic.verify_folder(tmp_path / "link")
 
 
 def test_digest_depends_on_names_and_bytes(tmp_path):
     first, second = tmp_path / "a", tmp_path / "b"
     first.write_text("x")
     second.write_text("y")
-    one = durable.digest_files([first, second])
-    assert one == durable.digest_files([second, first])
+    one = atomic.digest_files([first, second])
+    assert one == atomic.digest_files([second, first])
     second.write_text("z")
-    assert durable.digest_files([first, second]) != one
+    assert atomic.digest_files([first, second]) != one

@@ -10,7 +10,7 @@ import chains
 import loopback
 import tiny
 from chains import END, START, A, B, C
-from kdcli.config import (
+from kdcli.config.schema import (
     DataConfig,
     DoctorConfig,
     EvalConfig,
@@ -21,32 +21,30 @@ from kdcli.config import (
     ServerConfig,
     TrainConfig,
 )
-from kdcli.data.collate import IGNORED
+from kdcli.data.alignment import Reader, Translator
+from kdcli.data.batching import IGNORED
 from kdcli.data.dataset import load_dataset
-from kdcli.data.examples import Example, TokenDataset
-from kdcli.data.translate import Reader, Translator
+from kdcli.data.tokenize import Example, TokenDataset
+from kdcli.demo.synthetic import Task, spread
+from kdcli.diagnostics.doctor import Examination, examine_pair
+from kdcli.distill.generate import generate
 from kdcli.end_tokens import EndTokens
-from kdcli.engine.checkpoint import check_identity
-from kdcli.engine.devices import prepare
-from kdcli.engine.events import silent
-from kdcli.engine.speculative import speculate
 from kdcli.errors import ExperimentChangedError
-from kdcli.losses.supplied import code_of
-from kdcli.runs.answers import spread
-from kdcli.runs.doctor.check import Examination
-from kdcli.runs.doctor.models import examine_pair
-from kdcli.runs.evaluation.evaluate import evaluate_run
-from kdcli.runs.evaluation.own_samples import Speakers, facts_of_answers, sample_answers
-from kdcli.runs.evaluation.results import read_results
-from kdcli.runs.model_facts import ModelFacts
-from kdcli.runs.serving.author import ServedAuthor
-from kdcli.runs.synthetic import Task
-from kdcli.runs.workshop import Workshop
-from kdcli.runs.writing.generate import generate
+from kdcli.evaluation.evaluate import evaluate_run
+from kdcli.evaluation.on_policy import Speakers, facts_of_answers, sample_answers
+from kdcli.evaluation.results import read_results
+from kdcli.events import silent
+from kdcli.generation.speculative import speculate
+from kdcli.loading.info import ModelFacts
+from kdcli.loading.session import Workshop
+from kdcli.losses.token_facts import code_of
+from kdcli.models.devices import prepare
 from kdcli.sources.base import Ground
 from kdcli.sources.build import build_source
-from kdcli.sources.retold import retold
-from kdcli.sources.sentences import Sentence, said
+from kdcli.sources.completions import Sentence, said
+from kdcli.sources.teacher import retold
+from kdcli.sources.teacher_text.remote import ServedAuthor
+from kdcli.storage.run_dir import check_identity
 from models.folders import edit
 
 ENDS = EndTokens((END, C))

@@ -7,14 +7,13 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from kdcli.config import CompareConfig
+from kdcli.comparison.records import Comparison, Failure
+from kdcli.config.schema import CompareConfig
 from kdcli.errors import BusyError, InputError, MachineError, UsageError, explained, raise_machine_fault
-from kdcli.runs.compare import _conclude
-from kdcli.runs.executors.base import Ended, Job
-from kdcli.runs.failures import failure_of
-from kdcli.runs.grid import Outcome
-from kdcli.runs.records import Comparison, Failure
-from kdcli.runs.references import Measured
+from kdcli.study.compare import _conclude
+from kdcli.study.executors.base import Ended, Job
+from kdcli.study.references import Measured
+from kdcli.study.scheduler import Outcome, failure_of
 
 
 def out_of_memory_in_torch():

@@ -12,8 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from kdcli.runs.doctor.check import Examination
-from kdcli.runs.doctor.machine import examine_versions, locked_versions
+from kdcli.diagnostics.doctor import Examination, examine_versions, locked_versions
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -7,7 +7,7 @@ import scipy.stats
 from kdcli.metrics.calibration import calibration_error
 from kdcli.metrics.score import Score, ratio
 from kdcli.statistics import difference_over_examples
-from kdcli.statistics.resample import Pairs, bca_interval, permutation_p
+from kdcli.statistics.bootstrap import Pairs, bca_interval, permutation_p
 
 
 def score(values, weights=None) -> Score:

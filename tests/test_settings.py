@@ -6,7 +6,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdcli.config import (
+from kdcli.config.names import ALIASES, FLAGS, flag_path, nearest, setting_names
+from kdcli.config.resolve import describe, leaves, resolve
+from kdcli.config.resolve import to_yaml as config_yaml
+from kdcli.config.schema import (
     CacheConfig,
     CompareConfig,
     DistillConfig,
@@ -15,12 +18,8 @@ from kdcli.config import (
     GenerateConfig,
     JudgeConfig,
 )
-from kdcli.config_file import read_config, to_yaml
+from kdcli.config.yaml_file import read_config, to_yaml
 from kdcli.errors import InputError, KDError, UsageError
-from kdcli.fields import describe, leaves
-from kdcli.settings import resolve
-from kdcli.settings import to_yaml as config_yaml
-from kdcli.spelling import ALIASES, FLAGS, flag_path, nearest, setting_names
 
 KINDS = (DistillConfig, EvalConfig, CompareConfig, CacheConfig, JudgeConfig, DoctorConfig, GenerateConfig)
 

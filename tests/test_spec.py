@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdcli.errors import UsageError
-from kdcli.spec import ObjectiveSpec, Term, parse_objective
+from kdcli.registry.spec import ObjectiveSpec, Term, parse_objective
 
 _WORD = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True)
 _VALUE = st.one_of(

@@ -17,7 +17,7 @@ from kdcli.statistics import (
     sampling_noise,
     smallest_detectable_difference,
 )
-from kdcli.statistics.two_level import Parts
+from kdcli.statistics.variance_components import Parts
 
 DRAW = np.random.default_rng(0)
 

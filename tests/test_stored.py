@@ -2,19 +2,19 @@ import json
 
 import pytest
 
-from kdcli import durable, stored
-from kdcli.engine.journal import read_metrics
-from kdcli.engine.token_store import TokenStore
 from kdcli.errors import InputError, IntegrityError, MachineError
-from kdcli.runs.cache_key import read_key
-from kdcli.runs.evaluation.predictions import read_predictions
-from kdcli.runs.evaluation.results import read_results
-from kdcli.runs.folder import RunFolder
-from kdcli.runs.seal import check_seal
-from kdcli.runs.serving.teacher import _whole_json
-from kdcli.runs.study import read_study
-from kdcli.runs.tuning import read_tuning
-from kdcli.runs.writing.record import check_same_text
+from kdcli.evaluation.predictions import read_predictions
+from kdcli.evaluation.results import read_results
+from kdcli.sources.teacher_text.rows import check_same_text
+from kdcli.storage import atomic, stored
+from kdcli.storage.digests import check_seal
+from kdcli.storage.run_dir import RunFolder
+from kdcli.study.study_dir import read_study
+from kdcli.study.tuning import read_tuning
+from kdcli.teachers.cached import read_key
+from kdcli.teachers.remote import _whole_json
+from kdcli.teachers.token_store import TokenStore
+from kdcli.training.metrics_log import read_metrics
 
 DEEP = ["[" * 900 + "]" * 900, "[" * 100_000]
 SHAPES = ["[]", "3", "null", '"text"', "{}", '{"key": 3}', '{"files": 3}', "{", "", *DEEP]
@@ -89,14 +89,14 @@ def test_results_of_another_shape_are_named_even_where_their_digest_fits(tmp_pat
         "evaluation": {}, "notes": [], "edge": None,
     }  # fmt: skip
     folder = tmp_path / "eval"
-    durable.commit_folder(folder, lambda target: write(target / "results.json", document | change) and None)
+    atomic.commit_folder(folder, lambda target: write(target / "results.json", document | change) and None)
     with pytest.raises(IntegrityError, match=next(iter(change))):
         read_results(folder)
 
 
 @pytest.mark.parametrize("content", [*SHAPES[:4], '{"key": 3}', '{"key": [1]}', '{"key": [1, "x"]}'])
 def test_an_index_of_another_shape_is_damage_even_where_its_digest_fits(tmp_path, content):
-    durable.commit_folder(tmp_path / "shard-00000", lambda target: write(target / "index.json", content) and None)
+    atomic.commit_folder(tmp_path / "shard-00000", lambda target: write(target / "index.json", content) and None)
     store = TokenStore(tmp_path)
     assert len(store) == 0
     assert [error.where for error in store.verify()] == [str(tmp_path / "shard-00000" / "index.json")]

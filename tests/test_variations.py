@@ -1,8 +1,8 @@
 import pytest
 
-from kdcli.config import TrainConfig
+from kdcli.config.schema import TrainConfig
+from kdcli.config.sweep import applied, combinations, labelled, read_axes, words
 from kdcli.errors import UsageError
-from kdcli.variations import applied, combinations, labelled, read_axes, words
 
 
 def test_every_combination_once():

@@ -2,12 +2,12 @@
 
 import torch
 
-from kdcli.engine.projection import Projection
 from kdcli.losses.base import Tokens
 from kdcli.losses.build import build_objective
-from kdcli.losses.supplied import drawn
-from kdcli.models.split import Head
-from kdcli.registry import LOSSES
+from kdcli.losses.token_facts import drawn
+from kdcli.models.head import Head
+from kdcli.models.packing import Projection
+from kdcli.registry.registry import LOSSES
 
 TOKENS, VOCAB, WIDTH, TEACHER_WIDTH = 11, 17, 5, 7
 ON_LOGITS = [name for name in LOSSES.table if build_objective(name).needs().logits]

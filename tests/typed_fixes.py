@@ -18,7 +18,8 @@ import loopback
 import teaching
 import tiny
 from damage import flip
-from kdcli.config import (
+from kdcli.comparison.tables_store import read_tidy
+from kdcli.config.schema import (
     CacheConfig,
     CompareConfig,
     DataConfig,
@@ -29,20 +30,18 @@ from kdcli.config import (
     JudgeConfig,
     ServerConfig,
 )
-from kdcli.engine.events import silent
-from kdcli.engine.token_store import TokenStore
-from kdcli.runs.compare import compare
-from kdcli.runs.distill import distill
-from kdcli.runs.evaluation.curves import read_curves
-from kdcli.runs.evaluation.evaluate import evaluate_run
-from kdcli.runs.evaluation.results import read_results
-from kdcli.runs.judging.judge import judge
-from kdcli.runs.lock import hold
-from kdcli.runs.seal import seal_again
-from kdcli.runs.study import read_study
-from kdcli.runs.teachers import cache
-from kdcli.runs.tidy import read_tidy
-from kdcli.runs.writing.generate import generate
+from kdcli.distill.generate import generate
+from kdcli.distill.run import distill
+from kdcli.evaluation.evaluate import evaluate_run
+from kdcli.evaluation.judge.judge import judge
+from kdcli.evaluation.results import read_curves, read_results
+from kdcli.events import silent
+from kdcli.storage.digests import seal_again
+from kdcli.storage.lock import hold
+from kdcli.study.compare import compare
+from kdcli.study.study_dir import read_study
+from kdcli.teachers.load import cache
+from kdcli.teachers.token_store import TokenStore
 from loopback import Asked, Reply
 from shell import kd
 from wrong import BUILDERS, edit_json
@@ -287,7 +286,7 @@ TAKES_ALL = "{% for m in messages %}{{ 'x' * 40000000 }}{% endfor %}"
 LOSS = '''
 from typing import ClassVar
 from kdcli.losses.base import DistillLoss
-from kdcli.losses.logits import log_softmax
+from kdcli.losses.base import log_softmax
 
 class Mine(DistillLoss):
     """Cross-entropy to the teacher's probabilities, per token.

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from kdcli.config import DistillConfig
-from kdcli.engine.events import Event
+from kdcli.config.resolve import resolve
+from kdcli.config.schema import DistillConfig
+from kdcli.distill.run import distill
 from kdcli.errors import InterruptedRunError
-from kdcli.runs.distill import distill
-from kdcli.settings import resolve
+from kdcli.events import Event
 from shell import kd
 from tiny import WORDS, folder, tokenizer
 
@@ -341,7 +341,7 @@ def linked_checkpoints(home: Path) -> None:
 GUESTS = """
 import torch
 from kdcli.losses.base import DistillLoss
-from kdcli.losses.divergence import Divergence
+from kdcli.losses.divergences.base import Divergence
 
 class NotALoss:
     pass

@@ -10,7 +10,8 @@ The library's three entry points load torch on first use only::
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+from kdcli.version import __version__
+
 __all__ = ["__version__", "fused_loss", "objective", "token_losses"]
 
 

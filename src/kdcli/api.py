@@ -5,13 +5,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from kdcli.engine.chunked import Work, fused_sum
-from kdcli.engine.pack import find_valid
-from kdcli.engine.projection import Projection
-from kdcli.engine.workspace import Workspace
 from kdcli.losses.base import DistillLoss, Tokens
 from kdcli.losses.build import build_objective
-from kdcli.models.split import Head
+from kdcli.models.head import Head
+from kdcli.models.packing import Projection, Workspace, find_valid
+from kdcli.training.fused_loss import Work, fused_sum
 
 Objective: TypeAlias = str | DistillLoss
 HeadLike: TypeAlias = Tensor | nn.Linear | Head
@@ -89,7 +87,7 @@ def fused_loss(
     Args:
         objective: a spec string or a built loss.
         student_hidden: ``(B, T, d)`` last hidden states, aligned to ``labels`` as in :func:`token_losses`.
-        student_head: weight ``(V, d)``, a linear module, or a :class:`kdcli.models.split.Head`.
+        student_head: weight ``(V, d)``, a linear module, or a :class:`kdcli.models.head.Head`.
         teacher_hidden: ``(B, T, d')``; None for an objective without a teacher.
         teacher_head: the teacher's head.
         labels: ``(B, T)`` target ids, -100 = ignore.

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from kdcli.cli import app as program
-from kdcli.cli import boundary
+from kdcli.cli import errors
 from kdcli.errors import InputError, InterruptedRunError
 from shell import kd, kd_process
 
@@ -193,7 +193,7 @@ ENDINGS = [
 
 @pytest.mark.parametrize("error, code, message", ENDINGS, ids=[repr(row[0])[:40] for row in ENDINGS])
 def test_every_ending_has_its_code(failing, error, code, message, monkeypatch, tmp_path):
-    monkeypatch.setattr(boundary.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(errors.tempfile, "tempdir", str(tmp_path))
     answer = failing(error)("fail")
     assert answer.code == code
     assert message in answer.err
@@ -206,13 +206,13 @@ def test_sigterm_ends_a_command_in_one_line_where_nobody_else_hears_it(capsys):
         signal.raise_signal(signal.SIGTERM)
         return 0
 
-    assert boundary.guarded(work, debug=False) == 143
+    assert errors.guarded(work, debug=False) == 143
     assert capsys.readouterr().err == "kd: stopped at once; what was saved before stays usable\n"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_bug_leaves_its_traceback_in_a_named_file(failing, monkeypatch, tmp_path):
-    monkeypatch.setattr(boundary.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(errors.tempfile, "tempdir", str(tmp_path))
     answer = failing(ValueError("what?"))("fail")
     (log,) = tmp_path.iterdir()
     assert str(log) in answer.err
@@ -220,7 +220,7 @@ def test_a_bug_leaves_its_traceback_in_a_named_file(failing, monkeypatch, tmp_pa
 
 
 def test_debug_shows_the_traceback(failing, monkeypatch, tmp_path):
-    monkeypatch.setattr(boundary.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(errors.tempfile, "tempdir", str(tmp_path))
     assert "Traceback" in failing(ValueError("what?"))("fail", "--debug").err
     monkeypatch.setenv("KD_DEBUG", "1")
     assert "Traceback" in failing(ValueError("what?"))("fail").err

@@ -5,12 +5,12 @@ import pwd
 
 import pytest
 
-from kdcli.config import DistillConfig, ServerConfig
+from kdcli.config.resolve import resolve
+from kdcli.config.schema import DistillConfig, ServerConfig
+from kdcli.distributed import cores
 from kdcli.errors import KDError, MachineError, UsageError
 from kdcli.losses.build import build_objective
-from kdcli.processes import cores
-from kdcli.runs.serving.connection import Connection
-from kdcli.settings import resolve
+from kdcli.remote.client import Connection
 from shell import kd
 from tiny import folder, rows
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.cli.boundary import ARGUMENTS
 from kdcli.cli.compare import run_folders
-from kdcli.cli.settle import command_line, objective
+from kdcli.cli.errors import ARGUMENTS
+from kdcli.cli.load_config import command_line, objective
 from kdcli.errors import InterruptedRunError, UsageError
 from shell import kd
 from tiny import folder, rows
@@ -101,7 +101,7 @@ def test_an_interrupted_run_says_how_to_go_on(home, monkeypatch):
     def stopped(config, report, *, resume, command):
         raise InterruptedRunError(2, "stopped at step 1 of 2, saved", fix=f"go on with: {command}")
 
-    monkeypatch.setattr("kdcli.runs.distill.distill", stopped)
+    monkeypatch.setattr("kdcli.distill.run.distill", stopped)
     answer = kd("distill", *SHORT, "-o", "new run", "--resume", "never", folder=home)
     assert answer.code == 130
     assert answer.err.splitlines()[-1] == (

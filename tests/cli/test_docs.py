@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.catalog import LOSSES, METRICS
 from kdcli.cli.app import app
-from kdcli.config import (
+from kdcli.config.names import FLAGS
+from kdcli.config.resolve import leaves
+from kdcli.config.schema import (
     CacheConfig,
     CompareConfig,
     DistillConfig,
@@ -14,8 +15,7 @@ from kdcli.config import (
     GenerateConfig,
     JudgeConfig,
 )
-from kdcli.fields import leaves
-from kdcli.spelling import FLAGS
+from kdcli.registry.catalog import LOSSES, METRICS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -55,10 +55,10 @@ def test_everything_that_has_a_name_is_documented():
 
 def test_defaults_in_help_are_the_defaults():
     """Defaults are written out in the flags' help, so that help need not load the settings."""
-    from kdcli.cli import flags
+    from kdcli.cli import options
 
     shown = {}
-    for found in vars(flags).values():
+    for found in vars(options).values():
         for info in getattr(found, "__metadata__", ()):
             if " Default " in (info.help or ""):
                 name = info.default.lstrip("-").replace("-", "_")

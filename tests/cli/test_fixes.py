@@ -12,13 +12,13 @@ import typer
 import kdcli
 import tiny
 from kdcli.cli.app import app
-from kdcli.config import CacheConfig, CompareConfig, DistillConfig, DoctorConfig, EvalConfig, GenerateConfig
-from kdcli.fields import leaves
+from kdcli.config.resolve import leaves
+from kdcli.config.schema import CacheConfig, CompareConfig, DistillConfig, DoctorConfig, EvalConfig, GenerateConfig
 from shell import kd
 
 HOME = Path(kdcli.__file__).parent
 ROOT = typer.main.get_command(app)
-OTHERS = {"cli/launch.py", "runs/environment.py"}
+OTHERS = {"cli/launch.py", "distill/fingerprint.py"}
 """Files whose flags are those of accelerate and git."""
 OF_OTHERS = {"--max-logprobs"}
 """Flags of other programs that a fix names."""

@@ -3,9 +3,8 @@ import io
 from rich.console import Console
 
 from kdcli.cli import launch
-from kdcli.cli.grid import CellStatus, grid, shown
-from kdcli.cli.progress import BarProgress, LineProgress
-from kdcli.engine.events import Event
+from kdcli.cli.progress import BarProgress, CellStatus, LineProgress, grid, shown
+from kdcli.events import Event
 
 
 def cell(name, state, done=0, total=8, **values):

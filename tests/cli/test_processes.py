@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kdcli import processes
-from kdcli.cli import boundary, launch, ranks
+from kdcli import distributed
+from kdcli.cli import errors, launch
+from kdcli.cli import launch as ranks
 from kdcli.errors import InputError, InterruptedRunError, KDError, UsageError
 
 
@@ -73,7 +74,7 @@ def test_processes_that_kd_started_leave_their_line_and_say_nothing(tmp_path, mo
     def work():
         raise InputError("DATA-05", "x is missing")
 
-    assert boundary.guarded(work, debug=False) == 3
+    assert errors.guarded(work, debug=False) == 3
     assert capsys.readouterr().err == ""
     line = json.loads((tmp_path / "1.json").read_text())
     assert (line["code"], line["text"], line["exit_code"]) == ("DATA-05", "error[DATA-05]: x is missing", 3)
@@ -89,8 +90,8 @@ def test_under_another_launcher_each_says_which_one_it_is(monkeypatch, capsys):
     def stopped():
         raise InterruptedRunError(2, "stopped at step 3 of 9, saved", fix="go on")
 
-    assert boundary.guarded(work, debug=False) == 3
-    assert boundary.guarded(stopped, debug=False) == 130
+    assert errors.guarded(work, debug=False) == 3
+    assert errors.guarded(stopped, debug=False) == 130
     assert capsys.readouterr().err == "kd: process 1: error[DATA-05]: x is missing\n"
 
 
@@ -116,7 +117,7 @@ def test_a_launcher_of_another_number_is_refused(monkeypatch):
 )
 def test_slurm_is_not_taken_for_what_it_is_not(given):
     found = dict(given)
-    processes.adopt_slurm(found)
+    distributed.adopt_slurm(found)
     assert found == given
 
 
@@ -124,7 +125,7 @@ def test_steps_of_one_job_meet_at_different_ports():
     ports = set()
     for step in ("0", "1", "2"):
         found = {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_ID": step, "SLURM_JOB_ID": "4000000"}
-        processes.adopt_slurm(found)
+        distributed.adopt_slurm(found)
         ports.add(int(found["MASTER_PORT"]))
     assert len(ports) == 3
     assert all(20_000 <= port < 40_000 for port in ports)
@@ -132,7 +133,9 @@ def test_steps_of_one_job_meet_at_different_ports():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl")
 def test_a_process_ends_with_the_one_that_started_it():
-    child = "import os, time; from kdcli import processes; processes.end_with(os.getppid()); print('on', flush=True)"
+    child = (
+        "import os, time; from kdcli import distributed; distributed.end_with(os.getppid()); print('on', flush=True)"
+    )
     parent = (
         "import subprocess, sys;"
         f"child = subprocess.Popen([sys.executable, '-c', {child + '; time.sleep(60)'!r}], stdout=subprocess.PIPE);"

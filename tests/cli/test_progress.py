@@ -7,7 +7,7 @@ from rich.console import Console
 from kdcli.cli import progress
 from kdcli.cli.progress import BarProgress, LineProgress
 from kdcli.cli.terminal import Terminal
-from kdcli.engine.events import Event
+from kdcli.events import Event
 
 STORY = [
     Event("note", "cpu · fp32"),

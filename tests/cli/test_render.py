@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from kdcli.cli import render, render_plan
-from kdcli.cli.numbers import decimals, duration, plain, size, with_interval
+from kdcli.cli import render
+from kdcli.cli import render as render_plan
+from kdcli.cli.render import duration, size
 from kdcli.cli.terminal import Terminal, console, jsonable
-from kdcli.runs.records import Comparison, ComparisonRow, EvalRecord, Failure, Plan, ReferenceRow, ScoreInfo, Shown
+from kdcli.comparison.records import Comparison, ComparisonRow, Failure, ReferenceRow
+from kdcli.distill.plan import Plan, Shown
+from kdcli.evaluation.records import EvalRecord, ScoreInfo
 from kdcli.statistics import Estimate
+from kdcli.statistics.rounding import decimals, plain, with_interval
 
 HOSTILE = [
     "\x1b]0;title\x07",

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from kdcli.engine.stop import StopRequest
+from kdcli.signals import StopRequest
 
 KD = f"{sys.executable} -m kdcli"
 GONE = "mkdir gone; cd gone; rmdir ../gone; "

@@ -21,7 +21,8 @@ import typer
 import kdcli
 import loopback
 from kdcli.cli.app import app
-from kdcli.config import (
+from kdcli.config.resolve import leaves
+from kdcli.config.schema import (
     CacheConfig,
     CompareConfig,
     DistillConfig,
@@ -31,8 +32,7 @@ from kdcli.config import (
     JudgeConfig,
 )
 from kdcli.errors import KDError
-from kdcli.fields import leaves
-from kdcli.runs.folder import RunFolder
+from kdcli.storage.run_dir import RunFolder
 from shell import kd
 from typed_fixes import SCENARIOS, build, server
 
@@ -167,7 +167,7 @@ ELSEWHERE = {
     "run kd compare -o again": (("compare", "report"), "a damaged file of a tuned study"),
     "run the kd compare that wrote it again; finished cells are kept": (
         ("compare", "report"),
-        "tests/runs/test_custody.py damages each file",
+        "tests/evaluation/test_custody.py damages each file",
     ),
     "see kd metrics show": (ANY, "the library's metric module alone says it"),
     "try a smaller --batch-size, --set train.micro_tokens=1024, or --set train.chunk_tokens=128": (
@@ -325,7 +325,7 @@ def test_every_name_in_a_printed_command_is_quoted():
                 calls = [part.value for part in node.values if isinstance(part, ast.FormattedValue)]
                 plain = [ast.unparse(one) for one in calls if not _is_quoted(one)]
                 found += [(path.relative_to(HOME).as_posix(), one) for one in plain]
-    assert found == [("cli/studies.py", "flag"), ("plugins.py", "one_line(name, 200)")], "write typed(...)"
+    assert found == [("cli/study.py", "flag"), ("registry/plugins.py", "one_line(name, 200)")], "write typed(...)"
 
 
 def _is_quoted(node):

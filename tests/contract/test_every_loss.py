@@ -5,10 +5,10 @@ from functools import cache
 import pytest
 import torch
 
-from kdcli import catalog
 from kdcli.losses.build import build_objective
-from kdcli.losses.contract import CHECKS, Finding, check_loss
-from kdcli.losses.trial import sample, values_and_grad, with_facts
+from kdcli.losses.samples import sample, values_and_grad, with_facts
+from kdcli.losses.testing.contract import CHECKS, Finding, check_loss
+from kdcli.registry import catalog
 
 SETTINGS = {
     "ce": [],

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from kdcli.errors import InputError
-from kdcli.metrics.choices import ChoiceTable
-from kdcli.metrics.facts import facts_from_logits
-from kdcli.metrics.own import OwnFacts
-from kdcli.metrics.token_temperature import scaled_facts
-from kdcli.registry import METRICS
+from kdcli.metrics.classification import ChoiceTable
+from kdcli.metrics.on_policy import OwnFacts
+from kdcli.metrics.score import facts_from_logits
+from kdcli.metrics.temperature_scaling import scaled_facts
+from kdcli.registry.registry import METRICS
 from kdcli.statistics import over_examples
 
 NAMES = METRICS.names()

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import running
-from kdcli import catalog
-from kdcli.config import TrainConfig
-from kdcli.data.collate import IGNORED
-from kdcli.losses.supplied import code_of
-from kdcli.registry import SOURCES
+from kdcli.config.schema import TrainConfig
+from kdcli.data.batching import IGNORED
+from kdcli.losses.token_facts import code_of
+from kdcli.registry import catalog
+from kdcli.registry.registry import SOURCES
 from kdcli.sources.base import Ground, Source
 from kdcli.sources.build import build_source, spec_of
 

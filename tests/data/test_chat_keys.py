@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdcli.data.chat_keys import keys_read, try_keys_read
+from kdcli.data.templates import keys_read, try_keys_read
 
 
 def loop(body: str) -> str:

@@ -2,8 +2,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcli.data.collate import IGNORED, collate
-from kdcli.data.examples import Example
+from kdcli.data.batching import IGNORED, collate
+from kdcli.data.tokenize import Example
 
 EOS = 2
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import tiny
-from kdcli.config import DataConfig
+from kdcli.config.schema import DataConfig
 from kdcli.data.dataset import load_dataset
 from kdcli.data.rows import read_rows
 from kdcli.end_tokens import EndTokens

@@ -7,8 +7,9 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import tiny
-from kdcli.config import DataConfig
-from kdcli.data.dataset import Example, TokenDataset, load_dataset, overlap, overlap_note
+from kdcli.config.schema import DataConfig
+from kdcli.data.dataset import load_dataset
+from kdcli.data.tokenize import Example, TokenDataset, overlap, overlap_note
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, UsageError
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdcli.data.development import split_development
-from kdcli.data.examples import Example, TokenDataset
+from kdcli.data.dataset import split_development
+from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.errors import InputError
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcli.data.order import epoch_steps, micro_batches
+from kdcli.data.batching import epoch_steps, micro_batches
 
 LENGTHS = st.lists(st.integers(2, 60), min_size=1, max_size=80)
 

@@ -1,9 +1,9 @@
 import json
 
 import tiny
-from kdcli.config import DataConfig
+from kdcli.config.schema import DataConfig
 from kdcli.data.dataset import load_dataset
-from kdcli.data.preview import Preview, preview
+from kdcli.distill.plan import Preview, preview
 from kdcli.end_tokens import EndTokens
 
 

@@ -1,8 +1,8 @@
 import pytest
 
 import tiny
-from kdcli.data.check import Row
-from kdcli.data.prompts import render, template_digest
+from kdcli.data.rows import Row
+from kdcli.data.templates import render, template_digest
 from kdcli.errors import InputError, UsageError
 
 CHATML = (

@@ -7,7 +7,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import tiny
 from cutters import KINDS, cutter
-from kdcli.data.reading import NOWHERE, Reading, meet, read_ids, read_text
+from kdcli.data.alignment import NOWHERE, Reading, meet, read_ids, read_text
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
 ANY = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=30)

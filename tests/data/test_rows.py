@@ -7,10 +7,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from kdcli.config import DataConfig
-from kdcli.data import columnar
+from kdcli.config.schema import DataConfig
+from kdcli.data import parquet
+from kdcli.data.readers import Record
 from kdcli.data.rows import read_rows
-from kdcli.data.tables import Record
 from kdcli.errors import InputError, KDError
 
 ROWS = [{"prompt": f"say {letter}:", "completion": letter} for letter in "abc"]
@@ -185,7 +185,7 @@ def test_skip_bad_leaves_them_out_and_counts_them(tmp_path):
 
 
 def test_over_long_lines_are_refused_without_being_held(tmp_path, monkeypatch):
-    monkeypatch.setattr("kdcli.data.lines.MAX_LINE_BYTES", 100)
+    monkeypatch.setattr("kdcli.data.readers.MAX_LINE_BYTES", 100)
     path = write(tmp_path / "r.jsonl", lines(GOOD, b'{"prompt": "' + b"a" * 900 + b'"}', GOOD))
     with pytest.raises(InputError, match=r"line 2: the line is 915 bytes long, the limit is 100 bytes") as caught:
         read(path)
@@ -253,15 +253,15 @@ def test_parquet_bombs_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a" * 10_000] * 2000}), path)
     assert path.stat().st_size < 5_000
-    monkeypatch.setattr("kdcli.data.columnar.MAX_TOTAL_BYTES", 10**7)
-    monkeypatch.setattr("kdcli.data.columnar._BATCH_BYTES", 10**5)
+    monkeypatch.setattr("kdcli.data.parquet.MAX_TOTAL_BYTES", 10**7)
+    monkeypatch.setattr("kdcli.data.parquet._BATCH_BYTES", 10**5)
     with pytest.raises(InputError, match=r"would expand to 19.1 MiB, over the limit of 9.54 MiB") as caught:
         read(path)
     assert caught.value.code == "DATA-11"
 
 
 def test_gzip_bombs_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("kdcli.data.lines.MAX_TOTAL_BYTES", 10_000)
+    monkeypatch.setattr("kdcli.data.readers.MAX_TOTAL_BYTES", 10_000)
     path = write(tmp_path / "a.jsonl.gz", gzip.compress(lines(*[GOOD] * 1000)))
     with pytest.raises(InputError, match=r"expands to more than 9.77 KiB") as caught:
         read(path)
@@ -282,7 +282,7 @@ def test_a_folder_of_splits_gives_the_split_asked_for(tmp_path):
 def test_hub_ids_are_read_by_split_and_fail_in_one_line(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     parts = {name: datasets.Dataset.from_list(ROWS[:count]) for name, count in (("train", 3), ("test", 1))}
-    monkeypatch.setattr("kdcli.data.hub.is_in_reach", lambda: True)
+    monkeypatch.setattr("kdcli.data.files.is_in_reach", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict(parts))
     assert len(read("owner/name").rows) == 3
     assert len(read("owner/name:test").rows) == 1
@@ -377,7 +377,7 @@ def test_rows_that_a_library_cannot_decode_are_no_bug(error, code, words):
             yield {"prompt": "a", "completion": "b"}
             raise error
 
-    rows = columnar._rows(Sounds(), "sounds")
+    rows = parquet._rows(Sounds(), "sounds")
     assert isinstance(next(rows), Record)
     with pytest.raises(KDError) as caught:
         next(rows)

@@ -10,16 +10,16 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import tiny
-from kdcli import forked as module
-from kdcli.config import DataConfig
-from kdcli.data.check import Row
+from kdcli.config.schema import DataConfig
 from kdcli.data.dataset import load_dataset
-from kdcli.data.template_guard import render_guarded
-from kdcli.data.tokens import encode
+from kdcli.data.rows import Row
+from kdcli.data.templates import render_guarded
+from kdcli.data.tokenize import encode
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
-from kdcli.forked import ExceededError, bounded
 from kdcli.models.tokenizer import load_tokenizer
+from kdcli.storage import forked as module
+from kdcli.storage.forked import ExceededError, bounded
 
 BARE = "{% for m in messages %}{{ m.content }}.{% endfor %}{% if not add_generation_prompt %}{% endif %}"
 ENDLESS = (
@@ -92,7 +92,7 @@ def test_a_tokenizer_that_grows_one_text_is_stopped_and_the_row_named(tmp_path):
 
 
 def test_a_tokenizer_that_is_endless_for_one_text_is_stopped(monkeypatch):
-    monkeypatch.setattr("kdcli.data.tokens.bounded", lambda sizes, work: bounded(sizes, work, 0.2))
+    monkeypatch.setattr("kdcli.data.tokenize.bounded", lambda sizes, work: bounded(sizes, work, 0.2))
     endless = Endless(tokenizer_object=tiny.tokenizer().backend_tokenizer)
     with pytest.raises(InputError, match=r"TOK-09.*: 2: the tokenizer took more than 0.2 s for one text"):
         encode(endless, ["a", "a", "zz", "a"], list("0123"), guarded=True)

@@ -6,11 +6,10 @@ import pytest
 
 import tiny
 from cutters import cutter
-from kdcli.config import DataConfig
+from kdcli.config.schema import DataConfig
+from kdcli.data.alignment import NOWHERE, Counterpart, Reader, Translator, matched
 from kdcli.data.dataset import load_dataset
-from kdcli.data.examples import Example, TokenDataset
-from kdcli.data.reading import NOWHERE
-from kdcli.data.translate import Counterpart, Reader, Translator, matched
+from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
 

@@ -9,12 +9,12 @@ import signal
 import pytest
 
 import cutters
-from kdcli.config import DistillConfig
-from kdcli.durable import digest_file
-from kdcli.engine.events import Event
+from kdcli.config.resolve import resolve
+from kdcli.config.schema import DistillConfig
+from kdcli.distill.run import distill
 from kdcli.errors import InterruptedRunError
-from kdcli.runs.distill import distill
-from kdcli.settings import resolve
+from kdcli.events import Event
+from kdcli.storage.atomic import digest_file
 from shell import kd
 from study import Heard
 

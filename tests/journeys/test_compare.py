@@ -7,17 +7,17 @@ import pandas as pd
 import pytest
 
 import study
-from kdcli.engine.events import Event, silent
+from kdcli.distill.run import distill
 from kdcli.errors import InputError, InterruptedRunError, UsageError
-from kdcli.runs import tabulate
-from kdcli.runs.compare import compare, compare_runs, plan_compare
-from kdcli.runs.distill import distill
-from kdcli.runs.evaluation.evaluate import evaluate_run
-from kdcli.runs.executors import inline
-from kdcli.runs.report.load import load
-from kdcli.runs.seal import seal_again
-from kdcli.runs.study import read_study
-from kdcli.runs.tuning import read_tuning
+from kdcli.evaluation.evaluate import evaluate_run
+from kdcli.events import Event, silent
+from kdcli.storage.digests import seal_again
+from kdcli.study import results
+from kdcli.study.compare import compare, plan_compare
+from kdcli.study.executors import local
+from kdcli.study.finished import compare_runs, load
+from kdcli.study.study_dir import read_study
+from kdcli.study.tuning import read_tuning
 from shell import kd
 
 
@@ -35,7 +35,7 @@ def done(parts):
 @pytest.fixture(autouse=True)
 def no_pictures(done, monkeypatch):
     """Draw for the first comparison only."""
-    monkeypatch.setattr(tabulate, "publish", lambda *parts: None)
+    monkeypatch.setattr(results, "publish", lambda *parts: None)
 
 
 def cells(parts, name="study"):
@@ -128,7 +128,7 @@ def test_one_failing_cell_stops_no_other(parts, monkeypatch):
             raise RuntimeError("cosmic ray")
         return distill(config, report, **options)
 
-    monkeypatch.setattr(inline, "distill", failing)
+    monkeypatch.setattr(local, "distill", failing)
     found = compare(parts.study("fkl", "rkl", seeds=(0, 1), name="failing"), silent)
     assert [(one.loss, one.seed, one.exit_code) for one in found.failed] == [("rkl", 0, 1)]
     assert "cosmic ray" in found.failed[0].message
@@ -144,7 +144,7 @@ def test_a_failed_baseline_is_replaced_and_said(parts, monkeypatch):
             raise RuntimeError("no")
         return distill(config, report, **options)
 
-    monkeypatch.setattr(inline, "distill", failing)
+    monkeypatch.setattr(local, "distill", failing)
     found = compare(parts.study("fkl", "rkl", "jsd", name="without-baseline"), silent)
     assert found.baseline == "rkl"
     assert found.notes[0] == "the baseline fkl has no finished run: differences are taken to rkl"

@@ -16,14 +16,14 @@ from damage import (
     told_by_run,
     told_by_study,
 )
-from kdcli.config import GenerationConfig
-from kdcli.engine.events import silent
-from kdcli.engine.journal import METRICS
+from kdcli.config.schema import GenerationConfig
+from kdcli.distill.run import distill
 from kdcli.errors import KDError
-from kdcli.runs.distill import distill
-from kdcli.runs.evaluation.kept import Asking, KeptAnswers
-from kdcli.runs.verify import verify
-from kdcli.runs.workshop import Workshop
+from kdcli.evaluation.answers import Asking, KeptAnswers
+from kdcli.events import silent
+from kdcli.loading.session import Workshop
+from kdcli.study.verify import verify
+from kdcli.training.metrics_log import METRICS
 from shell import kd
 
 ALL = 24

@@ -7,11 +7,11 @@ from functools import cache
 import pytest
 
 import study
-from kdcli.config import HardwareConfig, TrainConfig
-from kdcli.engine.events import silent
-from kdcli.runs import demo as demonstration
-from kdcli.runs import synthetic
-from kdcli.runs.demo import LOSSES, demo, study_config
+from kdcli.config.schema import HardwareConfig, TrainConfig
+from kdcli.demo import demo as demonstration
+from kdcli.demo import synthetic
+from kdcli.demo.demo import LOSSES, demo, study_config
+from kdcli.events import silent
 
 PICTURES = ("curves", "fits", "answers")
 
@@ -23,7 +23,7 @@ def small():
         steps = {"max_steps": 2, "save_every": 2}
         patch.setattr(demonstration, "_train", lambda **chosen: TrainConfig(**{**chosen, **steps, "batch_size": 8}))
         patch.setattr(demonstration, "_hardware", lambda: HardwareConfig(device="cpu", threads=1))
-        patch.setattr(demonstration.demo_parts.synthetic, "split", few)
+        patch.setattr(demonstration.synthetic, "split", few)
         patch.setattr(demonstration, "fit", only_fkl)
         yield
 
@@ -92,8 +92,8 @@ def test_again_uses_what_is_there(done):
 
 
 def test_the_study_file_is_the_study(done):
-    from kdcli.config import CompareConfig
-    from kdcli.settings import resolve
+    from kdcli.config.resolve import resolve
+    from kdcli.config.schema import CompareConfig
 
     _, output = done
     assert resolve(CompareConfig, file=output / "study.yaml") == study_config(output)

@@ -13,13 +13,14 @@ from packaging.version import Version
 
 import study
 import tiny
-from kdcli import durable
-from kdcli.config import DistillConfig, HardwareConfig
-from kdcli.engine.events import Event, silent
+from kdcli.config.resolve import resolve
+from kdcli.config.schema import DistillConfig, HardwareConfig
+from kdcli.distill.plan import plan_distill
+from kdcli.distill.run import distill, read_run
 from kdcli.errors import BusyError, ExperimentChangedError, InputError, InterruptedRunError, KDError, UsageError
+from kdcli.events import Event, silent
 from kdcli.models.load import load_model
-from kdcli.runs.distill import distill, plan_distill, read_run
-from kdcli.settings import resolve
+from kdcli.storage import atomic
 from models.folders import edit
 
 
@@ -68,7 +69,7 @@ def test_a_run_folder_holds_what_it_promises(done):
         "results.json",
         "samples.parquet",
     }
-    durable.verify_folder(record.model)
+    atomic.verify_folder(record.model)
     status = json.loads((record.folder / "status.json").read_text())
     assert status["state"] == "done"
     assert (status["steps"], status["tokens"]) == (8, record.tokens)
@@ -271,7 +272,7 @@ def test_an_unfinished_run_has_no_record(parts):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from kdcli.runs import lock
+from kdcli.storage import lock
 with lock.hold(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

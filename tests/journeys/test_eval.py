@@ -9,13 +9,13 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 import study
-from kdcli.config import DataConfig, EvalConfig, EvalSettings, GenerationConfig
-from kdcli.engine.events import silent
+from kdcli.config.resolve import resolve
+from kdcli.config.schema import DataConfig, EvalConfig, EvalSettings, GenerationConfig
+from kdcli.distill.run import distill
 from kdcli.errors import InputError, IntegrityError, UsageError
-from kdcli.runs.distill import distill
-from kdcli.runs.evaluation.evaluate import evaluate_run
-from kdcli.runs.evaluation.results import read_results, read_scores
-from kdcli.settings import resolve
+from kdcli.evaluation.evaluate import evaluate_run
+from kdcli.evaluation.results import read_results, read_scores
+from kdcli.events import silent
 from kdcli.statistics import over_examples
 from shell import kd
 

@@ -7,12 +7,12 @@ import torch
 
 import study
 import tiny
-from kdcli.config import DataConfig, EvalConfig, EvalSettings, HardwareConfig
-from kdcli.engine.events import silent
+from kdcli.config.schema import DataConfig, EvalConfig, EvalSettings, HardwareConfig
 from kdcli.errors import InputError, IntegrityError, NumericsError, UsageError
+from kdcli.evaluation.evaluate import evaluate_run
+from kdcli.evaluation.results import read_results, read_scores
+from kdcli.events import silent
 from kdcli.metrics.curve import as_json
-from kdcli.runs.evaluation.evaluate import evaluate_run
-from kdcli.runs.evaluation.results import read_results, read_scores
 
 ANSWERS = ("answers", "answer_bins", "answer_brier_parts", "answer_temperature")
 TOKENS = ("ece", "token_bins", "brier_parts", "token_temperature")
@@ -176,7 +176,7 @@ def test_one_class_carries_a_note(root):
 
 
 def test_logits_that_are_no_numbers_are_one_line(root, monkeypatch):
-    monkeypatch.setattr("kdcli.engine.continuations.Reader.logp", lambda *_: [float("nan")] * 3)
+    monkeypatch.setattr("kdcli.generation.scoring.Reader.logp", lambda *_: [float("nan")] * 3)
     with pytest.raises(NumericsError, match="row 0") as caught:
         measure(root, "answers")
     assert caught.value.exit_code == 7

@@ -7,14 +7,15 @@ import pytest
 
 import faults
 import study
-from kdcli.config import CacheConfig, GenerationConfig
-from kdcli.engine.events import silent
-from kdcli.runs import cache_build, tabulate
-from kdcli.runs.compare import compare
-from kdcli.runs.distill import distill
-from kdcli.runs.evaluation.evaluate import evaluate_run
-from kdcli.runs.seal import seal
-from kdcli.runs.teachers import cache
+from kdcli.config.schema import CacheConfig, GenerationConfig
+from kdcli.distill.run import distill
+from kdcli.evaluation.evaluate import evaluate_run
+from kdcli.events import silent
+from kdcli.storage.digests import seal
+from kdcli.study import results
+from kdcli.study.compare import compare
+from kdcli.teachers import cache_build
+from kdcli.teachers.load import cache
 
 SHORT = {"max_steps": 3, "save_every": 1, "keep": 1}
 
@@ -31,7 +32,7 @@ def small(monkeypatch):
     """Several shards in a small cache, and no picture, which other tests draw."""
     monkeypatch.setattr(cache_build, "_SHARD_BYTES", 600)
     monkeypatch.setattr(cache_build, "_MICRO_TOKENS", 64)
-    monkeypatch.setattr(tabulate, "publish", lambda folder, *rest: seal(folder))
+    monkeypatch.setattr(results, "publish", lambda folder, *rest: seal(folder))
 
 
 def asked(config):

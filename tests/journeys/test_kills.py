@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import study
-from kdcli.engine.events import silent
-from kdcli.runs import tabulate
-from kdcli.runs.compare import compare
+from kdcli.events import silent
+from kdcli.study import results
+from kdcli.study.compare import compare
 
 TABLES = ("table.md", "table.json", "table.csv", "table.tex", "results.parquet", "samples.parquet")
 HERE = Path(study.__file__).parent
@@ -34,7 +34,7 @@ def killed(root, kills, seed):
 
 @pytest.mark.parametrize(("kills", "seed"), [(5, 1), pytest.param(20, 2, marks=pytest.mark.full)])
 def test_kills_change_no_byte(parts, monkeypatch, kills, seed):
-    monkeypatch.setattr(tabulate, "publish", lambda folder, *rest: None)
+    monkeypatch.setattr(results, "publish", lambda folder, *rest: None)
     whole = compare(parts.study("fkl", "akl", seeds=(0, 1), name="whole"), silent, repeat="kd compare")
     seen = killed(parts.root, kills, seed)
     assert (seen["kills"], seen["status"], seen["touched"]) == (kills, 0, [])
@@ -54,7 +54,7 @@ def test_children_end_with_their_killed_parent(parts, monkeypatch):
     wait_for(lambda: list(Path("study").glob("cells/*/checkpoint-*")))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    from kdcli.runs import lock
+    from kdcli.storage import lock
 
     wait_for(lambda: not any(lock.is_held(cell) for cell in Path("study/cells").iterdir()))
     cells = [path.parent for path in Path("study").glob("cells/*/status.json")]

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 import study
-from kdcli.config import CacheConfig, EvalConfig, EvalSettings, GenerationConfig
-from kdcli.engine.events import silent
+from kdcli.config.schema import CacheConfig, EvalConfig, EvalSettings, GenerationConfig
 from kdcli.errors import InputError, UsageError
+from kdcli.evaluation.evaluate import evaluate_run
+from kdcli.evaluation.results import read_results, read_scores
+from kdcli.events import silent
 from kdcli.metrics.curve import as_json
 from kdcli.metrics.score import total
-from kdcli.runs.evaluation.evaluate import evaluate_run
-from kdcli.runs.evaluation.results import read_results, read_scores
-from kdcli.runs.teachers import cache
 from kdcli.statistics import over_examples
+from kdcli.teachers.load import cache
 
 OWN = ("own_kl", "own_distance", "own_calibration", "exposure_bias", "speculative")
 CURVES = {"own_kl", "ex_acc_err", "accumulated_error", "acceptance"}

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 import study
-from kdcli.config import EvalSettings, GenerationConfig
-from kdcli.engine.events import silent
-from kdcli.runs.compare import compare
-from kdcli.runs.folder import RunFolder
-from kdcli.runs.report.load import load
-from kdcli.runs.report.page import report
-from kdcli.runs.seal import seal_again
+from kdcli.config.schema import EvalSettings, GenerationConfig
+from kdcli.events import silent
+from kdcli.report.page import report
+from kdcli.storage.digests import seal_again
+from kdcli.storage.run_dir import RunFolder
+from kdcli.study.compare import compare
+from kdcli.study.finished import load
 from pages import Page
 from shell import kd
 
@@ -91,7 +91,7 @@ def test_every_picture_says_what_it_shows(page):
 
 
 def test_the_pages_numbers_are_the_tables(made, page):
-    from kdcli.runs.tables import number
+    from kdcli.statistics.rounding import number
 
     for row in made[1].rows:
         for info in made[1].scores:

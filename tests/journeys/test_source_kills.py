@@ -8,12 +8,12 @@ import time
 import pytest
 
 import study
-from kdcli.config import MonitorConfig
-from kdcli.durable import digest_file
-from kdcli.engine.events import silent
+from kdcli.config.schema import MonitorConfig
+from kdcli.distill.run import distill
 from kdcli.errors import InterruptedRunError
-from kdcli.runs.distill import distill
+from kdcli.events import silent
 from kdcli.sources import replay, student
+from kdcli.storage.atomic import digest_file
 
 SPECS = {
     "student": "jsd@student:rate=0.7,max_new_tokens=8",

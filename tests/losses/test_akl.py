@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from kdcli.losses.akl import AdaptiveKL
-from kdcli.losses.kl import ForwardKL, ReverseKL, SymmetricKL
-from kdcli.losses.tvd import TotalVariation
+from kdcli.losses.divergences.akl import AdaptiveKL
+from kdcli.losses.divergences.jsd import TotalVariation
+from kdcli.losses.divergences.kl import ForwardKL, ReverseKL, SymmetricKL
 from logit_pairs import by_autograd, in_closed_form, pairs
 
 few = settings(max_examples=60, deadline=None, derandomize=True)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from kdcli.losses.alpha_beta import AlphaBeta
+from kdcli.losses.divergences.alpha_beta import AlphaBeta
 from logit_pairs import all_ways, by_autograd, pairs, tokens
 
 few = settings(max_examples=60, deadline=None, derandomize=True)

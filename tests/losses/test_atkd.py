@@ -11,8 +11,8 @@ from kdcli.errors import UsageError
 from kdcli.losses.atkd import AdaptiveTeachingKD, group_weights, hardest
 from kdcli.losses.base import Tokens
 from kdcli.losses.build import build_objective
-from kdcli.losses.decoupled import DecoupledKD, DiversityKD, TargetKD
-from kdcli.losses.trial import Sample, sample, tokens_of, values, values_and_grad, with_facts
+from kdcli.losses.divergences.decoupled import DecoupledKD, DiversityKD, TargetKD
+from kdcli.losses.samples import Sample, sample, tokens_of, values, values_and_grad, with_facts
 
 BATCH = json.loads((Path(__file__).parents[1] / "golden" / "golden.json").read_text())["batch"]
 

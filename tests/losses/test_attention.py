@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from kdcli.losses.attention import AttentionMaps
+from kdcli.losses.base import Dims, Features, Inner, ModelShape
 from kdcli.losses.build import build_objective
-from kdcli.losses.layers import Dims, Features, Inner, ModelShape
+from kdcli.losses.feature_matching import AttentionMaps
 
 REACH = [1, 3, 4, 2]
 

@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcli import catalog
 from kdcli.errors import InputError, KDError, UsageError
 from kdcli.losses.atkd import AdaptiveTeachingKD
 from kdcli.losses.build import build_objective, spec_of
-from kdcli.losses.combine import Sum
-from kdcli.losses.decoupled import TargetKD
-from kdcli.registry import LOSSES
-from kdcli.spec import parse_objective
+from kdcli.losses.divergences.decoupled import TargetKD
+from kdcli.losses.wrappers.combine import Sum
+from kdcli.registry import catalog
+from kdcli.registry.registry import LOSSES
+from kdcli.registry.spec import parse_objective
 
 GUEST = '''
 from typing import Annotated, ClassVar
@@ -21,7 +21,7 @@ import torch
 from pydantic import Field, field_validator
 
 from kdcli.losses.base import DistillLoss
-from kdcli.losses.divergence import Divergence
+from kdcli.losses.divergences.base import Divergence
 
 
 class Free(Divergence):

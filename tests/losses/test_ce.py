@@ -7,8 +7,8 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from kdcli.losses.base import Tokens
-from kdcli.losses.ce import CrossEntropy, SoftCrossEntropy
-from kdcli.losses.kl import ForwardKL
+from kdcli.losses.cross_entropy import CrossEntropy, SoftCrossEntropy
+from kdcli.losses.divergences.kl import ForwardKL
 from logit_pairs import by_autograd, in_closed_form, loss_of, pairs
 
 few = settings(max_examples=60, deadline=None, derandomize=True)

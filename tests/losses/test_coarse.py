@@ -5,9 +5,9 @@ import torch
 
 from kdcli.losses.base import Tokens
 from kdcli.losses.build import build_objective
-from kdcli.losses.coarse import Coarse, bins_of, coarse_view
-from kdcli.losses.divergence import Divergence
-from kdcli.registry import LOSSES
+from kdcli.losses.divergences.base import Divergence
+from kdcli.losses.topk import Coarse, bins_of, coarse_view
+from kdcli.registry.registry import LOSSES
 
 ON_BINS = sorted(
     name for name in LOSSES.names() if isinstance(loss := build_objective(name), Divergence) and not loss.needs().whole

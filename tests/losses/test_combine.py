@@ -4,12 +4,11 @@ import pytest
 import torch
 
 from kdcli.errors import UsageError
-from kdcli.losses.base import DistillLoss
+from kdcli.losses.base import DistillLoss, Needs
 from kdcli.losses.build import build_objective, spec_of
-from kdcli.losses.combine import Sum
-from kdcli.losses.decoupled import DiversityKD, TargetKD
-from kdcli.losses.needs import Needs
-from kdcli.losses.trial import sample, tokens_of, values, values_and_grad, with_facts
+from kdcli.losses.divergences.decoupled import DiversityKD, TargetKD
+from kdcli.losses.samples import sample, tokens_of, values, values_and_grad, with_facts
+from kdcli.losses.wrappers.combine import Sum
 
 
 class Labelled(DistillLoss):

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdcli import catalog
-from kdcli.losses import published
-from kdcli.losses.conformance import STUDENT, TEACHER, conformance
+from kdcli.losses.testing import conformance as published
+from kdcli.losses.testing.conformance import STUDENT, TEACHER, conformance
+from kdcli.registry import catalog
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden.json").read_text())
 P, Q = (published.softmax(np.array(row)) for row in (TEACHER, STUDENT))

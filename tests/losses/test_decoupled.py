@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from kdcli.losses.base import Tokens
 from kdcli.losses.build import build_objective
-from kdcli.losses.decoupled import DecoupledKD, DiversityKD, TargetKD
-from kdcli.losses.ops import kl
+from kdcli.losses.divergences.decoupled import DecoupledKD, DiversityKD, TargetKD
+from kdcli.losses.divergences.ops import kl
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden.json").read_text())
 ROWS = [row for row in GOLDEN["tokens"] if row["loss"] in ("tkd", "dkd_div")]

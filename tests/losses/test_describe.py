@@ -1,8 +1,8 @@
 import pytest
 
-from kdcli import catalog
 from kdcli.errors import UsageError
-from kdcli.losses.describe import describe
+from kdcli.losses.build import describe
+from kdcli.registry import catalog
 
 
 @pytest.mark.parametrize("name", catalog.LOSSES)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from kdcli.losses.build import build_objective
-from kdcli.losses.divergence import Divergence
+from kdcli.losses.divergences.base import Divergence
 from logit_pairs import (
     DIVERGENCES,
     TEMPERATURES,

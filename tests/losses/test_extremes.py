@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from kdcli.losses.build import build_objective
-from kdcli.losses.coarse import coarse_view
-from kdcli.losses.falling import largest
-from kdcli.losses.trial import sample, tokens_of, values_and_grad, with_facts
-from kdcli.losses.truncated import likeliest
-from kdcli.registry import LOSSES
+from kdcli.losses.samples import sample, tokens_of, values_and_grad, with_facts
+from kdcli.losses.sorting import largest
+from kdcli.losses.topk import coarse_view
+from kdcli.losses.wrappers.teacher_transforms import likeliest
+from kdcli.registry.registry import LOSSES
 from logit_pairs import all_ways, by_autograd, loss_of
 
 NEGATIVE = [(1.0, -0.5), (-0.5, 1.0), (2.0, -1.0), (-1.0, -1.0), (1.0, -2.0), (-2.0, 1.0), (0.05, -0.5), (0.2, -0.1)]

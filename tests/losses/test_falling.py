@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdcli.losses.falling import falling, falling_order
+from kdcli.losses.sorting import falling, falling_order
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdcli import registry
 from kdcli.losses.build import build_objective, spec_of
-from kdcli.losses.contract import CHECKS, check_loss
-from kdcli.losses.trial import sample, values
+from kdcli.losses.samples import sample, values
+from kdcli.losses.testing.contract import CHECKS, check_loss
+from kdcli.registry import registry
 
 PAGE = (Path(__file__).parents[2] / "docs" / "add-a-loss.md").read_text()
 
@@ -26,9 +26,9 @@ import torch
 from pydantic import Field
 
 from kdcli.losses.base import DistillLoss
-from kdcli.losses.divergence import Divergence
-from kdcli.losses.logits import log_softmax
-from kdcli.losses.needs import Needs
+from kdcli.losses.divergences.base import Divergence
+from kdcli.losses.base import log_softmax
+from kdcli.losses.base import Needs
 
 
 class Guest(DistillLoss):

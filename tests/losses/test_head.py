@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdcli.losses.head import by_digits, by_looking, by_sorting, head_gap
+from kdcli.losses.divergences.akl import by_digits, by_looking, by_sorting, head_gap
 
 WIDE = 12_345
 

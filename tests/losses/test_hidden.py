@@ -5,10 +5,9 @@ import torch
 from torch import nn
 
 from kdcli.errors import UsageError
-from kdcli.losses.base import Tokens
+from kdcli.losses.base import Dims, Features, Inner, ModelShape, Tokens
 from kdcli.losses.build import build_objective
-from kdcli.losses.hidden import HiddenStates
-from kdcli.losses.layers import Dims, Features, Inner, ModelShape
+from kdcli.losses.feature_matching import HiddenStates
 
 KINDS = ["mse", "cosine", "pkd", "squarehead"]
 

@@ -10,9 +10,8 @@ from pydantic import ValidationError
 from scipy.spatial.distance import jensenshannon
 from torch.testing import assert_close
 
-from kdcli.losses.jsd import JensenShannon
-from kdcli.losses.kl import ForwardKL, ReverseKL
-from kdcli.losses.skew import SkewForwardKL, SkewReverseKL
+from kdcli.losses.divergences.jsd import JensenShannon
+from kdcli.losses.divergences.kl import ForwardKL, ReverseKL, SkewForwardKL, SkewReverseKL
 from logit_pairs import by_autograd, in_closed_form, pairs
 
 few = settings(max_examples=40, deadline=None, derandomize=True)

@@ -10,7 +10,7 @@ import torch
 from kdcli.errors import UsageError
 from kdcli.losses.base import Tokens
 from kdcli.losses.build import build_objective
-from kdcli.losses.trial import sample, values_and_grad, with_facts
+from kdcli.losses.samples import sample, values_and_grad, with_facts
 
 END = 2
 EXACT = "length_norm=false,clip=0"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from kdcli.losses.mse_logits import LogitsMSE
+from kdcli.losses.logit_matching import LogitsMSE
 from logit_pairs import all_ways, by_autograd, in_closed_form, loss_of, tokens
 
 

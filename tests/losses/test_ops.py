@@ -10,8 +10,8 @@ from mpmath import mp, mpf
 from scipy.special import rel_entr
 from torch.testing import assert_close
 
-from kdcli.losses.logits import FILTERED
-from kdcli.losses.ops import compare, curvature, kl, kl_to_mixture
+from kdcli.losses.base import FILTERED
+from kdcli.losses.divergences.ops import compare, curvature, kl, kl_to_mixture
 from logit_pairs import TEMPERATURES, pairs
 
 few = settings(max_examples=60, deadline=None, derandomize=True)

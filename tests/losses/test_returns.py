@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from kdcli.losses.groups import Groups
-from kdcli.losses.returns import reward_to_go, shifted, weights_before, whitened
+from kdcli.losses.minillm import reward_to_go, shifted, weights_before, whitened
 
 SEQUENCES = [[0.5, -1.0, 2.0], [3.0], [1.0, 1.0, -2.0, 0.25]]
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from kdcli.losses.build import build_objective
-from kdcli.losses.contract_device import device_clean, value_and_grad
-from kdcli.losses.falling import first_marked, largest
+from kdcli.losses.divergences.akl import by_bisection, by_sorting, head_gap
 from kdcli.losses.groups import AMONG, Groups
-from kdcli.losses.head import by_bisection, by_sorting, head_gap
 from kdcli.losses.rows import Rows, host_may_read, without_host_reads
-from kdcli.losses.trial import sample, tokens_of, values_and_grad, with_facts
-from kdcli.losses.truncated import likeliest
-from kdcli.registry import LOSSES
+from kdcli.losses.samples import sample, tokens_of, values_and_grad, with_facts
+from kdcli.losses.sorting import first_marked, largest
+from kdcli.losses.testing.contract import device_clean, value_and_grad
+from kdcli.losses.wrappers.teacher_transforms import likeliest
+from kdcli.registry.registry import LOSSES
 
 NESTED = (
     "0.5*ce+0.5*akl",

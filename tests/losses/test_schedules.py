@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import running
-from kdcli.engine.loop import train
 from kdcli.errors import InterruptedRunError, UsageError
 from kdcli.losses.build import build_objective
-from kdcli.losses.courses import on_course, share_of_way
-from kdcli.losses.trial import sample, tokens_of, values, values_and_grad, with_facts
+from kdcli.losses.samples import sample, tokens_of, values, values_and_grad, with_facts
+from kdcli.losses.wrappers.schedules import on_course, share_of_way
+from kdcli.training.trainer import train
 
 COURSES = ("linear", "cosine", "exponential", "step")
 

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from scipy.special import rel_entr
 from torch.testing import assert_close
 
-from kdcli.losses.kl import ForwardKL, ReverseKL
-from kdcli.losses.skew import SkewForwardKL, SkewReverseKL
+from kdcli.losses.divergences.kl import ForwardKL, ReverseKL, SkewForwardKL, SkewReverseKL
 from logit_pairs import by_autograd, in_closed_form, pairs
 
 few = settings(max_examples=40, deadline=None, derandomize=True)

@@ -6,13 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdcli.errors import UsageError
-from kdcli.losses.base import Tokens
+from kdcli.losses.base import Tokens, finite_logits
 from kdcli.losses.build import build_objective
-from kdcli.losses.coarse import coarse_view
-from kdcli.losses.logits import finite_logits
-from kdcli.losses.revised import Revised
-from kdcli.losses.trial import sample, tokens_of, values, values_and_grad, with_facts
-from kdcli.losses.truncated import Truncated, likeliest
+from kdcli.losses.samples import sample, tokens_of, values, values_and_grad, with_facts
+from kdcli.losses.topk import coarse_view
+from kdcli.losses.wrappers.teacher_transforms import Revised, Truncated, likeliest
 
 F_DIVERGENCES = ["fkl", "rkl", "sym_kl:w=0.3", "jsd:beta=0.2", "skl", "srkl", "tvd"]
 

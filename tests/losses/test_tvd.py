@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from torch.testing import assert_close
 
-from kdcli.losses.kl import ForwardKL
-from kdcli.losses.tvd import TotalVariation
+from kdcli.losses.divergences.jsd import TotalVariation
+from kdcli.losses.divergences.kl import ForwardKL
 from logit_pairs import by_autograd, in_closed_form, pairs
 
 few = settings(max_examples=60, deadline=None, derandomize=True)

@@ -9,9 +9,9 @@ from torch.testing import assert_close
 
 from kdcli.losses.base import Tokens
 from kdcli.losses.build import build_objective
-from kdcli.losses.supplied import ALIGNED
-from kdcli.losses.tvd import TotalVariation
-from kdcli.losses.uld import UniversalLogits
+from kdcli.losses.divergences.jsd import TotalVariation
+from kdcli.losses.logit_matching import UniversalLogits
+from kdcli.losses.token_facts import ALIGNED
 from logit_pairs import by_autograd, in_closed_form, pairs
 
 few = settings(max_examples=60, deadline=None, derandomize=True)

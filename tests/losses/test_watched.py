@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from kdcli.engine.chunked import Work, fused_sum
-from kdcli.engine.projection import Projection
-from kdcli.engine.workspace import Workspace
-from kdcli.losses.akl import AdaptiveKL
 from kdcli.losses.build import build_objective
-from kdcli.losses.divergence import Divergence
-from kdcli.models.split import Head
+from kdcli.losses.divergences.akl import AdaptiveKL
+from kdcli.losses.divergences.base import Divergence
+from kdcli.models.head import Head
+from kdcli.models.packing import Projection, Workspace
+from kdcli.training.fused_loss import Work, fused_sum
 
 TOKENS, WIDTH, VOCAB = 11, 6, 23
 SPECS = ["akl", "akl:flip=true,temperature=2", "0.5*ce+0.5*akl:mu=0.7", "akl+2*akl:mu=0.9", "atkd", "0.3*fkl+0.7*atkd"]

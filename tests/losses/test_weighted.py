@@ -6,14 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import running
-from kdcli.engine.loop import train
 from kdcli.errors import UsageError
 from kdcli.losses.base import Tokens
 from kdcli.losses.build import build_objective, spec_of
 from kdcli.losses.groups import Groups
-from kdcli.losses.measures import MEASURES, Measured, measure, places
-from kdcli.losses.trial import sample, tokens_of, values_and_grad, with_facts
-from kdcli.losses.weighted import Weighted, selected
+from kdcli.losses.samples import sample, tokens_of, values_and_grad, with_facts
+from kdcli.losses.wrappers.token_weights import MEASURES, Measured, Weighted, measure, places, selected
+from kdcli.training.trainer import train
 
 COMPUTED: list[Measured] = [name for name in MEASURES if name != "position"]
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kdcli.metrics.agreement import Agreement
+from kdcli.metrics.teacher_agreement import Agreement
 
 STUDENT, TEACHER = np.random.default_rng(9).normal(size=(2, 80, 4))
 

@@ -9,11 +9,7 @@ from scipy.special import softmax
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from kdcli.errors import InputError, NumericsError
-from kdcli.metrics.answer_bins import AnswerBins
-from kdcli.metrics.answer_brier_parts import AnswerBrierParts
-from kdcli.metrics.answer_temperature import AnswerTemperature
-from kdcli.metrics.answers import Answers
-from kdcli.metrics.choices import ChoiceTable
+from kdcli.metrics.classification import AnswerBins, AnswerBrierParts, Answers, AnswerTemperature, ChoiceTable
 from kdcli.statistics import over_examples
 
 LABELS = ("red", "green", "blue", "grey")

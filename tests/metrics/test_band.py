@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kdcli.metrics.band import banded
+from kdcli.metrics.curve import banded
 from kdcli.metrics.score import Score, ratio
 from kdcli.statistics import over_examples
 

@@ -6,11 +6,10 @@ import pytest
 
 from kdcli.errors import InputError, NumericsError
 from kdcli.metrics.base import Metric, TextMetric
-from kdcli.metrics.exact_match import ExactMatch
-from kdcli.metrics.perplexity import Perplexity
+from kdcli.metrics.qa import ExactMatch
 from kdcli.metrics.rouge import RougeL
 from kdcli.metrics.score import Score, ratio
-from kdcli.metrics.teacher_kl import KLToTeacher
+from kdcli.metrics.teacher_agreement import KLToTeacher, Perplexity
 
 
 def test_it_is_an_evaluate_metric_that_touches_no_cache_folder(tmp_path, monkeypatch):

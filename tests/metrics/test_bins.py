@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
-from kdcli.metrics.bins import bin_sums, calibration_error, equal_mass, equal_width, largest_gap, mean_calibration_error
+from kdcli.metrics.calibration import (
+    bin_sums,
+    calibration_error,
+    equal_mass,
+    equal_width,
+    largest_gap,
+    mean_calibration_error,
+)
 
 
 def sums(confidence, correct, bins=10):

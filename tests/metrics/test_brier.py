@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdcli.errors import InputError
-from kdcli.metrics.brier import PARTS, BrierParts, brier_part, brier_sums
+from kdcli.metrics.calibration import PARTS, BrierParts, brier_part, brier_sums
 
 
 def parts(probability, outcome, bins, event=0, events=1):

@@ -1,6 +1,6 @@
 import pytest
 
-from kdcli.config import EvalSettings
+from kdcli.config.schema import EvalSettings
 from kdcli.errors import UsageError
 from kdcli.metrics.build import build_metrics
 

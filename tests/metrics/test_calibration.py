@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from kdcli.errors import InputError
-from kdcli.metrics.bins import bin_sums, calibration_error
-from kdcli.metrics.calibration import Calibration
+from kdcli.metrics.calibration import Calibration, bin_sums, calibration_error
 
 
 def ece(confidence, correct, bins=10) -> float:

@@ -5,7 +5,7 @@ import pytest
 
 from kdcli.errors import UsageError
 from kdcli.metrics.describe import cards, describe
-from kdcli.registry import METRICS
+from kdcli.registry.registry import METRICS
 
 
 def test_listing_imports_none_of_the_heavy_libraries():

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from kdcli.metrics.distinct import Distinct, distinct
+from kdcli.metrics.diversity import Distinct, distinct
 
 
 def test_the_published_example():

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.special import stdtrit
 from scipy.stats import bootstrap
 
-from kdcli.metrics.equal_mass import equal_mass_error
+from kdcli.metrics.calibration import equal_mass_error
 from kdcli.metrics.score import Redraw, redrawn
 from kdcli.statistics import over_examples
 
@@ -53,7 +53,7 @@ def test_many_draws_are_taken_in_parts(monkeypatch):
     confidence, correct, example = made()
     draws = np.random.default_rng(1).integers(0, 3, (50, 20)).astype(float) + 0.0
     whole = equal_mass_error(confidence, correct, example, 20, 5).value(draws)
-    monkeypatch.setattr("kdcli.metrics.equal_mass._AT_ONCE", 200)
+    monkeypatch.setattr("kdcli.metrics.calibration._AT_ONCE", 200)
     assert equal_mass_error(confidence, correct, example, 20, 5).value(draws).tolist() == whole.tolist()
 
 

@@ -6,7 +6,7 @@ import pytest
 import chains
 from kdcli.errors import InputError
 from kdcli.metrics.exposure_bias import ExposureBias, excess
-from kdcli.metrics.own import OwnFacts
+from kdcli.metrics.on_policy import OwnFacts
 from kdcli.statistics import over_examples
 
 LENGTH = 5

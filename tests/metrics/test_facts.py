@@ -4,7 +4,7 @@ import scipy.special
 import scipy.stats
 import torch
 
-from kdcli.metrics.facts import facts_from_logits
+from kdcli.metrics.score import facts_from_logits
 
 DRAW = np.random.default_rng(3)
 STUDENT, TEACHER = DRAW.normal(size=(2, 40, 11)) * 3

@@ -1,7 +1,7 @@
 import pytest
 
 from kdcli.errors import InputError
-from kdcli.metrics.length import Length
+from kdcli.metrics.diversity import Length
 
 
 def test_words_and_ratio_over_seeds_references_and_examples():

@@ -3,9 +3,7 @@ import pytest
 
 from kdcli.errors import InputError, NumericsError
 from kdcli.metrics.exposure_bias import ExposureBias
-from kdcli.metrics.own import OwnFacts
-from kdcli.metrics.own_distance import OwnDistance
-from kdcli.metrics.own_kl import OwnKL
+from kdcli.metrics.on_policy import OwnDistance, OwnFacts, OwnKL
 from kdcli.metrics.score import ratio
 from kdcli.statistics import over_examples
 

@@ -4,10 +4,8 @@ import scipy.special
 
 from kdcli.errors import InputError
 from kdcli.metrics.calibration import Calibration
-from kdcli.metrics.facts import facts_from_logits
-from kdcli.metrics.own import OwnFacts
-from kdcli.metrics.own_calibration import OwnCalibration, expected_series
-from kdcli.metrics.score import ratio
+from kdcli.metrics.on_policy import OwnCalibration, OwnFacts, expected_series
+from kdcli.metrics.score import facts_from_logits, ratio
 from kdcli.statistics import over_examples
 
 TOKENS, VOCAB = 400, 6

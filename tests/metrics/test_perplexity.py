@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchmetrics.functional.text import perplexity
 
-from kdcli.metrics.perplexity import Perplexity
+from kdcli.metrics.teacher_agreement import Perplexity
 
 DRAW = np.random.default_rng(5)
 LOGITS, LABELS = DRAW.normal(size=(60, 13)) * 2, DRAW.integers(0, 13, 60)

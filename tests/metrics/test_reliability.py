@@ -2,9 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 
-from kdcli.metrics.bins import bin_sums, calibration_error
-from kdcli.metrics.calibration import Calibration
-from kdcli.metrics.reliability import equal_mass_series, equal_width_series
+from kdcli.metrics.calibration import Calibration, bin_sums, calibration_error, equal_mass_series, equal_width_series
 
 
 def made(count=400, seed=0):

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from kdcli.metrics.repetition import Repetition, repetition
+from kdcli.metrics.diversity import Repetition, repetition
 
 
 def test_it_equals_counting_what_was_seen_before():

@@ -11,9 +11,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from torchmetrics.functional.text.rouge import rouge_score
 
 from kdcli.errors import NumericsError, UsageError
-from kdcli.metrics import rouge_base
-from kdcli.metrics.rouge import RougeL
-from kdcli.metrics.rouge_reference import reference_f_measure
+from kdcli.metrics import rouge
+from kdcli.metrics.rouge import RougeL, reference_f_measure
 
 VOCABULARY = [
     "running",
@@ -150,7 +149,7 @@ def test_any_text_equals_rouge_score_to_the_last_bit(prediction, references):
 
 
 def test_another_rouge_score_than_the_one_named_is_noticed(monkeypatch):
-    monkeypatch.setattr(rouge_base, "reference_f_measure", lambda *_, **__: 0.25)
+    monkeypatch.setattr(rouge, "reference_f_measure", lambda *_, **__: 0.25)
     with pytest.raises(NumericsError, match=r"example 0: 1.0, but the installed rouge-score says 0.25") as caught:
         RougeL().compute(predictions=["a"], references=["a"])
     assert caught.value.exit_code == 7

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from kdcli.data.examples import Example, TokenDataset
+from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, UsageError
-from kdcli.metrics.rouge import RougeL
-from kdcli.metrics.rouge_by_length import RougeLByLength
-from kdcli.runs.evaluation.scoring import Texts, beside
+from kdcli.evaluation.answers import Texts
+from kdcli.evaluation.scoring import beside
+from kdcli.metrics.rouge import RougeL, RougeLByLength
 from kdcli.statistics import over_examples
 
 LENGTHS = [0, 5, 6, 10, 11, 400, 3, 12]

@@ -3,7 +3,7 @@ import random
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from kdcli.metrics.rouge_n import Rouge1, Rouge2, common_ngrams
+from kdcli.metrics.rouge import Rouge1, Rouge2, common_ngrams
 
 WORDS = ["running", "runs", "the", "The", "a", "cats'", "jumped-over", "42", "U.S.", "été", "organised", ""]
 

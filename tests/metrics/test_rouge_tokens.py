@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nltk.stem.porter import PorterStemmer
 from rouge_score import tokenize
 
-from kdcli.metrics.rouge_tokens import RougeTokens, characters, dropped_share
+from kdcli.metrics.rouge import RougeTokens, characters, dropped_share
 
 
 def same_tokens(numbers: list[int], tokens: list[str]) -> bool:

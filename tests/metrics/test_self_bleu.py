@@ -3,7 +3,7 @@ import random
 import pytest
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
-from kdcli.metrics.self_bleu import SelfBleu, self_bleu
+from kdcli.metrics.diversity import SelfBleu, self_bleu
 
 
 def theirs(texts: list[list[str]]) -> float:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from kdcli.errors import InputError
-from kdcli.metrics.own import OwnFacts
+from kdcli.metrics.on_policy import OwnFacts
 from kdcli.metrics.speculative import Speculative, tokens_per_call
 
 FACTS = {

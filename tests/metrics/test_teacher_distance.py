@@ -3,7 +3,7 @@ import pytest
 import scipy.spatial.distance
 import scipy.special
 
-from kdcli.metrics.teacher_distance import TeacherDistance
+from kdcli.metrics.teacher_agreement import TeacherDistance
 
 STUDENT, TEACHER = np.random.default_rng(8).normal(size=(2, 30, 7)) * 2
 

@@ -3,7 +3,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from kdcli.metrics.teacher_kl import KLToTeacher
+from kdcli.metrics.teacher_agreement import KLToTeacher
 
 STUDENT, TEACHER = np.random.default_rng(8).normal(size=(2, 30, 7)) * 2
 

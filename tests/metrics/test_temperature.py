@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from kdcli.errors import NumericsError
-from kdcli.metrics.temperature import end_of_range, fit_temperature, slopes_of
+from kdcli.metrics.temperature_scaling import end_of_range, fit_temperature, slopes_of
 
 
 def fitted(logits, labels) -> float:

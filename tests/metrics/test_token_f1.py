@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.text import squad
 
-from kdcli.metrics.token_f1 import TokenF1, token_f1
+from kdcli.metrics.qa import TokenF1, token_f1
 
 WORDS = ["The", "a", "an", "cat", "cat.", "U.S.", "42", "--", "été", "theory", "Ana", "dog's"]
 

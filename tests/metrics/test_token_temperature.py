@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from kdcli.metrics.calibration import Calibration
-from kdcli.metrics.token_bins import TokenBins
-from kdcli.metrics.token_temperature import TokenTemperature, scaled_facts
+from kdcli.metrics.calibration import Calibration, TokenBins
+from kdcli.metrics.temperature_scaling import TokenTemperature, scaled_facts
 
 
 def made(rows=3000, seed=0):

@@ -1,7 +1,7 @@
 import pytest
 
 from kdcli.errors import InputError
-from kdcli.metrics.without_end import WithoutEnd
+from kdcli.metrics.diversity import WithoutEnd
 
 
 def test_it_counts_the_answers_that_were_cut():

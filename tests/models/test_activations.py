@@ -4,7 +4,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
-from kdcli.models.activations import fuse_activations
+from kdcli.models.kernels import fuse_activations
 
 
 @pytest.mark.parametrize("kind", [NewGELUActivation, FastGELUActivation])

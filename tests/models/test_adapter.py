@@ -12,18 +12,17 @@ from transformers import AutoModelForCausalLM
 
 import running
 import tiny
-from kdcli.config import LoraConfig
-from kdcli.data.collate import collate
-from kdcli.engine import chunked
-from kdcli.engine.loop import train
-from kdcli.engine.step import DistillStep
-from kdcli.engine.teacher import LiveTeacher
+from kdcli.config.schema import LoraConfig
+from kdcli.data.batching import collate
 from kdcli.errors import InputError, InterruptedRunError, UsageError
 from kdcli.losses.build import build_objective
-from kdcli.models.adapter import attach, check_adapter, merged, save_adapter
-from kdcli.models.linear import QuickConv1D, QuickLinear
-from kdcli.models.load import load_model
-from kdcli.models.save import save_student
+from kdcli.models.adapters import attach, check_adapter, merged, save_adapter
+from kdcli.models.kernels import QuickConv1D, QuickLinear
+from kdcli.models.load import load_model, save_student
+from kdcli.teachers.base import LiveTeacher
+from kdcli.training import fused_loss
+from kdcli.training.step import DistillStep
+from kdcli.training.trainer import train
 
 FAMILIES = ["llama", "gpt2"]
 CPU = torch.device("cpu")
@@ -92,13 +91,13 @@ def test_the_adapter_computes_w_x_plus_scaled_b_a_x(family):
 def test_only_the_adapter_takes_gradient_and_the_heads_is_never_computed(family, spec, monkeypatch):
     model = student(family)
     wanted = []
-    real = chunked._fold
+    real = fused_loss._fold
 
     def fold(hidden, head, work, want):
         wanted.append(want)
         return real(hidden, head, work, want)
 
-    monkeypatch.setattr(chunked, "_fold", fold)
+    monkeypatch.setattr(fused_loss, "_fold", fold)
     loss, _ = step_of(model, spec)(batch(), 20)
     loss.backward()
     took = {name for name, parameter in model.model.named_parameters() if parameter.grad is not None}

@@ -8,14 +8,13 @@ import torch
 from tokenizers import AddedToken
 
 import tiny
-from kdcli.config import DataConfig
+from kdcli.config.schema import DataConfig
 from kdcli.data.dataset import load_dataset
 from kdcli.end_tokens import EndTokens
-from kdcli.models import ends
-from kdcli.models.ends import answer_key, end_tokens, ends_differ, turn_end
-from kdcli.models.load import load_model
-from kdcli.models.save import save_student
-from kdcli.runs.workshop import Workshop
+from kdcli.loading.session import Workshop
+from kdcli.models import tokenizer as ends
+from kdcli.models.load import load_model, save_student
+from kdcli.models.tokenizer import answer_key, end_tokens, ends_differ, turn_end
 from models.folders import edit
 
 ROWS = len(tiny.WORDS) + 1

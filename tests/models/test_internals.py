@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM, Cache, DynamicCache
 
 import tiny
 from kdcli.errors import InputError
-from kdcli.generate.speaker import Speaker
+from kdcli.generation.decoder import Speaker
+from kdcli.generation.kv_cache import RowCache
 from kdcli.models import internals
-from kdcli.models.cache import RowCache
+from kdcli.models.head import trunk_of
 from kdcli.models.internals import attention_of, cache_in, layers_of, prompt_cache, read_into, reading_of
+from kdcli.models.layers import eager_attention
 from kdcli.models.load import assemble
-from kdcli.models.observe import eager_attention
-from kdcli.models.split import trunk_of
 
 SOURCES = Path(internals.__file__).parents[1]
 CPU = torch.device("cpu")
@@ -32,12 +32,12 @@ HYBRID = {
 }  # fmt: skip
 
 PRIVATE = {
-    ("kdcli/engine/compiled.py", "torch._dynamo.exc"): "test_private_names_of_torch_do_what_they_are_used_for",
-    ("kdcli/engine/compiled.py", "torch._dynamo"): "test_private_names_of_torch_do_what_they_are_used_for",
-    ("kdcli/models/footprint.py", "torch._subclasses.fake_tensor"): "tests/models/test_footprint.py",
-    ("kdcli/models/footprint.py", "untyped_storage()._cdata"): "tests/models/test_footprint.py",
+    ("kdcli/training/compile.py", "torch._dynamo.exc"): "test_private_names_of_torch_do_what_they_are_used_for",
+    ("kdcli/training/compile.py", "torch._dynamo"): "test_private_names_of_torch_do_what_they_are_used_for",
+    ("kdcli/models/sizes.py", "torch._subclasses.fake_tensor"): "tests/models/test_footprint.py",
+    ("kdcli/models/sizes.py", "untyped_storage()._cdata"): "tests/models/test_footprint.py",
     ("kdcli/models/internals.py", "config._attn_implementation"): "test_the_attention_has_a_name",
-    ("kdcli/models/products.py", "torch.ops.mkldnn._linear_pointwise"): "tests/models/test_products.py",
+    ("kdcli/models/kernels.py", "torch.ops.mkldnn._linear_pointwise"): "tests/models/test_products.py",
 }
 """(file, private name of a library) -> the test that fails when it is gone."""
 
@@ -303,7 +303,7 @@ def test_nothing_is_found_by_the_signature_of_a_librarys_function():
         for path in SOURCES.rglob("*.py")
         if "inspect.signature" in path.read_text(encoding="utf-8")
     }
-    assert uses == {"cli/plan.py"}, "kd plan shows the flags of kd distill, which is our own function"
+    assert uses == {"cli/distill.py"}, "kd plan shows the flags of kd distill, which is our own function"
 
 
 @pytest.mark.parametrize("name", ["past_key_values", "cache_params", "cache_position"])

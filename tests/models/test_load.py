@@ -7,9 +7,8 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from kdcli.errors import InputError
-from kdcli.models.activations import fuse_activations
-from kdcli.models.load import load_model
-from kdcli.models.save import rehearse_saving
+from kdcli.models.kernels import fuse_activations
+from kdcli.models.load import load_model, rehearse_saving
 from models.folders import edit
 
 CPU = torch.device("cpu")

@@ -10,13 +10,13 @@ import chains
 import running
 import tiny
 from chains import END, START, A, B, C
-from kdcli.config import DataConfig, EvalConfig, EvalSettings, GenerationConfig, HardwareConfig
+from kdcli.config.schema import DataConfig, EvalConfig, EvalSettings, GenerationConfig, HardwareConfig
 from kdcli.end_tokens import EndTokens
-from kdcli.generate import generate
+from kdcli.evaluation.evaluate import evaluate_run
+from kdcli.generation import generate
+from kdcli.generation.beam import beam_answers
+from kdcli.loading.session import Workshop
 from kdcli.models.plain import passed_over, plain_generation
-from kdcli.runs.evaluation.evaluate import evaluate_run
-from kdcli.runs.workshop import Workshop
-from kdcli.sources.beam import beam_answers
 from models.folders import edit
 
 OTHERS = {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "min_new_tokens": 6}

@@ -5,9 +5,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from kdcli.models import products
-from kdcli.models.linear import QuickConv1D, QuickLinear, quicken
-from kdcli.models.products import add_outer, product_back, product_into, worthwhile
+from kdcli.models import kernels
+from kdcli.models.kernels import QuickConv1D, QuickLinear, add_outer, product_back, product_into, quicken, worthwhile
 
 ROWS, IN, OUT = 37, 96, 2051
 """Their product is above the bound from which the other library computes it."""
@@ -25,7 +24,7 @@ def close(found: torch.Tensor, exact: torch.Tensor) -> None:
 
 @pytest.fixture(params=[1, 64 * 37 * 4, 2**24], ids=["64 columns", "64 rows", "one slice"])
 def slices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_SLICE_BYTES", request.param)
+    monkeypatch.setattr(kernels, "_SLICE_BYTES", request.param)
 
 
 @pytest.mark.usefixtures("slices")
@@ -63,13 +62,13 @@ def test_other_layouts_give_the_same(odd: str) -> None:
 
 
 def test_only_large_fp32_products_move(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "HAS_ONEDNN", True)
+    monkeypatch.setattr(kernels, "HAS_ONEDNN", True)
     one = torch.ones(1, 1)
     assert worthwhile(one, one, 2**22)
     assert not worthwhile(one, one, 2**22 - 1)
     assert not worthwhile(one.double(), one.double(), 2**30)
     assert not worthwhile(one.bfloat16(), one.bfloat16(), 2**30)
-    monkeypatch.setattr(products, "HAS_ONEDNN", False)
+    monkeypatch.setattr(kernels, "HAS_ONEDNN", False)
     assert not worthwhile(one, one, 2**30)
 
 

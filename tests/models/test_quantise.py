@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 import tiny
-from kdcli.data.collate import collate
-from kdcli.engine.pack import find_valid
-from kdcli.engine.teacher import LiveTeacher
+from kdcli.data.batching import collate
 from kdcli.errors import MachineError
-from kdcli.models import quantise as module
+from kdcli.models import adapters as module
+from kdcli.models.adapters import check_quantization, quantise
 from kdcli.models.load import load_model
-from kdcli.models.quantise import check_quantization, quantise
+from kdcli.models.packing import find_valid
+from kdcli.teachers.base import LiveTeacher
 from running import dataset
 
 CPU = torch.device("cpu")

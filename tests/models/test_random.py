@@ -6,11 +6,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
 from kdcli.errors import UsageError
-from kdcli.models.activations import fuse_activations
-from kdcli.models.load import load_model
-from kdcli.models.random import is_random, parse_random, random_student
-from kdcli.models.save import save_student
-from kdcli.models.vocabulary import shared_vocabulary
+from kdcli.models.kernels import fuse_activations
+from kdcli.models.load import load_model, save_student
+from kdcli.models.random_init import is_random, parse_random, random_student
+from kdcli.models.tokenizer import shared_vocabulary
 
 CPU = torch.device("cpu")
 SPEC = "random:layers=3,width=24,heads=3"

@@ -7,10 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 import tiny
+from kdcli.distill.model_card import rehearse
 from kdcli.errors import InputError, MachineError
-from kdcli.models.load import load_model
-from kdcli.models.save import rehearse_saving, save_student
-from kdcli.runs.keep_model import rehearse
+from kdcli.models.load import load_model, rehearse_saving, save_student
 from models.folders import edit
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import tiny
 from kdcli.errors import InputError
-from kdcli.models.split import Head, prove_split, rows_by_positions, split_head, trunk_of, trunk_output
+from kdcli.models.head import Head, prove_split, rows_by_positions, split_head, trunk_of, trunk_output
 
 torch.set_num_threads(1)
 

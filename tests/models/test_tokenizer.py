@@ -9,7 +9,8 @@ import torch
 import tiny
 from kdcli.errors import InputError, MachineError
 from kdcli.models import tokenizer as tokenizer_module
-from kdcli.models.load import load_model, load_tokenizer
+from kdcli.models.load import load_model
+from kdcli.models.tokenizer import load_tokenizer
 from models.folders import copy, edit
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ from tokenizers import normalizers
 
 import tiny
 from kdcli.errors import InputError
-from kdcli.models.vocabulary import padding_note, refuse_same_model, same_model, shared_vocabulary
+from kdcli.models.tokenizer import padding_note, refuse_same_model, same_model, shared_vocabulary
 
 COUNT = len(tiny.WORDS)
 

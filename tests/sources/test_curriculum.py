@@ -6,13 +6,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import running
-from kdcli.config import TrainConfig
-from kdcli.data.collate import IGNORED, collate
-from kdcli.data.examples import Example, TokenDataset
+from kdcli.config.schema import TrainConfig
+from kdcli.data.batching import IGNORED, collate
+from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.sources.base import Ground
-from kdcli.sources.curriculum import CurriculumSource
+from kdcli.sources.curriculum import CurriculumSource, difficulties
 from kdcli.sources.dataset import DatasetSource
-from kdcli.sources.difficulty import difficulties
 
 
 def rows(count):

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from kdcli.config import TrainConfig
-from kdcli.data.collate import Batch
-from kdcli.data.examples import Example, TokenDataset
-from kdcli.registry import SOURCES
+from kdcli.config.schema import TrainConfig
+from kdcli.data.batching import Batch
+from kdcli.data.tokenize import Example, TokenDataset
+from kdcli.registry.registry import SOURCES
 from kdcli.sources.base import Ground, Source
 from kdcli.sources.dataset import DatasetSource, DatasetWindows
 

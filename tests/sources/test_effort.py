@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 import running
-from kdcli.config import TrainConfig
-from kdcli.models.split import trunk_of
+from kdcli.config.schema import TrainConfig
+from kdcli.models.head import trunk_of
 from kdcli.sources.base import Ground
 from kdcli.sources.build import build_source
-from kdcli.sources.effort import Effort
+from kdcli.sources.token_counts import Effort
 
 MODELS = {"student": running.model("student", seed=1), "teacher": running.model("teacher", seed=2)}
 

@@ -3,9 +3,9 @@ import math
 import pytest
 
 import running
-from kdcli.config import TrainConfig
+from kdcli.config.schema import TrainConfig
 from kdcli.errors import UsageError
-from kdcli.losses.supplied import code_of
+from kdcli.losses.token_facts import code_of
 from kdcli.sources.base import Ground
 from kdcli.sources.build import build_source, spec_of
 

@@ -3,10 +3,10 @@ import pytest
 from scipy.stats import kstest
 
 import running
-from kdcli.config import TrainConfig
+from kdcli.config.schema import TrainConfig
 from kdcli.sources.base import Ground
 from kdcli.sources.build import build_source
-from kdcli.sources.writing import Written
+from kdcli.sources.sequences import Written
 
 
 @pytest.fixture(scope="module")

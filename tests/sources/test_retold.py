@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import cutters
-from kdcli.config import DataConfig, TrainConfig
+from kdcli.config.schema import DataConfig, TrainConfig
 from kdcli.data.dataset import load_dataset
 from kdcli.errors import InputError
 from kdcli.models.load import assemble
 from kdcli.sources.base import Ground
 from kdcli.sources.build import build_source
-from kdcli.sources.retold import as_teacher, retold
+from kdcli.sources.teacher import as_teacher, retold
 
 ROWS = [{"prompt": f"say {letter}:", "completion": f" {letter}{letter}."} for letter in "abcdef"]
 

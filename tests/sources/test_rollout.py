@@ -9,15 +9,15 @@ import pytest
 import torch
 
 import running
-from kdcli.config import TrainConfig
-from kdcli.data.collate import IGNORED
-from kdcli.data.examples import Example
-from kdcli.engine.loop import train
-from kdcli.losses.supplied import ORIGIN_SHARE, code_of
+from kdcli.config.schema import TrainConfig
+from kdcli.data.batching import IGNORED
+from kdcli.data.tokenize import Example
+from kdcli.losses.token_facts import ORIGIN_SHARE, code_of
 from kdcli.sources.base import Ground
 from kdcli.sources.build import build_source
-from kdcli.sources.rollouts import Rollout, mixture_logp, packed, repeated, summary, unpacked
-from kdcli.sources.writing import Written, batches
+from kdcli.sources.rollout import Rollout, mixture_logp, packed, repeated, summary, unpacked
+from kdcli.sources.sequences import Written, batches
+from kdcli.training.trainer import train
 
 STEPS = 8
 

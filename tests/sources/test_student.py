@@ -5,17 +5,17 @@ import pytest
 import torch
 
 import running
-from kdcli.config import TrainConfig
-from kdcli.data.collate import IGNORED
-from kdcli.engine.loop import train
-from kdcli.engine.step import DistillStep
-from kdcli.engine.teacher import LiveTeacher
-from kdcli.generate.settling import Settling
+from kdcli.config.schema import TrainConfig
+from kdcli.data.batching import IGNORED
+from kdcli.generation.batch_invariance import Settling
 from kdcli.losses.build import build_objective
 from kdcli.sources.base import Ground
 from kdcli.sources.build import build_source
+from kdcli.sources.sequences import Written, batches
 from kdcli.sources.student import StudentWindows
-from kdcli.sources.writing import Written, batches
+from kdcli.teachers.base import LiveTeacher
+from kdcli.training.step import DistillStep
+from kdcli.training.trainer import train
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 import running
-from kdcli import durable
-from kdcli.config import TrainConfig
+from kdcli.config.schema import TrainConfig
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, IntegrityError, UsageError
-from kdcli.sources import made_text as module
+from kdcli.generation.beam import beam_answers
+from kdcli.generation.scoring import response_log_probs
 from kdcli.sources.base import Ground
-from kdcli.sources.beam import beam_answers
 from kdcli.sources.build import build_source
-from kdcli.sources.log_probs import response_log_probs
+from kdcli.sources.teacher_text import store as module
+from kdcli.storage import atomic
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_every_prompt_is_answered_once_an_epoch(teacher, tmp_path):
 def test_the_text_is_kept_and_found_again_whatever_the_run(teacher, tmp_path, monkeypatch):
     first = build_source("teacher:max_new_tokens=8").open(ground(teacher, tmp_path))
     (folder,) = tmp_path.glob("teacher-*")
-    durable.verify_folder(folder)
+    atomic.verify_folder(folder)
     lines = [json.loads(line) for line in (folder / "text.jsonl").read_text().splitlines()]
     assert [line["row"] for line in lines] == list(range(12))
     assert {"prompt", "response", "ids", "nll", "ended"} <= lines[0].keys()

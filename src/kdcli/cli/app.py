@@ -11,33 +11,16 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from kdcli import __version__, plugins
-from kdcli.cli import (
-    cache,
-    compare,
-    demo,
-    distill,
-    doctor,
-    estimate,
-    evaluate,
-    flags,
-    generate,
-    inspect,
-    judge,
-    losses,
-    metrics,
-    plan,
-    presets,
-    reproduce,
-    sources,
-    streams,
-    toy,
-)  # fmt: skip
-from kdcli.cli.boundary import ARGUMENTS, RUN_FOLDER, guarded
-from kdcli.cli.flags import canonical
+from kdcli.cli import catalog, compare, demo, diagnose, distill, evaluate, options, reproduce, streams, teacher
+from kdcli.cli import demo as toy
+from kdcli.cli import distill as plan
+from kdcli.cli import evaluate as judge
+from kdcli.cli.errors import ARGUMENTS, RUN_FOLDER, guarded
+from kdcli.config.names import canonical, nearest
 from kdcli.errors import UsageError
-from kdcli.spelling import nearest
+from kdcli.registry import plugins
 from kdcli.text import one_line
+from kdcli.version import __version__
 
 _QUIET_LIBRARIES = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -97,22 +80,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": canonical},
 )
 distill.register(app)
-plan.register(app)
-estimate.register(app)
+plan.register_plan(app)
+diagnose.register_estimate(app)
 evaluate.register(app)
-judge.register(app)
+judge.register_judge(app)
 compare.register(app)
-cache.register(app)
-generate.register(app)
+teacher.register(app)
+teacher.register_generate(app)
 reproduce.register(app)
-inspect.register(app, Commands)
-doctor.register(app)
-toy.register(app)
+diagnose.register_inspect(app, Commands)
+diagnose.register(app)
+toy.register_toy(app)
 demo.register(app)
-losses.register(app, Commands)
-metrics.register(app, Commands)
-sources.register(app, Commands)
-presets.register(app, Commands)
+catalog.register(app, Commands)
+catalog.register_metrics(app, Commands)
+catalog.register_sources(app, Commands)
+catalog.register_presets(app, Commands)
 
 
 IMPLIED: dict[tuple[str, ...], tuple[str, ...]] = {
@@ -128,7 +111,7 @@ IMPLIED: dict[tuple[str, ...], tuple[str, ...]] = {
 @app.callback()
 def _top(
     version: Annotated[bool, typer.Option("--version", metavar="", help="Print the version.")] = False,
-    debug: flags.Debug = False,
+    debug: options.Debug = False,
 ) -> None:
     if version:
         sys.stdout.write(f"kd {__version__}\n")

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from kdcli.cli import flags
+from kdcli.cli import options
+from kdcli.cli.options import looks_like_folder
 from kdcli.errors import UsageError
-from kdcli.runs.study import SETTINGS, check_settings
+from kdcli.study.study_dir import SETTINGS, check_settings
 from kdcli.text import one_line
 
 EPILOG = """Example: kd compare fkl rkl akl --seeds 0,1,2 --teacher T --student S --data a.jsonl \
@@ -30,63 +31,63 @@ def compare(
             metavar="OBJECTIVE|RUN|STUDY", help="Objectives, a study, or runs and models.", show_default=False
         ),
     ] = None,
-    teacher: flags.Teacher = None,
-    teacher_cache: flags.StudyCache = None,
-    student: flags.Student = None,
-    lora: flags.MoreLora = None,
-    data: flags.Data = None,
-    eval_data: flags.EvalData = None,
-    columns: flags.MoreColumns = None,
-    template: flags.MoreTemplate = None,
-    max_length: flags.MoreLength = None,
-    limit: flags.MoreLimit = None,
-    skip_bad: flags.MoreSkipBad = False,
-    eval_limit: flags.EvalLimit = None,
-    baseline: flags.Reference = None,
-    epochs: flags.Epochs = None,
-    max_steps: flags.MaxSteps = None,
-    batch_size: flags.BatchSize = None,
-    lr: flags.Lr = None,
-    seeds: flags.Contenders = None,
-    vary: flags.Vary = None,
-    tune: flags.Tune = None,
-    tune_by: flags.TuneBy = None,
-    tune_seeds: flags.TuneSeeds = None,
-    dev_data: flags.DevData = None,
-    jobs: flags.Jobs = None,
-    executor: flags.Executor = None,
-    slurm: flags.Slurm = None,
-    ray_address: flags.RayAddress = None,
-    gpus: flags.CellGpus = None,
-    metric: flags.Scores = None,
-    sampling_seeds: flags.MoreSeeds = None,
-    max_new_tokens: flags.MoreTokens = None,
-    output: flags.Output = None,
-    config: flags.Config = None,
-    sets: flags.Sets = None,
-    plugin: flags.MorePlugin = None,
-    dry_run: flags.DryRun = False,
-    json: flags.Json = False,
-    quiet: flags.MoreQuiet = False,
-    debug: flags.Debug = False,
-    status: flags.Status = False,
-    to: flags.To = None,
-    caption: flags.Caption = None,
-    label: flags.Label = None,
-    digits: flags.Digits = None,
-    device: flags.MoreDevice = None,
-    dtype: flags.MoreDtype = None,
-    threads: flags.Threads = None,
-    matmul_precision: flags.MatmulPrecision = None,
+    teacher: options.Teacher = None,
+    teacher_cache: options.StudyCache = None,
+    student: options.Student = None,
+    lora: options.MoreLora = None,
+    data: options.Data = None,
+    eval_data: options.EvalData = None,
+    columns: options.MoreColumns = None,
+    template: options.MoreTemplate = None,
+    max_length: options.MoreLength = None,
+    limit: options.MoreLimit = None,
+    skip_bad: options.MoreSkipBad = False,
+    eval_limit: options.EvalLimit = None,
+    baseline: options.Reference = None,
+    epochs: options.Epochs = None,
+    max_steps: options.MaxSteps = None,
+    batch_size: options.BatchSize = None,
+    lr: options.Lr = None,
+    seeds: options.Contenders = None,
+    vary: options.Vary = None,
+    tune: options.Tune = None,
+    tune_by: options.TuneBy = None,
+    tune_seeds: options.TuneSeeds = None,
+    dev_data: options.DevData = None,
+    jobs: options.Jobs = None,
+    executor: options.Executor = None,
+    slurm: options.Slurm = None,
+    ray_address: options.RayAddress = None,
+    gpus: options.CellGpus = None,
+    metric: options.Scores = None,
+    sampling_seeds: options.MoreSeeds = None,
+    max_new_tokens: options.MoreTokens = None,
+    output: options.Output = None,
+    config: options.Config = None,
+    sets: options.Sets = None,
+    plugin: options.MorePlugin = None,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.MoreQuiet = False,
+    debug: options.Debug = False,
+    status: options.Status = False,
+    to: options.To = None,
+    caption: options.Caption = None,
+    label: options.Label = None,
+    digits: options.Digits = None,
+    device: options.MoreDevice = None,
+    dtype: options.MoreDtype = None,
+    threads: options.Threads = None,
+    matmul_precision: options.MatmulPrecision = None,
 ) -> None:
     """Train each objective with each seed on an equal budget, evaluate, print the table; or compare finished runs.
 
     The same line again, or kd compare -o STUDY, starts only what is missing.
     """
     typed = locals()
-    from kdcli.cli import studies
+    from kdcli.cli import study as studies
     from kdcli.cli.terminal import Terminal
-    from kdcli.settings import expanded
+    from kdcli.config.resolve import expanded
 
     terminal = Terminal(json, quiet)
     folders = run_folders(losses or ())
@@ -125,7 +126,7 @@ def run_folders(names: Sequence[str]) -> list[Path]:
     Raises:
         UsageError: some are folders and some are not.
     """
-    from kdcli.cli.settle import objective
+    from kdcli.cli.load_config import objective
 
     folders = [name for name in names if looks_like_folder(name)]
     if folders and len(folders) < len(names):
@@ -134,8 +135,3 @@ def run_folders(names: Sequence[str]) -> list[Path]:
         what = f'"{one_line(folders[0], 60)}" is a folder and "{one_line(other, 60)}" an objective'
         raise UsageError("CLI-18", what, where="kd compare", fix="give objectives only, or run and model folders only")
     return [Path(name) for name in folders]
-
-
-def looks_like_folder(name: str) -> bool:
-    """Whether an argument names a folder and not an objective."""
-    return Path(name).is_dir() or ("/" in name.partition(":")[0] and ".py" not in name)

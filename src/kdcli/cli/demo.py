@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from kdcli.cli import flags
+from kdcli.cli import options
+from kdcli.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
@@ -16,28 +17,72 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.", rich_help_panel=flags.OUTPUT)
+        str, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.", rich_help_panel=options.OUTPUT)
     ] = "demo",
-    json: flags.Json = False,
-    quiet: flags.Quiet = False,
-    debug: flags.Debug = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Make data and a teacher, distil four objectives, compare them, draw the table.
 
     Takes about three minutes on two cores; needs no network. The same line again starts only what is missing.
     """
-    from kdcli.cli.settle import output_folder
+    from kdcli.cli.load_config import output_folder
     from kdcli.cli.terminal import Terminal
-    from kdcli.settings import expanded
+    from kdcli.config.resolve import expanded
 
     terminal = Terminal(json, quiet)
     output = expanded(output, "-o")
     output_folder(output, needed=True)
     with terminal.work() as report:
         from kdcli.cli import render
-        from kdcli.runs import demo as runs
+        from kdcli.demo import demo as runs
 
         found = runs.demo(Path(output), report)
     terminal.result(found, lambda shown: render.comparison(shown, terminal.width))
     if found.exit_code:
         raise typer.Exit(found.exit_code)
+
+
+# ``kd toy``: two experiments that show what a divergence does.
+
+
+def register_toy(app: typer.Typer) -> None:
+    """Add the command."""
+    text = "See what objectives do to a distribution: head and tail, one mode or both."
+    app.command("toy", epilog="Example: kd toy fkl rkl akl 'jsd:beta=0.3' -o toy", short_help=text)(toy)
+
+
+def toy(
+    objectives: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="OBJECTIVE", help="As for --loss. Default fkl rkl akl jsd.", show_default=False),
+    ] = None,
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.", rich_help_panel=options.OUTPUT)
+    ] = "toy",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Fit a categorical to a long-tailed teacher, and one Gaussian to two bumps, under each objective.
+
+    Writes figures and data; needs no model and takes seconds.
+    """
+    from kdcli.cli.load_config import objective, output_folder
+    from kdcli.cli.terminal import Terminal
+    from kdcli.config.resolve import expanded
+
+    terminal = Terminal(json, quiet)
+    specs = [objective(text) for text in objectives or ("fkl", "rkl", "akl", "jsd")]
+    twice = [spec for spec in specs if specs.count(spec) > 1]
+    if twice:
+        raise UsageError("CLI-08", f"{twice[0]} given twice", where="kd toy", fix="name each objective once")
+    output = expanded(output, "-o")
+    output_folder(output, needed=True)
+    with terminal.work() as report:
+        from kdcli.cli import render_diagnostics
+        from kdcli.demo import toy as runs
+
+        found = runs.toy(specs, Path(output), report)
+    terminal.result(found, render_diagnostics.toy)

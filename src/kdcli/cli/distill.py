@@ -1,19 +1,21 @@
 """``kd distill``: train a student on a teacher."""
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from kdcli import processes
-from kdcli.cli import flags
+from kdcli import distributed
+from kdcli.cli import options
 from kdcli.errors import MachineError
 
 if TYPE_CHECKING:
     from kdcli.cli.terminal import Terminal
-    from kdcli.config import DistillConfig
-    from kdcli.engine.events import Report
+    from kdcli.config.schema import DistillConfig
+    from kdcli.events import Report
+
 
 EPILOG = "Example: kd distill --teacher ./T --student ./S --data train.jsonl --loss akl -o runs/a"
 
@@ -26,45 +28,45 @@ def register(app: typer.Typer) -> None:
 
 
 def distill(
-    teacher: flags.Teacher = None,
-    teacher_cache: flags.TeacherCache = None,
-    student: flags.Student = None,
-    lora: flags.Lora = None,
-    data: flags.Data = None,
-    eval_data: flags.EvalData = None,
-    columns: flags.Columns = None,
-    template: flags.Template = None,
-    max_length: flags.MaxLength = None,
-    limit: flags.Limit = None,
-    skip_bad: flags.MoreSkipBad = False,
-    eval_limit: flags.EvalLimit = None,
-    loss: flags.Loss = None,
-    epochs: flags.Epochs = None,
-    max_steps: flags.MaxSteps = None,
-    batch_size: flags.BatchSize = None,
-    lr: flags.Lr = None,
-    seed: flags.Seed = None,
-    gradient_checkpointing: flags.Checkpointing = False,
-    eval_every: flags.EvalEvery = None,
-    metric: flags.Metric = None,
-    sampling_seeds: flags.MoreSeeds = None,
-    max_new_tokens: flags.MoreTokens = None,
-    output: flags.Output = None,
-    resume: flags.Resume = None,
-    push_to_hub: flags.PushToHub = None,
-    config: flags.Config = None,
-    sets: flags.Sets = None,
-    plugin: flags.MorePlugin = None,
-    dry_run: flags.DryRun = False,
-    json: flags.Json = False,
-    quiet: flags.Quiet = False,
-    debug: flags.Debug = False,
-    device: flags.Device = None,
-    dtype: flags.Dtype = None,
-    threads: flags.Threads = None,
-    gpus: flags.Gpus = None,
-    shard: flags.Shard = None,
-    matmul_precision: flags.MatmulPrecision = None,
+    teacher: options.Teacher = None,
+    teacher_cache: options.TeacherCache = None,
+    student: options.Student = None,
+    lora: options.Lora = None,
+    data: options.Data = None,
+    eval_data: options.EvalData = None,
+    columns: options.Columns = None,
+    template: options.Template = None,
+    max_length: options.MaxLength = None,
+    limit: options.Limit = None,
+    skip_bad: options.MoreSkipBad = False,
+    eval_limit: options.EvalLimit = None,
+    loss: options.Loss = None,
+    epochs: options.Epochs = None,
+    max_steps: options.MaxSteps = None,
+    batch_size: options.BatchSize = None,
+    lr: options.Lr = None,
+    seed: options.Seed = None,
+    gradient_checkpointing: options.Checkpointing = False,
+    eval_every: options.EvalEvery = None,
+    metric: options.Metric = None,
+    sampling_seeds: options.MoreSeeds = None,
+    max_new_tokens: options.MoreTokens = None,
+    output: options.Output = None,
+    resume: options.Resume = None,
+    push_to_hub: options.PushToHub = None,
+    config: options.Config = None,
+    sets: options.Sets = None,
+    plugin: options.MorePlugin = None,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    threads: options.Threads = None,
+    gpus: options.Gpus = None,
+    shard: options.Shard = None,
+    matmul_precision: options.MatmulPrecision = None,
 ) -> None:
     """Train a student on a teacher, evaluate it, write a run folder.
 
@@ -80,41 +82,43 @@ def run(typed: Mapping[str, Any], gpu_memory: int | None = None) -> None:
         typed: the command's parameters.
         gpu_memory: for a plan: bytes of each GPU, which need not be here.
     """
-    from kdcli.cli import launch, settle
-    from kdcli.cli.boundary import ARGUMENTS
+    from kdcli.cli import launch, load_config
+    from kdcli.cli.errors import ARGUMENTS
     from kdcli.cli.terminal import Terminal
-    from kdcli.config import DistillConfig
+    from kdcli.config.schema import DistillConfig
 
     launch.join()
     json, push_to_hub, dry_run = typed["json"], typed["push_to_hub"], typed["dry_run"]
     terminal = Terminal(json, typed["quiet"] or not launch.is_first())
-    again = settle.resuming(typed["resume"])
-    settings = settle.settle(DistillConfig, typed["config"], typed["sets"], typed)
-    settle.require(student=settings.student, data=settings.data.train)
-    if settle.needs_teacher(settings.loss):
-        settle.require(teacher=settings.teacher)
+    again = load_config.resuming(typed["resume"])
+    settings = load_config.settle(DistillConfig, typed["config"], typed["sets"], typed)
+    load_config.require(student=settings.student, data=settings.data.train)
+    if load_config.needs_teacher(settings.loss):
+        load_config.require(teacher=settings.teacher)
     _refuse_unused(settings, typed)
-    settle.output_folder(settings.output, needed=not dry_run)
+    load_config.output_folder(settings.output, needed=not dry_run)
     if push_to_hub is not None:
-        from kdcli.runs.push import check_repository
+        from kdcli.distill.model_card import check_repository
 
         check_repository(push_to_hub)
     if dry_run:
         _plan(settings, terminal, gpu_memory)
         return
     if not launch.are_started(settings.hardware.gpus):
-        from kdcli.engine.devices import check_processes
+        from kdcli.models.devices import check_processes
 
         check_processes(settings.hardware)
-        launch.run_processes(settings.hardware.gpus, ARGUMENTS.get(), Path(str(settings.output)), settle.command_line())
+        launch.run_processes(
+            settings.hardware.gpus, ARGUMENTS.get(), Path(str(settings.output)), load_config.command_line()
+        )
         return
     with terminal.work() as show:
         from kdcli.cli import render
-        from kdcli.engine.events import silent
-        from kdcli.runs import distill as runs
+        from kdcli.distill import run as runs
+        from kdcli.events import silent
 
         report = show if launch.is_first() else silent
-        record = runs.distill(settings, report, resume=again, command=settle.command_line())
+        record = runs.distill(settings, report, resume=again, command=load_config.command_line())
         failed = _pushed(record.model, push_to_hub, report) if push_to_hub is not None and launch.is_first() else None
     if not launch.is_first():
         return
@@ -127,7 +131,7 @@ def run(typed: Mapping[str, Any], gpu_memory: int | None = None) -> None:
 
 def _pushed(model: Path, name: str, report: "Report") -> MachineError | None:
     """Upload the student; what the hub refuses is raised after the result was shown."""
-    from kdcli.runs.push import push
+    from kdcli.distill.model_card import push
 
     try:
         push(model, name, report)
@@ -138,19 +142,55 @@ def _pushed(model: Path, name: str, report: "Report") -> MachineError | None:
 
 def _refuse_unused(settings: "DistillConfig", typed: Mapping[str, Any]) -> None:
     """Refuse flags that would change nothing."""
-    from kdcli.cli.settle import refuse_unused
+    from kdcli.cli.load_config import refuse_unused
 
     if settings.data.eval is None and settings.evaluation.split == "test":
         names = ("eval_limit", "metric", "sampling_seeds", "max_new_tokens")
         refuse_unused(typed, names, "has no effect without held-out rows", "add --eval-data, or use kd eval afterwards")
-    if settings.hardware.gpus == processes.world() == 1:
+    if settings.hardware.gpus == distributed.world() == 1:
         refuse_unused(typed, ("shard",), "has no effect in one process", "add --gpus N")
 
 
 def _plan(settings: Any, terminal: "Terminal", gpu_memory: int | None) -> None:
     with terminal.work():
-        from kdcli.cli import render_plan
-        from kdcli.runs.distill import plan_distill
+        from kdcli.cli import render as render_plan
+        from kdcli.distill.plan import plan_distill
 
         plan = plan_distill(settings, gpu_memory)
     terminal.result(plan, render_plan.plan)
+
+
+# ``kd plan``: what a run would do and cost, before it starts.
+
+
+EPILOG_PLAN = (
+    "Example: kd plan --teacher ./T --student random:layers=3,width=64,heads=4 --data train.jsonl --loss akl\n\n"
+    "Example: kd plan --teacher ./T --student ./S --data train.jsonl --gpus 8 --shard fsdp2 --gpu-memory 80GiB\n\n"
+    "With --gpu-memory, no GPU need be here, and a model folder may lack its weights.\n\n"
+    "A comparison: kd compare ... --dry-run"
+)
+_LEFT_OUT = ("dry_run", "resume")
+_MEMORY = "gpu_memory"
+
+
+def register_plan(app: typer.Typer) -> None:
+    """Add the command."""
+    text = "Say what a run would do: steps, tokens, memory, time; write nothing."
+    app.command("plan", epilog=EPILOG_PLAN, short_help=text)(plan)
+
+
+def plan(**typed: Any) -> None:
+    """Say what kd distill would do with the same flags: examples, steps, tokens, peak memory, time; write nothing."""
+    from kdcli.cli.quantities import amount
+
+    memory = typed.pop(_MEMORY, None)
+    size = None if memory is None else int(amount(memory, "bytes", "--gpu-memory", "80GiB"))
+    run({**typed, "resume": None, "dry_run": True}, size)
+
+
+_signature = inspect.signature(distill)
+_shown = [one for name, one in _signature.parameters.items() if name not in _LEFT_OUT]
+_shown.append(inspect.Parameter(_MEMORY, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=options.GpuMemory))
+vars(plan)["__signature__"] = _signature.replace(parameters=_shown)
+plan.__annotations__ = {name: kind for name, kind in distill.__annotations__.items() if name not in _LEFT_OUT}
+plan.__annotations__[_MEMORY] = options.GpuMemory

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdcli.cli import flags
+from kdcli.cli import options
 from kdcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdcli.config import EvalConfig
+    from kdcli.config.schema import EvalConfig
+
 
 EPILOG = """Example: kd eval runs/akl --data test.jsonl --metric rougeL,ece
 
@@ -28,50 +29,50 @@ def evaluate(
         str | None,
         typer.Argument(metavar="RUN_OR_MODEL", help="Run folder, model folder or hub id.", show_default=False),
     ] = None,
-    teacher: flags.Teacher = None,
-    data: flags.TestData = None,
-    dev_data: flags.FitData = None,
-    predictions: flags.Predictions = None,
-    server_url: flags.ServerUrl = None,
-    server_model: flags.ServerModel = None,
-    columns: flags.Columns = None,
-    template: flags.Template = None,
-    max_length: flags.MaxLength = None,
-    limit: flags.Limit = None,
-    skip_bad: flags.SkipBad = False,
-    protocol: flags.Protocol = None,
-    metric: flags.Metric = None,
-    tasks: flags.Tasks = None,
-    edge: flags.EdgeCosts = False,
-    rouge_tokenizer: flags.RougeTokenizer = None,
-    sampling_seeds: flags.SamplingSeeds = None,
-    max_new_tokens: flags.MaxNewTokens = None,
-    output: flags.Output = None,
-    config: flags.Config = None,
-    sets: flags.Sets = None,
-    plugin: flags.MorePlugin = None,
-    json: flags.Json = False,
-    quiet: flags.Quiet = False,
-    debug: flags.Debug = False,
-    device: flags.Device = None,
-    dtype: flags.Dtype = None,
-    threads: flags.Threads = None,
-    matmul_precision: flags.MatmulPrecision = None,
+    teacher: options.Teacher = None,
+    data: options.TestData = None,
+    dev_data: options.FitData = None,
+    predictions: options.Predictions = None,
+    server_url: options.ServerUrl = None,
+    server_model: options.ServerModel = None,
+    columns: options.Columns = None,
+    template: options.Template = None,
+    max_length: options.MaxLength = None,
+    limit: options.Limit = None,
+    skip_bad: options.SkipBad = False,
+    protocol: options.Protocol = None,
+    metric: options.Metric = None,
+    tasks: options.Tasks = None,
+    edge: options.EdgeCosts = False,
+    rouge_tokenizer: options.RougeTokenizer = None,
+    sampling_seeds: options.SamplingSeeds = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    output: options.Output = None,
+    config: options.Config = None,
+    sets: options.Sets = None,
+    plugin: options.MorePlugin = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    threads: options.Threads = None,
+    matmul_precision: options.MatmulPrecision = None,
 ) -> None:
     """Measure a run, a model folder, or answers made elsewhere, on held-out rows."""
     typed = locals()
-    from kdcli.cli import settle
+    from kdcli.cli import load_config
     from kdcli.cli.terminal import Terminal
-    from kdcli.config import EvalConfig
+    from kdcli.config.schema import EvalConfig
 
     terminal = Terminal(json, quiet)
-    settings = settle.settle(EvalConfig, config, sets, typed)
+    settings = load_config.settle(EvalConfig, config, sets, typed)
     _check_sources(settings)
     _refuse_unused(settings, typed)
-    settle.output_folder(settings.output, needed=False)
+    load_config.output_folder(settings.output, needed=False)
     with terminal.work() as report:
         from kdcli.cli import render
-        from kdcli.runs.evaluation.evaluate import evaluate_run
+        from kdcli.evaluation.evaluate import evaluate_run
 
         record = evaluate_run(settings, report)
     terminal.result(record, render.evaluation)
@@ -83,7 +84,7 @@ _OF_ROWS = ("data", "columns", "template", "max_length", "limit", "skip_bad", "s
 
 def _refuse_unused(settings: "EvalConfig", typed: Mapping[str, Any]) -> None:
     """Refuse flags that would change nothing."""
-    from kdcli.cli.settle import refuse_unused
+    from kdcli.cli.load_config import refuse_unused
 
     if settings.predictions is not None:
         refuse_unused(typed, (*_OF_MODELS, *_OF_ROWS), "has no effect on answers made elsewhere", "leave it out")
@@ -112,3 +113,57 @@ def _check_sources(settings: "EvalConfig") -> None:
         raise UsageError("CLI-20", what, where="kd eval", fix="give its folder")
     if settings.predictions is None and not beside and settings.data.eval is None:
         raise UsageError("CLI-20", "--data is missing", fix="give --data, or set it in a file read with -c")
+
+
+# ``kd judge``: let a strong model, or scores given elsewhere, judge answers.
+
+
+EPILOG_JUDGE = """Example: kd judge runs/akl/eval/test --server-url http://localhost:8000/v1 -o judged
+
+Example: kd judge answers.jsonl --scores scores.jsonl"""
+
+
+def register_judge(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("judge", epilog=EPILOG_JUDGE, short_help="Let a strong model judge answers, or import its scores.")(
+        judge
+    )
+
+
+def judge(
+    answers: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN_OR_ANSWERS", help="Run, evaluation folder or JSONL of answers.", show_default=False
+        ),
+    ] = None,
+    scores: options.JudgeScores = None,
+    server_url: options.ServerUrl = None,
+    server_model: options.ServerModel = None,
+    output: options.Output = None,
+    config: options.Config = None,
+    sets: options.Sets = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Compare answers with references: scores from 1 to 10 in both orders, their ratio in %, and the win rate.
+
+    The judge is a server that speaks the OpenAI protocol, or a file of scores.
+    """
+    typed = locals()
+    from kdcli.cli import load_config
+    from kdcli.cli.terminal import Terminal
+    from kdcli.config.schema import JudgeConfig
+
+    terminal = Terminal(json, quiet)
+    settings = load_config.settle(JudgeConfig, config, sets, typed)
+    if settings.scores is not None:
+        load_config.refuse_unused(typed, ("server_model",), "has no effect on scores given elsewhere", "leave it out")
+    load_config.output_folder(settings.output, needed=settings.server.url is not None)
+    with terminal.work() as report:
+        from kdcli.cli import render
+        from kdcli.evaluation.judge.judge import judge as judge_answers
+
+        record = judge_answers(settings, report)
+    terminal.result(record, render.evaluation)

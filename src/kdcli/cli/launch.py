@@ -1,16 +1,139 @@
 """Starts one run as several processes, through accelerate's launcher and a profile of our own; speaks for them."""
 
+import json
 import logging
 import os
+import signal
 import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from kdcli import processes
-from kdcli.cli import ranks
-from kdcli.errors import UsageError
+from pydantic import BaseModel
+
+from kdcli import distributed
+from kdcli.errors import IntegrityError, KDError, MachineError, UsageError
+from kdcli.storage import stored
+
+# What the processes of one run leave for the one that started them to say.
+
+
+RECORDS = "KDCLI_PROCESS_RECORDS"
+"""Environment variable: the folder where a process that kd started writes how it ended."""
+
+STOPPED = "STOP"
+_LOST = "PROC-01"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How processes ended, as their launcher saw it.
+
+    Args:
+        codes: exit codes of those that failed first, by rank; negative for a signal.
+        signal: the signal that the launcher itself was sent; 0 for none.
+    """
+
+    codes: Mapping[int, int]
+    signal: int = 0
+
+
+class ToldError(KDError):
+    """What a process of the run had to say at its end.
+
+    Args:
+        text: the line, without the name of the program.
+        exit_code: the process' exit code.
+    """
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__("PROC-00", text)
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return self.what
+
+
+def is_started_by_kd() -> bool:
+    """Whether another process of kd started this one and speaks for it."""
+    return RECORDS in os.environ and "WORLD_SIZE" in os.environ
+
+
+def record(code: str, text: str, exit_code: int) -> None:
+    """Leave a process' last line where the one that started it looks; a full disk must not hide the exit code."""
+    path = Path(os.environ[RECORDS]) / f"{distributed.rank()}.json"
+    line = {"rank": distributed.rank(), "code": code, "text": text, "exit_code": exit_code, "time": time.time()}
+    with suppress(OSError):
+        path.write_text(json.dumps(line), encoding="utf-8")
+
+
+def conclude(records: Path, ended: Ended, count: int, saved: int | None, command: str) -> None:
+    """Return if all processes did well, else raise what is to be said, one line for all of them.
+
+    An error of a process' own comes first, then a process that was killed, then what the others made of that.
+
+    Args:
+        records: the folder of their last lines.
+        ended: how they ended.
+        count: how many there were.
+        saved: the step of the newest checkpoint; None without one.
+        command: what to type to go on.
+
+    Raises:
+        KDError: with the exit code of the run.
+    """
+    lines = [line for path in sorted(records.glob("*.json")) for line in _line(path)]
+    own = [line for line in lines if line["code"] not in (_LOST, STOPPED)]
+    if own:
+        raise _told(min(own, key=lambda line: (line["rank"] != 0, line["time"])))
+    killed = {rank: -code for rank, code in ended.codes.items() if code < 0}
+    if killed and not ended.signal:
+        raise _killed(*min(killed.items()), count, saved, command)
+    if lines:
+        raise _told(min(lines, key=lambda line: (line["code"] != STOPPED, line["rank"])))
+    if ended.signal:
+        raise ToldError("stopped at once; what was saved before stays usable", 128 + ended.signal)
+    for rank, code in ended.codes.items():
+        what = f"process {rank} of {count} ended with exit code {code} and said nothing"
+        raise MachineError(_LOST, what, fix="run it again with --debug")
+
+
+class _Line(BaseModel):
+    rank: int
+    code: str
+    text: str
+    exit_code: int
+    time: float
+
+
+def _line(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield a process' last line; nothing where a full disk or a kill left half of it."""
+    with suppress(IntegrityError, MachineError):
+        yield stored.read_record(path, _Line).model_dump()
+
+
+def saved_step(folder: Path) -> int | None:
+    """Return the step of a run's newest checkpoint, None without any."""
+    return max((int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-????????")), default=None)
+
+
+def _told(line: Mapping[str, Any]) -> ToldError:
+    who = f"process {line['rank']}: " if line["rank"] and line["code"] not in (_LOST, STOPPED) else ""
+    return ToldError(who + line["text"], line["exit_code"])
+
+
+def _killed(rank: int, number: int, count: int, saved: int | None, command: str) -> MachineError:
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    often = ", as a system out of memory does" if number == signal.SIGKILL else ""
+    found = f"saved at step {saved}" if saved is not None else "nothing was saved yet"
+    what = f"process {rank} of {count} was ended by {name}{often}; {found}"
+    return MachineError(_LOST, what, fix=f"go on with: {command}")
+
 
 PROFILE = Path(__file__).resolve().parent.parent / "profiles" / "data_parallel.yaml"
 _SHUTDOWN = "60"
@@ -22,15 +145,15 @@ def join() -> None:
     Raises:
         UsageError: what a launcher says of this process is not a number.
     """
-    processes.adopt_slurm()
-    world, rank, _ = processes.world(), processes.rank(), processes.local_rank()
+    distributed.adopt_slurm()
+    world, rank, _ = distributed.world(), distributed.rank(), distributed.local_rank()
     if rank >= world:
         what = f"this is process {rank} of {world}, counted from 0"
         raise UsageError("CLI-22", what, where="variable RANK", fix="unset RANK and WORLD_SIZE, or start with torchrun")
     if world > 1:
         os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
-    if ranks.is_started_by_kd():
-        processes.end_with(os.getppid())
+    if is_started_by_kd():
+        distributed.end_with(os.getppid())
 
 
 def launch_arguments(wanted: int, words: Sequence[str]) -> list[str]:
@@ -56,7 +179,7 @@ def are_started(wanted: int) -> bool:
     Raises:
         UsageError: a launcher started another number of processes.
     """
-    started = processes.world() if "WORLD_SIZE" in os.environ else None
+    started = distributed.world() if "WORLD_SIZE" in os.environ else None
     if started is not None and wanted > 1 and started != wanted:
         what = f"a launcher started {started} processes"
         raise UsageError("CLI-22", what, where=f"--gpus {wanted}", fix="leave --gpus out under a launcher")
@@ -77,13 +200,13 @@ def run_processes(wanted: int, words: Sequence[str], output: Path, command: str)
     """
     with tempfile.TemporaryDirectory(prefix="kd-processes-") as folder:
         ended = _run(wanted, words, Path(folder))
-        ranks.conclude(Path(folder), ended, wanted, ranks.saved_step(output), command)
+        conclude(Path(folder), ended, wanted, saved_step(output), command)
 
 
-def _run(wanted: int, words: Sequence[str], folder: Path) -> ranks.Ended:
+def _run(wanted: int, words: Sequence[str], folder: Path) -> Ended:
     """Run the processes to their end; their launcher keeps silent."""
     surroundings = {
-        ranks.RECORDS: str(folder),
+        RECORDS: str(folder),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": _SHUTDOWN,
         "LOGLEVEL": "CRITICAL",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // wanted))),
@@ -98,7 +221,7 @@ def _run(wanted: int, words: Sequence[str], folder: Path) -> ranks.Ended:
         _restore(before)
 
 
-def _launch(arguments: list[str]) -> ranks.Ended:
+def _launch(arguments: list[str]) -> Ended:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -109,12 +232,12 @@ def _launch(arguments: list[str]) -> ranks.Ended:
         try:
             launch_command(launch_command_parser().parse_args(arguments))
         except ChildFailedError as error:
-            return ranks.Ended({rank: failure.exitcode for rank, failure in error.failures.items()})
+            return Ended({rank: failure.exitcode for rank, failure in error.failures.items()})
         except SignalException as error:
-            return ranks.Ended({}, int(error.sigval))
+            return Ended({}, int(error.sigval))
         finally:
             logging.disable(logging.NOTSET)
-    return ranks.Ended({})
+    return Ended({})
 
 
 def _restore(before: Mapping[str, str | None]) -> None:
@@ -127,4 +250,4 @@ def _restore(before: Mapping[str, str | None]) -> None:
 
 def is_first() -> bool:
     """Whether this process speaks for the run: alone, or the first of several."""
-    return processes.rank() == 0
+    return distributed.rank() == 0

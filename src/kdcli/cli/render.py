@@ -7,11 +7,76 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kdcli.cli.numbers import decimals, duration, plain, size, with_interval
-from kdcli.cli.render_edge import edge_parts
-from kdcli.runs.records import Comparison, ComparisonRow, EvalRecord, ReferenceRow, RunRecord, ScoreInfo
+from kdcli.comparison.records import Comparison, ComparisonRow, ReferenceRow
+from kdcli.data.readers import size_text
+from kdcli.distill.plan import Plan, Shown
+from kdcli.distill.records import RunRecord
+from kdcli.evaluation.records import Edge, EvalRecord, ScoreInfo
 from kdcli.statistics import LEVEL, Estimate
-from kdcli.text import fold, one_line
+from kdcli.statistics.rounding import decimals, plain, with_interval
+from kdcli.text import fold, one_line, visible
+
+__all__ = ["decimals", "duration", "plain", "size", "with_interval"]
+
+
+# Writes numbers for people: sizes and times; digits are cut in ``kdcli.statistics.rounding``.
+
+
+def size(count: int) -> str:
+    """Return a number of bytes.
+
+    >>> size(512 * 2**20), size(3 * 2**30)
+    ('512 MiB', '3.0 GiB')
+    """
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def duration(seconds: int | float) -> str:
+    """Return a length of time.
+
+    >>> duration(4.21), duration(75), duration(4000)
+    ('4.2 s', '1 min 15 s', '1 h 07 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60):02} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02} min"
+
+
+# Draws what a model costs on one machine.
+
+
+def edge_parts(edge: Edge) -> list[RenderableType]:
+    """Return how it was measured, and the table of sizes, speed and energy.
+
+    Args:
+        edge: what was measured.
+    """
+    title = (
+        f"on this machine ({one_line(edge.hardware, 80)}): one request, {edge.prompt_tokens:,} + {edge.new_tokens:,} "
+        f"tokens, median of {edge.repeats:,}"
+    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    table.add_column("cost", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    stored = ", ".join(f"{one_line(name, 10)} {size_text(size)}" for name, size in edge.bytes_by_dtype.items())
+    first, speed = edge.first_token_range, edge.tokens_per_second_range
+    energy = f"{edge.joules_per_token:.3g} J" if edge.joules_per_token is not None else "not reported"
+    for row in (
+        ("parameters", f"{edge.parameters:,}", ""),
+        ("on disk", size_text(edge.disk_bytes), stored),
+        ("on disk as int8", size_text(edge.int8_bytes), "matrices in 8 bits, a scale per row; computed"),
+        ("peak memory", size_text(edge.peak_bytes), "beyond what the process held before"),
+        ("first token", f"{edge.first_token_seconds * 1e3:,.1f} ms", f"{first[0] * 1e3:,.1f} to {first[1] * 1e3:,.1f}"),
+        ("tokens per second", f"{edge.tokens_per_second:,.1f}", f"{speed[0]:,.1f} to {speed[1]:,.1f}"),
+        ("energy per token", energy, one_line(edge.energy_source, 60)),
+    ):
+        table.add_row(*row)
+    return [Text(title, style="italic"), table]
+
 
 LABEL_WIDTH = 26
 BEST, TIED = "●", "○"
@@ -233,3 +298,54 @@ def _table(title: str) -> Table:
     return Table(
         title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False
     )
+
+
+# Draws the plan of a dry run, with decoded examples and the part that is learnt.
+
+
+OPEN, CLOSE = "⟦", "⟧"
+LONGEST = 600
+
+
+def plan(found: Plan) -> Group:
+    """Return what a command would do.
+
+    Args:
+        found: the plan.
+    """
+    facts = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, value in found.facts.items():
+        facts.add_row(Text(one_line(name, 40)), Text(one_line(value, 400)))
+    parts: list[RenderableType] = [facts]
+    if found.cells:
+        cells = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+        cells.add_column("run", overflow="fold")
+        cells.add_column("state", no_wrap=True)
+        for name, state in found.cells:
+            cells.add_row(Text(one_line(name)), Text(one_line(state)))
+        parts.append(cells)
+    if found.examples:
+        parts.append(Text(f"\nexamples; what stands in {OPEN} {CLOSE} is learnt", style="dim"))
+        parts += [example(shown) for shown in found.examples]
+    parts += [Text(f"· {one_line(note, 500)}") for note in found.notes]
+    parts.append(Text("nothing was written", style="dim"))
+    return Group(*parts)
+
+
+def example(shown: Shown) -> Text:
+    r"""Return one decoded example, the learnt part in brackets and highlighted.
+
+    Args:
+        shown: the example.
+
+    >>> example(Shown("a.jsonl line 1", (("say a:", False), (" a.</s>", True)), 9, 3)).plain
+    'a.jsonl line 1: 9 tokens, 3 learnt\nsay a:⟦ a.</s>⟧\n'
+    """
+    text = Text(f"{one_line(shown.where)}: {shown.tokens} tokens, {shown.targets} learnt\n", style="", overflow="fold")
+    for segment, learnt in shown.segments:
+        safe = visible(segment)
+        safe = safe if len(safe) <= LONGEST else f"{safe[: LONGEST // 2]} … {safe[-LONGEST // 2 :]}"
+        text.append(f"{OPEN}{safe}{CLOSE}" if learnt else safe, style="bold green" if learnt else "dim")
+    return text.append("\n")

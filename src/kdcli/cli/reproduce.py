@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kdcli.cli import flags
+from kdcli.cli import options
 from kdcli.errors import IntegrityError, UsageError
 
 Folders = Annotated[
@@ -31,17 +31,17 @@ def report(
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", metavar="FILE", help="Page to write. Default report.html in the study.",
-                     rich_help_panel=flags.OUTPUT, show_default=False),
+                     rich_help_panel=options.OUTPUT, show_default=False),
     ] = None,
-    plugin: flags.MorePlugin = None,
-    json: flags.Json = False,
-    quiet: flags.Quiet = False,
-    debug: flags.Debug = False,
+    plugin: options.MorePlugin = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:  # fmt: skip
     """Write a study, or finished runs, as one self-contained page: no script, nothing fetched, ready to print."""
-    from kdcli.cli.settle import output_folder
+    from kdcli.cli.load_config import output_folder
     from kdcli.cli.terminal import Terminal
-    from kdcli.settings import expanded
+    from kdcli.config.resolve import expanded
 
     terminal = Terminal(json, quiet)
     paths = [Path(name) for name in folders]
@@ -54,13 +54,15 @@ def report(
     if output is not None:
         output_folder(str(target.parent), needed=True)
     with terminal.work():
-        from kdcli.runs.report.load import write_page
+        from kdcli.study.finished import write_page
 
         write_page(paths, target)
     terminal.result({"report": str(target), "bytes": target.stat().st_size}, lambda _: str(target))
 
 
-def verify(folder: Folder, json: flags.Json = False, quiet: flags.Quiet = False, debug: flags.Debug = False) -> None:
+def verify(
+    folder: Folder, json: options.Json = False, quiet: options.Quiet = False, debug: options.Debug = False
+) -> None:
     """Check every digest of a run, a study or a model that kd wrote; nothing is changed.
 
     Ends with exit code 6 and the first damaged file's name if one is not what it was.
@@ -70,7 +72,7 @@ def verify(folder: Folder, json: flags.Json = False, quiet: flags.Quiet = False,
     terminal = Terminal(json, quiet)
     with terminal.work():
         from kdcli.cli import render_diagnostics
-        from kdcli.runs.verify import verify as check
+        from kdcli.study.verify import verify as check
 
         found = check(Path(folder))
     terminal.result(found, render_diagnostics.verified)
@@ -86,15 +88,15 @@ def clean(
     folder: Annotated[str, typer.Argument(metavar="RUN|STUDY", help="What kd wrote.", show_default=False)],
     keep_checkpoints: Annotated[
         bool, typer.Option("--keep-checkpoints", help="Leave the checkpoints of finished runs.", show_default=False,
-                           rich_help_panel=flags.OUTPUT)
+                           rich_help_panel=options.OUTPUT)
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list what would be removed.", show_default=False,
-                           rich_help_panel=flags.OUTPUT)
+                           rich_help_panel=options.OUTPUT)
     ] = False,
-    json: flags.Json = False,
-    quiet: flags.Quiet = False,
-    debug: flags.Debug = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:  # fmt: skip
     """Remove what nothing is read from any more: checkpoints of finished runs, and what killed writers left.
 
@@ -106,7 +108,7 @@ def clean(
     terminal = Terminal(json, quiet)
     with terminal.work():
         from kdcli.cli import render_diagnostics
-        from kdcli.runs.clean import clean as remove
+        from kdcli.study.clean import clean as remove
 
         found = remove(Path(folder), keep_checkpoints=keep_checkpoints, dry_run=dry_run)
     terminal.result(found, lambda items: render_diagnostics.cleaned(items, dry_run=dry_run))
@@ -114,28 +116,28 @@ def clean(
 
 def rerun(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.", show_default=False)],
-    output: flags.Output = None,
-    plugin: flags.Plugin = None,
-    json: flags.Json = False,
-    quiet: flags.Quiet = False,
-    debug: flags.Debug = False,
+    output: options.Output = None,
+    plugin: options.Plugin = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Train a run again from its own settings and say whether the same weights came out.
 
     Refuses if a model, the data or a guest's code has changed since. Ends with exit code 6 if the weights differ.
     """
-    from kdcli.cli import settle
+    from kdcli.cli import load_config
     from kdcli.cli.terminal import Terminal
-    from kdcli.settings import expanded
+    from kdcli.config.resolve import expanded
 
     terminal = Terminal(json, quiet)
     output = expanded(output, "-o") if output is not None else None
-    settle.output_folder(output, needed=True)
+    load_config.output_folder(output, needed=True)
     with terminal.work() as progress:
         from kdcli.cli import render_diagnostics
-        from kdcli.runs.rerun import rerun as again
+        from kdcli.distill.rerun import rerun as again
 
-        found = again(Path(run), Path(str(output)), progress, command=settle.command_line())
+        found = again(Path(run), Path(str(output)), progress, command=load_config.command_line())
     terminal.result(found, render_diagnostics.rerun)
     if not found.identical:
         raise typer.Exit(IntegrityError.exit_code)

@@ -1,21 +1,239 @@
 """Reads rows of text from files, saved folders and the hub, and checks every one."""
 
+import difflib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kdcli.config import DataConfig
-from kdcli.data.check import Row, check_record
-from kdcli.data.columnar import open_hub, open_parquet, open_saved
-from kdcli.data.csv_rows import open_csv
-from kdcli.data.detect import KNOWN, Layout, detect
+from kdcli.config.schema import DataConfig
+from kdcli.data.columns import KNOWN, FormName, Layout, detect
 from kdcli.data.files import find
-from kdcli.data.json_rows import open_json
-from kdcli.data.tables import Record, Records, Table, counted
+from kdcli.data.parquet import open_hub, open_parquet, open_saved
+from kdcli.data.readers import Record, Records, Table, counted, kind_of, open_csv, open_json
 from kdcli.errors import InputError
+from kdcli.storage import stored
+from kdcli.text import one_line
 
 __all__ = ["Row", "RowReport", "read_rows"]
+
+
+# Turns a raw record into a row, or says what is wrong with it.
+
+
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_DROP = "repair the row, or leave such rows out with --skip-bad"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example as text.
+
+    Args:
+        prompt: prompt, instruction, or the turns before the answer; empty for plain text.
+        responses: the answers; several are references of equal standing; one empty text where none is asked for.
+        where: file and line, for messages.
+        form: how the row was laid out.
+        context: what an instruction is about (Alpaca's input); empty if there is none.
+        messages: the turns before the answer, for conversations: role, content, and every other key they have.
+        turn: the turn that holds the answer, likewise; None where none is asked for.
+        extras: what else a chat template may read, by its name there: tools, documents and the like.
+        choices: answers to choose from, as the row has them and unchecked; None if it has none.
+        answer: the right one or its place, likewise; None if the first response is meant.
+    """
+
+    prompt: str
+    responses: tuple[str, ...]
+    where: str
+    form: FormName = "prompt"
+    context: str = ""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    turn: Mapping[str, Any] | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    choices: Any = None
+    answer: Any = None
+
+    @property
+    def has_control_characters(self) -> bool:
+        """Whether prompt, context or an answer holds NUL or another control character."""
+        return any(_CONTROL.search(text) for text in (self.prompt, self.context, *self.responses))
+
+
+def check_record(record: Record, layout: Layout) -> Row:
+    """Return the row a record holds.
+
+    Raises:
+        InputError: a field is missing, empty or not text.
+    """
+    reader = _Reader(record, layout)
+    choices = reader.optional("choices")
+    row = _row(reader, layout.form.name)
+    return row if choices is None else replace(row, choices=choices, answer=reader.optional("answer"))
+
+
+def _row(reader: "_Reader", form: FormName) -> Row:
+    if form == "messages":
+        return _conversation(reader) if reader.answered else _open_conversation(reader)
+    if form == "text":
+        return Row("", (reader.text("text") if reader.answered else "",), reader.where, "text")
+    if form == "prompt":
+        return Row(reader.text("prompt"), reader.texts("response"), reader.where, "prompt")
+    return Row(
+        reader.text("instruction"), reader.texts("response"), reader.where, "instruction", reader.optional_text("input")
+    )
+
+
+class _Reader:
+    """Looks fields of one record up by the layout's columns."""
+
+    def __init__(self, record: Record, layout: Layout) -> None:
+        self.where = record.where
+        self.fields = record.fields
+        self.columns = layout.columns
+        self.names = layout.form.fields
+        self.answered = layout.answered
+
+    def error(self, code: str, what: str, fix: str = _DROP) -> InputError:
+        return InputError(code, what, where=self.where, fix=fix)
+
+    def value(self, field: str) -> Any:
+        column = self.columns[field]
+        if column in self.fields:
+            return self.fields[column]
+        near = difflib.get_close_matches(column, list(self.fields), n=1, cutoff=0.6)
+        hint = f' (it has "{one_line(near[0], 40)}")' if near else ""
+        raise self.error("DATA-05", f'field "{column}" is missing{hint}', f"add it, or {_DROP}")
+
+    def text(self, field: str) -> str:
+        return self.clean(self.value(field), self.columns[field])
+
+    def optional(self, field: str) -> Any:
+        """Look up, unchecked, what a row may lack."""
+        return self.fields.get(self.columns[field]) if field in self.columns else None
+
+    def optional_text(self, field: str) -> str:
+        """Look a field up that this row, or the rows the layout was taken from, may lack."""
+        names = [self.columns[field]] if field in self.columns else self.names[field]
+        name = next((name for name in names if self.fields.get(name) is not None), None)
+        text = self.clean(self.fields[name], name, may_be_empty=True) if name else ""
+        return text if text.strip() else ""
+
+    def texts(self, field: str) -> tuple[str, ...]:
+        if not self.answered:
+            return ("",)
+        value, column = self.value(field), self.columns[field]
+        choices = self.optional("choices")
+        if type(value) is int and isinstance(choices, list) and 0 <= value < len(choices):
+            value = choices[value]  # the place of the right answer stands for its text
+        if not isinstance(value, list):
+            return (self.clean(value, column),)
+        if not value:
+            raise self.error("DATA-07", f'empty list in "{column}"')
+        return tuple(self.clean(item, f"{column}[{index}]") for index, item in enumerate(value))
+
+    def clean(self, value: Any, name: str, *, may_be_empty: bool = False) -> str:
+        if not isinstance(value, str):
+            raise self.error("DATA-06", f'"{one_line(name, 40)}" must be text, got {kind_of(value)}')
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise self.error(
+                "DATA-08", f'"{one_line(name, 40)}" holds half a surrogate pair at character {error.start + 1}'
+            ) from error
+        if not may_be_empty and not value.strip():
+            raise self.error("DATA-07", f'empty "{one_line(name, 40)}"')
+        return value
+
+
+def _conversation(reader: _Reader) -> Row:
+    messages = _turns(reader)
+    answers = [index for index, turn in enumerate(messages) if turn["role"] == "assistant"]
+    if not answers:
+        raise reader.error("DATA-07", "no assistant turn to learn from")
+    last = answers[-1]
+    row = _said(reader, messages[:last], messages[last])
+    if not any(value for name, value in messages[last].items() if name not in ("role", "content")):
+        reader.clean(messages[last].get("content"), f"messages[{last}].content")
+    return row
+
+
+def _open_conversation(reader: _Reader) -> Row:
+    """Return the turns that wait for an answer: all of them, but for one that the assistant ends them with."""
+    messages = _turns(reader)
+    ended = bool(messages) and messages[-1]["role"] == "assistant"
+    return _said(reader, messages[:-1] if ended else messages, None)
+
+
+def _turns(reader: _Reader) -> list[dict[str, Any]]:
+    turns = reader.value("messages")
+    if not isinstance(turns, list):
+        raise reader.error("DATA-06", f'"messages" must be a list of role and content, got {kind_of(turns)}')
+    return [_turn(reader, turn, index) for index, turn in enumerate(turns)]
+
+
+def _said(reader: _Reader, before: list[dict[str, Any]], turn: dict[str, Any] | None) -> Row:
+    if not before:
+        raise reader.error("DATA-07", "nothing comes before the assistant turn")
+    prompt = "\n\n".join(one.get("content") or "" for one in before)
+    answer = (turn.get("content") or "") if turn is not None else ""
+    return Row(
+        prompt, (answer,), reader.where, "messages", messages=tuple(before), turn=turn, extras=_extras(reader)
+    )  # fmt: skip
+
+
+def _extras(reader: _Reader) -> dict[str, Any]:
+    """Return what a row gives to its chat template beside the turns."""
+    found = {name: reader.optional(name) for name in ("tools", "documents")}
+    for name, value in found.items():
+        if isinstance(value, str):  # a table's column cannot hold objects of different forms
+            found[name] = _parsed(reader, value, name)
+    more = reader.optional("chat_template_kwargs") or {}
+    if not isinstance(more, dict):
+        raise reader.error("DATA-06", f'"chat_template_kwargs" must be an object, got {kind_of(more)}')
+    return {name: value for name, value in {**found, **more}.items() if value is not None}
+
+
+def _parsed(reader: _Reader, text: str, name: str) -> Any:
+    try:
+        return stored.parse(text)
+    except ValueError as error:
+        raise reader.error("DATA-06", f'"{name}" must be a list, or text that holds one as JSON') from error
+
+
+def _turn(reader: _Reader, turn: Any, index: int) -> dict[str, Any]:
+    """Return a turn with every key that says something; one in ShareGPT's words in the usual ones."""
+    name = f"messages[{index}]"
+    if isinstance(turn, dict) and "role" not in turn and {"from", "value"} <= turn.keys():
+        turn = {**turn, "role": _role(reader, turn["from"], name), "content": turn["value"]}
+        turn = {key: value for key, value in turn.items() if key not in ("from", "value")}
+    said = {key: value for key, value in turn.items() if value is not None} if isinstance(turn, dict) else {}
+    more = {key for key, value in said.items() if key not in ("role", "content") and value not in ("", [], {})}
+    if "role" not in said or not ("content" in said or "content" in turn or more):
+        raise reader.error("DATA-05", f"{name} needs role and content")
+    reader.clean(said["role"], f"{name}.role")
+    if "content" in said or not more:
+        reader.clean(turn.get("content"), f"{name}.content", may_be_empty=True)
+    elif "content" in turn:
+        said["content"] = None  # as given: a turn that says nothing itself, beside calls of tools
+    return said
+
+
+_ROLES = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
+    "bing": "assistant", "bard": "assistant", "model": "assistant", "system": "system", "tool": "tool",
+    "observation": "tool", "function_response": "tool",
+}  # fmt: skip
+"""ShareGPT's names of who speaks, and the usual ones."""
+
+
+def _role(reader: _Reader, sender: Any, name: str) -> str:
+    known = _ROLES.get(reader.clean(sender, f"{name}.from").lower())
+    if known is None:
+        what = f'{name}.from is "{one_line(sender, 40)}"; known are {", ".join(_ROLES)}'
+        raise reader.error("DATA-06", what, f"rename it, or {_DROP}")
+    return known
+
 
 _PEEK = 100
 _SHOWN = 5

@@ -7,15 +7,22 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kdcli.losses.base import DistillLoss, Facts, Tokens
+from kdcli.losses.base import DistillLoss, Facts, Needs, Tokens
 from kdcli.losses.build import NestedLoss
-from kdcli.losses.children import inside, merged_needs, plan_all, refuse_features, survey_all, take
-from kdcli.losses.decoupled import DecoupledKD, DiversityKD, KeepUnc
+from kdcli.losses.composite import inside, merged_needs, plan_all, refuse_features, survey_all, take
+from kdcli.losses.divergences.decoupled import (
+    DecoupledKD,
+    DiversityKD,
+    KeepUnc,
+    Parts,
+    Weighing,
+    finite,
+    log_uncertainty,
+    parts,
+    parts_and_grad,
+)
 from kdcli.losses.groups import Groups
-from kdcli.losses.needs import Needs
 from kdcli.losses.rows import Rows
-from kdcli.losses.target_split import Parts, Weighing, finite, log_uncertainty, parts
-from kdcli.losses.target_split_grad import parts_and_grad
 from kdcli.shapes import TokenMask, TokenValues
 
 _ROUNDING = 1e-9

@@ -1,20 +1,20 @@
 """Builds an objective from its spec string, and prints a built one back."""
 
-from dataclasses import replace
+import inspect
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer
 
 from kdcli.errors import UsageError
-from kdcli.losses.base import DistillLoss
-from kdcli.losses.needs import Needs
-from kdcli.options import value_text
-from kdcli.registry import LOSSES
-from kdcli.spec import ObjectiveSpec, Term, parse_objective
-from kdcli.terms import asked, build_term, construct, nested_spec
+from kdcli.losses.base import DistillLoss, Needs
+from kdcli.registry import catalog
+from kdcli.registry.options import Option, asked, build_term, construct, nested_spec, options, value_text
+from kdcli.registry.registry import LOSSES
+from kdcli.registry.spec import ObjectiveSpec, Term, parse_objective
 from kdcli.text import one_line
 
-_SUM = "kdcli.losses.combine:Sum"
+_SUM = "kdcli.losses.wrappers.combine:Sum"
 
 
 def build_objective(spec: str | ObjectiveSpec) -> DistillLoss:
@@ -84,3 +84,61 @@ NestedLoss = Annotated[
     DistillLoss, BeforeValidator(_read_nested), PlainSerializer(lambda loss: spec_of(loss), return_type=str)
 ]
 """The type of a field that holds a loss: takes a spec string or a built loss, is dumped as a spec string."""
+
+
+# Describes a loss from its class: what lists and pages print.
+
+
+@dataclass(frozen=True)
+class LossCard:
+    """What there is to know about one loss.
+
+    Args:
+        name: the registered name.
+        aliases: other spellings.
+        formula: one line of mathematics.
+        reference: paper and equation.
+        cost: arithmetic per vocabulary entry.
+        options: in the order of the class.
+        doc: the class's docstring.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    formula: str
+    reference: str
+    cost: str
+    options: tuple[Option, ...]
+    doc: str
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of the docstring, on one line."""
+        first = self.doc.split("\n\n")[0]
+        return " ".join(first.split())
+
+
+def describe(name: str) -> LossCard:
+    """Return the card of a loss.
+
+    Args:
+        name: a registered name, an alias, or a guest's path.
+
+    Raises:
+        UsageError: unknown name.
+        InputError: a guest that cannot be imported.
+
+    >>> describe("forward_kl").name
+    'fkl'
+    """
+    found: type[DistillLoss] = LOSSES.resolve(name)
+    known = LOSSES.name_of(found)
+    return LossCard(
+        name=known,
+        aliases=tuple(alias for alias, target in catalog.LOSS_ALIASES.items() if target == known),
+        formula=getattr(found, "formula", ""),
+        reference=getattr(found, "reference", ""),
+        cost=getattr(found, "cost", ""),
+        options=options(found),
+        doc=inspect.getdoc(found) or "",
+    )

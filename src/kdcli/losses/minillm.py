@@ -1,23 +1,160 @@
 """MiniLLM: the reverse KL of whole sequences, by a policy gradient on sequences that were drawn."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kdcli.losses.base import DistillLoss, Facts, Tokens
+from kdcli.losses.base import DistillLoss, Facts, Needs, Tokens, finite_logits, log_softmax
+from kdcli.losses.divergences.kl import ReverseKL
+from kdcli.losses.divergences.ops import kl
 from kdcli.losses.groups import AMONG, Groups
-from kdcli.losses.kl import ReverseKL
-from kdcli.losses.logits import finite_logits, log_softmax
-from kdcli.losses.minillm_variants import VARIANTS, Knobs, LongWeight, SingleWeight, Student, Variant, Whiten
-from kdcli.losses.needs import Needs
-from kdcli.losses.ops import kl
-from kdcli.losses.returns import reward_to_go, shifted, weights_before, whitened
-from kdcli.losses.supplied import BEHAVIOUR_LOGP, STUDENT_LOGP
+from kdcli.losses.token_facts import BEHAVIOUR_LOGP, STUDENT_LOGP
 from kdcli.shapes import TokenValues
+
+# The knobs of MiniLLM's policy gradient, and where the paper and its published code set them.
+
+
+SingleWeight: TypeAlias = Literal["none", "step", "prefix"]
+LongWeight: TypeAlias = Literal["none", "step", "prefix"]
+Whiten: TypeAlias = Literal["none", "tokens", "padded"]
+Student: TypeAlias = Literal["now", "sampling"]
+Variant: TypeAlias = Literal["paper", "lmops", "single"]
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """How the two parts are taken; the defaults are the paper's.
+
+    Args:
+        single: take the single-step part, the reverse KL over the whole vocabulary.
+        long: take the long part, the policy gradient of the tokens that were drawn.
+        single_weight: of a token's single-step part: 1, its own q / p~, or the product of all earlier ones.
+        long_weight: what the ratio of the long part corrects: drift of the student alone, q / p~ of the token,
+            or that of the whole prefix and of every later reward.
+        rewards: the student whose log-probability is in the reward.
+        include_present: whether the return holds the token's own reward.
+        gamma: discount per step.
+        length_norm: divide the return by the number of rewards in it.
+        reward_scale: what rewards are divided by.
+        reward_clip: bound of a reward's size; 0 for none.
+        whiten: bring returns to mean 0 and variance 1 over the micro-batch, its padding counted or not.
+        clip: how far the ratio may leave 1 and still be followed; 0 for as far as it likes.
+    """
+
+    single: bool = True
+    long: bool = True
+    single_weight: SingleWeight = "none"
+    long_weight: LongWeight = "step"
+    rewards: Student = "now"
+    include_present: bool = False
+    gamma: float = 1.0
+    length_norm: bool = True
+    reward_scale: float = 1.0
+    reward_clip: float = 0.0
+    whiten: Whiten = "none"
+    clip: float = 0.2
+
+
+VARIANTS: dict[Variant, Knobs] = {
+    "paper": Knobs(),
+    "lmops": Knobs(
+        rewards="sampling", include_present=True, gamma=0.95, reward_scale=0.5, reward_clip=100.0, whiten="padded"
+    ),
+    "single": Knobs(long=False),
+}
+"""What each variant sets."""
+
+
+# Sums over the rest of a sequence, for all sequences of a micro-batch at once; the host reads nothing.
+
+
+_VARIANCE_FLOOR = 1e-8
+
+
+def reward_to_go(rewards: Tensor, laid: Groups, gamma: float, factors: Tensor | None = None) -> Tensor:
+    """Return U_t = r_t + gamma c_(t+1) U_(t+1), 0 after the last token of a sequence.
+
+    Without factors that is the sum over t' >= t of gamma^(t' - t) r_t', whose discount counts from t, not from
+    the beginning of the sequence.
+
+    Args:
+        rewards: ``[n]``.
+        laid: the sequences, the tokens of one in their order.
+        gamma: discount per step.
+        factors: c, ``[n]``; None for 1.
+
+    >>> reward_to_go(torch.tensor([1.0, 2.0, 4.0]), Groups.by(torch.tensor([0, 0, 0])), 0.5).tolist()
+    [3.0, 4.0, 4.0]
+    """
+    carried = shifted(torch.full_like(rewards, gamma) if factors is None else gamma * factors, laid)
+    return laid.unsorted(_recurred(laid.sorted(rewards), laid.sorted(carried)))
+
+
+def _recurred(own: Tensor, carried: Tensor) -> Tensor:
+    """Return U_t = own_t + carried_t U_(t+1), ``[n]``, each pass doubling how far ahead is looked.
+
+    Where nothing is carried, a number ahead that is not finite does no harm: it is of another sequence.
+    """
+    step = 1
+    while step < len(own):
+        ahead, further = (torch.cat((side[step:], side.new_zeros(step))) for side in (own, carried))
+        apart = carried == 0
+        own = own + (carried * ahead).masked_fill(apart, 0.0)
+        carried = (carried * further).masked_fill(apart, 0.0)
+        step *= 2
+    return own
+
+
+def shifted(values: Tensor, laid: Groups) -> Tensor:
+    """Return the next token's numbers, 0 after the last one of a sequence, ``[n]``.
+
+    >>> shifted(torch.tensor([1.0, 2.0, 4.0]), Groups.by(torch.tensor([0, 0, 5]))).tolist()
+    [2.0, 0.0, 0.0]
+    """
+    ahead = laid.sorted(values)
+    ahead = torch.cat((ahead[1:], torch.zeros_like(ahead[:1])))
+    return torch.where(laid.places + 1 < laid.sizes, laid.unsorted(ahead), 0.0)
+
+
+def weights_before(log_weights: Tensor, laid: Groups) -> Tensor:
+    """Return the product of all earlier tokens' weights in a sequence, 1 for the first one, ``[n]``.
+
+    Args:
+        log_weights: logarithms, ``[n]``.
+        laid: the sequences.
+
+    >>> weights_before(torch.tensor([2.0, 3.0, 5.0]).log(), Groups.by(torch.tensor([0, 0, 0]))).tolist()
+    [1.0, 2.0, 6.0]
+    """
+    logs = laid.sorted(log_weights)
+    first = laid.sorted(laid.places) == 0
+    before = torch.where(first, 0.0, torch.cat((torch.zeros_like(logs[:1]), logs[:-1])))
+    carried = (~first).to(logs.dtype)
+    return laid.unsorted(_recurred(before.flip(0), carried.flip(0)).flip(0)).exp()
+
+
+def whitened(values: Tensor, padding: int | Tensor = 0, among: Tensor | None = None) -> Tensor:
+    """Return values less their mean, over their standard deviation.
+
+    Args:
+        values: ``[n]``.
+        padding: so many zeros are counted among them.
+        among: which of them are counted, ``[n]``; all without.
+
+    >>> [round(value, 3) for value in whitened(torch.tensor([1.0, 3.0])).tolist()]
+    [-1.0, 1.0]
+    """
+    counted = values if among is None else torch.where(among, values, 0.0)
+    count = (len(values) if among is None else among.sum()) + padding
+    mean = counted.sum() / count
+    apart = (values - mean) ** 2
+    total = (apart if among is None else torch.where(among, apart, 0.0)).sum()
+    return (values - mean) * torch.rsqrt((total + padding * mean**2) / count + _VARIANCE_FLOOR)
+
 
 _OF_LONG = (
     "long_weight", "rewards", "include_present", "gamma", "length_norm",

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from kdcli.config import EvalSettings
+from kdcli.config.schema import EvalSettings
 from kdcli.metrics.base import Metric, TextMetric, TokenMetric
-from kdcli.metrics.choices import ChoiceMetric
-from kdcli.metrics.own import OwnMetric
-from kdcli.registry import METRICS
+from kdcli.metrics.classification import ChoiceMetric
+from kdcli.metrics.on_policy import OwnMetric
+from kdcli.registry.registry import METRICS
 
 
 def build_metrics(

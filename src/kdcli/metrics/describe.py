@@ -11,7 +11,7 @@ from typing import Any
 
 from kdcli.errors import InputError
 from kdcli.metrics.signature import TEACHER_FACTS, Option, signature
-from kdcli.registry import METRICS
+from kdcli.registry.registry import METRICS
 from kdcli.text import one_line
 
 _READ = ("name", "description", "scores", "settings", "options", "libraries", "facts", "samplers", "eats")
@@ -66,7 +66,7 @@ def describe(name: str) -> MetricCard:
     target = METRICS.table.get(name)
     found = _read_class(target) if target else _read_guest(METRICS.resolve(name))
     if missing := [key for key in ("scores", "description") if key not in found]:
-        fix = f"write {missing[0]} into the class, as kdcli.metrics.module.Metric says"
+        fix = f"write {missing[0]} into the class, as kdcli.metrics.base.Metric says"
         raise InputError("PLUG-04", f"the class has no {missing[0]}", where=f'metric "{one_line(name, 200)}"', fix=fix)
     facts, samplers = found.get("facts", ()), found.get("samplers", ())
     options = found.get("options", {})

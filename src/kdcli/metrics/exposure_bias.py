@@ -7,9 +7,8 @@ import numpy as np
 
 from kdcli.bounded import NOT_NEGATIVE
 from kdcli.errors import InputError
-from kdcli.metrics.band import banded
-from kdcli.metrics.curve import Curve
-from kdcli.metrics.own import OwnFacts, OwnMetric, Sampler
+from kdcli.metrics.curve import Curve, banded
+from kdcli.metrics.on_policy import OwnFacts, OwnMetric, Sampler
 from kdcli.metrics.score import Array, Better, Score, ratio
 
 

@@ -5,7 +5,8 @@ else. ``tests/models/test_internals.py`` names each of them, and what it must do
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,6 @@ from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.pytorch_utils import Conv1D
 
 from kdcli.errors import raise_machine_fault
-from kdcli.models.mode import evaluating
 from kdcli.text import one_line
 
 __all__ = [
@@ -41,6 +41,21 @@ __all__ = [
     "reading_of",
     "tokenizer_class_from_name",
 ]
+
+
+# Switches a model's dropout off for a while.
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off, and put it back."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
 
 PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)
 """Layers of a cache that hold keys and values, and nothing else."""

@@ -1,28 +1,29 @@
 """Loads teachers and students from folders that nobody has to trust."""
 
-from dataclasses import dataclass, field
+import copy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.end_tokens import EndTokens
-from kdcli.errors import InputError
-from kdcli.models.activations import fuse_activations
-from kdcli.models.ends import end_tokens, folder_end_tokens
-from kdcli.models.folder import open_folder, open_settings
+from kdcli.errors import InputError, raise_machine_fault
+from kdcli.models.adapters import NONE, merged, quantise
+from kdcli.models.checks import model_digest, open_folder, open_settings
+from kdcli.models.head import Head, prove_split, split_head, trunk_of, trunk_output
 from kdcli.models.internals import Reading, reading_of
-from kdcli.models.linear import quicken
-from kdcli.models.own import model_digest
-from kdcli.models.quantise import NONE, quantise
-from kdcli.models.split import Head, prove_split, split_head, trunk_of, trunk_output
-from kdcli.models.tokenizer import load_tokenizer, pad_id
-from kdcli.models.vocabulary import real_ids
-from kdcli.models.weights import build_config, load_weights
+from kdcli.models.kernels import fuse_activations, quicken
+from kdcli.models.tokenizer import end_tokens, folder_end_tokens, load_tokenizer, pad_id, real_ids
+from kdcli.models.weights import build_config, load_weights, quiet
+from kdcli.storage import atomic
+from kdcli.text import one_line
 
 __all__ = ["LanguageModel", "Role", "assemble", "load_model", "load_tokenizer"]
+
 
 Role: TypeAlias = Literal["teacher", "student"]
 
@@ -185,3 +186,84 @@ def assemble(
         ends, _ = end_tokens(getattr(model.generation_config, "eos_token_id", None), tokenizer, head.rows, path)
     padding, reading = pad_id(tokenizer, ends, head.rows), reading_of(trunk_of(model), model.config)
     return LanguageModel(model, tokenizer, head, path, digest, ends, padding, vocab, notes, reading=reading)
+
+
+# Writes a student as a model folder that transformers loads as it stands.
+
+
+def save_student(model: LanguageModel, folder: Path) -> None:
+    """Write weights (safetensors), config, generation config and tokenizer into a folder.
+
+    Reloading the folder gives bit-equal logits; an adapter is added to the weights, which is equal to rounding.
+
+    Args:
+        model: the student.
+        folder: existing or new folder; the caller makes it durable.
+    """
+    _save(model.model if model.adapter is None else merged(model.adapter), model, folder)
+
+
+def rehearse_saving(model: LanguageModel, folder: Path) -> None:
+    """Write all that ``save_student`` writes but the weights, so that what cannot be saved is known before training.
+
+    Args:
+        model: the student, or what is to become it.
+        folder: existing or new folder.
+
+    Raises:
+        InputError: MOD-25, a config or the tokenizer cannot be saved.
+        MachineError: the disk refuses.
+    """
+    try:
+        _save(model.model, model, folder, state_dict={})
+    except Exception as error:
+        # transformers, its config classes and tokenizers each refuse in their own way.
+        raise_machine_fault(error, str(folder))
+        refusal = atomic.system_error(error)
+        if refusal is not None and refusal.errno in atomic.MACHINE:
+            raise atomic.refused(refusal, folder) from error
+        what = f"the student could not be saved after training: {one_line(str(error), 200)}"
+        fix = "correct config.json, generation_config.json or the tokenizer's files"
+        raise InputError("MOD-25", what, where=one_line(model.path), fix=fix) from error
+
+
+def _save(inner: PreTrainedModel, model: LanguageModel, folder: Path, **given: Any) -> None:
+    with quiet(), torch.no_grad():
+        generation = inner.generation_config
+        inner.generation_config = _with_ends(generation, model.ends)
+        try:
+            inner.generation_config.validate(strict=True)
+        except ValueError:
+            # A published config that contradicts itself would refuse to be saved.
+            inner.generation_config = _ids_only(inner.generation_config)
+        try:
+            inner.save_pretrained(str(folder), **given)
+        finally:
+            inner.generation_config = generation
+        model.tokenizer.save_pretrained(str(folder))
+
+
+def _with_ends(config: GenerationConfig, ends: EndTokens) -> GenerationConfig:
+    """Return a config that names every token that ends the model's texts, so that whoever loads it stops there too."""
+    named = config.eos_token_id
+    if not ends.ids or set(named if isinstance(named, list) else [named]) == set(ends.ids):
+        return config
+    changed = copy.deepcopy(config)
+    changed.eos_token_id = list(ends.ids) if len(ends.ids) > 1 else ends.default
+    return changed
+
+
+def _ids_only(config: GenerationConfig) -> GenerationConfig:
+    """Return a config of the special ids alone; a negative one stands for none."""
+    ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return GenerationConfig(**{name: None if type(one) is int and one < 0 else one for name, one in ids.items()})
+
+
+# A copy of a model in another precision.
+
+
+def twin(model: LanguageModel, dtype: torch.dtype) -> LanguageModel:
+    """Return the model with parameters of another type; autocast would convert them anew at each token."""
+    copied = copy.deepcopy(model.model)
+    torch.nn.Module.to(copied, dtype)
+    return replace(model, model=copied, head=split_head(copied))

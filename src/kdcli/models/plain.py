@@ -9,6 +9,7 @@ from transformers import GenerationConfig
 if TYPE_CHECKING:
     from kdcli.models.load import LanguageModel
 
+
 SETTING = "processors:none"
 """How a score's settings string says so."""
 

@@ -1,20 +1,48 @@
 """Puts checked weights into a model, and checks that every one of them arrived."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    logging,
+)
 
 from kdcli.errors import InputError, raise_machine_fault
-from kdcli.models.folder import ModelFolder
-from kdcli.models.header import TensorInfo
+from kdcli.models.checks import ModelFolder
+from kdcli.models.headers import TensorInfo, read_table
 from kdcli.models.internals import MODEL_FOR_CAUSAL_LM_MAPPING
-from kdcli.models.jsonfile import read_table
-from kdcli.models.quiet import quiet
 from kdcli.text import one_line
+
+# Keeps transformers' progress bars, log lines and warnings off the user's terminal.
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers inside the block and restore its settings after it."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
 
 _FREE_ELEMENTS = 1_000_000
 _FREE_BYTES = 2**30

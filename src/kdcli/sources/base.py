@@ -1,21 +1,62 @@
 """What the engine asks of a source: the micro-batches of any step, and what it must be given for them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from kdcli.config import TrainConfig
-from kdcli.data.collate import Batch
-from kdcli.data.dataset import TokenDataset
+from kdcli.config.schema import TrainConfig
+from kdcli.data.batching import Batch
+from kdcli.data.tokenize import Example, TokenDataset
+from kdcli.end_tokens import EndTokens
 from kdcli.models.load import LanguageModel
-from kdcli.options import Part
-from kdcli.sources.author import Author
-from kdcli.sources.effort import Effort, Made
+from kdcli.registry.options import Part
+from kdcli.sources.completions import Sentence
+from kdcli.sources.token_counts import Effort, Made
+
+# What the teacher's text asks of whoever writes it.
+
+
+Wanted = Mapping[int, Sequence[int]]
+"""Row -> which of the answers to its prompt are wanted."""
+
+
+@runtime_checkable
+class Author(Protocol):
+    """Writes answers to prompts.
+
+    Attributes:
+        tokenizer: of the ids it writes.
+        ends: the tokens that end a text.
+        digest: what it is, as far as its texts follow from it.
+        precision: in what it computes.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    ends: EndTokens
+    digest: str
+    precision: str
+
+    def write(
+        self, source: Any, ground: "Ground", prompts: Mapping[int, Example], wanted: Wanted
+    ) -> Iterator[Sentence]:
+        """Yield the answers wanted, as they end.
+
+        Args:
+            source: how they are chosen and how long they may be.
+            ground: real ids, longest sequence, and who is told of tokens.
+            prompts: row -> an example, of which only the prompt is read.
+            wanted: which answers.
+
+        Raises:
+            KDError: what the author refuses.
+        """
+        ...
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from kdcli.sources.base import Ground, Source, SourceNeeds
-from kdcli.sources.rows import RowWindows
-from kdcli.sources.writing import KNOWN, Written
+from kdcli.sources.sequences import KNOWN, RowWindows, Written
 
 
 class DatasetSource(Source):

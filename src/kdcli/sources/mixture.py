@@ -7,12 +7,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kdcli.generate.draws import uniforms
+from kdcli.generation.sampling import uniforms
 from kdcli.sources.base import Ground, Source, SourceNeeds
 from kdcli.sources.build import NestedSource
-from kdcli.sources.effort import Effort, Made
-from kdcli.sources.rows import RowWindows
-from kdcli.sources.writing import Written, draw_seed
+from kdcli.sources.sequences import RowWindows, Written, draw_seed
+from kdcli.sources.token_counts import Effort, Made
 
 _CHOICE = 0x6D6978
 _DATASET: Any = "dataset"

@@ -8,11 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcli.config import GenerationConfig
-from kdcli.data.examples import Example
+from kdcli.config.schema import GenerationConfig
+from kdcli.data.tokenize import Example
 from kdcli.sources.base import Ground, Source, SourceNeeds
-from kdcli.sources.rows import RowWindows
-from kdcli.sources.writing import KNOWN, Written, coins, step_coin, write
+from kdcli.sources.sequences import KNOWN, RowWindows, Written, coins, step_coin, write
 
 
 class ReplaySource(Source):

@@ -5,10 +5,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from kdcli.config import GenerationConfig
+from kdcli.config.schema import GenerationConfig
 from kdcli.sources.base import Ground, Source, SourceNeeds
-from kdcli.sources.rows import RowWindows
-from kdcli.sources.writing import KNOWN, Written, coins, step_coin, write
+from kdcli.sources.sequences import KNOWN, RowWindows, Written, coins, step_coin, write
 
 
 class StudentSource(Source):

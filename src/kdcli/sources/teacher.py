@@ -1,23 +1,109 @@
 """The source in which the teacher answers the prompts once, before training: sequence-level distillation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 
-from pydantic import Field, model_validator
-
-from kdcli.config import GenerationConfig
-from kdcli.errors import InputError
+from kdcli.data.tokenize import Example, first_context, follow, refuse_rowless
+from kdcli.errors import InputError, UsageError
+from kdcli.models.load import LanguageModel
 from kdcli.sources.base import Ground, Source, SourceNeeds
-from kdcli.sources.effort import Effort, Made
-from kdcli.sources.made_text import MadeText, made_text
-from kdcli.sources.retold import as_teacher, retold
-from kdcli.sources.rows import RowWindows
-from kdcli.sources.sentences import Sentence
-from kdcli.sources.writing import KNOWN, Written, coins
+from kdcli.sources.build import cards
+from kdcli.sources.completions import Sentence, said
+from kdcli.sources.sequences import KNOWN, RowWindows, Written, coins
+from kdcli.sources.teacher_text.options import TeacherTextOptions
+from kdcli.sources.teacher_text.store import MadeText, made_text
+from kdcli.sources.token_counts import Effort, Made
+from kdcli.text import one_line
 
 
-class TeacherSource(Source):
+def refuse_wordless(source: Source, label: str) -> None:
+    """Refuse a source that wants more of a teacher than its words.
+
+    Raises:
+        UsageError: SERVE-10.
+    """
+    needs = source.needs()
+    if not needs.teacher or needs.words:
+        return
+    able = [f"@{card.name}" for card in cards() if card.words]
+    what = f"@{one_line(source.name)} as it is set asks the teacher token by token, and a server gives whole answers"
+    fix = f"give the teacher's folder, or use {' or '.join(able)} with sampled or greedy answers"
+    raise UsageError("SERVE-10", what, where=label, fix=fix)
+
+
+# What a teacher of another tokenizer wrote, in the student's tokens.
+
+
+def as_teacher(ground: Ground) -> Ground:
+    """Return the ground that a teacher stands on while it writes: its own rows, ids and longest sequence.
+
+    Args:
+        ground: of the run; returned as it is where both models share a tokenizer.
+    """
+    if ground.teacher_rows is None or ground.teacher is None:
+        return ground
+    return replace(
+        ground, dataset=ground.teacher_rows, vocab=ground.teacher_vocab, longest=ground.teacher.positions,
+        teacher_rows=None, teacher_vocab=None,
+    )  # fmt: skip
+
+
+def retold(sentences: Iterable[Sentence], ground: Ground) -> list[Sentence]:
+    """Return a teacher's sentences in the student's tokens, each once: the row's own prompt, and the answer's text.
+
+    An answer that the teacher ended ends with the end token of the same name, or with the student's usual one where
+    it has none of that name; one that says nothing is left out, and one that is too long is cut.
+
+    Args:
+        sentences: in the teacher's tokens.
+        ground: of the run; where both models share a tokenizer, the sentences stay as they are.
+
+    Raises:
+        InputError: SRC-01, nothing is left.
+    """
+    if ground.teacher_rows is None:
+        return list(sentences)
+    found: dict[tuple[int, ...], Sentence] = {}
+    for one in _in_students_tokens(sentences, ground):
+        found.setdefault(one.example.ids, one)
+    if not found:
+        what = "the teacher's answers say nothing in the student's tokens"
+        raise InputError("SRC-01", what, where="@teacher", fix="raise max_new_tokens, or choose another teacher")
+    return list(found.values())
+
+
+def _in_students_tokens(sentences: Iterable[Sentence], ground: Ground) -> Iterator[Sentence]:
+    student, teacher, rows = ground.student, ground.teacher, ground.teacher_rows
+    assert student is not None, "a student reads what is written"
+    assert teacher is not None, "somebody wrote"
+    assert rows is not None, "asked before"
+    beginning = (first_context(student.tokenizer, student.ends),)
+    for one in sentences:
+        cut, mine = one.example.prompt_length, ground.dataset.examples[one.row]
+        asked = one.example.ids[:cut] == rows.examples[one.row].question
+        base = mine if asked else Example(beginning, 1, "", (), one.example.where)
+        ((ids, border),) = follow(student.tokenizer, base, [said(one, teacher.tokenizer)])
+        end = (_end_of(one, teacher, student),) if one.ended else ()
+        ids = (*ids, *end)[: ground.longest]
+        if len(ids) > border:
+            example = replace(
+                mine if asked else one.example, ids=ids, prompt_length=border, response="",
+                asked=base.question if ids[:border] != base.question else (),
+            )  # fmt: skip
+            refuse_rowless([example], student.tokenizer, ground.vocab or student.vocab)
+            yield replace(one, example=example)
+
+
+def _end_of(one: Sentence, teacher: LanguageModel, student: LanguageModel) -> int:
+    """Return the student's end token that has the name of the one the teacher wrote; else its usual one."""
+    name = teacher.tokenizer.convert_ids_to_tokens(one.example.ids[-1])
+    same = (token for token in student.ends.ids if student.tokenizer.convert_ids_to_tokens(token) == name)
+    return next(same, student.ends.default)
+
+
+class TeacherSource(TeacherTextOptions):
     """The teacher's answers to the prompts of the training rows, made once before training and kept.
 
     With ``ce`` this is SeqKD: train on what the teacher says. ``decode=beam`` is the original form, sampling the
@@ -38,34 +124,6 @@ class TeacherSource(Source):
     summary: ClassVar[str] = "the teacher's answers, made once and kept (SeqKD, data-free)"
     reference: ClassVar[str] = "Kim and Rush 2016 (arXiv 1606.07947), section 3.2"
 
-    decode: Annotated[Literal["sample", "greedy", "beam"], Field(description="how the teacher chooses its words")] = (
-        "sample"
-    )
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False, description="of sampling")] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1, description="nucleus mass of sampling")] = 1.0
-    max_new_tokens: Annotated[int, Field(ge=1, description="tokens per answer at most, end token included")] = 128
-    answers: Annotated[int, Field(ge=1, le=1000, description="answers per prompt; of beam search the best ones")] = 1
-    beams: Annotated[int, Field(ge=2, le=64, description="width of beam search")] = 4
-    prompts: Annotated[Literal["rows", "bos"], Field(description="of the rows, or the first token alone")] = "rows"
-    min_tokens: Annotated[int, Field(ge=1, description="drop shorter answers, end token counted")] = 1
-    max_nll: Annotated[
-        float | None, Field(gt=0, description="drop answers the teacher finds less likely, mean nats per token")
-    ] = None
-    ended: Annotated[bool, Field(description="drop answers that were cut at max_new_tokens")] = False
-    seed: Annotated[int, Field(ge=0, description="of sampling; not the run's seed, so that runs share answers")] = 0
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "TeacherSource":
-        if self.decode == "greedy" and self.answers > 1:
-            raise ValueError("greedy decoding has one answer; set decode=sample or decode=beam")
-        if self.decode == "greedy" and self.prompts == "bos":
-            raise ValueError("greedy decoding from BOS makes one and the same text; set decode=sample")
-        if self.decode == "beam" and self.answers > self.beams:
-            raise ValueError(f"beam search of width {self.beams} has at most {self.beams} answers; raise beams")
-        if self.decode == "beam" and self.prompts == "bos":
-            raise ValueError("beam search from BOS makes one and the same text; set decode=sample")
-        return self
-
     def needs(self) -> SourceNeeds:
         """Ask for the teacher, to write; beams are followed by the model itself, other words may come from anywhere."""
         words = self.decode != "beam"
@@ -74,14 +132,6 @@ class TeacherSource(Source):
     def open(self, ground: Ground) -> "TeacherWindows":
         """Return the windows of a run; what is not made yet is made now, if the teacher is there."""
         return TeacherWindows(ground, self)
-
-    @property
-    def sampling(self) -> GenerationConfig:
-        """How answers are sampled; at temperature 0 where they are not."""
-        temperature = self.temperature if self.decode == "sample" else 0.0
-        return GenerationConfig(
-            max_new_tokens=self.max_new_tokens, temperature=temperature, top_p=self.top_p, seeds=(0,)
-        )
 
     def kept(self, text: MadeText) -> list[Sentence]:
         """Return the sentences that pass the filters, each once.
@@ -99,29 +149,6 @@ class TeacherSource(Source):
                 "SRC-01", what, where=str(text.folder or "@teacher"), fix="widen min_tokens, max_nll or ended"
             )
         return list(found.values())
-
-    def fault(self, one: Sentence) -> str | None:
-        """Return the filter that an answer does not pass; None if it passes all.
-
-        Raises:
-            InputError: its likelihood is asked for and nobody knows it.
-        """
-        self.check_likelihood(one)
-        if one.targets < self.min_tokens:
-            return "too short"
-        if self.max_nll is not None and one.nll is not None and one.nll > self.max_nll:
-            return "too unlikely"
-        return "not ended" if self.ended and not one.ended else None
-
-    def check_likelihood(self, one: Sentence) -> None:
-        """Refuse to judge an answer by a likelihood that nobody knows.
-
-        Raises:
-            InputError: SRC-02.
-        """
-        if self.max_nll is not None and one.nll is None:
-            what = "max_nll needs log-probabilities, and the teacher's server gives none"
-            raise InputError("SRC-02", what, where="@teacher", fix="leave max_nll out, or use the teacher itself")
 
 
 class TeacherWindows(RowWindows):

@@ -5,7 +5,7 @@ bootstrap and permutation test, paired by example. *The objectives*: seeds and e
 variance components with few degrees of freedom, paired by both. One seed answers only the first.
 """
 
-from kdcli.statistics.choice import holm, pareto_front, tied_for_best
+from kdcli.statistics.bootstrap import counted, over_examples
 from kdcli.statistics.estimate import (
     CONFIDENCE,
     LEVEL,
@@ -13,20 +13,22 @@ from kdcli.statistics.estimate import (
     Additive,
     Array,
     Estimate,
+    difference_over_seeds,
+    over_seeds,
 )
 from kdcli.statistics.gap import share_of_gap
-from kdcli.statistics.jackknife import counted, over_examples
-from kdcli.statistics.over_seeds import difference_over_seeds, over_seeds
+from kdcli.statistics.multiple_comparisons import holm, pareto_front, tied_for_best
 from kdcli.statistics.paired import (
+    Detectable,
+    detectable,
     difference_over_both,
     difference_over_examples,
     difference_table,
     over_both,
     sampling_noise,
+    smallest_detectable_difference,
 )
-from kdcli.statistics.power import Detectable, detectable, smallest_detectable_difference
-from kdcli.statistics.two_level import split, split_difference, two_level
-from kdcli.statistics.variance import VarianceShares, variance_shares
+from kdcli.statistics.variance_components import VarianceShares, split, split_difference, two_level, variance_shares
 
 __all__ = [
     "CONFIDENCE",

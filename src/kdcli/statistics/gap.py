@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable, Sequence
 
+from kdcli.statistics.bootstrap import counted
 from kdcli.statistics.estimate import CONFIDENCE, Additive, Array, Estimate
-from kdcli.statistics.jackknife import counted
 from kdcli.statistics.paired import value_table
-from kdcli.statistics.two_level import split, split_difference
+from kdcli.statistics.variance_components import split, split_difference
 
 _DOUBLINGS = 40
 _HALVINGS = 45

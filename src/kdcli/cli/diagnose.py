@@ -1,0 +1,211 @@
+"""``kd doctor``: check a set-up before money is spent on it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdcli.cli import options
+from kdcli.errors import UsageError
+from kdcli.text import one_line
+
+if TYPE_CHECKING:
+    from kdcli.diagnostics.doctor import Diagnosis
+
+
+EPILOG = "Example: kd doctor --teacher http://localhost:8000/v1 --local-teacher ./T --student ./S --data train.jsonl"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("doctor", epilog=EPILOG, short_help="Check machine, models, rows and teachers before a run.")(doctor)
+
+
+def doctor(
+    teacher: options.Teacher = None,
+    local_teacher: options.LocalTeacher = None,
+    student: options.Student = None,
+    lora: options.Lora = None,
+    data: options.Data = None,
+    columns: options.Columns = None,
+    template: options.Template = None,
+    max_length: options.MaxLength = None,
+    limit: options.Limit = None,
+    skip_bad: options.SkipBad = False,
+    top_k: options.ServedTopK = None,
+    output: options.Output = None,
+    config: options.Config = None,
+    sets: options.Sets = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    threads: options.Threads = None,
+    matmul_precision: options.MatmulPrecision = None,
+) -> None:
+    """Look at everything a run would use and say of each whether it will do; nothing is trained or written.
+
+    Leaves with the code of the first check that fails: 3 for an input, 4 for the machine, 0 where none does.
+    """
+    typed = locals()
+    from kdcli.cli import load_config
+    from kdcli.cli.terminal import Terminal
+    from kdcli.config.schema import DoctorConfig
+
+    terminal = Terminal(json, quiet)
+    settings = load_config.settle(DoctorConfig, config, sets, typed)
+    with terminal.work() as report:
+        from kdcli.diagnostics.doctor import diagnose
+
+        found = diagnose(settings, report)
+    terminal.result(found, _lines)
+    if found.exit_code:
+        raise typer.Exit(found.exit_code)
+
+
+def _lines(found: "Diagnosis") -> str:
+    from kdcli.text import one_line
+
+    lines = []
+    for check in found.checks:
+        lines.append(f"{check.state:5} {check.name:18} {one_line(check.what, 400)}")
+        if check.fix:
+            lines.append(f"{'':24} Fix: {one_line(check.fix, 300)}")
+    return "\n".join(lines)
+
+
+# ``kd estimate``: what a model takes on a device, from its config alone.
+
+
+EPILOG_ESTIMATE = """Example: kd estimate runs/akl --context 2048 --memory 8GiB --bandwidth 50GB/s --flops 2TFLOPS
+
+Example: kd estimate config.json --context 4096 --batch 4
+
+A step reads all weights once and every request's cache: time = bytes / bandwidth, or operations / flops if that \
+is longer. Formulas: docs/evaluation/edge.md"""
+
+
+def _option(name: str, metavar: str, text: str) -> typer.models.OptionInfo:
+    return typer.Option(name, metavar=metavar, help=text, rich_help_panel=options.HARDWARE, show_default=False)
+
+
+def register_estimate(app: typer.Typer) -> None:
+    """Add the command."""
+    text = "Say what a model takes on a device: weights, cache, largest batch, speed."
+    app.command("estimate", epilog=EPILOG_ESTIMATE, short_help=text)(estimate)
+
+
+def estimate(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="Run, model folder, hub id or a config.json.", show_default=False),
+    ] = None,
+    context: Annotated[str, _option("--context", "N", "Tokens of prompt and answer. Default 2048.")] = "2048",
+    batch: Annotated[str, _option("--batch", "N", "Requests at once. Default 1.")] = "1",
+    memory: Annotated[str | None, _option("--memory", "SIZE", "Of the device, as 8GiB.")] = None,
+    bandwidth: Annotated[str | None, _option("--bandwidth", "RATE", "Of its memory, as 50GB/s.")] = None,
+    flops: Annotated[str | None, _option("--flops", "RATE", "Its arithmetic, as 2TFLOPS.")] = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Estimate weights, key-value cache, the largest batch and the time per token; no weight is read."""
+    from kdcli.cli.quantities import amount, count
+    from kdcli.cli.terminal import Terminal
+
+    terminal = Terminal(json, quiet)
+    if model is None:
+        raise UsageError("CLI-20", "no model is given", where="kd estimate", fix="give a folder or a config.json")
+    tokens, requests = count(context, "--context"), count(batch, "--batch")
+    size = amount(memory, "bytes", "--memory", "8GiB") if memory is not None else None
+    moved = amount(bandwidth, "bytes per second", "--bandwidth", "50GB/s") if bandwidth is not None else None
+    done = amount(flops, "operations per second", "--flops", "2TFLOPS") if flops is not None else None
+    with terminal.work():
+        from kdcli.cli import render_diagnostics
+        from kdcli.diagnostics.deployment import Device, estimate_deployment
+
+        device = Device(None if size is None else int(size), moved, done)
+        found = estimate_deployment(model, device, context=tokens, batch=requests)
+    terminal.result(found, render_diagnostics.deployment)
+
+
+# ``kd inspect``: what objectives ask of a student, before anything is trained.
+
+
+_app = typer.Typer(help="Look at objectives on real tokens before training.", no_args_is_help=True)
+
+EPILOG_INSPECT = "Example: kd inspect batch --teacher T --student S --data train.jsonl fkl rkl akl"
+
+
+def register_inspect(app: typer.Typer, group: type[Any]) -> None:
+    """Add the commands.
+
+    Args:
+        app: the whole program.
+        group: class of the group, for its answers to unknown names.
+    """
+    app.add_typer(_app, name="inspect", cls=group)
+
+
+@_app.command("batch", epilog=EPILOG_INSPECT)
+def batch(
+    losses: Annotated[
+        list[str] | None, typer.Argument(metavar="OBJECTIVE", help="As for --loss.", show_default=False)
+    ] = None,
+    teacher: options.Teacher = None,
+    student: options.Student = None,
+    data: options.Data = None,
+    columns: options.Columns = None,
+    template: options.Template = None,
+    max_length: options.MaxLength = None,
+    limit: options.Limit = None,
+    skip_bad: options.SkipBad = False,
+    rows: Annotated[
+        str | None, typer.Option("--rows", metavar="N", help="Rows of the batch. Default 8.", show_default=False)
+    ] = None,
+    seed: options.Seed = None,
+    output: options.Output = None,
+    config: options.Config = None,
+    sets: options.Sets = None,
+    plugin: options.MorePlugin = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    threads: options.Threads = None,
+    matmul_precision: options.MatmulPrecision = None,
+) -> None:
+    """Put objectives side by side on the first batch: values, gradient norms, cosines between gradients.
+
+    Batch, weights and arithmetic are those of the first training step; nothing is trained.
+    """
+    typed = {name: value for name, value in locals().items() if name not in ("losses", "rows")}
+    from kdcli.cli import load_config
+    from kdcli.cli.terminal import Terminal
+    from kdcli.config.schema import DistillConfig
+
+    terminal = Terminal(json, quiet)
+    specs = [load_config.objective(text) for text in losses or ()]
+    if not specs:
+        raise UsageError("CLI-20", "no objective is named", where="kd inspect batch", fix="name some, such as fkl rkl")
+    twice = [spec for spec in specs if specs.count(spec) > 1]
+    if twice:
+        what = f"{one_line(twice[0], 60)} given twice"
+        raise UsageError("CLI-08", what, where="kd inspect batch", fix="name each objective once")
+    settings = load_config.settle(DistillConfig, config, sets, typed | ({"batch_size": rows} if rows else {}))
+    load_config.require(student=settings.student, data=settings.data.train)
+    if any(load_config.needs_teacher(spec) for spec in specs):
+        load_config.require(teacher=settings.teacher)
+    load_config.output_folder(settings.output, needed=False)
+    with terminal.work() as report:
+        from kdcli.cli import render_diagnostics
+        from kdcli.diagnostics.gradients import inspect_batch
+
+        found = inspect_batch(settings, specs, report)
+        if settings.output is not None:
+            from kdcli.diagnostics.gradients import write_batch
+
+            write_batch(Path(settings.output), found)
+    terminal.result(found, render_diagnostics.batch)

@@ -1,0 +1,205 @@
+"""From flags to a checked config, before anything heavy is imported."""
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdcli.cli.errors import ARGUMENTS, RUN_FOLDER
+from kdcli.config.names import FLAGS
+from kdcli.config.presets import config_path
+from kdcli.config.resolve import Config, altered, resolve
+from kdcli.config.schema import CompareConfig, DistillConfig
+from kdcli.errors import MachineError, UsageError
+from kdcli.registry import plugins
+from kdcli.registry.registry import LOSSES, METRICS, SOURCES
+from kdcli.registry.spec import ObjectiveSpec, Term, parse_objective
+from kdcli.text import one_line
+from kdcli.text import typed as quoted
+
+TEACHERLESS = {"ce"}
+
+
+def settle(
+    kind: type[Config], config: Sequence[str] | None, sets: Sequence[str] | None, typed: Mapping[str, Any]
+) -> Config:
+    """Merge flags, variables and file into a config and check every name in it.
+
+    Args:
+        kind: the config to fill.
+        config: what ``-c`` was given.
+        sets: what ``--set`` was given.
+        typed: a command's parameters in snake case -> what was typed, None where nothing was.
+
+    Raises:
+        UsageError: two files, or a name that does not exist.
+    """
+    if config and len(config) > 1:
+        raise UsageError("CLI-14", f"{len(config)} files are given", where="-c", fix="give one; use --set key=value")
+    given = {name: value for name, value in typed.items() if name in FLAGS and value not in (None, [], (), False)}
+    flags = {name: "true" if value is True else value for name, value in given.items()}
+    if "metric" in flags:
+        flags["metric"] = ",".join(flags["metric"])
+    named = config_path if kind is DistillConfig else Path
+    file = named(config[0]) if config else None
+    line: dict[str, Any] = {"sets": sets or (), "flags": flags, "environ": os.environ}
+    own = resolve(kind, **line)
+    benchmarks = getattr(own, "benchmarks", None)
+    if benchmarks is not None:  # task files may hold code; those of a settings file are not meant here
+        plugins.permit(task for task in benchmarks.tasks if Path(task).expanduser().exists())
+    found = resolve(kind, file=file, **line)
+    if isinstance(found, CompareConfig) and isinstance(own, CompareConfig):
+        _check_cluster(found.execution.ray_address, own.execution.ray_address)
+    return _checked(found)
+
+
+def _check_cluster(found: str | None, own: str | None) -> None:
+    """Refuse a cluster that only a file names: whoever runs it runs code here."""
+    if found not in (None, own):
+        what = f"a settings file names the cluster {one_line(found, 100)}, your command line does not"
+        fix = f"if you trust it add --ray-address {quoted(found)}"
+        raise plugins.WithheldError("PLUG-09", what, where="execution.ray_address", fix=fix)
+
+
+def resuming(text: str | None) -> bool:
+    """Read ``--resume``.
+
+    Raises:
+        UsageError: it is neither auto nor never.
+    """
+    if text not in (None, "auto", "never"):
+        raise UsageError(
+            "CLI-06", f'must be auto or never, got "{one_line(text, 40)}"', where="--resume", fix="leave it out"
+        )
+    return text != "never"
+
+
+def objective(text: str) -> str:
+    """Return an objective with registered names in place of aliases.
+
+    Raises:
+        UsageError: it cannot be read, or a name does not exist.
+
+    >>> objective("0.5*ce + kl")
+    '0.5*ce+fkl'
+    """
+    spec = parse_objective(text)
+    terms = tuple(Term(LOSSES.canonical(term.name), term.options, term.weight) for term in spec.terms)
+    if spec.source:
+        SOURCES.canonical(spec.source.name)
+    return str(ObjectiveSpec(terms, spec.source))
+
+
+def needs_teacher(text: str) -> bool:
+    """Whether an objective surely reads a teacher; a guest decides for itself.
+
+    >>> needs_teacher("ce"), needs_teacher("0.5*ce+fkl")
+    (False, True)
+    """
+    return any(term.name not in TEACHERLESS and ":" not in term.name for term in parse_objective(text).terms)
+
+
+def require(**values: str | None) -> None:
+    """Refuse a setting left out.
+
+    Args:
+        values: flag in snake case -> its value.
+
+    Raises:
+        UsageError: names the first that is missing.
+    """
+    for name, value in values.items():
+        if value is None:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError("CLI-20", f"{flag} is missing", fix=f"give {flag}, or set it in a file read with -c")
+
+
+def refuse_unused(typed: Mapping[str, Any], names: Sequence[str], what: str, fix: str) -> None:
+    """Refuse flags that were typed and would change nothing.
+
+    Args:
+        typed: a command's parameters in snake case -> what was typed.
+        names: the parameters that mean nothing here.
+        what: why.
+        fix: what to do instead.
+
+    Raises:
+        UsageError: names the first one typed.
+    """
+    for name in names:
+        if typed.get(name) not in (None, False, [], ()):
+            raise UsageError("CLI-09", what, where="--" + name.replace("_", "-"), fix=fix)
+
+
+def output_folder(output: str | None, *, needed: bool) -> None:
+    """Check the folder to write into, and make it the place of the error log.
+
+    Args:
+        output: as given.
+        needed: refuse to go on without one.
+
+    Raises:
+        UsageError: it is missing, or the path runs through a file.
+        MachineError: the nearest existing folder may not be written.
+    """
+    if output is None:
+        if needed:
+            require(output=None)
+        return
+    folder = Path(output)
+    try:
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        what, where = (error.strerror or str(error)).lower(), f"-o {one_line(output, 200)}"
+        raise MachineError("CLI-10", what, where=where, fix="give another path") from error
+    existing = folder
+    while not os.path.lexists(existing) and existing != existing.parent:
+        existing = existing.parent
+    where = f"-o {one_line(str(Path.cwd() / folder))}"
+    if not existing.is_dir():
+        raise UsageError("CLI-10", f"{one_line(str(existing))} is not a folder", where=where, fix="give another path")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise MachineError(
+            "CLI-10", f"{one_line(str(existing))} may not be written", where=where, fix="give another path"
+        )
+    RUN_FOLDER.set(folder)
+
+
+def command_line() -> str:
+    """Return the command line at hand as one that goes on with it, ready to be pasted into a shell."""
+    words, kept = list(ARGUMENTS.get()), []
+    while words:
+        word = words.pop(0)
+        if word == "--resume":
+            del words[:1]
+        elif not word.startswith("--resume="):
+            kept.append(word)
+    return shlex.join(["kd", *kept])
+
+
+def _checked(config: Config) -> Config:
+    """Return the config with registered names, so that two spellings of one objective are equal."""
+    changes: dict[str, Any] = {}
+    for name in ("loss", "baseline"):
+        if getattr(config, name, None) is not None:
+            changes[name] = objective(getattr(config, name))
+    if isinstance(config, CompareConfig):
+        changes["losses"] = tuple(objective(text) for text in config.losses)
+    evaluation, hardware = getattr(config, "evaluation", None), getattr(config, "hardware", None)
+    for name, section in (("evaluation.metrics", evaluation), ("monitor.metrics", getattr(config, "monitor", None))):
+        if section is not None and not section.metrics:
+            where = "--metric" if name == "evaluation.metrics" else name
+            raise UsageError("CLI-20", "no metric is named", where=where, fix="name some of: kd metrics list")
+    if evaluation is not None:
+        names = tuple(METRICS.canonical(name) for name in evaluation.metrics)
+        changes["evaluation"] = evaluation.model_copy(update={"metrics": names})
+    if hardware is not None and (hardware.device, hardware.dtype) == ("cpu", "fp16"):
+        raise UsageError("CLI-16", "fp16 is not supported on a CPU", where="--dtype fp16", fix="use fp32 or bf16")
+    train = getattr(config, "train", None)
+    if train is not None and train.max_steps is not None and train.warmup > max(train.max_steps, 1):
+        what = f"warm-up of {train.warmup:g} steps is longer than the run of {train.max_steps}"
+        raise UsageError("CFG-13", what, where="train.warmup", fix="give a share below 1, or fewer steps")
+    return altered(config, changes)

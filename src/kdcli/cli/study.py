@@ -1,0 +1,316 @@
+"""The branches of ``kd compare``: run a study, look at one, export its table, compare finished runs."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from kdcli.cli.progress import CellStatus, counts, grid, summary
+from kdcli.config.names import FLAGS
+from kdcli.config.sweep import combinations, read_axes
+from kdcli.errors import UsageError
+from kdcli.registry.plugins import WithheldError
+from kdcli.storage import lock
+from kdcli.study import cell_progress
+from kdcli.study.cell_progress import Seen
+from kdcli.study.study_dir import Entry, ReferenceEntry, is_study, read_study
+from kdcli.text import one_line
+
+if TYPE_CHECKING:
+    from kdcli.cli.terminal import Terminal
+    from kdcli.comparison.records import Comparison
+    from kdcli.config.schema import CompareConfig
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How an exported table is worded.
+
+    Args:
+        caption: its caption.
+        label: its LaTeX label.
+        digits: decimals, as typed.
+    """
+
+    caption: str | None
+    label: str | None
+    digits: str | None
+
+
+def named_study(folders: Sequence[Path], output: str | None, *, objectives: bool, config: bool) -> Path | None:
+    """Return the study that a command line means by its folder alone.
+
+    Args:
+        folders: the arguments, if they are folders.
+        output: what ``-o`` was given.
+        objectives: whether objectives were given.
+        config: whether a settings file was given.
+    """
+    if len(folders) == 1 and is_study(folders[0]):
+        return folders[0]
+    alone = not (folders or objectives or config)
+    return Path(output) if alone and output is not None and is_study(Path(output)) else None
+
+
+def settings_typed(typed: Mapping[str, Any]) -> list[str]:
+    """Return the flags typed that stand for settings, beside the contenders and the folder."""
+    return [name for name in FLAGS if typed.get(name) and name not in ("losses", "output")]
+
+
+def refuse_settings(typed: Mapping[str, Any], flag: str) -> None:
+    """Refuse whatever would change a study, where one that exists is only looked at.
+
+    Args:
+        typed: what was typed; ``plain`` holds the objectives.
+        flag: what asks to look.
+    """
+    wording = ("caption", "label", "digits", "to") if flag == "--status" else ()
+    names = [*settings_typed(typed), *(name for name in ("config", "sets", "dry_run", *wording) if typed.get(name))]
+    if typed.get("plain"):
+        what = f"{flag} shows a study that exists, and objectives are given"
+        raise UsageError("CLI-09", what, where="kd compare", fix=f"give its folder alone: kd compare STUDY {flag}")
+    if names:
+        spelt = {"sets": "set"}.get(names[0], names[0]).replace("_", "-")
+        what = f"has no effect on a study that exists, which {flag} shows as it is"
+        raise UsageError("CLI-09", what, where=f"--{spelt}", fix="leave it out")
+
+
+def run(
+    config: Sequence[str] | None,
+    sets: Sequence[str] | None,
+    typed: Mapping[str, Any],
+    terminal: "Terminal",
+    *,
+    dry_run: bool,
+    named: Path | None = None,
+) -> None:
+    """Train what is missing of a study and print its table.
+
+    Args:
+        config: what ``-c`` was given, or the settings of the study named.
+        sets: what ``--set`` was given.
+        typed: a command's parameters -> what was typed.
+        terminal: where to show.
+        dry_run: show the plan instead.
+        named: the study, where the command line names its folder alone.
+    """
+    from kdcli.cli import load_config
+    from kdcli.config.schema import CompareConfig
+
+    if named is not None and not dry_run and not os.access(named, os.W_OK) and _show_finished(named, terminal):
+        return
+    settings = load_config.settle(CompareConfig, config, sets, typed)
+    check(settings)
+    load_config.output_folder(settings.output, needed=not dry_run)
+    if dry_run:
+        _plan(settings, terminal)
+        return
+    with terminal.work() as report:
+        from kdcli.study import compare as runs
+        from kdcli.study.finished import finished_table
+
+        try:
+            found = runs.compare(settings, report)
+        except WithheldError:
+            found = finished_table(named) if named is not None else None
+            if found is None:
+                raise
+    _show(found, terminal)
+
+
+def _show_finished(study: Path, terminal: "Terminal") -> bool:
+    """Show a study that may not be written by its own tables; return whether they hold every cell."""
+    with terminal.work():
+        from kdcli.study.finished import finished_table
+
+        found = finished_table(study)
+    if found is not None:
+        _show(found, terminal)
+    return found is not None
+
+
+def _show(found: "Comparison", terminal: "Terminal") -> None:
+    from kdcli.cli import render
+
+    terminal.result(found, lambda shown: Group(*_tuning(found.folder), render.comparison(shown, terminal.width)))
+    if found.exit_code:
+        raise typer.Exit(found.exit_code)
+
+
+def _tuning(folder: Path | None) -> list[RenderableType]:
+    """Return the table of every value that was tried, if the study was tuned."""
+    from kdcli.study.tuning import read_tuning
+
+    tuning = read_tuning(folder) if folder is not None else None
+    if tuning is None:
+        return []
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    for heading in ("objective", "tried", f"{tuning.score} on dev rows", "chosen"):
+        table.add_column(heading, justify="right" if "dev" in heading else "left")
+    for trial in tuning.trials:
+        mean = "failed" if trial.mean is None else f"{trial.mean:.5g}"
+        table.add_row(*map(Text, (one_line(trial.label), one_line(trial.tried), mean, "yes" if trial.chosen else "")))
+    return [table, Text("")]
+
+
+def check(settings: "CompareConfig") -> None:
+    """Refuse settings that make no comparison, before anything heavy is imported."""
+    from kdcli.cli import load_config
+
+    varied = len(combinations(read_axes(settings.vary, "--vary")))
+    tuned = {axis.name for axis in read_axes(settings.tune, "--tune")}
+    lines = len(settings.losses) * varied
+    if lines < 2:
+        what = f"needs two objectives or more, got {lines}"
+        raise UsageError("CLI-18", what, where="kd compare", fix="name another, or use kd distill")
+    if both := tuned & {axis.name for axis in read_axes(settings.vary, "--vary")}:
+        raise UsageError("CLI-09", f"{min(both)} varies already", where="--tune", fix="give it to one of the two")
+    idle = {"--tune-by": settings.tune_by, "--dev-data": settings.data.dev, "--tune-seeds": settings.tune_seeds}
+    if flag := next((flag for flag, value in idle.items() if value and not settings.tune), ""):
+        raise UsageError("CLI-09", "has no effect without --tune", where=flag, fix="add --tune lr=1e-4,3e-4")
+    if settings.train.seed != 0:
+        raise UsageError("CLI-09", "train.seed has no effect here", where="kd compare", fix="give --seeds")
+    load_config.require(student=settings.student, data=settings.data.train, eval_data=settings.data.eval)
+    if any(load_config.needs_teacher(loss) for loss in settings.losses):
+        load_config.require(teacher=settings.teacher)
+    if settings.baseline is not None and settings.baseline.partition(" [")[0] not in settings.losses:
+        what = f'"{one_line(settings.baseline, 60)}" is not among the objectives'
+        raise UsageError("CLI-18", what, where="--baseline", fix=f"choose one of {', '.join(settings.losses)}")
+
+
+def show_status(study: Path | None, output: str | None, terminal: "Terminal") -> None:
+    """Print how far the cells of a study are."""
+    terminal.result(read(_needed(study, output)), draw)
+
+
+def export(study: Path | None, output: str | None, target: Path, wording: Wording, terminal: "Terminal") -> None:
+    """Write a study's table to a file of the form that its ending names."""
+    folder = _needed(study, output)
+    digits = wording.digits
+    if digits is not None and not digits.isdecimal():
+        raise UsageError("CLI-07", f'must be a whole number, got "{one_line(digits, 40)}"', where="--digits")
+    with terminal.work():
+        from kdcli.study.results import export as write
+
+        decimals = int(digits) if digits is not None else None
+        write(folder, target, caption=wording.caption or "", label=wording.label or "", digits=decimals)
+    terminal.note(f"written to {target}")
+
+
+def compare_finished(
+    folders: Sequence[Path], baseline: str | None, typed: Mapping[str, Any], terminal: "Terminal"
+) -> None:
+    """Compare runs that are finished."""
+    from kdcli.cli.load_config import objective, output_folder
+    from kdcli.cli.options import looks_like_folder
+
+    ignored = [name for name in settings_typed(typed) if name not in ("baseline", "eval_data")]
+    if ignored:
+        flag = "--" + ignored[0].replace("_", "-")
+        raise UsageError("CLI-09", "has no effect on finished runs", where=flag, fix="remove it")
+    if len(folders) < 2:
+        raise UsageError("CLI-18", "needs two runs or more, got 1", where="kd compare", fix="name another run or model")
+    if baseline and not looks_like_folder(baseline):
+        baseline = objective(baseline)
+    output = typed["output"]
+    output_folder(output, needed=False)
+    with terminal.work() as report:
+        from kdcli.cli import render
+        from kdcli.study.finished import compare_runs
+
+        place = Path(output) if output else None
+        found = compare_runs(folders, baseline, report, output=place, rows=typed["eval_data"])
+    terminal.result(found, lambda shown: render.comparison(shown, terminal.width))
+
+
+def _plan(settings: "CompareConfig", terminal: "Terminal") -> None:
+    with terminal.work():
+        from kdcli.cli import render as render_plan
+        from kdcli.study.compare import plan_compare
+
+        plan = plan_compare(settings)
+    terminal.result(plan, render_plan.plan)
+
+
+def _needed(study: Path | None, output: str | None) -> Path:
+    if study is not None:
+        return study
+    if output is not None and is_study(Path(output)):
+        return Path(output)
+    where = f"-o {one_line(output, 200)}" if output else "kd compare"
+    raise UsageError("CLI-20", "no study is named", where=where, fix="give its folder: kd compare STUDY --status")
+
+
+# How far the cells of a study are, from its folder.
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a study is.
+
+    Args:
+        study: its folder.
+        counts: state -> cells.
+        seconds_left: training time to go, cells one after another; None if unknown.
+        cells: every cell.
+        references: the evaluations of models that the study does not train, done or waiting.
+    """
+
+    study: Path
+    counts: dict[str, int]
+    seconds_left: float | None
+    cells: tuple[CellStatus, ...]
+    references: tuple[CellStatus, ...] = ()
+
+
+def read(study: Path) -> Status:
+    """Look at a study's folder; no model is loaded and nothing is locked.
+
+    Raises:
+        KDError: the folder holds no study, or a damaged one.
+    """
+    found = read_study(study)
+    entries = found.cells
+    seen = [_look(study, entry) for entry in entries]
+    cells = tuple(_status(study, entry, one) for entry, one in zip(entries, seen, strict=True))
+    lines = tuple(_line(study, entry) for entry in found.references)
+    return Status(study, counts(cells), seconds_left(entries, seen), cells, lines)
+
+
+def seconds_left(entries: Sequence[Entry], seen: Sequence[Seen]) -> float | None:
+    """Return the training time to go, at the pace of the cells that have begun."""
+    paces = [one.seconds_per_step for one in seen if one.seconds_per_step is not None]
+    if not paces:
+        return None
+    usual = sum(paces) / len(paces)
+    rest = [(entry.steps - one.step, one.seconds_per_step) for entry, one in zip(entries, seen, strict=True)]
+    return sum(max(steps, 0) * (pace if pace is not None else usual) for steps, pace in rest)
+
+
+def draw(found: Status) -> Group:
+    """Return the grid of a study."""
+    return Group(grid((*found.cells, *found.references)), Text(summary(found.counts, found.seconds_left)))
+
+
+def _look(study: Path, entry: Entry) -> Seen:
+    folder = study / entry.folder
+    return cell_progress.look(folder, entry.evaluation, held=lock.is_held(folder))
+
+
+def _line(study: Path, entry: ReferenceEntry) -> CellStatus:
+    name = entry.label if entry.seed is None else f"{entry.label} · seed {entry.seed}"
+    state = "done" if (study / entry.folder / "results.json").is_file() else "waiting"
+    return CellStatus(name, state, 0, 0, None)
+
+
+def _status(study: Path, entry: Entry, seen: Seen) -> CellStatus:
+    log = str(study / entry.folder / "error.log") if seen.state == "failed" else ""
+    step = entry.steps if seen.state == "done" else seen.step
+    return CellStatus(entry.name, seen.state, step, entry.steps, seen.seconds_left, log)

@@ -1,0 +1,198 @@
+"""``kd cache``: run a teacher over rows once, and keep what it says."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from kdcli.cli import options
+from kdcli.errors import UsageError
+from kdcli.text import one_line, typed
+
+if TYPE_CHECKING:
+    from kdcli.sources.teacher_text.rows import TextRecord
+    from kdcli.teachers.cached import CacheRecord
+
+
+EPILOG = (
+    "Example: kd cache --teacher ./T --data train.jsonl --eval-data test.jsonl -o cache; "
+    "then kd distill ... --teacher-cache cache"
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("cache", epilog=EPILOG, short_help="Run a teacher once and keep what it says, for any objective.")(
+        cache
+    )
+
+
+def cache(
+    teacher: options.Teacher = None,
+    student: options.Student = None,
+    data: options.Data = None,
+    eval_data: options.EvalData = None,
+    columns: options.Columns = None,
+    template: options.Template = None,
+    max_length: options.MaxLength = None,
+    limit: options.Limit = None,
+    skip_bad: options.SkipBad = False,
+    eval_limit: options.EvalLimit = None,
+    kind: options.Kind = None,
+    store_dtype: options.StoreDtype = None,
+    top_k: options.TopK = None,
+    output: options.Output = None,
+    config: options.Config = None,
+    sets: options.Sets = None,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    threads: options.Threads = None,
+    matmul_precision: options.MatmulPrecision = None,
+) -> None:
+    """Run a teacher over rows once, and keep its last hidden states, or its likeliest tokens, for any number of runs.
+
+    The same line again adds what is missing.
+    """
+    typed = locals()
+    from kdcli.cli import load_config
+    from kdcli.cli.terminal import Terminal
+    from kdcli.config.schema import CacheConfig
+
+    terminal = Terminal(json, quiet)
+    settings = load_config.settle(CacheConfig, config, sets, typed)
+    load_config.require(teacher=settings.teacher, data=settings.data.train)
+    if settings.student is not None and settings.student.startswith("random:"):
+        settings = settings.model_copy(update={"student": None})
+    if settings.kind == "exact":
+        load_config.refuse_unused(
+            typed, ("top_k",), "has no effect on an exact cache", "add --kind compact, or leave it out"
+        )
+    if settings.data.eval is None:
+        load_config.refuse_unused(typed, ("eval_limit",), "has no effect without held-out rows", "add --eval-data")
+    load_config.output_folder(settings.output, needed=not dry_run)
+    with terminal.work() as report:
+        from kdcli.teachers import load as teachers
+
+        if dry_run:
+            found: Any = teachers.plan_cache(settings)
+        else:
+            found = teachers.cache(settings, report, command=load_config.command_line())
+    terminal.result(found, _planned if dry_run else _built)
+
+
+def _planned(plan: dict[str, Any]) -> str:
+    from kdcli.data.readers import size_text
+
+    shown = plan | {"bytes": size_text(plan["bytes"])}
+    return "\n".join(
+        f"{name.replace('_', ' '):16} {value:,}" if isinstance(value, int) else f"{name.replace('_', ' '):16} {value}"
+        for name, value in shown.items()
+    )
+
+
+def _built(record: "CacheRecord") -> str:
+    from kdcli.cli.render import duration
+    from kdcli.data.readers import size_text
+
+    return (
+        f"{record.sequences:,} sequences ({record.added:,} new), {size_text(record.bytes)}, {record.kind}; "
+        f"the teacher has read {record.teacher_tokens:,} tokens; {duration(record.seconds)}\n{record.folder}"
+    )
+
+
+# ``kd generate``: let a teacher answer prompts once, and keep what it says as rows.
+
+
+EPILOG_TEXT = """Example: kd generate --teacher ./T --data prompts.jsonl --source teacher:answers=4,max_nll=2 -o text
+
+Example: kd generate --teacher ./T --source teacher:prompts=bos --count 10000 -o text"""
+
+
+def register_generate(app: typer.Typer) -> None:
+    """Add the command."""
+    text = "Let a teacher answer prompts once; keep the answers as rows."
+    app.command("generate", epilog=EPILOG_TEXT, short_help=text)(generate)
+
+
+def generate(
+    teacher: options.Teacher = None,
+    student: options.Student = None,
+    source: options.Source = None,
+    data: options.Prompts = None,
+    count: options.Count = None,
+    columns: options.Columns = None,
+    template: options.Template = None,
+    max_length: options.MaxLength = None,
+    limit: options.Limit = None,
+    skip_bad: options.SkipBad = False,
+    output: options.Output = None,
+    config: options.Config = None,
+    sets: options.Sets = None,
+    plugin: options.MorePlugin = None,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    threads: options.Threads = None,
+    matmul_precision: options.MatmulPrecision = None,
+) -> None:
+    """Let a teacher answer prompts, or write from the first token, and keep what passes the filters as rows.
+
+    kd distill --data FOLDER/rows.jsonl trains on them. The same line again answers what is missing.
+    """
+    typed = locals()
+    from kdcli.cli import load_config
+    from kdcli.cli.terminal import Terminal
+    from kdcli.config.schema import GenerateConfig
+
+    terminal = Terminal(json, quiet)
+    settings = load_config.settle(GenerateConfig, config, sets, typed)
+    load_config.require(teacher=settings.teacher)
+    _check_folder(settings.output)
+    load_config.output_folder(settings.output, needed=not dry_run)
+    with terminal.work() as report:
+        from kdcli.distill import generate as runs
+
+        if dry_run:
+            found: Any = runs.plan_generate(settings)
+        else:
+            found = runs.generate(settings, report, command=load_config.command_line())
+    terminal.result(found, _generate_planned if dry_run else _written)
+
+
+def _check_folder(output: str | None) -> None:
+    if output is None or Path(output).suffix not in (".jsonl", ".json"):
+        return
+    what = "-o is a folder; the rows are a file in it, rows.jsonl"
+    raise UsageError(
+        "CLI-10", what, where=f"-o {one_line(output, 80)}", fix=f"give -o {typed(Path(output).with_suffix(''))}"
+    )
+
+
+def _generate_planned(plan: dict[str, Any]) -> str:
+    return "\n".join(
+        f"{name.replace('_', ' '):16} {f'{value:,}' if isinstance(value, int) else one_line(str(value), 200)}"
+        for name, value in plan.items()
+    )
+
+
+def _written(record: "TextRecord") -> str:
+    from kdcli.cli.render import duration
+
+    dropped = ", ".join(f"{count:,} {fault}" for fault, count in record.dropped.items())
+    speed = f" in {duration(record.seconds)} ({record.speed:,.0f} tokens/s)" if record.written else ""
+    lines = [
+        f"{record.answers:,} answers, {record.tokens:,} tokens; {record.written:,} written now{speed}",
+        f"{record.kept:,} rows" + (f"; left out: {dropped}" if dropped else ""),
+    ]
+    if record.same < record.kept:
+        lines.append(f"{record.kept - record.same:,} rows read back as other tokens than were written")
+    if record.open:
+        lines.append(f"{record.open:,} rows were cut, and a training adds an end token; ended=true drops them")
+    return "\n".join([*lines, str(record.rows)])

@@ -1,0 +1,1 @@
+"""One training run, from checked settings to a saved student: ``kd distill``."""

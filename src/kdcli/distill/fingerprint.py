@@ -1,0 +1,211 @@
+"""What makes an experiment this experiment: equal identities give equal bits, others are refused."""
+
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdcli.config.schema import DistillConfig, LoraConfig
+from kdcli.data.tokenize import TokenDataset
+from kdcli.loading.info import Pair
+from kdcli.losses.base import DistillLoss
+from kdcli.models.adapters import alpha_of
+from kdcli.models.devices import Device
+from kdcli.registry.options import Part
+from kdcli.remote.address import is_served
+from kdcli.sources.base import Source
+from kdcli.storage import atomic
+from kdcli.storage.run_dir import LATER_IN_IDENTITIES
+from kdcli.version import __version__
+
+MAY_DIFFER = frozenset({"save_every", "keep", "keep_finished", "log_every", "report_to", "epochs", "max_steps"})
+"""Training settings that change no bit of the student; epochs and max_steps enter as ``steps``."""
+
+OWN = ("loss", "loss.code", "train.seed")
+"""What tells the cells of one comparison apart; everything else must be equal."""
+
+
+def identity_of(
+    config: DistillConfig,
+    label: str,
+    loss: DistillLoss,
+    pair: Pair,
+    dataset: TokenDataset,
+    device: Device,
+    steps: int,
+    seen: str | None = None,
+    ending: dict[str, Any] | None = None,
+    source: Source | None = None,
+) -> dict[str, Any]:
+    """Return the flat table of everything the student's bits follow from.
+
+    Args:
+        config: the run's settings.
+        label: the objective in canonical form.
+        loss: the objective, whose code counts if it is a guest's.
+        pair: student and teacher.
+        dataset: training rows; their tokens count, not the file's name.
+        device: resolved precision.
+        steps: optimizer steps of the whole run.
+        seen: what the student sees of the teacher: the whole of it, or what a cache kept.
+        ending: what an evaluation while training may change: an early end, or what is trained on.
+        source: where sequences come from.
+    """
+    train = {
+        f"train.{name}": value for name, value in config.train.model_dump(mode="json").items() if name not in MAY_DIFFER
+    }
+    return {
+        "loss": label,
+        "loss.code": guest_code(loss),
+        "student": pair.student_identity,
+        "teacher": pair.teacher.digest if pair.teacher and needs_teacher(loss, pair, source) else None,
+        "teacher.seen": seen,
+        **_other_tokenizer(pair, loss, source),
+        "tokenizer": pair.reader.tokenizer_digest,
+        "data": dataset.digest,
+        "steps": steps,
+        "precision": str(device.compute).removeprefix("torch."),
+        "matmul_precision": config.hardware.matmul_precision,
+        "threads": config.hardware.threads,
+        **({"compile": _compiled(config, seen)} if config.hardware.compile else {}),
+        **({"monitor": ending} if ending else {}),
+        **_adapter(config.lora),
+        **train,
+    }
+
+
+def _other_tokenizer(pair: Pair, loss: DistillLoss, source: Source | None) -> dict[str, Any]:
+    """Return what a teacher of another tokenizer adds to the identity; nothing where both share theirs."""
+    if pair.teacher is None or pair.teacher_vocab is None or not needs_teacher(loss, pair, source):
+        return {}
+    return {"teacher.tokenizer": pair.teacher.tokenizer_digest}
+
+
+def _compiled(config: DistillConfig, seen: str | None) -> str:
+    """Say whose layers are compiled: a teacher's only where it runs, so that its cache is told from it here."""
+    return "student and teacher" if seen is not None and config.teacher_cache is None else "student"
+
+
+def _adapter(lora: LoraConfig) -> dict[str, Any]:
+    """Return what an adapter adds to the identity; nothing without one."""
+    if lora.rank is None:
+        return {}
+    settings = lora.model_dump(mode="json", exclude={"keep"}) | {"alpha": alpha_of(lora)}
+    return {f"lora.{name}": value for name, value in settings.items()}
+
+
+def source_identity(source: Source, corpus: TokenDataset | None, config: DistillConfig, pair: Pair) -> dict[str, Any]:
+    """Return what the student's bits follow from besides, where sequences are not the rows as they are.
+
+    Args:
+        source: where sequences come from; its spec is part of the objective's label.
+        corpus: rows of the second corpus, if it reads one.
+        config: the run's settings.
+        pair: student and teacher.
+    """
+    code = guest_code(source)
+    return {
+        **({"source.code": code} if code else {}),
+        **({"corpus": corpus.digest} if corpus is not None else {}),
+        **({} if source.needs().fixed else {"data.max_length": config.data.max_length, **_endings(pair)}),
+        **({"server.send": config.server.send} if source.needs().teacher and is_served(config.teacher or "") else {}),
+    }
+
+
+def _endings(pair: Pair) -> dict[str, Any]:
+    """Return the tokens that end what the models write."""
+    teacher = {} if pair.teacher is None else {"end_tokens.teacher": sorted(pair.teacher.ends.ids)}
+    return {"end_tokens.student": sorted(pair.reader.ends.ids), **teacher}
+
+
+def needs_teacher(loss: DistillLoss, pair: Pair, source: Source | None = None) -> bool:
+    """Whether the teacher's weights can change the student: by the loss, by the source, or by its random start."""
+    writes = source is not None and source.needs().teacher
+    return loss.needs().anything_of_teacher or writes or pair.reader is pair.teacher
+
+
+def guest_code(part: Part) -> str | None:
+    """Return the sha256 over the files that hold losses or sources from outside the package; None without any."""
+    files = {Path(inspect.getfile(kind)) for kind in _kinds(part) if not kind.__module__.startswith("kdcli.")}
+    return atomic.digest_files(files) if files else None
+
+
+def _kinds(value: Any) -> Iterator[type[Part]]:
+    """Yield the class of a part and of every part among its options, however deep."""
+    if isinstance(value, Part):
+        yield type(value)
+        for name in type(value).model_fields:
+            yield from _kinds(getattr(value, name))
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _kinds(item)
+
+
+def short_hash(identity: dict[str, Any]) -> str:
+    """Return eight hex digits that name an identity; what older runs do not tell is left out, so that theirs stay.
+
+    >>> short_hash({"loss": "akl"}) == short_hash({"loss": "akl", "end_tokens.student": [2]})
+    True
+    """
+    told = {key: value for key, value in identity.items() if key not in LATER_IN_IDENTITIES}
+    text = json.dumps(told, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+# What a run was made with: recorded, never required to be equal.
+
+
+_LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "evaluate", "rouge-score", "numpy")
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, command line, source revision and threads of this process."""
+    return {
+        "kd": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "revision": _revision(),
+        "argv": sys.argv,
+    }
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Say what changed between two environments in a way that can change the last bits.
+
+    >>> changes({"kd": "1", "threads": 2, "libraries": {}}, {"kd": "1", "threads": 4, "libraries": {}})
+    ['threads were 2 and are now 4: the last bits of the numbers may differ']
+    """
+    pairs = [("kd was", before.get("kd"), now["kd"]), ("threads were", before.get("threads"), now["threads"])]
+    for name, version in now["libraries"].items():
+        pairs.append((f"{name} was", before.get("libraries", {}).get(name, version), version))
+    may = "the last bits of the numbers may differ"
+    verb = {"were": "are", "was": "is"}
+    return [f"{name} {old} and {verb[name.split()[-1]]} now {new}: {may}" for name, old, new in pairs if old != new]
+
+
+def _revision() -> str | None:
+    """Return the commit of the package's own source tree, with ``-dirty``; None when installed without one."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "--no-optional-locks", "-C", str(root)]
+    commands = (["describe", "--always", "--abbrev=12", "--exclude=*"], ["status", "--porcelain", "-uno"])
+    try:
+        revision, changed = (
+            subprocess.run([*git, *command], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            for command in commands
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{revision}-dirty" if changed else revision

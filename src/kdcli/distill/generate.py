@@ -1,0 +1,279 @@
+"""``kd generate``: prompts -> what a teacher answers -> rows, made once and found again by any training."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kdcli.config.schema import GenerateConfig, TrainConfig
+from kdcli.data.tokenize import Example, TokenDataset
+from kdcli.errors import InterruptedRunError, UsageError
+from kdcli.events import Event, Report
+from kdcli.loading.info import ModelFacts, Pair, model_of, refuse_blend
+from kdcli.loading.session import Workshop, check_data_path
+from kdcli.loading.splits import rows_of_teacher
+from kdcli.models.devices import Device, prepare
+from kdcli.models.load import positions_stated
+from kdcli.models.random_init import is_random
+from kdcli.models.tokenizer import shared_vocabulary
+from kdcli.remote.address import is_served
+from kdcli.signals import StopRequest
+from kdcli.sources.base import Ground
+from kdcli.sources.build import build_source, tail_of
+from kdcli.sources.completions import Sentence
+from kdcli.sources.teacher import TeacherSource, refuse_wordless
+from kdcli.sources.teacher_text.remote import ServedAuthor
+from kdcli.sources.teacher_text.rows import (
+    ROWS,
+    TextRecord,
+    Written,
+    check_same_text,
+    keep_about,
+    original_rows,
+    write_rows,
+)
+from kdcli.sources.teacher_text.store import MadeText, author_of, folder_name, made_of, made_text, prompts_of
+from kdcli.storage import atomic, lock
+from kdcli.text import one_line
+from kdcli.version import __version__
+
+# From settings to a source and the ground it stands on, cheapest checks first.
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be written, before weights are read.
+
+    Args:
+        source: how the teacher writes.
+        teacher: the teacher.
+        reader: whose tokenizer reads the prompts, and the words of a server.
+        dataset: the prompts, or as many first tokens as texts are wanted.
+        vocab: real ids.
+        longest: tokens that prompt and answer may have, as far as settings say; None for any number.
+        device: where it computes.
+        path: the prompts' file; None for none.
+        notes: what to know about the models' tokens.
+    """
+
+    source: TeacherSource
+    teacher: ModelFacts
+    reader: ModelFacts
+    dataset: TokenDataset
+    vocab: int
+    longest: int | None
+    device: Device
+    path: str | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def answers(self) -> int:
+        """Answers to be written in all."""
+        return len(self.dataset) * self.source.answers
+
+    def ground(self, folder: Path) -> Ground:
+        """Return the ground without its teacher."""
+        return Ground(
+            self.dataset, TrainConfig(), 0, vocab=self.vocab, longest=self.longest, autocast=self.device.autocast,
+            folder=folder,
+        )  # fmt: skip
+
+
+def prepare_task(config: GenerateConfig, workshop: Workshop) -> Task:
+    """Check everything that can be checked before weights are read.
+
+    Raises:
+        UsageError: another source than the teacher's, no prompts, or prompts and a count.
+        InputError: rows, tokenizers or model folders that cannot be used.
+        MachineError: the device is missing.
+    """
+    source = _source(config)
+    if config.teacher is None:
+        raise UsageError("CLI-20", "no teacher", where="--teacher", fix="give a folder or a hub id")
+    refuse_blend(config.teacher, "one teacher writes a text", "--teacher", "give one of them")
+    student = None if config.student is None or is_random(config.student) else config.student
+    if is_served(config.teacher):
+        _check_served(source, student)
+    path = None if config.data.train is None else check_data_path(config.data.train, "--data")
+    device = prepare(config.hardware)
+    if student is None:
+        teacher = workshop.look(config.teacher)
+        real = shared_vocabulary(teacher.tokenizer, teacher.tokenizer, teacher.rows, teacher.rows)
+        pair = Pair(config.teacher, teacher, teacher, real)
+    else:
+        pair = workshop.pair(student, config.teacher, server=config.server, across=True)
+    teacher, across = pair.teacher, pair.teacher_vocab is not None
+    assert teacher is not None, "one is named"
+    dataset = _prompts(config, path, pair, workshop)
+    vocab, reader = pair.teacher_vocab or pair.vocab, teacher if across else pair.reader
+    longest = positions_stated(model_of(teacher.path)) if across else _longest(config, (config.teacher, student))
+    return Task(source, teacher, reader, dataset, vocab, longest, device, path, _notes(pair, teacher))
+
+
+def _notes(pair: Pair, teacher: ModelFacts) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*pair.notes, *teacher.writing_notes]))
+
+
+def _prompts(config: GenerateConfig, path: str | None, pair: Pair, workshop: Workshop) -> TokenDataset:
+    """Return the prompts as the teacher reads them, each that the student can read too."""
+    if path is None:
+        nothing = Example((pair.reader.ends.default,), 1, "", (), "no prompt")
+        return TokenDataset((nothing,) * (config.count or 1))
+    own = workshop.data(path, pair.reader, config.data, role="prompts")
+    return rows_of_teacher(pair, own, config.data, workshop, role="prompts") or own
+
+
+def _source(config: GenerateConfig) -> TeacherSource:
+    found = build_source(config.source)
+    if not isinstance(found, TeacherSource):
+        what = f"@{one_line(found.name)} needs a training; a text by itself is the teacher's"
+        raise UsageError("TEXT-01", what, where="--source", fix="give teacher with options, as teacher:decode=beam")
+    if config.data.train is None and found.prompts == "rows":
+        fix = "give --data, or --source teacher:prompts=bos with --count N"
+        raise UsageError("CLI-20", "there are no prompts", where="--data", fix=fix)
+    if (config.data.train is None) != (config.count is not None):
+        what = "prompts=bos without rows needs a number of texts" if config.count is None else "rows say how many texts"
+        fix = "give --count N" if config.count is None else "leave --count out, or use --limit"
+        raise UsageError("TEXT-02", what, where="--count", fix=fix)
+    return found
+
+
+def _check_served(source: TeacherSource, student: str | None) -> None:
+    refuse_wordless(source, f"--source {tail_of(source).removeprefix('@')}")
+    if student is None:
+        what = "a server shows no tokenizer to read its words"
+        raise UsageError("SERVE-10", what, where="--student", fix="give the folder of the student that will learn them")
+
+
+def _longest(config: GenerateConfig, models: tuple[str | None, ...]) -> int:
+    """Return how long a text may be, so that every model named can read it."""
+    stated = [positions_stated(model_of(path)) for path in models if path is not None and not is_served(path)]
+    return min(limit for limit in (config.data.max_length, *stated) if limit is not None)
+
+
+def generate(
+    config: GenerateConfig, report: Report, *, command: str = "", workshop: Workshop | None = None
+) -> TextRecord:
+    """Let a teacher answer what it has not answered yet, and write the answers that pass the filters as rows.
+
+    Args:
+        config: teacher, prompts, how it writes; ``output`` is the folder, which a training's ``data.made`` may name.
+        report: told how far it is.
+        command: what to type to go on after an interruption.
+        workshop: what is loaded already.
+
+    Raises:
+        KDError: of the kind that fits; a mistake in the settings is found before weights are read.
+        InterruptedRunError: stopped by a signal; every answer that was done is kept.
+    """
+    workshop = workshop or Workshop()
+    task = prepare_task(config, workshop)
+    if config.output is None:
+        raise UsageError("CLI-20", "no folder", where="-o", fix="give one, such as -o text")
+    folder = Path(config.output)
+    for note in (*task.notes, *task.dataset.notes):
+        report(Event("note", note))
+    atomic.make_folder(folder)
+    with lock.hold(folder), StopRequest() as stop:
+        atomic.sweep(folder)
+        writing = _Writing(report, stop, command)
+        ground = replace(
+            task.ground(folder), report=writing.spoken, progress=writing.progress, **_who_writes(task, workshop)
+        )
+        name = folder_name(task.source, ground, prompts_of(task.source, ground))
+        check_same_text(folder, name)
+        report(Event("stage", "the teacher writes", total=task.answers))
+        made = made_text(task.source, ground)
+        return _laid_out(config, task, ground, made, folder, writing)
+
+
+def _who_writes(task: Task, workshop: Workshop) -> dict[str, Any]:
+    """Return the teacher, or the server that writes in its stead, as a field of the ground."""
+    if task.teacher.server is not None:
+        return {"author": ServedAuthor(task.teacher.server, task.reader)}
+    return {"teacher": workshop.load_teacher(task.teacher.path, task.device.device)}
+
+
+def plan_generate(config: GenerateConfig) -> dict[str, Any]:
+    """Say what would be written; nothing is written, no weight is read."""
+    task = prepare_task(config, Workshop())
+    return {
+        "teacher": task.teacher.path,
+        "device": task.device.description,
+        "prompts": len(task.dataset),
+        "answers": task.answers,
+        "tokens_at_most": task.answers * task.source.max_new_tokens,
+        "longest": task.longest,
+        "first_prompt": task.dataset.examples[0].prompt,
+    }
+
+
+class _Writing:
+    """Watches a teacher write: counts, reports, and ends it where a signal asks for it."""
+
+    def __init__(self, report: Report, stop: StopRequest, command: str) -> None:
+        self._report, self._stop, self._command = report, stop, command
+        self._done = self._total = 0
+        self._started: float | None = None
+        self.tokens, self.seconds = 0, 0.0
+
+    def spoken(self, tokens: int) -> None:
+        """Count tokens just written; answers that are done are on disk, so that this is the place to stop."""
+        self.tokens += tokens
+        if self._stop.signal_number:
+            what = f"stopped after {self._done:,} of {self._total:,} answers, saved"
+            raise InterruptedRunError(
+                self._stop.signal_number, what, fix=f"go on with: {self._command or 'the same line'}"
+            )
+
+    def progress(self, what: str, done: int, total: int, rate: float) -> None:
+        """Report an answer; the first call comes before any."""
+        if self._started is None:
+            self._started = time.monotonic()
+            if done:
+                self._report(Event("note", f"{done:,} of {total:,} answers are there already"))
+        self._done, self._total, self.seconds = done, total, time.monotonic() - self._started
+        values = {"tokens/s": rate} if rate else {}
+        self._report(Event("progress", what, done=done, total=total, values=values))
+
+
+def _laid_out(
+    config: GenerateConfig, task: Task, ground: Ground, made: MadeText, folder: Path, writing: _Writing
+) -> TextRecord:
+    """Write the rows and the note on them."""
+    assert made.folder is not None, "a folder was given"
+    kept, author = task.source.kept(made), author_of(ground)
+    written = write_rows(
+        folder / ROWS, kept, original_rows(task.path, config.data), author.tokenizer, config.data, author.ends
+    )
+    dropped = _dropped(task, made, kept, written)
+    tokens = sum(one.targets for one in made.sentences)
+    about = {
+        "kind": "teacher text",
+        "kd": __version__,
+        "teacher": task.teacher.path,
+        "prompts": {"file": task.path, "sha256": task.dataset.files, "count": len(task.dataset)},
+        "template": config.data.template,
+        "made_of": made_of(task.source, ground),
+        "processors": "server" if task.teacher.server is not None else "none",
+        "filters": task.source.model_dump(mode="json", include={"min_tokens", "max_nll", "ended"}),
+        "text": made.folder.name,
+        "answers": len(made.sentences),
+        "tokens": tokens,
+        "rows": written.rows,
+        "dropped": dropped,
+    }
+    keep_about(folder, about)
+    return TextRecord(
+        folder / ROWS, made.folder, len(made.sentences), written.rows, dropped, tokens, written.open, written.same,
+        writing.tokens, writing.seconds,
+    )  # fmt: skip
+
+
+def _dropped(task: Task, made: MadeText, kept: list[Sentence], written: Written) -> dict[str, int]:
+    """Count why answers are no rows."""
+    faults = Counter(task.source.fault(one) for one in made.sentences)
+    counts = {fault: count for fault, count in faults.items() if fault is not None}
+    twice = len(made.sentences) - sum(counts.values()) - len(kept)
+    return {name: count for name, count in {**counts, "twice": twice, "empty": written.empty}.items() if count}

@@ -1,0 +1,269 @@
+"""The model card of a student: what it was made from, how, and what it scores."""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from kdcli.distill.prepare import Prepared
+from kdcli.errors import MachineError, UsageError
+from kdcli.evaluation.records import EvalRecord
+from kdcli.events import Event, Report
+from kdcli.losses.base import DistillLoss
+from kdcli.models.adapters import alpha_of, save_adapter
+from kdcli.models.load import LanguageModel, rehearse_saving, save_student
+from kdcli.models.random_init import is_random
+from kdcli.statistics.rounding import number
+from kdcli.storage import atomic
+from kdcli.storage.atomic import MANIFEST
+from kdcli.storage.run_dir import ADAPTER
+from kdcli.text import markdown_cell, one_line, typed
+from kdcli.version import __version__
+
+CARD = "README.md"
+SCORED = "scored"
+"""Entry of a model folder's manifest: whether its card holds the run's scores."""
+
+
+def model_card(prepared: Prepared, evaluation: EvalRecord | None = None) -> str:
+    """Return the card as Markdown with a YAML head; strings from outside are harmless in both.
+
+    Args:
+        prepared: the run.
+        evaluation: its scores, if it was evaluated.
+    """
+    config = prepared.config
+    based = [name for name in (config.student, config.teacher) if name is not None and _on_hub(name)]
+    name = f"{_shown_name(config.student)} distilled with {one_line(prepared.label, 80)}"
+    data = ModelCardData(
+        base_model=based or None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["distillation", "kd"],
+        model_name=name if evaluation is not None else None,
+        eval_results=_results(evaluation) if evaluation is not None else None,
+    )
+    lines = [f"# {markdown_cell(name)}", "", *_made_from(prepared), "", *_objective(prepared.loss), ""]
+    lines += _training(prepared)
+    if evaluation is not None:
+        lines += ["", *_scores(evaluation)]
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n")
+    return card.content
+
+
+def card_has_scores(model: Path) -> bool:
+    """Whether a run's card has its scores; a model folder that does not say so is one of an older run, and stays.
+
+    Raises:
+        IntegrityError: the folder's manifest is damaged.
+    """
+    return bool(atomic.read_manifest(model).get(SCORED, True))
+
+
+def renew_card(model: Path, text: str) -> None:
+    """Put a card with scores into a saved model folder; the folder is replaced whole, its manifest included.
+
+    Args:
+        model: folder whose manifest verifies.
+        text: the card; nothing is done if it is there already.
+    """
+    path = model / CARD
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    manifest = atomic.verify_folder(model)
+    extra = {key: value for key, value in manifest.items() if key not in ("schema", "files", "digest")}
+    extra |= {SCORED: True} if SCORED in extra else {}
+
+    def fill(target: Path) -> None:
+        for name in manifest["files"]:
+            if name != CARD:
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                _share(model / name, target / name)
+        (target / CARD).write_text(text, encoding="utf-8")
+
+    atomic.commit_folder(model, fill, extra)
+
+
+def _share(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where that cannot be."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _on_hub(name: str) -> bool:
+    """Whether a name can only mean a repository of the hub."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name and not Path(name).exists() and not is_random(name)
+
+
+def _shown_name(name: str | None) -> str:
+    """Return a model's name without the folders it lies in."""
+    if name is None:
+        return "-"
+    return one_line(name if _on_hub(name) or is_random(name) else Path(name).name, 80)
+
+
+def _made_from(prepared: Prepared) -> list[str]:
+    pair, identity = prepared.pair, prepared.identity
+    teacher = pair.teacher
+    rows = [("student at the start", _shown_name(pair.student), str(identity["student"]))]
+    if teacher is not None:
+        rows.insert(0, ("teacher", _shown_name(teacher.path), teacher.digest))
+    rows.append(("training rows", f"{len(prepared.dataset):,}", prepared.dataset.digest))
+    return _table(["made from", "what", "sha256"], rows)
+
+
+def _objective(loss: DistillLoss) -> list[str]:
+    lines = ["## Objective", ""]
+    for kind in dict.fromkeys(type(one) for one in _leaves(loss)):
+        formula, reference = (str(getattr(kind, name, "not stated")) for name in ("formula", "reference"))
+        formula = formula.replace("`", "'")
+        lines.append(f"- {markdown_cell(kind.name)}: `{one_line(formula)}` ({markdown_cell(reference, 400)})")
+    return lines
+
+
+def _leaves(loss: DistillLoss) -> Iterator[DistillLoss]:
+    """Yield the losses that a sum is made of, or the loss itself."""
+    terms = getattr(loss, "terms", None)
+    if terms is None:
+        yield loss
+        return
+    for _, child in terms:
+        yield from _leaves(child)
+
+
+def _training(prepared: Prepared) -> list[str]:
+    train = prepared.config.train
+    rows: list[tuple[str, Any]] = [
+        ("objective", prepared.label),
+        *_adapter(prepared),
+        ("optimizer steps", f"{prepared.steps:,}"),
+        ("sequences per step", train.batch_size),
+        ("peak learning rate", f"{train.lr:g}, {train.schedule}"),
+        ("weight decay", f"{train.weight_decay:g}"),
+        ("seed", train.seed),
+        ("longest row (tokens)", prepared.config.data.max_length),
+        ("precision", prepared.identity["precision"]),
+        ("kd", __version__),
+    ]
+    return ["## Training", "", *_table(["setting", "value"], [(name, str(value)) for name, value in rows])]
+
+
+def _adapter(prepared: Prepared) -> list[tuple[str, Any]]:
+    lora = prepared.config.lora
+    if lora.rank is None:
+        return []
+    shown = f"LoRA of rank {lora.rank}, alpha {alpha_of(lora):g}, on {', '.join(lora.targets)}; merged"
+    return [("trained", one_line(shown, 160))]
+
+
+def _scores(evaluation: EvalRecord) -> list[str]:
+    rows = [
+        (info.name, number(evaluation.estimates[info.name]), info.better, info.settings) for info in evaluation.infos
+    ]
+    where = f"On {markdown_cell(evaluation.name)}, {evaluation.examples:,} examples; ± or [ ] is a 95 % interval."
+    table = _table(["score", "value", "better", "how it was taken"], rows)
+    said = [f"- {markdown_cell(remark, 1000)}" for remark in evaluation.remarks]
+    return ["## Scores", "", where, "", *table, *([""] if said else []), *said]
+
+
+def _results(evaluation: EvalRecord) -> list[EvalResult]:
+    name = one_line(evaluation.name, 80)
+    return [
+        EvalResult("text-generation", name, name, one_line(info.metric, 80), evaluation.estimates[info.name].mean,
+                   metric_name=one_line(info.name, 80))
+        for info in evaluation.infos
+    ]  # fmt: skip
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [heads, ["---"] * len(heads), *([markdown_cell(cell) for cell in row] for row in rows)]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+# Keeps a student, its card and its adapter as folders that appear whole or not at all.
+
+
+def save_model(model: LanguageModel, final: Path, extra: dict[str, Any], card: str) -> None:
+    """Write a student and its card as a transformers folder that appears whole or not at all."""
+
+    def fill(target: Path) -> None:
+        save_student(model, target)
+        (target / CARD).write_text(card, encoding="utf-8")
+
+    atomic.commit_folder(final, fill, {"kind": "model", **extra})
+
+
+def rehearse(model: LanguageModel, run: Path, card: str, *, adapter: bool) -> None:
+    """Write all that a run will keep of its student but the weights, and remove it again.
+
+    Args:
+        model: the student before training.
+        run: the run's folder.
+        card: its card.
+        adapter: whether its adapter will be kept, too.
+
+    Raises:
+        InputError: MOD-25, something of it cannot be saved.
+        MachineError: the disk refuses.
+    """
+    with atomic.scratch(run) as place:
+        rehearse_saving(model, place)
+        (place / CARD).write_text(card, encoding="utf-8")
+        if adapter:
+            save_adapter(model.adapter, place)
+
+
+def save_adapter_alone(model: LanguageModel, run: Path) -> None:
+    """Write a student's adapter beside it, into a run's folder."""
+    atomic.commit_folder(run / ADAPTER, lambda target: save_adapter(model.adapter, target), {"kind": "adapter"})
+
+
+# Uploads a finished student; the last thing a run does, and never its undoing.
+
+
+def check_repository(name: str) -> str:
+    """Return the name of a repository that could exist.
+
+    Raises:
+        UsageError: it could not.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        what = f'"{one_line(name, 60)}" is not the name of a repository'
+        raise UsageError("CLI-06", what, where="--push-to-hub", fix="write owner/name") from error
+    return name
+
+
+def push(model: Path, name: str, report: Report) -> None:
+    """Upload a model folder.
+
+    Args:
+        model: the student's folder, card included.
+        name: the repository; made if it does not exist.
+        report: told where it went.
+
+    Raises:
+        MachineError: PUSH-01, the hub or the network refuses; the run itself is complete.
+    """
+    report(Event("stage", f"pushing to {name}"))
+    try:
+        api = HfApi()
+        api.create_repo(name, exist_ok=True)
+        where = api.upload_folder(repo_id=name, folder_path=str(model), ignore_patterns=[MANIFEST])
+    except Exception as error:  # whatever the hub or the network answers, the run itself is done
+        what = f"not pushed to {name}, the run is complete: {one_line(f'{type(error).__name__}: {error}', 300)}"
+        fix = f"later: hf upload {typed(name)} {typed(model)}"
+        raise MachineError("PUSH-01", what, where="--push-to-hub", fix=fix) from error
+    report(Event("note", f"pushed to {one_line(str(where), 300)}"))

@@ -1,0 +1,287 @@
+"""Loads what a checked run trains with: models, windows, monitor."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+from kdcli import distributed
+from kdcli.config.schema import EvalSettings
+from kdcli.data.alignment import NOWHERE, Reader, Translator
+from kdcli.distill.model_card import model_card, save_model
+from kdcli.distill.prepare import Prepared
+from kdcli.distill.validation import StudentMonitor
+from kdcli.errors import InputError
+from kdcli.events import Event, Report
+from kdcli.generation.decoder import Speaker
+from kdcli.loading.session import Workshop
+from kdcli.metrics.describe import describe
+from kdcli.models.devices import Device
+from kdcli.models.internals import position_bounds
+from kdcli.models.load import LanguageModel
+from kdcli.sources.base import Author, Windows
+from kdcli.sources.teacher_text.remote import ServedAuthor
+from kdcli.storage.run_dir import MADE, RunFolder
+from kdcli.teachers.base import Teacher
+from kdcli.teachers.cross_tokenizer import AlignedTeacher
+from kdcli.teachers.ensemble import living
+from kdcli.teachers.load import live_teacher, mentor_for, teacher_for
+from kdcli.teachers.remote import ASKED, ServedTeacher
+from kdcli.training.job import Training
+from kdcli.training.placement import Side
+
+# Loads what a checked run's student learns from.
+
+
+def teacher_of(prepared: Prepared, start: Device, workshop: Workshop, report: Report) -> Teacher | None:
+    """Return what the student learns from, None if the objective asks for nothing.
+
+    Args:
+        prepared: the run, checked.
+        start: where models are loaded.
+        workshop: what is loaded already.
+        report: told what was found.
+
+    Raises:
+        KDError: a model that cannot be loaded, rows longer than it reads, or a cache that lacks some.
+    """
+    facts, config = prepared.pair.teacher, prepared.config
+    if not prepared.needs_teacher or facts is None:
+        return None
+    if prepared.teacher_rows is not None:
+        return _aligned(prepared, start, workshop, report)
+    if facts.server is not None and config.teacher_cache is None:
+        kept = Path(str(config.output)) / ASKED / f"rank-{distributed.rank()}"
+        return ServedTeacher(facts.server, facts.tokenizer, prepared.pair.vocab, facts.server.top_k, kept)
+    return teacher_for(config.teacher_cache, facts, prepared.dataset, config.data, config.hardware, start, workshop)
+
+
+def forgetting(report: Report, teacher: Teacher | None, checkpoints: int) -> Report:
+    """Return a report that lets a server's answers go with the checkpoints that needed them.
+
+    Args:
+        report: what it passes events on to.
+        teacher: what the student learns from.
+        checkpoints: how many are kept.
+    """
+    kept = teacher.kept if isinstance(teacher, ServedTeacher) else None
+    if kept is None:
+        return report
+
+    def listening(event: Event) -> None:
+        if event.kind == "saved":
+            kept.turn(checkpoints)
+        report(event)
+
+    return listening
+
+
+def _aligned(prepared: Prepared, start: Device, workshop: Workshop, report: Report) -> AlignedTeacher:
+    """Return a teacher of another tokenizer, which reads the same text."""
+    pair, rows = prepared.pair, prepared.teacher_rows
+    assert pair.teacher is not None, "a pair of different tokenizers is a pair"
+    assert pair.teacher_vocab is not None, "see Pair"
+    assert rows is not None, "see Prepared"
+    inner = live_teacher(pair.teacher, start, workshop)
+    models = living(inner)
+    positions = min((model.positions for model in models if model.positions is not None), default=None)
+    over = sum(length > positions for length in rows.lengths) if positions is not None else 0
+    if over:
+        what = f"{over:,} of {len(rows):,} rows have more tokens for the teacher than it has positions ({positions:,})"
+        report(Event("note", f"{what}: it says nothing on their ends"))
+    return AlignedTeacher(
+        inner, translator_of(prepared), vocab=pair.teacher_vocab, pad_id=models[0].pad_id, positions=positions
+    )
+
+
+def translator_of(prepared: Prepared) -> Translator:
+    """Return what turns the student's sequences into those of a teacher of another tokenizer."""
+    pair, rows = prepared.pair, prepared.teacher_rows
+    assert pair.teacher is not None, "a pair of different tokenizers is a pair"
+    assert rows is not None, "see Prepared"
+    own = Reader(pair.reader.tokenizer, pair.reader.ends, prepared.dataset)
+    return Translator(own, Reader(pair.teacher.tokenizer, pair.teacher.ends, rows))
+
+
+def share_met(prepared: Prepared, rows: int) -> float:
+    """Return the share of the student's response tokens that the teacher can speak of, over the first so many rows.
+
+    No weight is read. A bound on the teacher's positions is not looked at.
+    """
+    translator, examples = translator_of(prepared), prepared.dataset.examples[:rows]
+    found = [translator.counterpart(one.ids, one.prompt_length, row).places for row, one in enumerate(examples)]
+    return sum(place != NOWHERE for places in found for place in places) / sum(map(len, found))
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a run, loaded.
+
+    Args:
+        student: the model that learns.
+        teacher: what it learns from, if the objective asks for it.
+        writer: the teacher, where the source asks for it.
+        author: the server that writes in its stead.
+    """
+
+    student: LanguageModel
+    teacher: Teacher | None
+    writer: LanguageModel | None
+    author: Author | None = None
+
+    @property
+    def live(self) -> Sequence[LanguageModel]:
+        """The models besides the student that read what the student reads."""
+        return living(self.teacher) or ([] if self.writer is None else [self.writer])
+
+
+def load_models(prepared: Prepared, workshop: Workshop, report: Report) -> Models:
+    """Load a run's models, and tell what is found in them.
+
+    Raises:
+        KDError: of the kind that fits, for a model that cannot be loaded or rows longer than it reads.
+    """
+    pair, config = prepared.pair, prepared.config
+    student = workshop.load_student(pair, seed=config.train.seed, device=_start(prepared).device, lora=config.lora)
+    teacher = teacher_of(prepared, _start(prepared), workshop, report)
+    student.check_length(max(prepared.dataset.lengths))
+    _check_measured(prepared, student)
+    models = Models(student, teacher, _writer(prepared, workshop), _author(prepared))
+    if config.hardware.shard != "ddp" and distributed.world() > 1:
+        _refuse_regimes(prepared, (student, *models.live))
+    for note in [note for model in (student, *models.live) for note in model.notes]:
+        report(Event("note", note))
+    return models
+
+
+def _check_measured(prepared: Prepared, student: LanguageModel) -> None:
+    """Refuse held-out rows that the student cannot read, or answer, now and not after training."""
+    rows, settings = prepared.test, prepared.config.evaluation
+    if rows is None:
+        return
+    student.check_length(max(rows.lengths))
+    answered = settings.metrics != EvalSettings().metrics or rows.without_prompt < len(rows)
+    if answered and any(describe(name).eats == "texts" for name in settings.metrics):
+        Speaker(student, student.vocab).check([one.ids[: one.prompt_length] for one in rows.examples])
+
+
+def _refuse_regimes(prepared: Prepared, models: Sequence[LanguageModel]) -> None:
+    """Refuse shards of a model that reads some rows of a batch apart: all processes must run it equally often."""
+    shortest, longest = min(prepared.dataset.lengths), max(prepared.dataset.lengths)
+    for model in models:
+        if any(shortest <= bound < longest for bound in position_bounds(model.model.config)):
+            what = f"rows of {shortest} to {longest} tokens need several rotary positions, and are read apart"
+            raise InputError(
+                "MOD-26", what, where=model.path, fix="use --set hardware.shard=ddp, or lower data.max_length"
+            )
+
+
+def assemble_training(
+    folder: RunFolder, prepared: Prepared, models: Models, workshop: Workshop, report: Report, command: str
+) -> Training:
+    """Make everything one run trains with.
+
+    Args:
+        folder: the run's folder.
+        prepared: the run as checked.
+        models: its models.
+        workshop: parts shared with other runs.
+        report: told what happens.
+        command: what to type to go on after an interruption.
+    """
+    return Training(
+        student=models.student,
+        teacher=models.teacher,
+        loss=prepared.loss,
+        windows=_windows(folder, prepared, models, report),
+        vocab=prepared.pair.vocab,
+        train=prepared.config.train,
+        device=prepared.device,
+        folder=folder.path,
+        identity=prepared.identity,
+        report=forgetting(report, models.teacher, prepared.config.train.keep),
+        resume_command=command,
+        monitor=_monitor(folder, prepared, workshop, models.student, report),
+        hardware=prepared.config.hardware,
+        **_whole_outside(prepared),
+    )
+
+
+def _start(prepared: Prepared) -> Device:
+    """Return where models are loaded: what will lie in shards need never fit on one device, but for a cache's head."""
+    config = prepared.config
+    if config.hardware.shard == "ddp" or distributed.world() == 1 or config.teacher_cache is not None:
+        return prepared.device
+    return replace(prepared.device, device=torch.device("cpu"))
+
+
+def _whole_outside(prepared: Prepared) -> dict[str, frozenset[Side]]:
+    """Say which models are used outside a training step, where shards of them do not do."""
+    wanted, watched, facts = prepared.source.needs(), prepared.watched, prepared.pair.teacher
+    served = facts is not None and facts.server is not None
+    writers: dict[Side, bool] = {"student": wanted.student, "teacher": wanted.teacher and not served}
+    compared = watched is not None and watched.needs_teacher
+    return {
+        "drawn_with": frozenset(side for side, writes in writers.items() if writes),
+        "measured_with": frozenset({"student", "teacher"} if compared else {"student"}),
+    }
+
+
+def _writer(prepared: Prepared, workshop: Workshop) -> LanguageModel | None:
+    """Return the teacher whose weights the source reads or writes with, if it does."""
+    facts, there = prepared.pair.teacher, _start(prepared) if prepared.needs_teacher else prepared.device
+    if facts is None or facts.server is not None or not prepared.source.needs().teacher:
+        return None
+    return workshop.load_teacher(facts.path, there.device)
+
+
+def _author(prepared: Prepared) -> Author | None:
+    """Return the server that writes the teacher's text, if it does."""
+    facts = prepared.pair.teacher
+    if facts is None or facts.server is None or not prepared.source.needs().teacher:
+        return None
+    return ServedAuthor(facts.server, prepared.pair.reader)
+
+
+def _windows(folder: RunFolder, prepared: Prepared, models: Models, report: Report) -> Windows:
+    """Return the training windows, with everything they may write with."""
+    student = models.student
+    data = prepared.config.data
+    together = (student, *models.live) if prepared.teacher_rows is None else (student,)
+    limits = [data.max_length, *(model.positions for model in together)]
+    shared = {"gather": gather_object} if distributed.world() > 1 else {}
+
+    def progress(what: str, done: int, total: int, rate: float) -> None:
+        report(Event("progress", what, done=done, total=total, values={"tokens/s": rate}))
+
+    return prepared.windows(
+        student.pad_id, distributed.rank(), distributed.world(),
+        student=student, teacher=models.writer, author=models.author,
+        folder=Path(data.made) if data.made else folder.path / MADE,
+        longest=min(limit for limit in limits if limit is not None), progress=progress, **shared,
+    )  # fmt: skip
+
+
+def _monitor(
+    folder: RunFolder, prepared: Prepared, workshop: Workshop, student: LanguageModel, report: Report
+) -> StudentMonitor | None:
+    """Return what looks at the student while it is trained."""
+    watched, pair, config = prepared.watched, prepared.pair, prepared.config
+    if watched is None:
+        return None
+    teacher = None
+    if watched.needs_teacher and pair.teacher is not None:
+        teacher = mentor_for(
+            config.teacher_cache, pair.teacher, watched.rows, config.data, config.hardware, _start(prepared), workshop
+        )
+
+    def keep(about: dict[str, Any]) -> None:
+        kept = {"loss": prepared.label, "seed": config.train.seed, **about}
+        save_model(student, folder.best, kept, model_card(prepared))
+
+    shown = replace(student, vocab=pair.vocab)
+    shown.check_length(max(watched.rows.lengths))
+    return StudentMonitor(watched, shown, teacher, prepared.device, keep, report)

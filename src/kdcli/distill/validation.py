@@ -1,0 +1,232 @@
+"""Evaluation while a student is trained: a fixed sample every few steps, the best student kept, an early end."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from kdcli.config.schema import DistillConfig, EvalSettings, MonitorConfig
+from kdcli.data.tokenize import TokenDataset
+from kdcli.errors import NumericsError, UsageError
+from kdcli.evaluation import scoring
+from kdcli.evaluation.answer_sources import LocalModel
+from kdcli.evaluation.answers import answer
+from kdcli.events import Event, Report, silent
+from kdcli.loading import splits
+from kdcli.loading.info import ModelFacts
+from kdcli.loading.session import Workshop, evaluation_digest
+from kdcli.metrics.describe import MetricCard, describe
+from kdcli.models.devices import Device
+from kdcli.models.load import LanguageModel
+from kdcli.storage.run_dir import BEST
+from kdcli.teachers.base import Teacher
+
+_EATEN = ("texts", "tokens")
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What is looked at while a run trains.
+
+    Args:
+        config: how often, by what, and when to end.
+        score: name of the score that decides.
+        better: which direction of it is better.
+        settings: metrics and generation.
+        rows: the fixed sample.
+        needs_teacher: whether a metric compares with the teacher.
+    """
+
+    config: MonitorConfig
+    score: str
+    better: str
+    settings: EvalSettings
+    rows: TokenDataset
+    needs_teacher: bool
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the numbers, and so an early end, follow from."""
+        return {
+            "every": self.config.every,
+            "by": self.score,
+            "patience": self.config.patience,
+            "metrics": list(self.settings.metrics),
+            "generation": self.settings.generation.model_dump(mode="json", exclude={"batch_tokens"}),
+            "rows": evaluation_digest(self.rows),
+        }
+
+    @property
+    def hash(self) -> str:
+        """Eight hex digits over what the numbers follow from; frequency and patience do not count."""
+        parts = {name: value for name, value in self.identity.items() if name not in ("every", "patience")}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def watched_by(config: DistillConfig, reader: ModelFacts, workshop: Workshop) -> Watched | None:
+    """Return what a run is asked to look at while it trains, None for nothing; no weight is read.
+
+    Raises:
+        UsageError: no rows, or a score that cannot decide.
+        InputError: data that cannot be used.
+    """
+    wanted = config.monitor
+    if wanted.every is None:
+        if wanted.patience is not None:
+            what = "monitor.patience counts evaluations, and there are none"
+            raise UsageError("CLI-20", what, where="monitor.every", fix="give --set monitor.every=N")
+        return None
+    cards = [_card(name, config) for name in wanted.metrics]
+    score, better = _deciding(wanted, cards)
+    split = "dev" if splits.measures_after_training(config.data, "dev") else "test"
+    if not splits.measures_after_training(config.data, split):
+        fix = "give --eval-data, or --set data.dev_share=0.1"
+        raise UsageError("CLI-20", "no rows to evaluate on", where="--eval-every", fix=fix)
+    rows = sample_of(splits.measured_rows(config.data, split, reader, workshop), wanted.rows)
+    generation = config.evaluation.generation
+    changes = {"metrics": wanted.metrics, "generation": generation.model_copy(update={"seeds": generation.seeds[:1]})}
+    settings = config.evaluation.model_copy(update=changes)
+    return Watched(wanted, score, better, settings, rows, any(card.needs_teacher for card in cards))
+
+
+def sample_of(dataset: TokenDataset, rows: int) -> TokenDataset:
+    """Return so many examples, evenly spread over the data set, always the same ones.
+
+    >>> from kdcli.data.tokenize import Example
+    >>> whole = TokenDataset(tuple(Example((1, 2), 1, "", ("",), str(place)) for place in range(10)))
+    >>> [example.where for example in sample_of(whole, 4).examples]
+    ['0', '2', '5', '7']
+    """
+    count = len(dataset)
+    if rows >= count:
+        return dataset
+    return replace(dataset, examples=tuple(dataset.examples[place * count // rows] for place in range(rows)))
+
+
+@dataclass
+class StudentMonitor:
+    """Measures a student every few steps; see ``engine.monitor.Monitor``.
+
+    Args:
+        watched: what is looked at.
+        student: the model in training; restricted to the ids that both models share.
+        teacher: what it is compared with, where a metric asks for it.
+        device: where to compute.
+        keep: keeps the student as it is now, as the best so far; told the step, score and value.
+        report: told the outcome of every evaluation.
+    """
+
+    watched: Watched
+    student: LanguageModel
+    teacher: Teacher | None
+    device: Device
+    keep: Callable[[dict[str, Any]], None]
+    report: Report
+    best: tuple[int, float] | None = field(default=None, init=False)
+    _since: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        teacher = self.teacher is not None
+        self._chosen = scoring.choose_metrics(self.watched.settings, teacher=teacher, development=False)
+
+    @property
+    def ends(self) -> bool:
+        """Whether the score has not become better for as many evaluations as there is patience."""
+        return self.watched.config.patience is not None and self._since >= self.watched.config.patience
+
+    def recall(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Take in what was measured before; values measured on other rows or otherwise do not count."""
+        self.best, self._since = None, 0
+        for line in lines:
+            found = line.get("evaluation")
+            if found is not None and found["of"] == self.watched.hash:
+                self._take(line["step"], found["scores"].get(self.watched.score))
+
+    def due(self, step: int) -> bool:
+        """Whether a step is one to be measured after."""
+        return step % (self.watched.config.every or 1) == 0
+
+    def look(self, step: int) -> dict[str, Any] | None:
+        """Measure the student if the step is due; keep it if it is the best so far."""
+        if not self.due(step):
+            return None
+        values = self._measure()
+        name, value = self.watched.score, values.get(self.watched.score)
+        improved = self._take(step, value)
+        if improved:
+            self.keep({"step": step, "score": name, "value": value, "of": self.watched.hash})
+        said = f"{name} {value:.5g}" if value is not None else f"{name} is not a number"
+        before = "" if self.best is None else f", best {self.best[1]:.5g} at step {self.best[0]}"
+        rest = f", the best so far, kept in {BEST}/" if improved else before
+        self.report(Event("note", f"step {step}: {said}{rest}"))
+        if self.ends:
+            self.report(Event("note", f"training ends: {name} has not become better for {self._since} evaluations"))
+        return {"of": self.watched.hash, "scores": values}
+
+    def _take(self, step: int, value: float | None) -> bool:
+        """Take in a value; return whether it is the best so far."""
+        sign = 1.0 if self.watched.better == "higher" else -1.0
+        if value is not None and (self.best is None or sign * value > sign * self.best[1]):
+            self.best, self._since = (step, value), 0
+            return True
+        self._since += 1
+        return False
+
+    def _measure(self) -> dict[str, float | None]:
+        """Return every score; None where it is not a finite number."""
+        rows, chosen = self.watched.rows, self._chosen
+        try:
+            with _still(self.student):
+                found = scoring.Scored()
+                if chosen.texts:
+                    generation = self.watched.settings.generation
+                    source = LocalModel(self.student, generation, self.device)
+                    texts = answer(source, rows, generation, silent)
+                    found += scoring.score_texts(chosen, scoring.beside(texts, rows, self.student.ends))
+                    for said in (*scoring.answer_counts(texts, generation.max_new_tokens).sentences, *found.notes):
+                        self.report(Event("note", f"evaluation while training: {said}"))
+                found += scoring.score_tokens(chosen, self.student, self.teacher, rows, self.device, silent)
+        except NumericsError as error:
+            self.report(Event("warning", f"evaluation while training: {error.what}"))
+            return {}
+        values = {score.name: float(score.value) for score, _ in found.pairs}
+        return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+@contextmanager
+def _still(student: LanguageModel) -> Iterator[None]:
+    """Switch dropout off and gradients away, and put both back."""
+    training = student.model.training
+    student.model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        student.model.train(training)
+
+
+def _card(name: str, config: DistillConfig) -> MetricCard:
+    card = describe(name)
+    if card.eats not in _EATEN:
+        what = f"{card.name} is measured after training only"
+        raise UsageError("CLI-20", what, where="monitor.metrics", fix="choose metrics of texts or tokens")
+    if card.needs_teacher and config.teacher is None:
+        raise UsageError("EVAL-01", f"{card.name} needs a teacher", where="monitor.metrics", fix="give --teacher")
+    return card
+
+
+def _deciding(wanted: MonitorConfig, cards: list[MetricCard]) -> tuple[str, str]:
+    """Return name and direction of the score that says which student is best."""
+    known = {name: better for card in cards for name, better in card.scores.items()}
+    useful = [name for name, better in known.items() if better != "neither"]
+    name = wanted.by or next(iter(useful), "")
+    if name not in useful:
+        what = f'"{name}" says not which student is better' if name else "no score says which student is better"
+        fix = f"choose one of {', '.join(useful)}" if useful else "choose metrics such as perplexity"
+        raise UsageError("CLI-20", what, where="monitor.by" if wanted.by else "monitor.metrics", fix=fix)
+    return name, known[name]

@@ -1,0 +1,263 @@
+"""Answers to prompts: every prompt is read once, rows join and leave the batch, and none depends on its company."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdcli.config.schema import GenerationConfig
+from kdcli.end_tokens import UNTOLD
+from kdcli.generation.batch_invariance import Settling
+from kdcli.generation.decoder import Read, Speaker
+from kdcli.generation.sampling import Row, choose, waits
+from kdcli.models.internals import evaluating
+from kdcli.models.load import LanguageModel
+
+# The rows that are answered together: a new one joins as soon as there is room, one that has ended leaves.
+
+
+_SPARE_COLUMNS = 64
+"""Columns beyond the longest answer, so that kept columns seldom have to be moved to the left."""
+
+
+class Batch:
+    """Answers rows under a budget of tokens.
+
+    Args:
+        speaker: the model.
+        config: length, temperature, nucleus mass and the budget.
+        report: called with the number of tokens just generated.
+    """
+
+    def __init__(self, speaker: Speaker, config: GenerationConfig, report: Callable[[int], None]) -> None:
+        self.speaker, self.config, self.report = speaker, config, report
+        self.rows: list[Row] = []
+        self._slots = 0
+        self.settling = None if speaker.is_exact else Settling(speaker, config)
+        self._last_read: tuple[int, Read] | None = None
+
+    def run(self, waiting: Iterator[Row]) -> Iterator[Row]:
+        """Answer rows, which come with the longest prompts first; yield each as it is finished."""
+        coming = next(waiting, None)
+        while coming is not None or self.rows:
+            while coming is not None and self.has_room(coming):
+                if self._join(coming):
+                    yield coming
+                coming = next(waiting, None)
+            yield from self._step()
+
+    def has_room(self, coming: Row) -> bool:
+        """Whether one more row fits the budget."""
+        return not self.rows or (len(self.rows) + 1) * self._need(coming) <= self.config.batch_tokens
+
+    def _need(self, coming: Row) -> int:
+        """Return tokens that the longest row may come to."""
+        return max(len(row.prompt) for row in (*self.rows, coming)) + self.config.max_new_tokens
+
+    def _join(self, row: Row) -> bool:
+        """Let a row say its first token; return whether that was all, else it is in the batch."""
+        if self._last_read is None or self._last_read[0] != row.place:
+            self._last_read = row.place, self.speaker.read(row.prompt)
+        read = self._last_read[1]
+        self._say([row], read.logits)
+        row.settled = 1
+        self.report(1)
+        if self._is_done(row):
+            return True
+        if len(self.rows) == self._slots or not self.rows:
+            self._reserve(row)
+        self.speaker.cache.add(read.kept, len(row.prompt))
+        self.rows.append(row)
+        return False
+
+    def _reserve(self, row: Row) -> None:
+        need = self._need(row)
+        slots = max(self.config.batch_tokens // need, 1)
+        if not self.rows and 0 < slots <= self._slots:
+            return
+        self._slots = slots
+        self.speaker.cache.reserve(slots, need + _SPARE_COLUMNS)
+
+    def _step(self) -> Iterator[Row]:
+        """Let every row say one more token; yield those that have finished."""
+        if not self.rows:
+            return
+        self._say(self.rows, self.speaker.step([row.said[-1] for row in self.rows]))
+        self.report(len(self.rows) if self.settling is None else self._settle(self.settling))
+        finished = [place for place, row in enumerate(self.rows) if self._is_done(row)]
+        for place in reversed(finished):
+            yield self.rows[place]
+            self.speaker.cache.remove(place)
+            self.rows[place] = self.rows[-1]
+            self.rows.pop()
+
+    def _settle(self, settling: Settling) -> int:
+        """Make rows final that have ended or filled a block; return how many tokens became so."""
+        final = 0
+        for place, row in enumerate(self.rows):
+            if self._is_done(row) or settling.is_due(row):
+                known = row.settled
+                settling.settle(row, place)
+                row.settled = len(row.tokens)
+                final += row.settled - known
+        return final
+
+    def _say(self, rows: list[Row], logits: Tensor) -> None:
+        """Append each row's next token."""
+        for row, token in zip(rows, self._pick(rows, logits), strict=True):
+            row.take(token, self.speaker.model.ends)
+
+    def _is_done(self, row: Row) -> bool:
+        return row.ended or not self.may_go_on(row)
+
+    def may_go_on(self, row: Row) -> bool:
+        """Whether an answer may get longer."""
+        limit = self.speaker.limit
+        new = len(row.said)
+        if row.most is not None and new >= row.most:
+            return False
+        return new < self.config.max_new_tokens and (limit is None or len(row.prompt) + new < limit)
+
+    def _pick(self, rows: list[Row], logits: Tensor) -> list[int]:
+        """Pick next tokens; where rounding might decide, by the logits of the row alone."""
+        times = None
+        if self.config.temperature > 0.0:
+            times = torch.from_numpy(waits([row.stream for row in rows], self.speaker.ids)).to(logits.device)
+        tolerance = self.speaker.tolerance(logits)
+        picks = choose(logits, times, self.config, tolerance)
+        tokens = picks.tokens.tolist()
+        if tolerance is not None:
+            for place in (~picks.sure).nonzero().flatten().tolist():
+                row = rows[place]
+                alone = self.speaker.alone([*row.prompt, *row.said])
+                own = None if times is None else times[place : place + 1]
+                tokens[place] = int(choose(alone, own, self.config).tokens)
+        return tokens
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to one prompt.
+
+    Args:
+        ids: the answer's tokens, without the end token.
+        end: the end token that was written; None where the answer was cut at a length, ``end_tokens.UNTOLD`` where the
+            source ended it and does not tell by which token.
+
+    >>> Answer((5, 6), end=7).tokens, Answer((5, 6), end=None).ended
+    ((5, 6, 7), False)
+    """
+
+    ids: tuple[int, ...]
+    end: int | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the model ended it; False where it was cut at a length."""
+        return self.end is not None
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Everything that was written, the end token included."""
+        assert self.end != UNTOLD, "a source that tells tokens tells the end token"
+        return self.ids if self.end is None else (*self.ids, self.end)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, and the seeds it is to be answered for.
+
+    Args:
+        prompt: token ids, at least one.
+        example: its number in the draws.
+        seeds: one answer each; the prompt is read once for all of them.
+        most: tokens its answer may have, beside the bound that all answers share.
+    """
+
+    prompt: Sequence[int]
+    example: int
+    seeds: tuple[int, ...]
+    most: int | None = None
+
+
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    *,
+    seed: int,
+    examples: Sequence[int] | None = None,
+    rows: int | None = None,
+    report: Callable[[int], None] = lambda tokens: None,
+) -> list[Answer]:
+    """Answer every prompt once, greedily at temperature 0, else by sampling.
+
+    Args:
+        model: a loaded language model.
+        prompts: token ids of each prompt, at least one each.
+        config: length, temperature, nucleus mass and batch size; its ``seeds`` are not read here.
+        seed: sampling seed.
+        examples: the number of each prompt in the draws, default its position; lets a subset or
+            another order give the same answers.
+        rows: number of real ids, where the head has padding rows; no other id is generated.
+        report: called after each step with the number of tokens just generated.
+
+    Returns:
+        one answer per prompt, in the prompts' order.
+
+    Raises:
+        InputError: an empty prompt, one that fills the model's context, or a recurrent model.
+        NumericsError: the model's logits are not finite.
+    """
+    numbers = range(len(prompts)) if examples is None else examples
+    asked = [Asked(prompt, number, (seed,)) for prompt, number in zip(prompts, numbers, strict=True)]
+    found = {place: answer for place, _, answer in answers(model, asked, config, rows=rows, report=report)}
+    return [found[place] for place in range(len(prompts))]
+
+
+def answers(
+    model: LanguageModel,
+    asked: Sequence[Asked],
+    config: GenerationConfig,
+    *,
+    rows: int | None = None,
+    report: Callable[[int], None] = lambda tokens: None,
+) -> Iterator[tuple[int, int, Answer]]:
+    """Answer every prompt once for each of its seeds.
+
+    Args:
+        model: a loaded language model.
+        asked: prompts and seeds.
+        config: length, temperature, nucleus mass and batch size; its ``seeds`` are not read here.
+        rows: number of real ids, where the head has padding rows; no other id is generated.
+        report: called after each step with the number of tokens just generated.
+
+    Yields:
+        position in ``asked``, seed and answer, in the order in which answers end.
+
+    Raises:
+        InputError: an empty prompt, one that fills the model's context, or a recurrent model.
+        NumericsError: the model's logits are not finite.
+    """
+    yield from spoken(Speaker(model, rows or model.vocab), asked, config, report)
+
+
+def spoken(
+    speaker: Speaker, asked: Sequence[Asked], config: GenerationConfig, report: Callable[[int], None]
+) -> Iterator[tuple[int, int, Answer]]:
+    """Let a speaker answer every prompt once for each of its seeds; as :func:`answers` does, and under no autocast."""
+    speaker.check([one.prompt for one in asked])
+    order = sorted(range(len(asked)), key=lambda place: (-len(asked[place].prompt), place))
+    waiting = (
+        Row.waiting(place, asked[place].prompt, asked[place].example, seed, asked[place].most)
+        for place in order
+        for seed in asked[place].seeds
+    )
+    finished, kind = Batch(speaker, config, report).run(waiting), speaker.device.type
+    while True:
+        with torch.no_grad(), torch.autocast(kind, enabled=False), evaluating(speaker.model.model):
+            row = next(finished, None)
+        if row is None:
+            return
+        yield row.place, row.seed, Answer(tuple(row.said), row.end)

@@ -1,0 +1,226 @@
+"""Loads each tokenizer, data set and teacher of a study once, and says what identifies them."""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcli.config.schema import DataConfig, LoraConfig, ServerConfig
+from kdcli.data.dataset import Role, load_dataset
+from kdcli.data.files import find
+from kdcli.data.tokenize import TokenDataset, refuse_rowless
+from kdcli.errors import UsageError
+from kdcli.loading.info import (
+    ModelFacts,
+    Pair,
+    facts_of,
+    facts_of_several,
+    model_of,
+    notes_on_pair,
+    read_blend,
+    refuse_blend,
+)
+from kdcli.models.adapters import NONE, attach, check_quantization
+from kdcli.models.checks import check_manifest, has_weights, open_folder, open_form
+from kdcli.models.load import LanguageModel, load_model
+from kdcli.models.random_init import is_random, random_student
+from kdcli.models.tokenizer import (
+    difference,
+    load_tokenizer,
+    padding_note,
+    real_ids,
+    refuse_same_model,
+    shared_vocabulary,
+)
+from kdcli.remote.address import address_of, is_served
+from kdcli.remote.client import Client
+
+
+@dataclass
+class Workshop:
+    """Everything loaded so far; shared by the cells of a comparison.
+
+    Args:
+        planning: whether this is about another machine: weights and libraries may be there and not here.
+    """
+
+    planning: bool = False
+
+    _facts: dict[str, ModelFacts] = field(default_factory=dict)
+    _data: dict[tuple[str, ...], TokenDataset] = field(default_factory=dict)
+    _teachers: dict[tuple[str, torch.device, str], LanguageModel] = field(default_factory=dict)
+    _names: dict[str, str] = field(default_factory=dict)
+    caches: dict[Path, Any] = field(default_factory=dict)
+    """Teacher caches opened and checked before."""
+
+    def look(self, path: str) -> ModelFacts:
+        """Return what identifies a model; its tokenizer is loaded, its weights are not."""
+        blend = read_blend(path)
+        if path not in self._facts and blend is not None:
+            self._facts[path] = facts_of_several(path, blend, tuple(self.look(one) for one in blend.members))
+        if path not in self._facts:
+            folder = model_of(path)
+            checked = open_form(folder) if self.planning and not has_weights(folder) else open_folder(folder)
+            if folder != path:
+                check_manifest(checked.folder)
+            tokenizer = load_tokenizer(folder)
+            self._facts[path] = facts_of(path, checked, tokenizer)
+        return self._facts[path]
+
+    def look_teacher(self, path: str, quantization: str = NONE) -> ModelFacts:
+        """Return what identifies a teacher, rounded or not.
+
+        Raises:
+            MachineError: the library that rounds is not installed.
+        """
+        if not self.planning:
+            check_quantization(quantization)
+        facts = self.look(path)
+        if quantization == NONE:
+            return facts
+        return replace(facts, digest=f"{facts.digest}+{quantization}", quantization=quantization)
+
+    def look_served(self, server: ServerConfig, reader: ModelFacts) -> ModelFacts:
+        """Return what identifies a teacher behind a server: its name there, and the student's tokenizer.
+
+        Raises:
+            KDError: the server cannot be asked for its model's name, where none is set.
+        """
+        named = server.model_copy(update={"model": server.model or self._name(server)})
+        place = f"{named.model} at {address_of(named).url}"
+        return replace(reader, path=str(server.url), digest=place, parameters=0, width=0, server=named)
+
+    def _name(self, server: ServerConfig) -> str:
+        if str(server.url) not in self._names:
+            self._names[str(server.url)] = Client(server).model()
+        return self._names[str(server.url)]
+
+    def pair(
+        self,
+        student: str | None,
+        teacher: str | None,
+        quantization: str = NONE,
+        server: ServerConfig | None = None,
+        *,
+        across: bool = False,
+    ) -> Pair:
+        """Look at both models and check that they speak the same tokens, or say how they differ.
+
+        Args:
+            student: folder, hub id or ``random:`` spec.
+            teacher: folder, hub id, several of them, or the address of a server.
+            quantization: what the teacher's weights are rounded to.
+            server: how a served teacher is asked.
+            across: let different tokenizers pass, for the caller to judge.
+
+        Raises:
+            UsageError: no student, or a random one without a teacher to take its form from.
+            InputError: a model that cannot be used, or different tokenizers.
+        """
+        if student is None:
+            raise UsageError("CLI-20", "no student", where="--student", fix="give a folder, a hub id or random:...")
+        random = is_random(student)
+        if teacher is not None and is_served(teacher):
+            if random:
+                raise UsageError(
+                    "SERVE-10", "a random student takes its form from a teacher, and a server shows none",
+                    where=f"--student {student}", fix="give a student folder",
+                )  # fmt: skip
+            here = self.look(student)
+            there = self.look_served((server or ServerConfig()).model_copy(update={"url": teacher}), here)
+            shared = shared_vocabulary(here.tokenizer, here.tokenizer, here.rows, here.rows)
+            return Pair(student, here, there, shared, notes_on_pair(here, there))
+        if random and teacher is None:
+            raise UsageError(
+                "CLI-20", "a random student takes its family and tokenizer from a teacher",
+                where=f"--student {student}", fix="give --teacher",
+            )  # fmt: skip
+        if teacher is not None and not random:
+            blend = read_blend(teacher)
+            for one in blend.members if blend is not None else (teacher,):
+                refuse_same_model(model_of(one), model_of(student))
+        there = self.look_teacher(teacher, quantization) if teacher is not None else None
+        first = there.members[0] if there is not None and there.members else there
+        here = first if random else self.look(student)
+        assert here is not None, "a random student has a teacher"
+        other = there or here
+        differ = difference(here.tokenizer, other.tokenizer, min(here.rows, other.rows)) if across else None
+        if differ is not None:
+            own, theirs = (
+                real_ids(one.tokenizer, one.rows, role) for one, role in ((here, "student"), (other, "teacher"))
+            )
+            note = f"{differ}; each reads the text in its own"
+            return Pair(student, here, there, own, (note, *notes_on_pair(here, other, across=True)), theirs, differ)
+        vocab = shared_vocabulary(here.tokenizer, other.tokenizer, here.rows, other.rows)
+        note = padding_note(vocab, here.rows, other.rows)
+        notes = (*((note,) if note else ()), *notes_on_pair(here, other))
+        return Pair(student, replace(here, vocab=vocab), there, vocab, notes)
+
+    def data(self, path: str, reader: ModelFacts, config: DataConfig, *, role: Role) -> TokenDataset:
+        """Return tokenised rows; ``role`` is "train", "prompts" or "eval" and chooses split and limit."""
+        limit = config.eval_limit if role == "eval" else config.limit
+        shape = config.model_copy(update=dict.fromkeys(("train", "eval", "limit", "eval_limit", "corpus", "made")))
+        key = (path, reader.tokenizer_digest, str(reader.ends.ids), role, str(limit), shape.model_dump_json())
+        if key not in self._data:
+            self._data[key] = load_dataset(
+                path, reader.tokenizer, config, ends=reader.ends, limit=limit,
+                role=role,
+            )  # fmt: skip
+        found = self._data[key]
+        refuse_rowless(found.examples, reader.tokenizer, reader.rows if reader.vocab is None else reader.vocab)
+        return found
+
+    def load_teacher(self, path: str, device: torch.device, quantization: str = NONE) -> LanguageModel:
+        """Return one teacher, loaded once per device.
+
+        Raises:
+            UsageError: it is several.
+        """
+        refuse_blend(path, "one teacher is asked for", "--teacher", "give one of them")
+        key = (path, device, quantization)
+        if key not in self._teachers:
+            self._teachers[key] = load_model(model_of(path), device=device, role="teacher", quantization=quantization)
+        return self._teachers[key]
+
+    def forget_emptied(self) -> None:
+        """Drop the teachers whose weights went into shards, so that they are loaded anew where they are asked for."""
+        for key, teacher in list(self._teachers.items()):
+            if not all(map(Tensor.numel, teacher.model.parameters())):
+                del self._teachers[key]
+
+    def load_student(
+        self, pair: Pair, *, seed: int, device: torch.device, lora: LoraConfig | None = None
+    ) -> LanguageModel:
+        """Return a fresh student: its weights, or those of its adapter, are about to change."""
+        if is_random(pair.student):
+            return random_student(pair.student, model_of(pair.reader.path), seed=seed, device=device)
+        found = load_model(model_of(pair.student), device=device, role="student")
+        if lora is None or lora.rank is None:
+            return found
+        return replace(found, adapter=attach(found.model, lora, seed=seed, name=pair.student))
+
+
+def check_data_path(path: str | None, flag: str) -> str:
+    """Return a data path that exists, before anything is loaded for it.
+
+    Raises:
+        UsageError: none was given.
+        InputError: nothing is there.
+    """
+    if path is None:
+        raise UsageError("CLI-20", "no data", where=flag, fix="give a file, a folder or a hub id")
+    find(path)
+    return path
+
+
+def evaluation_digest(dataset: TokenDataset) -> str:
+    """Return the sha256 over a test set's tokens and references."""
+    state = hashlib.sha256(dataset.digest.encode())
+    for example in dataset.examples:
+        state.update(repr(example.references).encode())
+        if example.choices is not None:
+            state.update(repr((example.choices, example.answer)).encode())
+    return state.hexdigest()

@@ -1,0 +1,175 @@
+"""Which rows a run trains on and which it is measured on: training, development and held-out rows."""
+
+from pathlib import Path
+
+from kdcli.config import resolve
+from kdcli.config.schema import DataConfig, DistillConfig, EvalSettings
+from kdcli.data.alignment import matched
+from kdcli.data.dataset import Role, split_development
+from kdcli.data.tokenize import TokenDataset
+from kdcli.errors import KDError, UsageError
+from kdcli.loading.info import ModelFacts, Pair
+from kdcli.loading.session import Workshop, check_data_path
+from kdcli.storage.run_dir import BEST, CONFIG, EVAL, MODEL, RunFolder
+
+_ANY_LENGTH = 2**31 - 1
+
+
+def rows_of_teacher(
+    pair: Pair, rows: TokenDataset, data: DataConfig, workshop: Workshop, *, role: Role = "train"
+) -> TokenDataset | None:
+    """Return training rows as a teacher of another tokenizer reads them, one for one; None where it reads as usual.
+
+    Args:
+        pair: student and teacher.
+        rows: the rows as the student reads them.
+        data: where they come from; no limit of length holds for the teacher but its own.
+        workshop: what is loaded already.
+        role: "prompts" where answers are not read.
+
+    Raises:
+        InputError: a row that the teacher cannot read.
+    """
+    if pair.teacher_vocab is None or pair.teacher is None:
+        return None
+    whole = data.model_copy(update={"max_length": _ANY_LENGTH, "max_prompt_length": None})
+    return matched(rows, workshop.data(check_data_path(data.train, "--data"), pair.teacher, whole, role=role))
+
+
+DEV = "dev"
+
+
+def training_rows(data: DataConfig, reader: ModelFacts, workshop: Workshop) -> TokenDataset:
+    """Return the rows to train on, without those kept for development."""
+    rows = workshop.data(check_data_path(data.train, "--data"), reader, data, role="train")
+    return split_development(rows, data.dev_share)[0] if data.dev_share else rows
+
+
+def corpus_rows(data: DataConfig, reader: ModelFacts, workshop: Workshop) -> TokenDataset:
+    """Return the rows of the second corpus, all of them."""
+    path = check_data_path(data.corpus, "--set data.corpus")
+    return workshop.data(path, reader, data.model_copy(update={"limit": None}), role="train")
+
+
+def measured_rows(data: DataConfig, split: str, reader: ModelFacts, workshop: Workshop) -> TokenDataset:
+    """Return the rows that scores are taken on.
+
+    Args:
+        data: where rows come from.
+        split: "test" for held-out rows, "dev" for development rows.
+        reader: the model whose tokenizer reads them.
+        workshop: what is loaded already.
+
+    Raises:
+        UsageError: there are none.
+        InputError: data that cannot be used.
+    """
+    path = check_measured(data, split)
+    if split == "test" or data.dev is not None:
+        return workshop.data(path, reader, data, role="eval")
+    return split_development(workshop.data(path, reader, data, role="train"), data.dev_share)[1]
+
+
+def leaves_answers_out(settings: EvalSettings, rows: TokenDataset | None) -> bool:
+    """Whether metrics of answers are left out: no row has a prompt to answer, and nobody asked for them by name.
+
+    Args:
+        settings: the metrics' names.
+        rows: what is measured; None where that is not known yet.
+    """
+    return rows is not None and rows.without_prompt == len(rows) and settings.metrics == EvalSettings().metrics
+
+
+def measures_after_training(data: DataConfig, split: str) -> bool:
+    """Whether there is anything to measure a trained student on."""
+    return data.eval is not None if split == "test" else bool(data.dev or data.dev_share)
+
+
+def has_development_apart(data: DataConfig, split: str) -> bool:
+    """Whether there are development rows, and they are not the ones measured."""
+    return split != "dev" and bool(data.dev or (data.dev_share and data.train))
+
+
+def check_measured(data: DataConfig, split: str) -> str:
+    """Return the path that measured rows are read from, before anything is loaded.
+
+    Raises:
+        UsageError: there are no such rows.
+        InputError: nothing is at the path.
+    """
+    if split == "test":
+        return check_data_path(data.eval or data.train, "--data")
+    if not (data.dev or (data.dev_share and data.train)):
+        fix = "give them, or --set data.train=FILE --set data.dev_share=0.1"
+        raise UsageError("CLI-20", "no development rows", where="--dev-data", fix=fix)
+    return check_data_path(data.dev or data.train, "--dev-data" if data.dev else "--data")
+
+
+def evaluation_name(path: str) -> str:
+    """Return what an evaluation on these rows is called.
+
+    >>> evaluation_name("data/test.jsonl.gz")
+    'test'
+    """
+    return Path(path).name.split(".")[0] or "eval"
+
+
+def evaluation_folder(data: DataConfig, split: str) -> str:
+    """Return where in a run folder the evaluation lies, apart from others for development rows.
+
+    >>> evaluation_folder(DataConfig(eval="test.jsonl"), "test"), evaluation_folder(DataConfig(), "dev")
+    ('eval/test', 'dev')
+    """
+    return DEV if split == "dev" else f"{EVAL}/{evaluation_name(str(data.eval or data.train))}"
+
+
+# Says where a student was chosen, or its training ended, by the very rows that it is measured on.
+
+
+_FIX = "give development rows: data.dev=FILE or data.dev_share=0.1"
+
+
+def watches_held_out(config: DistillConfig) -> bool:
+    """Whether a run looks at its held-out rows while it trains, for want of development rows."""
+    return config.monitor.every is not None and not measures_after_training(config.data, "dev")
+
+
+def watching_warning(config: DistillConfig, *, follows: bool) -> str:
+    """Return the warning of a run that looks at its held-out rows while it trains; empty where it does not.
+
+    Args:
+        config: the run's settings.
+        follows: whether its source follows what is measured meanwhile.
+    """
+    if not watches_held_out(config):
+        return ""
+    parts = [f"{BEST}/"]
+    parts += ["the end of training (monitor.patience)"] if config.monitor.patience is not None else []
+    parts += ["the mixture that the source draws"] if follows else []
+    what = f"no development rows: {', '.join(parts)} are chosen by the held-out rows"
+    return f"{what}, so scores on those come out too good; {_FIX}"
+
+
+def choice_note(model: str, name: str) -> str:
+    """Return what a reader of a student's scores must know of how it was chosen; empty where there is nothing.
+
+    Args:
+        model: a run folder, or the ``best`` or ``model`` folder in one.
+        name: of the evaluation, which is called after its rows.
+    """
+    here = Path(model).expanduser()
+    run = here if here.name not in (BEST, MODEL) else here.parent
+    try:
+        if not RunFolder(run).is_run:
+            return ""
+        follows = "monitor" in RunFolder(run).manifest()["identity"]
+        config = resolve.resolve(DistillConfig, file=run / CONFIG)
+    except (KDError, OSError):
+        return ""
+    if not watches_held_out(config) or name != evaluation_name(str(config.data.eval)):
+        return ""
+    if here.name == BEST:
+        return f"{run.name}/{BEST} was chosen by the held-out rows that it is measured on: its scores are too good"
+    if follows:
+        return f"the training of {run.name} followed the held-out rows that it is measured on: its scores are too good"
+    return ""

@@ -1,0 +1,1 @@
+"""Divergences between two distributions, token by token, with gradients in closed form."""

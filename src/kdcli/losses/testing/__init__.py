@@ -1,0 +1,1 @@
+"""The contract that every loss is tested by, built-in or plug-in."""

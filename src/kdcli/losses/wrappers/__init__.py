@@ -1,0 +1,1 @@
+"""Losses made of losses: sums, routes, weights, schedules, transforms of the teacher."""

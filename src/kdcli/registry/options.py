@@ -1,0 +1,325 @@
+"""Describes the options of a part (a loss, a source) from its class: what lists, pages and messages print."""
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_origin
+
+import annotated_types
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticUndefined
+
+from kdcli.errors import InputError, KDError, UsageError
+from kdcli.registry.spec import ObjectiveSpec, Term, parse_objective
+from kdcli.text import one_line
+
+
+class Part(BaseModel):
+    """Something that a spec string names; its fields are its options.
+
+    Class attributes:
+        part: the word for its kind, "loss" or "source".
+        name: the registered name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    part: ClassVar[str]
+    name: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a part.
+
+    Args:
+        name: what stands before ``=`` in the spec string.
+        type: "number", "whole number", "true or false", "text", "loss", "source", or the allowed words.
+        default: as typed in the spec string; empty when the option must be given.
+        bounds: the allowed range, such as ``in [0, 1]`` or ``> 0``; empty when any value will do.
+        text: one line on what it does.
+    """
+
+    name: str
+    type: str
+    default: str
+    bounds: str
+    text: str
+
+
+def options(part: type[Part]) -> tuple[Option, ...]:
+    """Return the options of a part's class, from its fields.
+
+    >>> from pydantic import Field
+    >>> class Dice(Part):
+    ...     sides: int = Field(default=6, ge=2, description="faces of the die")
+    >>> options(Dice)[0].bounds
+    '>= 2'
+    """
+    return tuple(
+        Option(name, type_text(field), _default_text(field), bounds_text(field), field.description or "")
+        for name, field in part.model_fields.items()
+    )
+
+
+def type_text(field: FieldInfo) -> str:
+    """Return the type of an option in a user's words."""
+    annotation: Any = _without_none(field.annotation)
+    if get_origin(annotation) is Literal:
+        return "|".join(str(choice) for choice in get_args(annotation))
+    nested = nested_kind(field)
+    if nested is not None:
+        return nested.part
+    words = {float: "number", int: "whole number", bool: "true or false", str: "text"}
+    return words.get(annotation, str(annotation).replace("typing.", ""))
+
+
+def _without_none(annotation: Any) -> Any:
+    """Return the one type that an option has beside None, or the annotation as it is."""
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    optional = type(None) in get_args(annotation) and len(kinds) == 1
+    return kinds[0] if optional else annotation
+
+
+def nested_kind(field: FieldInfo) -> type[Part] | None:
+    """Return the class of the parts that an option itself holds; None if it holds a plain value."""
+    kinds = [field.annotation, *get_args(field.annotation)]
+    kinds += [get_args(kind)[0] for kind in kinds if hasattr(kind, "__metadata__")]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Part)), None)
+
+
+def bounds_text(field: FieldInfo) -> str:
+    """Return the allowed range of a number, as in ``in [0, 1]`` or ``> 0``."""
+    low, high = _bound(field, ("ge", "gt")), _bound(field, ("le", "lt"))
+    if low and high:
+        left = "[" if low[0] == "ge" else "("
+        right = "]" if high[0] == "le" else ")"
+        return f"in {left}{low[1]:g}, {high[1]:g}{right}"
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    return "".join(f"{signs[kind]} {number:g}" for kind, number in filter(None, (low, high)))
+
+
+def _bound(field: FieldInfo, kinds: tuple[str, ...]) -> tuple[str, float] | None:
+    for constraint in field.metadata:
+        if isinstance(constraint, annotated_types.BaseMetadata):
+            for kind in kinds:
+                number = getattr(constraint, kind, None)
+                if number is not None:
+                    return kind, float(number)
+    return None
+
+
+def _default_text(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return ""
+    return value_text(field.default)
+
+
+def value_text(value: object) -> str:
+    """Return a plain value as typed in a spec string.
+
+    >>> value_text(True), value_text(0.5), value_text("paper")
+    ('true', '0.5', 'paper')
+    """
+    if value is None:
+        return "none"
+    if isinstance(value, Part):
+        return value.name
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# Says in one line what is wrong with an option of a part (a loss, a source).
+
+
+def explain(kind: type[Part], detail: ErrorDetails, where: str) -> NoReturn:
+    """Raise what pydantic found wrong with the options of a part as one line in the user's words.
+
+    Args:
+        kind: the class of the part.
+        detail: pydantic's first finding.
+        where: the term as typed.
+    """
+    option, got = str(detail["loc"][0]) if detail["loc"] else "", one_line(str(detail["input"]))
+    if detail["type"] == "extra_forbidden":
+        raise no_such_option(kind, option, where)
+    if detail["type"] == "missing":
+        raise UsageError("CLI-09", f"{kind.name} needs the option {option}", where=where, fix=f"add {option}=")
+    if detail["type"] in ("value_error", "assertion_error"):
+        message = str(detail["ctx"]["error"]) if "ctx" in detail else detail["msg"]
+        raise UsageError("CLI-06", message, where=where, fix=f"see kd {listing(kind)} show {kind.name}")
+    raise out_of_bounds(kind, option, got, where)
+
+
+def no_such_option(kind: type[Part], option: str, where: str) -> UsageError:
+    """Return the error for an option that a part does not have; lists those it has."""
+    known = list(kind.model_fields)
+    near = difflib.get_close_matches(option, known, n=1)
+    has = f"it has {', '.join(known)}" if known else "it has none"
+    return UsageError(
+        "CLI-09",
+        f'{kind.name} has no option "{one_line(option)}"; {has}',
+        where=where,
+        fix=f"did you mean {near[0]}?" if near else "remove it",
+    )
+
+
+def out_of_bounds(kind: type[Part], option: str, got: str, where: str) -> UsageError:
+    """Return the error for a value that is of the wrong type or outside the option's range."""
+    field = kind.model_fields[option]
+    kind_text, bounds = type_text(field), bounds_text(field)
+    if option == "temperature" and bounds == "> 0":
+        return _bad_temperature(kind, got, where)
+    if "|" in kind_text:
+        choices = kind_text.split("|")
+        near = difflib.get_close_matches(got, choices, n=1)
+        fix = f"did you mean {near[0]}?" if near else f"one of {', '.join(choices)}"
+        return UsageError("CLI-06", f"{option} must be one of {', '.join(choices)}, got {got}", where=where, fix=fix)
+    rule = f"must lie {bounds}" if bounds.startswith("in") else f"must be {bounds}"
+    numeric = kind_text in ("number", "whole number")
+    if _is_number(got) and math.isfinite(float(got)) and bounds:
+        return UsageError("CLI-06", f"{option} {rule}, got {got}", where=where, fix=f"choose {option} {bounds}")
+    wanted = f"a finite {kind_text}" if kind_text == "number" else f"a {kind_text}" if numeric else kind_text
+    return UsageError(
+        "CLI-06", f"{option} must be {wanted}, got {got}", where=where, fix=f"as in {option}={_example(field)}"
+    )
+
+
+def listing(kind: type[Part]) -> str:
+    """Return the command that lists parts of a kind: losses, sources."""
+    return "losses" if kind.part == "loss" else f"{kind.part}s"
+
+
+def _bad_temperature(kind: type[Part], got: str, where: str) -> UsageError:
+    if kind.part == "loss" and _is_number(got) and float(got) == 0:
+        return UsageError("CLI-03", "temperature must be > 0", where=where, fix="for argmax targets use ce")
+    return UsageError(
+        "CLI-04", f"temperature must be a finite number > 0, got {got}", where=where, fix="as in temperature=2"
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _example(field: Any) -> str:
+    return value_text(field.default) if isinstance(field.default, (int, float, str)) else "1"
+
+
+# Builds the part (a loss, a source) that a term of a spec string names, and says what is wrong with it.
+
+
+_LARGEST = 3.4e38
+"""About the greatest number of float32, in which objectives are computed."""
+
+_Part = TypeVar("_Part", bound=Part)
+
+
+def build_term(kind: type[_Part], term: Term) -> _Part:
+    """Build the part of a class from the options of a term.
+
+    Raises:
+        UsageError: an unknown option, or a value out of bounds; says what there is.
+        InputError: a guest that cannot be built.
+    """
+    return construct(kind, _fold(kind, term), one_line(str(term)))
+
+
+def nested_spec(text: str) -> ObjectiveSpec:
+    """Parse the value of an option that is a spec string itself, in parentheses or not."""
+    inside = text.strip()
+    return parse_objective(inside[1:-1] if inside.startswith("(") and inside.endswith(")") else inside)
+
+
+def construct(kind: type[_Part], values: Mapping[str, Any], where: str) -> _Part:
+    """Build a part from values, and turn whatever goes wrong into one line.
+
+    Args:
+        kind: its class.
+        values: option -> text, or anything the option's type takes.
+        where: the term as typed.
+    """
+    if not isinstance(getattr(kind, "name", None), str):
+        fix = f'write `name: ClassVar[str] = "{kind.__name__.lower()}"` into the class'
+        raise InputError("PLUG-04", f"{kind.__name__} has no name", where=where, fix=fix)
+    try:
+        made = kind(**values)
+    except ValidationError as error:
+        explain(kind, error.errors()[0], where)
+    except KDError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            "PLUG-08" if isinstance(error, SystemExit) else "PLUG-04",
+            f"cannot be built: {type(error).__name__}: {one_line(str(error))}",
+            where=where,
+            fix="make the class work in Python first: it is complete and is built from its options",
+        ) from error
+    for name in kind.model_fields:
+        value = getattr(made, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise out_of_bounds(kind, name, str(value), where)
+        if isinstance(value, float | int) and abs(value) > _LARGEST:
+            what = f"{name} must be a number that float32 can hold, got {one_line(str(value), 40)}"
+            raise UsageError("CLI-06", what, where=where, fix=f"choose {name} below 1e38")
+    return made
+
+
+def asked(made: Any, answer: type, where: str) -> None:
+    """Refuse a part that does not say what it needs.
+
+    Args:
+        made: the part.
+        answer: what its ``needs`` must return.
+        where: the term as typed.
+
+    Raises:
+        InputError: PLUG-10.
+    """
+    try:
+        needs = made.needs()
+    except (Exception, SystemExit) as error:
+        what = f"needs() raised {type(error).__name__}: {one_line(str(error))}"
+        raise InputError(
+            "PLUG-10", what, where=where, fix="mend the plug-in: needs() answers from its options"
+        ) from error
+    if not isinstance(needs, answer):
+        what = f"needs() must return {answer.__module__}.{answer.__name__}, got {one_line(repr(needs), 60)}"
+        raise InputError("PLUG-10", what, where=where, fix="mend the plug-in, or leave needs() out")
+
+
+def _fold(kind: type[Part], term: Term) -> dict[str, str]:
+    """Move dotted options, as in ``hard.mu=0.7``, into the spec of the option before the dot."""
+    folded = {key: value for key, value in term.options.items() if "." not in key}
+    for key, value in term.options.items():
+        head, dot, tail = key.partition(".")
+        if not dot:
+            continue
+        field = kind.model_fields.get(head)
+        if field is None or (inner := nested_kind(field)) is None:
+            raise no_such_option(kind, key, one_line(str(term)))
+        if head not in folded:
+            raise UsageError(
+                "CLI-09",
+                f"{key} needs {head}=",
+                where=one_line(str(term)),
+                fix=f"write {term.name}:{head}={inner.part.upper()},{key}={value}",
+            )
+        folded[head] = _with_option(nested_spec(folded[head]), tail, value, key)
+    return folded
+
+
+def _with_option(spec: ObjectiveSpec, key: str, value: str, typed: str) -> str:
+    if len(spec.terms) != 1:
+        raise UsageError(
+            "CLI-09", f"{typed} is ambiguous: {spec} is a sum", fix="write the option inside the parentheses"
+        )
+    (inner,) = spec.terms
+    if key in inner.options:
+        raise UsageError("SPEC-01", f"{typed} is given twice", where=one_line(str(spec)), fix="keep one")
+    return f"({replace(inner, options={**inner.options, key: value})})"

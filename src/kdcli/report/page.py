@@ -1,0 +1,126 @@
+"""Puts the sections into one page: autoescaped, with a content policy that allows nothing but its own style."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from kdcli.comparison.aggregate import Group
+from kdcli.comparison.records import Comparison
+from kdcli.distill.records import Reference
+from kdcli.report import answer_curves, examples, provenance, ranking, training_curves
+from kdcli.report import ranking as pareto
+from kdcli.report.sections import Material, Section
+from kdcli.storage import atomic
+from kdcli.text import visible
+from kdcli.version import __version__
+
+NAME = "report.html"
+_NEXT = "next: "
+"""What to type next is for whoever started the study, not for the readers of its report."""
+
+_TEMPLATES = resources.files("kdcli.report") / "templates"
+
+
+def write_report(
+    path: Path, comparison: Comparison, groups: Sequence[Group], references: Sequence[Reference] = ()
+) -> None:
+    """Write the report of a comparison; equal comparisons give equal bytes.
+
+    Args:
+        path: the file, ``report.html`` by habit.
+        comparison: the tables.
+        groups: the runs behind each line.
+        references: the reference models' evaluations.
+    """
+    atomic.write_file(path, report(comparison, groups, references))
+
+
+def report(comparison: Comparison, groups: Sequence[Group], references: Sequence[Reference] = ()) -> str:
+    """Return the page; a section whose data do not exist is left out."""
+    material = Material(comparison, tuple(groups), tuple(references))
+    made = [
+        _findings(comparison),
+        ranking.ranking(material) if material.scores else None,
+        ranking.differences(material),
+        ranking.since_start(material),
+        training_curves.curves(material),
+        training_curves.adaptive(material),
+        answer_curves.reliability(material),
+        answer_curves.quality_by_length(material),
+        answer_curves.along(material),
+        pareto.pareto(material),
+        examples.side_by_side(material),
+        provenance.configurations(material),
+        provenance.manifest(material),
+    ]
+    return render(_title(comparison), _facts(material), [section for section in made if section is not None])
+
+
+def render(title: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
+    """Return sections as one page.
+
+    Args:
+        title: of the page.
+        facts: names and values below the title.
+        sections: in reading order.
+    """
+    style = _read("report.css")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    template = _environment().get_template("report.html.j2")
+    found = {"title": title, "facts": facts, "sections": sections, "version": __version__}
+    return template.render(**found, style=Markup(style), digest=digest)
+
+
+def _findings(comparison: Comparison) -> Section:
+    failed = [f"failed: {one.loss} seed {one.seed}: {one.message}" for one in comparison.failed]
+    said = [note for note in comparison.notes if not note.startswith(_NEXT)]
+    return Section("findings", "What can be said", remarks=[*said, *failed])
+
+
+def _title(comparison: Comparison) -> str:
+    count = len(comparison.rows)
+    return f"{count} contenders compared" if count > 1 else comparison.rows[0].label
+
+
+def _facts(material: Material) -> list[tuple[str, str]]:
+    records = [found for group in material.groups for _, found in group.runs.values()]
+    seeds = sorted({seed for group in material.groups for seed in group.runs})
+    first = material.comparison.rows[0]
+    folder = material.comparison.folder
+    facts = [
+        ("study", folder.name if folder is not None else ""),
+        ("baseline", material.comparison.baseline if len(material.comparison.rows) > 1 else ""),
+        ("training seeds", ", ".join(map(str, seeds))),
+        ("budget of one run", f"{first.steps:,} steps, {first.tokens:,} response tokens"),
+        ("test set", f"{records[0].name}, {records[0].examples:,} examples"),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        autoescape=True,
+        loader=FunctionLoader(_read),
+        undefined=StrictUndefined,
+        finalize=_harmless,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _harmless(value: Any) -> Any:
+    """Show control, bidirectional and zero-width characters instead of obeying them."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+@cache
+def _read(name: str) -> str:
+    return (_TEMPLATES / name).read_text(encoding="utf-8")

@@ -1,0 +1,177 @@
+"""What a report is made of: sections with words, pictures, tables and answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from markupsafe import Markup
+
+from kdcli.comparison.aggregate import Group
+from kdcli.comparison.records import Comparison
+from kdcli.distill.records import BEFORE, TEACHER, Reference, RunRecord
+from kdcli.evaluation.records import EvalRecord, ScoreInfo
+from kdcli.evaluation.results import SAMPLES, read_samples
+from kdcli.plots import COLOURS, GREY
+from kdcli.text import one_line
+from kdcli.training.metrics_log import METRICS, read_metrics
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One drawing.
+
+    Args:
+        svg: an ``<svg>`` element.
+        caption: what stands below it.
+    """
+
+    svg: Markup
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table.
+
+    Args:
+        caption: what stands above it.
+        heads: one text per column.
+        rows: one text per column and line; the first column names the line.
+        numbers: whether all columns but the first hold numbers.
+    """
+
+    caption: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numbers: bool = True
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Answers to one prompt.
+
+    Args:
+        where: file and line.
+        why: why this prompt is shown.
+        prompt: what was asked.
+        references: valid answers.
+        answers: contender -> its answer and a remark.
+    """
+
+    where: str
+    why: str
+    prompt: str
+    references: tuple[str, ...]
+    answers: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the report.
+
+    Args:
+        anchor: its place in the page.
+        title: its heading.
+        words: paragraphs that say what is shown and how to read it.
+        remarks: list of single sentences.
+        pictures: drawings.
+        tables: tables.
+        sheets: answers side by side.
+        texts: long texts, such as command lines.
+    """
+
+    anchor: str
+    title: str
+    words: Sequence[str] = ()
+    remarks: Sequence[str] = ()
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = ()
+    sheets: Sequence[Sheet] = ()
+    texts: Sequence[str] = ()
+
+
+# What a report reads: a comparison, the runs behind it, their logs and their answers, each read once.
+
+
+REFERENCE_GREYS = {BEFORE: "#A0A0A0", TEACHER: "#505050"}
+"""Greys of the reference models, told apart by their lightness."""
+
+LONGEST = 44
+"""Letters of a contender's name in a picture."""
+
+
+@dataclass
+class Material:
+    """A comparison with its runs.
+
+    Args:
+        comparison: the tables.
+        groups: the runs behind each line.
+        references: the reference models' evaluations.
+    """
+
+    comparison: Comparison
+    groups: tuple[Group, ...]
+    references: tuple[Reference, ...] = ()
+    _metrics: dict[Path, list[dict[str, Any]]] = field(default_factory=dict)
+    _samples: dict[Path, pa.Table | None] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> list[ScoreInfo]:
+        """The scores that at least one line has."""
+        rows = self.comparison.rows
+        return [info for info in self.comparison.scores if any(info.name in row.scores for row in rows)]
+
+    @property
+    def ranked(self) -> list[ScoreInfo]:
+        """The scores with a better end."""
+        return [info for info in self.scores if info.better != "neither"]
+
+    def colour(self, label: str) -> str:
+        """Return a contender's colour, the same in every picture; reference models are grey."""
+        roles = {one.label: one.role for one in (*self.comparison.references, *self.references)}
+        if label in roles and label not in {row.label for row in self.comparison.rows}:
+            return REFERENCE_GREYS.get(roles[label], GREY)
+        lines = [*self.comparison.rows, *self.groups]
+        labels = list(dict.fromkeys(line.label for line in lines))
+        return COLOURS[labels.index(label) % len(COLOURS)]
+
+    @property
+    def evaluations(self) -> dict[str, list[EvalRecord]]:
+        """Return the evaluations behind each line, seed by seed: the reference models, then the contenders."""
+        found = {one.label: list(one.found.values()) for one in self.references}
+        return found | {group.label: [record for _, record in group.runs.values()] for group in self.groups}
+
+    def metrics(self, run: RunRecord) -> list[dict[str, Any]]:
+        """Return the lines of a run's log; none if it was removed."""
+        if run.folder not in self._metrics:
+            there = (run.folder / METRICS).is_file()
+            self._metrics[run.folder] = read_metrics(run.folder) if there else []
+        return self._metrics[run.folder]
+
+    def samples(self, found: EvalRecord) -> pa.Table | None:
+        """Return what was measured example by example; None if it was not kept."""
+        if found.folder is None or not (found.folder / SAMPLES).is_file():
+            return None
+        if found.folder not in self._samples:
+            self._samples[found.folder] = read_samples(found.folder)
+        return self._samples[found.folder]
+
+
+def short(label: str) -> str:
+    """Return a contender's name as it stands in a picture."""
+    return one_line(label, LONGEST)
+
+
+def thin(xs: list[float], ys: list[float], most: int = 300) -> tuple[list[float], list[float]]:
+    """Return at most so many points of a line, evenly spread, both ends included.
+
+    >>> thin([0.0, 1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0, 9.0], 3)
+    ([0.0, 2.0, 4.0], [5.0, 7.0, 9.0])
+    """
+    if len(xs) <= most:
+        return xs, ys
+    kept = sorted({round(index * (len(xs) - 1) / (most - 1)) for index in range(most)})
+    return [xs[index] for index in kept], [ys[index] for index in kept]

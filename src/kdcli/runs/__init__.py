@@ -1,1 +1,0 @@
-"""What a command does: distil, evaluate, compare, demo."""

@@ -1,1 +1,0 @@
-"""A teacher's text by itself: written once, filtered, and laid out as rows to train on."""

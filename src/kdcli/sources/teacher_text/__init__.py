@@ -1,0 +1,1 @@
+"""A teacher's answers to prompts, written once and kept."""

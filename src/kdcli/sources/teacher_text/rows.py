@@ -1,0 +1,182 @@
+"""What a teacher wrote as rows that any training reads, and how faithfully they say it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from kdcli.config.schema import DataConfig
+from kdcli.data.dataset import load_dataset
+from kdcli.data.rows import Row, read_rows
+from kdcli.end_tokens import EndTokens
+from kdcli.errors import ExperimentChangedError, InputError
+from kdcli.sources.completions import Sentence, said
+from kdcli.storage import atomic, digests, stored
+
+ROWS = "rows.jsonl"
+
+
+@dataclass(frozen=True)
+class Written:
+    """The rows of a file.
+
+    Args:
+        rows: how many there are.
+        empty: answers without a letter, which no training takes.
+        open: rows whose answer was cut; a training that reads them sees an end token there.
+        same: rows that read back as the very tokens that were written.
+    """
+
+    rows: int
+    empty: int
+    open: int
+    same: int
+
+
+def original_rows(path: str | None, config: DataConfig) -> dict[str, Row]:
+    """Return file and line -> the row there, as it was before a template was put around it.
+
+    Args:
+        path: the prompts' file; None for none.
+        config: columns and limits.
+    """
+    if path is None:
+        return {}
+    return {row.where: row for row in read_rows(path, config, limit=config.limit, answered=False).rows}
+
+
+def write_rows(
+    path: Path,
+    sentences: Sequence[Sentence],
+    originals: Mapping[str, Row],
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+    ends: EndTokens,
+) -> Written:
+    """Write each answer as a row in the form of the row its prompt came from, and read the file back.
+
+    Args:
+        path: JSONL to write.
+        sentences: the answers.
+        originals: the prompts' rows; an answer that has none is a plain text.
+        tokenizer: what wrote and reads them.
+        config: template and length, with which they are read back.
+        ends: the tokens that end an answer.
+
+    Raises:
+        InputError: no answer has a word.
+    """
+    texts = [said(one, tokenizer) for one in sentences]
+    chosen = [(one, text) for one, text in zip(sentences, texts, strict=True) if text.strip()]
+    lines = [json.dumps(_row(one, text, originals), ensure_ascii=False) + "\n" for one, text in chosen]
+    if not lines:
+        what = f"none of the {len(texts):,} answers has a word"
+        raise InputError("TEXT-04", what, where=str(path.parent), fix="look at text.jsonl below it, and at the teacher")
+    atomic.write_file(path, "".join(lines))
+    cut = sum(not one.ended for one, _ in chosen)
+    return Written(
+        len(lines), len(texts) - len(lines), cut, _same(path, [one for one, _ in chosen], tokenizer, config, ends)
+    )
+
+
+def _row(one: Sentence, answer: str, originals: Mapping[str, Row]) -> dict[str, Any]:
+    row = originals.get(one.example.where)
+    made = {"row": one.row, "answer": one.answer, "tokens": one.targets, "ended": one.ended, "nll": one.nll}
+    return {**(_answered(row, answer) if row is not None else {"text": answer}), "made": made}
+
+
+def _answered(row: Row, answer: str) -> dict[str, Any]:
+    """Return a row's columns, its answer exchanged."""
+    if row.form == "messages":
+        return {"messages": [*map(dict, row.messages), {"role": "assistant", "content": answer}], **row.extras}
+    if row.form == "instruction":
+        return {"instruction": row.prompt, "input": row.context, "output": answer}
+    return {"text": answer} if row.form == "text" else {"prompt": row.prompt, "completion": answer}
+
+
+def _same(
+    path: Path, sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerBase, config: DataConfig, ends: EndTokens
+) -> int:
+    """Count the rows that read back as the tokens written; what is cut may be followed by an end token."""
+    plain = config.model_copy(update={"columns": {}, "limit": None})
+    back = {one.where: one for one in load_dataset(str(path), tokenizer, plain, ends=ends).examples}
+    count = 0
+    for number, one in enumerate(sentences, start=1):
+        found = back.get(f"{path.name} line {number}")
+        count += found is not None and found.ids[: len(one.example.ids)] == one.example.ids
+    return count
+
+
+# What is told of a teacher's text, and what is kept of how it came about.
+
+
+ABOUT = "about.json"
+
+
+@dataclass(frozen=True)
+class TextRecord:
+    """A teacher's text.
+
+    Args:
+        rows: JSONL that trainings read.
+        text: folder of everything that was written, before any filter.
+        answers: how many there are.
+        kept: rows.
+        dropped: why answers are no rows -> how many.
+        tokens: tokens of all answers, end tokens included.
+        open: rows whose answer was cut.
+        same: rows that read back as the tokens written.
+        written: tokens that this call wrote.
+        seconds: what that took.
+    """
+
+    rows: Path
+    text: Path
+    answers: int
+    kept: int
+    dropped: dict[str, int]
+    tokens: int
+    open: int
+    same: int
+    written: int
+    seconds: float
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second of this call; 0 where nothing was left to write."""
+        return self.written / self.seconds if self.written and self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class _About:
+    """What is read of ``about.json``."""
+
+    text: str
+
+
+def check_same_text(folder: Path, name: str) -> None:
+    """Refuse a folder whose rows come from another text.
+
+    Args:
+        folder: where rows are to be written.
+        name: of the text's folder.
+
+    Raises:
+        ExperimentChangedError: TEXT-03.
+        IntegrityError: its note cannot be read.
+    """
+    path = folder / ABOUT
+    if not path.is_file():
+        return
+    if stored.read_record(path, _About, fix="choose another -o").text != name:
+        what = "the folder holds a text of another teacher, of other end tokens, prompts or options"
+        raise ExperimentChangedError("TEXT-03", what, where=str(folder), fix="choose another -o; filters may change")
+
+
+def keep_about(folder: Path, about: dict[str, Any]) -> None:
+    """Write how the rows came about, and the digests of both files."""
+    atomic.write_file(folder / ABOUT, json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    digests.seal(folder, (ROWS, ABOUT), "text")

@@ -1,0 +1,1 @@
+"""A grid of runs: ``kd compare`` and the folder it writes."""

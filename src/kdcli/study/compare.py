@@ -1,0 +1,298 @@
+"""Contenders times seeds on an equal budget: one table, with what it can say."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
+
+from kdcli import distributed
+from kdcli.comparison import conclusions
+from kdcli.comparison.records import Comparison, Failure
+from kdcli.config import resolve
+from kdcli.config.schema import CompareConfig
+from kdcli.config.sweep import read_axes, words
+from kdcli.distill.plan import (
+    CostEstimate,
+    Plan,
+    cost_facts,
+    cost_numbers,
+    describe_run,
+    duration,
+    estimate,
+    shown_examples,
+)
+from kdcli.distill.run import tell
+from kdcli.errors import MachineError, UsageError
+from kdcli.events import Event, Report
+from kdcli.loading.session import Workshop
+from kdcli.registry import plugins
+from kdcli.storage import atomic
+from kdcli.storage.run_dir import MADE
+from kdcli.study.cells import Cell, baseline_of, contenders, make_cells, tuned_by, tuning_seeds
+from kdcli.study.executors.select import check_executor, executor_name, make_executor, with_threads
+from kdcli.study.finished import compare_runs
+from kdcli.study.references import Measured, measure_references, plan_references
+from kdcli.study.results import Finished, tabulate
+from kdcli.study.scheduler import LOGS, PLAN, Grid, Outcome, named
+from kdcli.study.shared_cache import with_cache
+from kdcli.study.study_dir import Entry, ReferenceEntry, Study, is_study, read_study, write_study
+from kdcli.study.tuning import Tuning, choose, forget_tuning, real_failures, winners, write_tuning
+from kdcli.text import typed
+
+__all__ = ["compare", "compare_runs", "named", "plan_compare"]
+
+
+# What a comparison would do: its cells and how far they are, steps, cost; nothing is written.
+
+
+def plan_compare(config: CompareConfig) -> Plan:
+    """Check a comparison's settings and say what it would do; nothing is written."""
+    config, said = with_threads(config)
+    workshop = Workshop()
+    cells = make_cells(config, workshop)
+    later = _reported(config, cells, workshop)
+    both = [*cells, *later]
+    states = [cell.state() if config.output else "to run" for cell in both]
+    costs = [estimate(cell.prepared) for cell in both]
+    first = cells[0].prepared
+    facts = describe_run(first)
+    facts["objective"] = ", ".join(dict.fromkeys(cell.label for cell in cells))
+    facts["cells"] = _count(cells, len(later))
+    if first.test is not None:
+        planned = plan_references(first, config.seeds, workshop)
+        names = ", ".join(dict.fromkeys(one.label for one in planned.measurements))
+        facts["reference lines"] = f"{names}: {len(planned.measurements)} evaluations on the same rows, no training"
+    facts |= cost_facts(max(costs, key=lambda one: one.peak_bytes))
+    facts["training time"] = _time(config, both, states, costs)
+    warned = dict.fromkeys(warning for cell in cells for warning in cell.prepared.warnings)
+    notes = (*said, *first.notes, *warned)
+    named = tuple((cell.folder.path.name, state) for cell, state in zip(cells, states, strict=False))
+    return Plan(facts, named, shown_examples(first), notes, cost_numbers(costs, first.steps))
+
+
+def _reported(config: CompareConfig, cells: Sequence[Cell], workshop: Workshop) -> list[Cell]:
+    """Return the runs after tuning, with the seeds of the table; of the first value where none is chosen yet."""
+    output = Path(config.output) if config.output is not None else None
+    chosen = read_study(output).chosen if output is not None and config.tune and is_study(output) else {}
+    lines: dict[str, Cell] = {}
+    for cell in cells:
+        if chosen.get(cell.label, words(cell.tried)) == words(cell.tried):
+            lines.setdefault(cell.label, cell)
+    tried = {cell.seed for cell in cells}
+    seeds = [seed for seed in config.seeds if seed not in tried]
+    return [cell.reported(seed, config.evaluation.metrics, workshop) for cell in lines.values() for seed in seeds]
+
+
+def _count(cells: Sequence[Cell], later: int) -> str:
+    labels, tried, seeds = ({getattr(cell, name) for cell in cells} for name in ("label", "tried", "seed"))
+    values = f", {len(tried)} values tried for each" if len(tried) > 1 else ""
+    runs = f"; {later} more of the values that win, with the seeds of the table" if later else ""
+    steps = sum(cell.prepared.steps for cell in cells)
+    return f"{len(cells)}: {len(labels)} objectives, {len(seeds)} seeds{values}; {steps:,} steps in all{runs}"
+
+
+def _time(config: CompareConfig, cells: Sequence[Cell], states: Sequence[str], costs: Sequence[CostEstimate]) -> str:
+    """Say how long the missing cells will train: measured on finished cells where there are any."""
+    missing = [index for index, state in enumerate(states) if state != "done"]
+    spent = [
+        (cell.folder.status().get("seconds", 0.0), cost.seconds or 0.0)
+        for cell, cost, state in zip(cells, costs, states, strict=True)
+        if state == "done"
+    ]
+    guessed = sum(costs[index].seconds or 0.0 for index in missing)
+    measured = sum(seconds for seconds, _ in spent)
+    if measured:
+        guessed *= measured / sum(seconds for _, seconds in spent)
+    jobs = (config.execution.jobs or 1) if executor_name(config) != "inline" else 1
+    if not missing:
+        return "none: every cell is done"
+    how = "measured on finished cells" if measured else "an estimate from one matrix product"
+    at_once = f", {jobs} at a time" if jobs > 1 else ""
+    return f"about {duration(guessed / min(jobs, len(missing)))} for {len(missing)} cells{at_once}; {how}"
+
+
+def compare(
+    config: CompareConfig,
+    report: Report,
+    *,
+    command: str = "",
+    repeat: str = "",
+    workshop: Workshop | None = None,
+) -> Comparison:
+    """Train what is missing, evaluate, and put every cell into one table.
+
+    A cell that fails does not stop the others.
+
+    Args:
+        config: the study; ``output`` is its folder.
+        report: told what happens.
+        command: what to type to go on after an interruption; default the study's folder alone.
+        repeat: the command line to which more seeds can be added; default the study's folder alone.
+        workshop: parts loaded before.
+
+    Raises:
+        KDError: a mistake in the settings, found before weights are read, or every cell failed.
+        InterruptedRunError: stopped by a signal after saving.
+    """
+    output = _check(config)
+    workshop = workshop or Workshop()
+    config, said = with_threads(config.model_copy(update={"tune_seeds": tuning_seeds(config) or None}))
+    for note in said:
+        report(Event("note", note))
+    cells = make_cells(config, workshop)
+    tell(cells[0].prepared, report)
+    states = [cell.state() for cell in cells]
+    done, resumed = states.count("done"), sum(state.startswith("to resume") for state in states)
+    report(Event("note", f"{len(cells)} cells: {done} done, {resumed} to resume, {len(cells) - done - resumed} to run"))
+    _write(config, output, cells, workshop)
+    with suppress(MachineError):  # a study that is done can be read where nothing may be written
+        for one in (output, *(output / name for name in (MADE, PLAN, LOGS))):
+            atomic.sweep(one)
+    cells = with_cache(config, output, cells, report, workshop, command or _again(output))
+    executor = make_executor(config, cells[0].prepared.device, workshop, command or _again(output))
+    try:
+        grid = Grid(executor, output, report, workshop, command or _again(output))
+        cells, outcome, tuning, lost = _tuned(config, output, cells, grid, report, workshop)
+    finally:
+        executor.close()
+    failed = [*lost, *(outcome.failed[index] for index in sorted(outcome.failed))]
+    lines = _references(config, output, cells, outcome, report, workshop)
+    failed += lines.failed
+    return _conclude(config, output, cells, outcome, failed, tuning, repeat or _again(output), lines)
+
+
+def _check(config: CompareConfig) -> Path:
+    """Refuse, before anything is loaded, what cannot become a study."""
+    if distributed.world() > 1:
+        fix = "start kd compare once; --gpus N gives each cell N processes"
+        raise UsageError("CLI-22", "kd compare was started by a launcher of several processes", fix=fix)
+    if config.output is None:
+        raise UsageError("CLI-20", "no study folder", where="-o", fix="give one, such as -o study")
+    if config.data.eval is None:
+        raise UsageError("CLI-20", "nothing to compare on", where="--eval-data", fix="give held-out rows")
+    check_executor(config)
+    return Path(config.output)
+
+
+def _again(output: Path) -> str:
+    return plugins.again(f"kd compare -o {typed(output)}")
+
+
+def _tuned(
+    config: CompareConfig, output: Path, cells: list[Cell], grid: Grid, report: Report, workshop: Workshop
+) -> tuple[list[Cell], Outcome, Tuning | None, list[Failure]]:
+    """Run the cells; with ``--tune``, choose on development rows, then measure the chosen ones on the test rows."""
+    outcome = grid.run(cells)
+    if not config.tune:
+        forget_tuning(output)
+        _write(config, output, cells, workshop, measured=_measured(cells, outcome))
+        return cells, outcome, None, []
+    tuning = choose(cells, outcome, tuned_by(config, cells[0].prepared.test), config.seeds)
+    write_tuning(output, tuning)
+    for sentence in tuning.sentences():
+        report(Event("note", sentence))
+    lost = real_failures([outcome.failed[index] for index in sorted(outcome.failed)], tuning)
+    metrics = config.evaluation.metrics
+    final = [cell.reported(seed, metrics, workshop) for cell in winners(cells, tuning) for seed in config.seeds]
+    _write(config, output, [*cells, *final], workshop, tuning)
+    found = grid.run(final)
+    measured = _measured(cells, outcome) | _measured(final, found)
+    _write(config, output, [*cells, *final], workshop, tuning, measured)
+    return final, found, tuning, lost
+
+
+def _measured(cells: Sequence[Cell], outcome: Outcome) -> dict[str, Path]:
+    """Return the folder of each finished cell's evaluation, which another protocol may have made a second one."""
+    found = {cells[index].name: record.folder for index, (_, record) in outcome.finished.items()}
+    return {name: folder for name, folder in found.items() if folder is not None}
+
+
+def _references(
+    config: CompareConfig, output: Path, cells: Sequence[Cell], outcome: Outcome, report: Report, workshop: Workshop
+) -> Measured:
+    """Measure the student before training and the teacher on the rows that the finished cells were measured on."""
+    if not outcome.finished:
+        return Measured()
+    index = min(outcome.finished)
+    planned = plan_references(cells[index].prepared, config.seeds, workshop)
+    return measure_references(planned, output, outcome.finished[index][1], workshop, report)
+
+
+def _write(
+    config: CompareConfig,
+    output: Path,
+    cells: Sequence[Cell],
+    workshop: Workshop,
+    tuning: Tuning | None = None,
+    measured: Mapping[str, Path] = MappingProxyType({}),
+) -> None:
+    """Write what the study consists of, so that it can be looked at and continued by its folder alone.
+
+    Args:
+        config: the study.
+        output: its folder.
+        cells: all of them.
+        workshop: what is loaded already.
+        tuning: what was tried and chosen; None before that is known.
+        measured: cell -> folder of its evaluation, where that is known.
+    """
+    lines = contenders(config)
+    entries = tuple(
+        Entry(
+            name=cell.name,
+            label=cell.label,
+            seed=cell.seed,
+            tried=words(cell.tried),
+            folder=str(cell.folder.path.relative_to(output)),
+            evaluation=str(measured.get(cell.name, cell.evaluation).relative_to(cell.folder.path)),
+            steps=cell.prepared.steps,
+        )
+        for cell in cells
+    )
+    labels = tuple(line.label for line in lines)
+    chosen = tuning.chosen if tuning is not None else {}
+    planned = plan_references(cells[-1].prepared, config.seeds, workshop).measurements
+    references = tuple(ReferenceEntry(one.label, one.role, one.seed, one.folder) for one in planned)
+    study = Study(baseline_of(config, lines), labels, config.seeds, entries, chosen, references)
+    write_study(output, study, resolve.to_yaml(config))
+
+
+def _conclude(
+    config: CompareConfig,
+    output: Path,
+    cells: Sequence[Cell],
+    outcome: Outcome,
+    failed: Sequence[Failure],
+    tuning: Tuning | None,
+    repeat: str,
+    lines: Measured,
+) -> Comparison:
+    groups: dict[str, dict[int, Finished]] = {}
+    for index, cell in enumerate(cells):
+        if index in outcome.finished:
+            groups.setdefault(cell.label, {})[cell.seed] = outcome.finished[index]
+    if not groups:
+        machine = [one for one in failed if one.exit_code == MachineError.exit_code]
+        first, kind = (machine[0], MachineError) if machine else (failed[0], UsageError)
+        raise kind("CMP-02", f"every cell failed; the first: {first.message}", fix=f"see {first.log}")
+    baseline = baseline_of(config, contenders(config))
+    remarks = tuple(tuning.sentences()) if tuning is not None else ()
+    if baseline not in groups:
+        remarks += (f"the baseline {baseline} has no finished run: differences are taken to {next(iter(groups))}",)
+        baseline = next(iter(groups))
+    remarks += tuple(lines.remarks)
+    after, rates = conclusions.Next(repeat, config.seeds), _rates(config, cells)
+    return tabulate(groups, baseline, tuple(failed), output, remarks, after, lines.references, rates)
+
+
+def _rates(config: CompareConfig, cells: Sequence[Cell]) -> dict[str, tuple[float, tuple[float, ...]]]:
+    """Return label -> its learning rate, and all that the study tries for its objective."""
+    tuned = [value for axis in read_axes(config.tune, "--tune") if axis.name == "lr" for value in axis.values]
+    objectives = {line.label: line.objective for line in contenders(config)}
+    used: dict[str, set[float]] = {}
+    for cell in cells:
+        used.setdefault(objectives[cell.label], set()).add(cell.prepared.config.train.lr)
+    return {
+        cell.label: (cell.prepared.config.train.lr, tuple(sorted({*used[objectives[cell.label]], *tuned})))
+        for cell in cells
+    }

@@ -1,0 +1,107 @@
+"""Runs cells as Slurm jobs through submitit; ``cluster=local`` runs the same jobs on this machine."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdcli.errors import MachineError, UsageError
+from kdcli.events import Report
+from kdcli.registry import plugins
+from kdcli.study.executors.base import Ended, Executor, Job
+from kdcli.study.executors.child import run_cell
+from kdcli.text import one_line
+
+_NAMES = {
+    "time": "timeout_min",
+    "gpus": "gpus_per_node",
+    "cpus": "cpus_per_task",
+    "mem_gb": "mem_gb",
+    "partition": "slurm_partition",
+    "account": "slurm_account",
+    "qos": "slurm_qos",
+    "constraint": "slurm_constraint",
+}
+_NUMBERS = {"time", "gpus", "cpus", "mem_gb"}
+_MANY_DAYS = 60 * 24 * 30
+
+
+class SlurmExecutor(Executor):
+    """Slurm, or submitit's stand-in for it on this machine.
+
+    Args:
+        capacity: jobs submitted at once.
+        options: what ``--slurm`` was given.
+        folder: where submitit keeps its files.
+    """
+
+    def __init__(self, capacity: int, options: Mapping[str, str], folder: Path) -> None:
+        import submitit
+
+        super().__init__(capacity)
+        check_options(options)
+        local = options.get("cluster") == "local"
+        self._submitit = submitit.AutoExecutor(folder=folder, cluster="local" if local else "slurm")
+        parameters = {_NAMES[name]: value for name, value in _parameters(options).items()}
+        if local:
+            parameters = {"timeout_min": _MANY_DAYS, **parameters}
+        self._submitit.update_parameters(name="kd", **parameters)
+        self._jobs: dict[str, tuple[Job, Any]] = {}
+
+    def submit(self, job: Job, report: Report) -> str:
+        """Submit the cell: a plain function with texts only."""
+        texts = (str(job.config), str(job.cell.folder.path), str(job.log), os.getcwd(), *plugins.flags())
+        handle = self._submitit.submit(run_cell, *texts)
+        self._jobs[handle.job_id] = (job, handle)
+        return f"Slurm job {handle.job_id}"
+
+    def poll(self) -> list[Ended]:
+        """Return the jobs that Slurm says are over."""
+        over = [(name, job, handle) for name, (job, handle) in self._jobs.items() if handle.done()]
+        for name, _, _ in over:
+            del self._jobs[name]
+        return [_ended(job, handle) for _, job, handle in over]
+
+    def stop(self, signal_number: int) -> None:
+        """Cancel the jobs; each cell saves in the time Slurm leaves it."""
+        for _, handle in self._jobs.values():
+            handle.cancel(check=False)
+
+
+def check_options(options: Mapping[str, str]) -> None:
+    """Refuse options that are not known and a machine without Slurm, before any work.
+
+    Raises:
+        UsageError: an unknown name, or text where a number is needed.
+        MachineError: there is no Slurm here.
+    """
+    for name in options:
+        if name not in _NAMES and name != "cluster":
+            known = ", ".join([*_NAMES, "cluster"])
+            raise UsageError("CLI-19", f"{one_line(name, 40)} is not known", where="--slurm", fix=f"there are {known}")
+    _parameters(options)
+    if options.get("cluster", "slurm") not in ("slurm", "local"):
+        raise UsageError("CLI-06", "cluster must be slurm or local", where="--slurm", fix="leave it out")
+    if options.get("cluster") != "local" and shutil.which("sbatch") is None:
+        fix = "run this on a login node, or try --slurm cluster=local"
+        raise MachineError("EXEC-02", "no sbatch on this machine", where="--executor slurm", fix=fix)
+
+
+def _parameters(options: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {name: value for name, value in options.items() if name in _NAMES}
+    for name in _NUMBERS & found.keys():
+        if not found[name].isdecimal():
+            what = f'{name} must be a whole number, got "{one_line(found[name], 40)}"'
+            raise UsageError("CLI-07", what, where="--slurm", fix="time is in minutes" if name == "time" else "")
+        found[name] = int(found[name])
+    return found
+
+
+def _ended(job: Job, handle: Any) -> Ended:
+    """Return how a job ended; one that Slurm ended itself has no result."""
+    try:
+        return Ended(job, int(handle.result()))
+    except Exception as error:  # submitit raises whatever went wrong in the job or on the way
+        reason = one_line(str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__, 200)
+        return Ended(job, 4, MachineError("EXEC-03", f"the job ended without a result: {reason}", where=str(job.log)))

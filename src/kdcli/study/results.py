@@ -1,0 +1,245 @@
+"""From finished cells to a comparison: tidy tables first, everything else is computed from those."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+from kdcli.comparison import conclusions
+from kdcli.comparison.against_start import against_start
+from kdcli.comparison.aggregate import Group, Machine, judge, make_references, make_rows, pareto
+from kdcli.comparison.cost import COSTS, cost_of, machine_table, read_machine
+from kdcli.comparison.records import Comparison, Failure
+from kdcli.comparison.tables_store import MAKE, RESULTS, About, Cell, Tidy, make_tidy, read_tidy, write_tidy
+from kdcli.distill.records import Reference, RunRecord
+from kdcli.errors import UsageError
+from kdcli.evaluation.records import EvalRecord, ScoreInfo
+from kdcli.evaluation.results import SAMPLES
+from kdcli.report.page import NAME, write_report
+from kdcli.report.tables import FORMS, render, write_tables
+from kdcli.report.training_curves import draw_curves
+from kdcli.storage import atomic, digests
+from kdcli.storage.digests import seal, seal_again
+from kdcli.study.study_dir import is_study
+from kdcli.text import one_line
+
+
+def conclude(
+    groups: Sequence[Group], about: About, folder: Path | None, references: Sequence[Reference] = ()
+) -> Comparison:
+    """Put finished runs into one comparison, and write it.
+
+    With a folder, ``results.parquet`` and ``samples.parquet`` are written first and the comparison
+    is computed from what is read back: the tables can be made again from these two files.
+
+    Args:
+        groups: the runs behind each line.
+        about: what is needed beside the numbers.
+        folder: where to write, which is there; None writes nothing.
+        references: models that were not trained here, measured on the same rows.
+    """
+    infos = shared_scores([found for group in groups for _, found in group.runs.values()])
+    cells = [
+        Cell(group.label, run, found, cost_of(run))
+        for group in groups
+        for _, (run, found) in sorted(group.runs.items())
+    ]
+    tidy = make_tidy(cells, infos, about, references)
+    machine = {(cell.label, cell.run.seed): (cell.run.seconds, cell.run.peak_bytes) for cell in cells}
+    if folder is None:
+        return _with_next(compare_tidy(tidy, machine, None), about)
+    digests.unseal(folder)
+    write_tidy(folder, tidy)
+    atomic.write_file(folder / COSTS, machine_table([(cell.label, cell.run, cell.cost) for cell in cells]))
+    comparison = _computed(folder)
+    write_tables(folder, comparison)
+    digests.seal(folder)
+    return _with_next(comparison, about)
+
+
+def _with_next(comparison: Comparison, about: About) -> Comparison:
+    """Add what to type next: it names folders, so no table holds it."""
+    after = conclusions.Next(about.command, about.seeds).sentences(comparison.rows)
+    return replace(comparison, notes=(*comparison.notes, *after))
+
+
+def read_comparison(folder: Path) -> Comparison:
+    """Compute a comparison again from the tables in its folder.
+
+    Args:
+        folder: what ``kd compare`` wrote.
+
+    Raises:
+        InputError: it holds no comparison.
+        IntegrityError: a table is not what it was when the comparison was finished.
+    """
+    names = tuple(name for name in (RESULTS, SAMPLES, COSTS) if (folder / name).is_file())
+    sealed = is_study(folder) or (folder / digests.NAME).is_file()  # the tables alone may have been copied elsewhere
+    digests.check_named(folder, names, MAKE, needed=sealed and bool(names))
+    return _computed(folder)
+
+
+def _computed(folder: Path) -> Comparison:
+    tidy = read_tidy(folder)
+    return compare_tidy(tidy, read_machine(folder / COSTS, list(tidy.runs)), folder)
+
+
+def compare_tidy(tidy: Tidy, machine: Machine, folder: Path | None) -> Comparison:
+    """Compute a comparison from tidy tables.
+
+    Args:
+        tidy: the tables.
+        machine: label and seed -> seconds and peak bytes.
+        folder: where the tables lie.
+    """
+    infos, about = tidy.infos, tidy.about
+    verdicts = {info.name: judge(tidy, info) for info in infos}
+    rows = make_rows(tidy, verdicts, machine)
+    detectable = {name: one.detectable for name, one in verdicts.items()}
+    variance = {name: one.variance for name, one in verdicts.items() if one.variance is not None}
+    fronts = pareto(rows, infos)
+    after = conclusions.Next(about.command, about.seeds)
+    tuned = any(remark.startswith("tuned on ") for remark in about.remarks)
+    references = make_references(tidy, verdicts)
+    start = against_start(rows, references, infos, about.rates)
+    said = [
+        *about.remarks,
+        *conclusions.conclusions(rows, about.baseline, infos, detectable, variance, fronts, tuned=tuned, start=start),
+        *tidy.notes,
+        *after.sentences(rows),
+    ]
+    return Comparison(
+        about.baseline, rows, infos, tuple(said), folder, about.failed,
+        detectable=detectable, variance=variance, pareto=fronts, references=references,
+    )  # fmt: skip
+
+
+def shared_scores(records: Sequence[EvalRecord]) -> tuple[ScoreInfo, ...]:
+    """Return the scores that every evaluation has, in the first one's order."""
+    return tuple(info for info in records[0].infos if all(info.name in record.estimates for record in records))
+
+
+# One form of a finished comparison's table, where it is wanted.
+
+
+def export(study: Path, target: Path, *, caption: str = "", label: str = "", digits: int | None = None) -> Path:
+    """Write a comparison's table in the form that the target's name asks for.
+
+    Args:
+        study: a folder that ``kd compare`` wrote.
+        target: file to write; its ending is one of md, csv, json, tex, html, parquet.
+        caption: of a LaTeX or HTML table.
+        label: of a LaTeX table.
+        digits: decimals of the printed numbers; by default what the intervals support.
+
+    Returns:
+        the file.
+
+    Raises:
+        UsageError: an ending that is none of these, or something the form cannot hold.
+        InputError: the folder holds no comparison.
+        MachineError: the file cannot be written.
+    """
+    form = check(target, caption=caption, label=label, digits=digits)
+    if form == "parquet":
+        read_comparison(study)
+        atomic.write_file(target, (study / RESULTS).read_bytes())
+        seal_again(target)
+        return target
+    text = render(read_comparison(study), form, digits=digits, caption=caption, label=label)
+    atomic.write_file(target, text)
+    seal_again(target)
+    return target
+
+
+def check(target: Path, *, caption: str = "", label: str = "", digits: int | None = None) -> str:
+    """Return the form a target's name asks for, before anything is read.
+
+    Raises:
+        UsageError: as ``export`` does.
+    """
+    form, known = target.suffix.removeprefix("."), (*FORMS, "parquet")
+    if form not in known:
+        what = f'"{one_line(target.name, 60)}" has no form that is known'
+        raise UsageError("CLI-21", what, where="--to", fix=f"end it in one of .{', .'.join(known)}")
+    if label and form != "tex":
+        raise UsageError("CLI-09", "has no effect on this form", where="--label", fix="give --to table.tex")
+    if caption and form not in ("tex", "html"):
+        raise UsageError("CLI-09", "has no effect on this form", where="--caption", fix="give --to table.tex")
+    if digits is not None and (form == "parquet" or not 0 <= digits <= 9):
+        what = "has no effect on parquet" if form == "parquet" else f"{digits} decimals"
+        raise UsageError("CLI-21", what, where="--digits", fix="leave it out, or give 0 to 9 for a printed table")
+    return form
+
+
+# What a comparison leaves for readers: training curves, the report, and digests of all that lies beside them.
+
+
+def publish(
+    folder: Path, comparison: Comparison, groups: Sequence[Group], references: Sequence[Reference] = ()
+) -> None:
+    """Write curves and report, then seal the folder.
+
+    Args:
+        folder: the study; its tables are written.
+        comparison: the tables.
+        groups: the runs behind each line.
+        references: the reference models' evaluations.
+    """
+    draw_curves(folder, groups)
+    write_report(folder / NAME, comparison, groups, references)
+    seal(folder)
+
+
+# From evaluated runs to their comparison, its files and its pictures.
+
+
+Finished: TypeAlias = tuple[RunRecord, EvalRecord]
+
+
+def tabulate(
+    groups: Mapping[str, dict[int, Finished]],
+    baseline: str,
+    failed: tuple[Failure, ...],
+    output: Path | None,
+    remarks: tuple[str, ...],
+    after: conclusions.Next,
+    references: Sequence[Reference] = (),
+    rates: Mapping[str, tuple[float, tuple[float, ...]]] | None = None,
+) -> Comparison:
+    """Return the comparison, and write its files.
+
+    Args:
+        groups: label -> seed -> run and evaluation, in the order of the lines.
+        baseline: label that differences are taken to.
+        failed: cells that could not be finished.
+        output: folder to write into; None writes nothing.
+        remarks: notes that come first.
+        after: what to type next.
+        references: models that were not trained here, measured on the same rows.
+        rates: label -> its learning rate, and all that were tried for its objective; by default those of the runs.
+    """
+    made = [Group(label, runs) for label, runs in groups.items()]
+    about = About(baseline, remarks, after.command, after.seeds, failed, rates or rates_of(groups))
+    comparison = conclude(made, about, output, references)
+    if output is not None:
+        publish(output, comparison, made, references)
+    return comparison
+
+
+def rates_of(groups: Mapping[str, Mapping[int, Finished]]) -> dict[str, tuple[float, tuple[float, ...]]]:
+    """Return label -> the learning rate of its runs, and all rates among the runs of the same objective."""
+    used = {label: [run for run, _ in runs.values()] for label, runs in groups.items()}
+    tried: dict[str, set[float]] = {}
+    for runs in used.values():
+        for run in runs:
+            tried.setdefault(run.loss, set()).update(_rate(run))
+    return {
+        label: (rate, tuple(sorted(tried[runs[0].loss]))) for label, runs in used.items() for rate in _rate(runs[0])
+    }
+
+
+def _rate(run: RunRecord) -> tuple[float, ...]:
+    """Return a run's learning rate; nothing where it is not recorded."""
+    rate = run.identity.get("train.lr")
+    return (float(rate),) if isinstance(rate, int | float) else ()

@@ -1,0 +1,273 @@
+"""Runs the cells of a comparison on any executor: hands them out, watches their folders, gathers their records."""
+
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from kdcli.comparison.records import Failure
+from kdcli.config import resolve
+from kdcli.distill.records import RunRecord
+from kdcli.distill.run import is_complete, read_run
+from kdcli.errors import InterruptedRunError, KDError, explained
+from kdcli.evaluation.evaluate import find_evaluation
+from kdcli.evaluation.records import EvalRecord
+from kdcli.events import Event, Report
+from kdcli.loading.session import Workshop
+from kdcli.registry import plugins
+from kdcli.signals import StopRequest
+from kdcli.storage import atomic, lock
+from kdcli.study import cell_progress
+from kdcli.study.cells import CELLS, Cell
+from kdcli.study.executors.base import Ended, Executor, Job
+
+# Why a cell failed, in one line, and where the whole story is.
+
+
+def failure_of(ended: Ended) -> Failure:
+    """Say in one line why a cell failed, and where the whole story is."""
+    cell, error = ended.job.cell, ended.error
+    log = cell.folder.path / "error.log"
+    code = ended.exit_code if ended.exit_code >= 0 else 4
+    if error is not None:
+        known = explained(error) or plugins.blamed(error)
+        code = known.exit_code if known is not None else 1
+        if cell.folder.path.is_dir() and not log.is_file():
+            atomic.write_file(log, "".join(traceback.format_exception(error)))
+        message = str(known) if known is not None else f"{type(error).__name__}: {error}"
+        return Failure(cell.label, cell.seed, message, log, code)
+    if ended.exit_code < 0:
+        message = f"the process was ended by signal {-ended.exit_code}; is the machine out of memory?"
+    else:
+        message = _last_word(ended.job.log) or f"ended with exit code {ended.exit_code}"
+    return Failure(cell.label, cell.seed, message, log if log.is_file() else ended.job.log, code)
+
+
+def _last_word(log: Path) -> str:
+    """Return the last line that ``kd`` said about itself, without its name."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="backslashreplace").splitlines()
+    except OSError:
+        return ""
+    return next((line.removeprefix("kd: ") for line in reversed(lines) if line.startswith("kd: ")), "")
+
+
+Finished = tuple[RunRecord, EvalRecord]
+
+PLAN, LOGS = "plan", "logs"
+BUSY = 5
+_STOPPED = {130, 143, -2, -15}
+_BETWEEN_POLLS, _BETWEEN_LOOKS = 0.05, 0.5
+_STARTS = 4
+_PATIENCE = 30.0
+"""Seconds to wait for another process in a cell's folder that makes no progress."""
+
+
+@dataclass
+class _Turn:
+    """A job and what was tried with it."""
+
+    job: Job
+    starts: int = 0
+    not_before: float = 0.0
+    seen: tuple[float, cell_progress.Seen | None] = (0.0, None)
+
+
+@dataclass
+class Outcome:
+    """What became of cells.
+
+    Args:
+        finished: the records of those that are done, by their place in the list that was asked for.
+        failed: the others, by place.
+    """
+
+    finished: dict[int, Finished] = field(default_factory=dict)
+    failed: dict[int, Failure] = field(default_factory=dict)
+
+
+class Grid:
+    """One comparison's cells under way.
+
+    Args:
+        executor: where they run.
+        folder: the study's folder, for settings and logs of cells that run elsewhere.
+        report: told how far every cell is.
+        workshop: what is loaded already.
+        command: what to type to go on after an interruption.
+    """
+
+    def __init__(self, executor: Executor, folder: Path, report: Report, workshop: Workshop, command: str) -> None:
+        self.executor, self.folder, self.report = executor, folder, report
+        self.workshop, self.command = workshop, command
+        self._cells: list[Cell] = []
+        self._outcome = Outcome()
+        self._waiting: list[_Turn] = []
+        self._running: list[_Turn] = []
+        self._looked = 0.0
+        self._stopping = 0
+
+    def run(self, cells: Sequence[Cell]) -> Outcome:
+        """Run what is missing of some cells; one that fails does not stop the others.
+
+        Raises:
+            InterruptedRunError: stopped by a signal; what ran has saved.
+        """
+        self._cells, self._outcome = list(cells), Outcome()
+        for index, cell in enumerate(cells):
+            self._say(cell, "waiting", total=cell.prepared.steps)
+            found = collect(cell, self.workshop)
+            if found is not None and is_complete(cell.folder, cell.prepared):
+                self._outcome.finished[index] = found
+                self._say(cell, "done", cell.prepared.steps, cell.prepared.steps)
+        missing = [cell for index, cell in enumerate(cells) if index not in self._outcome.finished]
+        self._waiting = [_Turn(self._job(cell)) for cell in missing]
+        with StopRequest() if self.executor.elsewhere else nullcontext() as stop:
+            while self._waiting or self._running:
+                self._step(stop.signal_number if stop is not None else 0)
+        if self._stopping:
+            raise self._interrupted()
+        return self._outcome
+
+    def _step(self, signal_number: int) -> None:
+        """Start what may start, gather what ended, look at what runs."""
+        if signal_number and not self._stopping:
+            self._stopping = signal_number
+            self._waiting.clear()
+            self.executor.stop(signal_number)
+            self.report(Event("warning", f"stopping: {len(self._running)} cells finish their step and save"))
+        now = time.monotonic()
+        for turn in [turn for turn in self._waiting if turn.not_before <= now]:
+            if len(self._running) >= self.executor.capacity:
+                break
+            self._start(turn)
+        for ended in self.executor.poll():
+            self._settle(ended)
+        if self.executor.elsewhere and (self._waiting or self._running):
+            self._look(now)
+            time.sleep(_BETWEEN_POLLS)
+
+    def _start(self, turn: _Turn) -> None:
+        self._waiting.remove(turn)
+        self._running.append(turn)
+        turn.starts += 1
+        cell = turn.job.cell
+        atomic.make_inside(self.folder, CELLS, cell.folder.path.name)
+        self._say(cell, "running", total=cell.prepared.steps)
+        place = self.executor.submit(turn.job, self._heard(cell))
+        if place and turn.starts == 1 and not place.startswith("process"):
+            self.report(Event("note", f"{cell.name}: {place}"))
+
+    def _settle(self, ended: Ended) -> None:
+        """Book a job that is over, or put it back in the queue."""
+        turn = next(turn for turn in self._running if turn.job is ended.job)
+        self._running.remove(turn)
+        cell = ended.job.cell
+        index = self._cells.index(cell)
+        if self._stopping and ended.exit_code:
+            self._say(cell, "stopped")
+        elif ended.exit_code == 0:
+            found = ended.found or collect(cell, self.workshop)
+            if found is None:
+                self._fail(index, Ended(ended.job, 1, RuntimeError("ended without results")))
+                return
+            self._outcome.finished[index] = found
+            self._say(cell, "done", found[0].steps, found[0].steps, seconds=found[0].seconds)
+        elif self._may_try_again(turn, ended):
+            self._waiting.append(turn)
+            self._say(cell, "waiting", total=cell.prepared.steps)
+        else:
+            self._fail(index, ended)
+
+    def _may_try_again(self, turn: _Turn, ended: Ended) -> bool:
+        """Whether a job was stopped from outside, or met another process that still makes progress."""
+        if ended.exit_code in _STOPPED and self.executor.elsewhere:
+            return turn.starts < _STARTS
+        if ended.exit_code != BUSY:
+            return False
+        now = time.monotonic()
+        seen = self._seen(turn.job.cell)
+        if turn.seen[1] != seen:
+            turn.seen = (now, seen)
+        turn.not_before = now + 0.5
+        if not self.executor.elsewhere:
+            time.sleep(0.5)
+        return now - turn.seen[0] < _PATIENCE
+
+    def _fail(self, index: int, ended: Ended) -> None:
+        failure = failure_of(ended)
+        self._outcome.failed[index] = failure
+        self._say(ended.job.cell, "failed", log=str(failure.log))
+        self.report(Event("warning", f"{ended.job.cell.name} failed: {failure.message}"))
+
+    def _look(self, now: float) -> None:
+        if now - self._looked < _BETWEEN_LOOKS:
+            return
+        self._looked = now
+        for turn in self._running:
+            cell = turn.job.cell
+            seen = self._seen(cell)
+            if seen.step:
+                self._say(cell, "running", seen.step, cell.prepared.steps, left=seen.seconds_left)
+
+    def _seen(self, cell: Cell) -> cell_progress.Seen:
+        evaluation = str(cell.evaluation.relative_to(cell.folder.path))
+        return cell_progress.look(cell.folder.path, evaluation, held=lock.is_held(cell.folder.path))
+
+    def _heard(self, cell: Cell) -> Report:
+        """Return the report of a cell that runs in this process: its steps are the grid's progress too."""
+        inner = named(self.report, cell.name)
+
+        def tell(event: Event) -> None:
+            if event.kind == "progress" and event.message == "training":
+                self._say(cell, "running", event.done, event.total)
+            inner(event)
+
+        return tell
+
+    def _say(self, cell: Cell, state: str, step: int = 0, total: int = 0, **values: object) -> None:
+        self.report(Event("cell", cell.name, done=step, total=total, values={"state": state, **values}))
+
+    def _job(self, cell: Cell) -> Job:
+        name = f"{cell.folder.path.name}-{cell.evaluation.name}"
+        config, log = self.folder / PLAN / f"{name}.yaml", self.folder / LOGS / f"{name}.log"
+        if self.executor.elsewhere:
+            write_plan(config, cell)
+            atomic.make_inside(self.folder, log.parent.name)
+        return Job(cell, config, log)
+
+    def _interrupted(self) -> InterruptedRunError:
+        done = len(self._outcome.finished)
+        what = f"stopped with {done} of {len(self._cells)} cells done, the others saved"
+        return InterruptedRunError(self._stopping, what, fix=f"go on with: {self.command}")
+
+
+def collect(cell: Cell, workshop: Workshop) -> Finished | None:
+    """Return the records of a cell that is trained and measured as its settings ask, else None."""
+    try:
+        if not (cell.folder.check(cell.prepared.identity, resume=True) and cell.folder.is_done):
+            return None
+        found = find_evaluation(cell.folder.path, cell.config, workshop)
+        return (read_run(cell.folder.path), found) if found is not None else None
+    except KDError:  # damaged: the cell itself says so when it runs
+        return None
+
+
+def write_plan(path: Path, cell: Cell) -> None:
+    """Write a cell's resolved settings for ``kd distill -c``, unless they are there."""
+    atomic.make_inside(path.parents[1], path.parent.name)
+    text = resolve.to_yaml(cell.prepared.config)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        atomic.write_file(path, text)
+
+
+def named(report: Report, name: str) -> Report:
+    """Return a report that puts a name before every message, and keeps to itself what all cells share."""
+
+    def tell_named(event: Event) -> None:
+        if event.kind != "note":
+            report(replace(event, message=f"{name}: {event.message}"))
+
+    return tell_named

@@ -1,0 +1,100 @@
+"""A teacher of another tokenizer: it reads the same text, and speaks where both have read as much of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kdcli.data.alignment import NOWHERE, Counterpart, Translator
+from kdcli.data.batching import IGNORED, Batch, collate
+from kdcli.data.tokenize import Example
+from kdcli.losses.topk import Coarse
+from kdcli.models.packing import Packing, Projection, find_valid
+from kdcli.teachers.base import Mixture, Teacher
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """What a teacher of another tokenizer says of a micro-batch's valid tokens.
+
+    Args:
+        side: its hidden states and head; of a token that it cannot speak of, the hidden state is 0.
+        known: 1 for tokens that it speaks of, 0 for others, shape ``[n]``.
+        vocab: its real ids.
+    """
+
+    side: Projection | Mixture
+    known: Tensor
+    vocab: int
+
+
+class AlignedTeacher:
+    """A teacher that reads each sequence of the student in its own tokens.
+
+    For a token of the student it speaks from the place where it has read exactly the text that stands before that
+    token. Where its own tokens end at no such place, or beyond its last position, it is silent.
+
+    Args:
+        inner: the teacher, live, one or several.
+        translator: from the student's sequences to the teacher's.
+        vocab: the teacher's real ids.
+        pad_id: an id to fill the teacher's batches with.
+        positions: the longest sequence that the teacher can read; None for any.
+    """
+
+    def __init__(
+        self, inner: Teacher, translator: Translator, *, vocab: int, pad_id: int, positions: int | None
+    ) -> None:
+        self.inner, self.translator = inner, translator
+        self.vocab, self.pad_id, self.positions = vocab, pad_id, positions
+
+    def side(self, batch: Batch, packing: Packing) -> Projection | Mixture | Coarse:
+        """Return hidden states of the student's valid tokens, 0 where it is silent."""
+        return self.aligned(batch, packing).side
+
+    def aligned(self, batch: Batch, packing: Packing) -> Aligned:
+        """Return what it says of a micro-batch's valid tokens, and of which of them."""
+        places: list[int] = []
+        examples: list[Example] = []
+        read = 0
+        for one in self._counterparts(batch):
+            places += [read + place if place != NOWHERE else NOWHERE for place in one.places]
+            if one.speaks:
+                examples.append(Example((*one.ids, 0), one.prompt_length, "", (), ""))
+                read += len(one.ids) - one.prompt_length + 1
+        theirs = collate(examples, range(len(examples)), self.pad_id) if examples else _nothing()
+        theirs = theirs.to(batch.input_ids.device)
+        seen = self.inner.side(theirs, find_valid(theirs.labels))
+        assert not isinstance(seen, Coarse), "refused before: a teacher of another tokenizer runs"
+        index = torch.tensor(places, dtype=torch.int64, device=batch.input_ids.device)
+        return Aligned(_gathered(seen, index), (index != NOWHERE).float(), self.vocab)
+
+    def _counterparts(self, batch: Batch) -> Iterator[Counterpart]:
+        """Yield what the teacher reads of each sequence that holds a valid token."""
+        ids, labels = batch.input_ids.tolist(), batch.labels.tolist()
+        lengths, rows = batch.attention_mask.sum(1).tolist(), batch.example.tolist()
+        for own, targets, length, row in zip(ids, labels, lengths, rows, strict=True):
+            first = next((place for place in range(length) if targets[place] != IGNORED), None)
+            if first is not None:
+                sequence = (*own[:length], targets[length - 1])
+                yield self.translator.counterpart(sequence, first + 1, row).within(self.positions)
+
+
+def _nothing() -> Batch:
+    one = torch.zeros((1, 1), dtype=torch.int64)
+    return Batch(one, one + 1, one + IGNORED, torch.full((1,), -1))
+
+
+def _gathered(seen: Projection | Mixture, index: Tensor) -> Projection | Mixture:
+    """Return the hidden states at some places, 0 where there is none."""
+    if isinstance(seen, Mixture):
+        return replace(seen, members=tuple(_rows(member, index) for member in seen.members))
+    return _rows(seen, index)
+
+
+def _rows(side: Projection, index: Tensor) -> Projection:
+    hidden = side.hidden.new_zeros((len(index), side.hidden.shape[1]))
+    known = index != NOWHERE
+    hidden[known] = side.hidden[index[known]]
+    return Projection(hidden, side.head)

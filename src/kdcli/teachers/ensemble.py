@@ -1,0 +1,39 @@
+"""Several live teachers that speak as one."""
+
+from typing import Literal
+
+from kdcli.data.batching import Batch
+from kdcli.models.load import LanguageModel
+from kdcli.models.packing import Packing
+from kdcli.teachers.base import LiveTeacher, Mixture, Teacher
+from kdcli.teachers.cross_tokenizer import AlignedTeacher
+
+
+class EnsembleTeacher:
+    """Live teachers of one tokenizer whose distributions are mixed.
+
+    Args:
+        models: the teachers; no gradient is taken.
+        weights: one above 0 for each, sum 1.
+        space: where they are mixed.
+    """
+
+    def __init__(
+        self, models: tuple[LanguageModel, ...], weights: tuple[float, ...], space: Literal["probability", "log"]
+    ) -> None:
+        self.models, self.weights = models, weights
+        self.space: Literal["probability", "log"] = space
+
+    def side(self, batch: Batch, packing: Packing) -> Mixture:
+        """Run every trunk and gather the valid tokens' hidden states."""
+        members = tuple(LiveTeacher(model).side(batch, packing) for model in self.models)
+        return Mixture(members, self.weights, self.space)
+
+
+def living(teacher: Teacher | None) -> list[LanguageModel]:
+    """Return the models that run whenever a teacher is asked: none for a cache."""
+    if isinstance(teacher, AlignedTeacher):
+        return living(teacher.inner)
+    if isinstance(teacher, EnsembleTeacher):
+        return list(teacher.models)
+    return [teacher.model] if isinstance(teacher, LiveTeacher) else []

@@ -1,0 +1,165 @@
+"""Chooses what a run learns from: the teacher itself, or what a cache remembers of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdcli.config.schema import CacheConfig, DataConfig, HardwareConfig
+from kdcli.data.tokenize import TokenDataset
+from kdcli.errors import InputError, UsageError
+from kdcli.events import Report
+from kdcli.loading.info import ModelFacts, refuse_blend
+from kdcli.loading.session import Workshop, check_data_path
+from kdcli.models.devices import Device, prepare
+from kdcli.models.tokenizer import real_ids
+from kdcli.remote.address import is_served
+from kdcli.teachers.base import LiveTeacher, Teacher
+from kdcli.teachers.cache_build import build_cache
+from kdcli.teachers.cached import (
+    WHOLE,
+    CacheRecord,
+    Remembered,
+    cache_key,
+    estimated_bytes,
+    missing_rows,
+    open_cache,
+    read_key,
+    seen_as,
+)
+from kdcli.teachers.ensemble import EnsembleTeacher, living
+
+
+def teacher_for(
+    cache: str | None,
+    facts: ModelFacts,
+    dataset: TokenDataset,
+    data: DataConfig,
+    hardware: HardwareConfig,
+    device: Device,
+    workshop: Workshop,
+) -> Teacher:
+    """Return the teacher, or the cache that stands for it on these rows.
+
+    Raises:
+        InputError: the cache lacks rows.
+        IntegrityError: a file of it is damaged.
+    """
+    if cache is None:
+        teacher = live_teacher(facts, device, workshop)
+        for model in living(teacher):
+            model.check_length(max(dataset.lengths))
+        return teacher
+    found = _opened(Path(cache), cache_key(facts, data, hardware, device), device, workshop)
+    missing = missing_rows(found, dataset)
+    if missing:
+        raise InputError(
+            "CACHE-04", f"{missing:,} of {len(dataset):,} rows are not in the cache", where=cache,
+            fix="add them: kd cache with the same rows, template and length",
+        )  # fmt: skip
+    return found
+
+
+def live_teacher(facts: ModelFacts, device: Device, workshop: Workshop) -> LiveTeacher | EnsembleTeacher:
+    """Return a teacher that runs, or several that speak as one."""
+    if facts.blend is not None:
+        models = tuple(workshop.load_teacher(one.path, device.device, facts.quantization) for one in facts.members)
+        return EnsembleTeacher(models, facts.blend.weights, facts.blend.space)
+    return LiveTeacher(workshop.load_teacher(facts.path, device.device, facts.quantization))
+
+
+def mentor_for(
+    cache: str | None,
+    facts: ModelFacts,
+    dataset: TokenDataset,
+    data: DataConfig,
+    hardware: HardwareConfig,
+    device: Device,
+    workshop: Workshop,
+) -> Teacher:
+    """Return what a student is measured against: a cache only if nothing is lost and every row is in it."""
+    wanted = cache_key(facts, data, hardware, device)
+    if cache is not None and seen_as(read_key(Path(cache))["key"]) == WHOLE:
+        found = _opened(Path(cache), wanted, device, workshop)
+        if not missing_rows(found, dataset):
+            return found
+    return teacher_for(None, facts, dataset, data, hardware, device, workshop)
+
+
+def cache(config: CacheConfig, report: Report, *, command: str = "", workshop: Workshop | None = None) -> CacheRecord:
+    """Run a teacher over rows once and keep what it says.
+
+    Raises:
+        KDError: of the kind that fits, before weights are read where that is possible.
+    """
+    workshop = workshop or Workshop()
+    if config.output is None:
+        raise UsageError("CLI-20", "no cache folder", where="-o", fix="give one, such as -o cache")
+    facts, datasets, device = _rows(config, workshop)
+    return build_cache(Path(config.output), _key(config, facts, device), datasets, facts, workshop, device, report,
+                       command=command)  # fmt: skip
+
+
+def plan_cache(config: CacheConfig) -> dict[str, Any]:
+    """Say what a cache would hold and how large it would be; nothing is written, no weight is read."""
+    facts, datasets, device = _rows(config, Workshop())
+    key, targets = _key(config, facts, device), sum(dataset.targets for dataset in datasets)
+    return {
+        "teacher": facts.path,
+        "device": device.description,
+        "kind": seen_as(key),
+        "sequences": sum(len(dataset) for dataset in datasets),
+        "response_tokens": targets,
+        "teacher_tokens": sum(sum(dataset.lengths) - len(dataset) for dataset in datasets),
+        "bytes": estimated_bytes(key, facts.width, facts.rows, targets),
+    }
+
+
+def _rows(config: CacheConfig, workshop: Workshop) -> tuple[ModelFacts, Sequence[TokenDataset], Device]:
+    if config.teacher is None:
+        raise UsageError("CLI-20", "no teacher", where="--teacher", fix="give a folder or a hub id")
+    refuse_blend(config.teacher, "a cache remembers one teacher", "--teacher", "train from the teachers themselves")
+    path = check_data_path(config.data.train, "--data")
+    device = prepare(config.hardware)
+    if is_served(config.teacher):
+        _check_served(config)
+    if config.student is None:
+        facts = reader = workshop.look_teacher(config.teacher, config.teacher_quantization)
+    else:
+        pair = workshop.pair(config.student, config.teacher, config.teacher_quantization, config.server)
+        reader, found = pair.reader, pair.teacher
+        assert found is not None, "one is named"
+        facts = found
+    datasets = [workshop.data(path, reader, config.data, role="train")]
+    if config.data.eval is not None:
+        datasets.append(
+            workshop.data(check_data_path(config.data.eval, "--eval-data"), reader, config.data, role="eval")
+        )
+    return facts, datasets, device
+
+
+def _check_served(config: CacheConfig) -> None:
+    if config.kind != "compact":
+        what = "a server shows the likeliest tokens, no hidden states"
+        raise UsageError("SERVE-10", what, where=f"--kind {config.kind}", fix="give --kind compact")
+    if config.student is None:
+        what = "a server shows no tokenizer"
+        raise UsageError("SERVE-10", what, where="--student", fix="give the student, whose tokenizer it must share")
+
+
+def _key(config: CacheConfig, facts: ModelFacts, device: Device) -> dict[str, Any]:
+    top_k = config.top_k if config.kind == "compact" else None
+    real = real_ids(facts.tokenizer, facts.rows, "teacher") if top_k is not None else 0
+    if top_k is not None and top_k >= real:
+        what = f"{top_k} of {real:,} tokens leave no rest"
+        raise UsageError("CACHE-07", what, where="--top-k", fix=f"keep fewer, at most {real - 1:,}")
+    return cache_key(
+        facts, config.data, config.hardware, device, kind=config.kind, dtype=config.store_dtype, top_k=top_k
+    )
+
+
+def _opened(folder: Path, key: dict[str, Any], device: Device, workshop: Workshop) -> Remembered:
+    if folder not in workshop.caches:
+        workshop.caches[folder] = open_cache(folder, key, device.device)
+    found = workshop.caches[folder]
+    assert isinstance(found, Remembered), "only caches are kept there"
+    return found

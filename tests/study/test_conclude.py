@@ -1,0 +1,207 @@
+"""From evaluated runs to a comparison: made from tidy tables only, about objectives only with several seeds."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import evaluated
+from kdcli.comparison.tables_store import About
+from kdcli.errors import InputError, IntegrityError, UsageError
+from kdcli.report.tables import FORMS, render
+from kdcli.storage.digests import unseal
+from kdcli.study.results import conclude, export, read_comparison
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return evaluated.groups(tmp_path_factory.mktemp("cells"))
+
+
+@pytest.fixture(scope="module")
+def written(made, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    return conclude(made, About("fkl", ("a remark",), "kd compare", (0, 1, 2)), folder), folder
+
+
+def test_several_seeds_are_about_the_objectives(written):
+    found, _ = written
+    fkl, rkl, akl = found.rows
+    assert (fkl.label, fkl.seeds) == ("fkl", (0, 1, 2))
+    assert fkl.scores["rougeL"].unit == "seeds and examples"
+    assert fkl.differences["rougeL"] is None
+    assert akl.differences["rougeL"].p_value < 0.05 <= rkl.differences["rougeL"].p_value
+    assert akl.differences["rougeL"].mean == pytest.approx(50.0, abs=20)
+    assert (akl.models["rougeL"].unit, akl.models["rougeL"].count) == ("examples", evaluated.EXAMPLES)
+    assert akl.best == ("rougeL", "perplexity", "nll")
+    assert akl.tied == akl.best
+    assert (fkl.tied, rkl.tied) == ((), ())
+    assert found.notes[0] == "a remark"
+    assert not any("1 training seed" in note for note in found.notes)
+
+
+def test_what_was_planted_is_traced(written):
+    found, _ = written
+    shares = found.variance["rougeL"]
+    assert shares.seed > 0.5
+    assert 0 < shares.sampling < 0.5
+    assert found.variance["nll"].sampling == 0.0
+    sizes = found.detectable["rougeL"]
+    assert 5.0 < sizes.low < sizes.size < sizes.high < 200.0
+
+
+def test_one_seed_is_about_these_models_and_says_so(tmp_path):
+    groups = evaluated.groups(tmp_path, seeds=(7,))
+    found = conclude(groups, About("fkl"), None)
+    assert found.notes[0].startswith("1 training seed: no conclusion about objectives can be drawn")
+    row = found.rows[2]
+    assert row.differences["nll"] == row.models["nll"]
+    assert (row.differences["nll"].unit, row.differences["nll"].count) == ("examples", evaluated.EXAMPLES)
+    assert found.variance["rougeL"].seed is None
+    assert found.folder is None
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J[/]", "=cmd", "<script>", "\\input{x}", "\ud800"], ids=range(5))
+def test_hostile_names_and_answers_reach_no_file_unescaped(tmp_path, text):
+    groups = evaluated.groups(tmp_path / "runs", ("fkl", text), (0,), (0.0, 0.1), answer="\x1b[31m=cmd<script>")
+    (tmp_path / "study").mkdir()
+    found = conclude(groups, About("fkl"), tmp_path / "study")
+    assert len(found.rows) == 2
+    for path in (tmp_path / "study").iterdir():
+        if path.suffix != ".parquet":
+            assert "\x1b" not in path.read_text(encoding="utf-8"), path.name
+            assert "<script" not in path.read_text(encoding="utf-8") or path.suffix in (".json", ".csv", ".tex")
+    answers = pd.read_parquet(tmp_path / "study" / "samples.parquet").predictions
+    assert answers[0][0] == "\x1b[31m=cmd<script>"
+
+
+def test_runs_that_share_no_seed_are_not_compared(tmp_path):
+    ours = evaluated.groups(tmp_path / "a", labels=("fkl",), seeds=(0,), gains=(0.0,))
+    theirs = evaluated.groups(tmp_path / "b", labels=("rkl",), seeds=(1,), gains=(0.0,))
+    found = conclude([*ours, *theirs], About("fkl"), None)
+    assert found.rows[1].differences["rougeL"] is None
+    assert found.rows[1].tied or found.rows[0].tied
+
+
+def test_the_tables_made_again_have_the_same_bytes(written, tmp_path):
+    _, folder = written
+    for name in ("results.parquet", "samples.parquet"):
+        shutil.copy(folder / name, tmp_path / name)
+    again = read_comparison(tmp_path)
+    for form in FORMS:
+        assert render(again, form).encode() == (folder / f"table.{form}").read_bytes(), form
+
+
+def test_nothing_in_a_table_depends_on_the_machine(made, written, tmp_path):
+    slow = [
+        replace(
+            group,
+            runs={seed: (replace(run, seconds=99.0, peak_bytes=9), found) for seed, (run, found) in group.runs.items()},
+        )
+        for group in made
+    ]
+    found = conclude(slow, About("fkl", ("a remark",), "kd compare", (0, 1, 2)), tmp_path)
+    assert found.rows[0].seconds == 99.0
+    _, folder = written
+    for name in [*(f"table.{form}" for form in FORMS), "results.parquet", "samples.parquet"]:
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+    assert (tmp_path / "costs.csv").read_bytes() != (folder / "costs.csv").read_bytes()
+
+
+def test_what_to_type_next_names_folders_and_enters_no_table(made, written, tmp_path):
+    _, folder = written
+    elsewhere = conclude(made, About("fkl", ("a remark",), f"kd compare -o {tmp_path}", (0, 1, 2)), tmp_path)
+    assert elsewhere.notes[-1] == f"next: kd compare -o {tmp_path} --seeds 0,1,2,3,4"
+    for path in folder.glob("table.*"):
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+    assert (tmp_path / "results.parquet").read_bytes() == (folder / "results.parquet").read_bytes()
+
+
+def test_costs_are_read_back_with_the_tables(written):
+    found, folder = written
+    again = read_comparison(folder)
+    assert [row.seconds for row in again.rows] == [row.seconds for row in found.rows] == [2.5, 2.5, 2.5]
+    assert again.rows[0].teacher_passes == 1.0
+    costs = pd.read_csv(folder / "costs.csv")
+    assert costs["seconds"].tolist() == [1.5, 2.5, 3.5] * 3
+
+
+def test_the_parquet_files_are_tidy(written):
+    found, folder = written
+    results, samples = (pd.read_parquet(folder / name) for name in ("results.parquet", "samples.parquet"))
+    assert len(results) == 3 * 3 * len(found.scores)
+    assert not {"seconds", "peak_bytes"} & set(results.columns)
+    means = results.groupby(["objective", "score"]).value.mean()
+    assert means["akl", "rougeL"] == pytest.approx(found.rows[2].scores["rougeL"].mean)
+    assert len(samples) == 3 * 3 * evaluated.EXAMPLES
+    rouge = samples[samples.objective == "akl"].groupby("seed").rougeL.mean()
+    assert rouge.mean() == pytest.approx(found.rows[2].scores["rougeL"].mean)
+    sums = np.array(samples["nll.sums"].tolist())
+    one = ((samples.objective == "fkl") & (samples.seed == 0)).to_numpy()
+    nll = sums[one, 0].sum() / sums[one, 1].sum()
+    assert results.query("objective == 'fkl' and seed == 0 and score == 'nll'").value.item() == pytest.approx(nll)
+
+
+def test_every_form_can_be_had_alone(written, tmp_path):
+    _, folder = written
+    for form in FORMS:
+        export(folder, tmp_path / f"mine.{form}")
+        assert (tmp_path / f"mine.{form}").read_bytes() == (folder / f"table.{form}").read_bytes()
+    export(folder, tmp_path / "mine.parquet")
+    assert (tmp_path / "mine.parquet").read_bytes() == (folder / "results.parquet").read_bytes()
+    text = export(folder, tmp_path / "paper.tex", caption="50% of \\x", label="tab:kd", digits=1).read_text()
+    assert r"\caption{50\% of \textbackslash{}x}" in text
+    assert r"\label{tab:kd}" in text
+    assert json.loads((folder / "table.json").read_text())["rows"][0]["shown"]["rougeL"] == "58 [37, 77]"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("table.docx", {}),
+        ("table", {}),
+        ("table.csv", {"label": "tab:x"}),
+        ("table.md", {"caption": "x"}),
+        ("table.parquet", {"digits": 1}),
+        ("table.tex", {"digits": 99}),
+    ],
+)
+def test_what_no_form_can_hold_is_refused(written, tmp_path, name, options):
+    with pytest.raises(UsageError):
+        export(written[1], tmp_path / name, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_a_comparison_is_refused(written, tmp_path):
+    with pytest.raises(InputError, match="no results"):
+        read_comparison(tmp_path)
+    shutil.copy(written[1] / "samples.parquet", tmp_path / "samples.parquet")
+    (tmp_path / "results.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(IntegrityError):
+        read_comparison(tmp_path)
+    shutil.copy(written[1] / "samples.parquet", tmp_path / "results.parquet")
+    with pytest.raises(InputError, match="not a comparison"):
+        read_comparison(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["results.parquet", "samples.parquet", "costs.csv"])
+def test_a_table_that_is_not_what_was_sealed_makes_no_numbers(written, tmp_path, name):
+    folder = shutil.copytree(written[1], tmp_path / "study")
+    raw = bytearray((folder / name).read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (folder / name).write_bytes(raw)
+    for use in (lambda: read_comparison(folder), lambda: export(folder, tmp_path / "table.md")):
+        with pytest.raises(IntegrityError, match="digest differs") as caught:
+            use()
+        assert caught.value.where == str(folder / name)
+    assert not (tmp_path / "table.md").exists()
+
+
+def test_tables_that_a_kill_left_unsealed_are_told_from_damaged_ones(written, tmp_path):
+    folder = shutil.copytree(written[1], tmp_path / "study")
+    unseal(folder)
+    with pytest.raises(IntegrityError, match="it was not finished"):
+        read_comparison(folder)
