@@ -17,14 +17,14 @@ from kdcli.events import Event
 from kdcli.losses.build import build_objective
 from kdcli.models.devices import prepare
 from kdcli.models.head import split_head, trunk_of
-from kdcli.models.internals import reading_of
+from kdcli.models.internals import cache_interface_of
 from kdcli.models.kernels import fuse_activations
 from kdcli.models.load import LanguageModel
-from kdcli.sources.base import Ground, Source
+from kdcli.sources.base import Source, SourceContext
 from kdcli.sources.build import build_source
 from kdcli.sources.dataset import DatasetSource, DatasetWindows
 from kdcli.teachers.base import LiveTeacher, Teacher
-from kdcli.training.job import Training
+from kdcli.training.job import TrainJob
 from kdcli.training.trainer import train
 
 
@@ -36,7 +36,7 @@ def train_marks(
     config = _config(steps, batch_size)
     sizes = [
         (sum(len(rows[at][0]) for at in step), sum(len(rows[at][0]) - rows[at][1] for at in step))
-        for step in DatasetWindows(Ground(TokenDataset(examples), config, pad_id=0)).steps(0)
+        for step in DatasetWindows(SourceContext(TokenDataset(examples), config, pad_id=0)).steps(0)
     ]
     teacher = LiveTeacher(language_model(folder / "teacher"))
     return run_training(folder, teacher, examples, options, steps, batch_size), sizes
@@ -101,16 +101,16 @@ def _marks(
             marks.append(time.perf_counter())
 
     device = prepare(hardware)
-    ground = Ground(
+    context = SourceContext(
         TokenDataset(examples), config, pad_id=0, student=student, vocab=student.vocab, autocast=device.autocast
     )
     with tempfile.TemporaryDirectory() as run:
         train(
-            Training(
+            TrainJob(
                 student=student,
                 teacher=teacher,
                 loss=build_objective(objective),
-                windows=(source or DatasetSource()).open(ground),
+                windows=(source or DatasetSource()).open(context),
                 vocab=student.vocab,
                 train=config,
                 device=device,
@@ -135,7 +135,7 @@ def in_memory(model: PreTrainedModel, name: str = "random") -> LanguageModel:
     """Return a model ready for the loop, without a tokenizer: rows are ids already."""
     fuse_activations(model.eval())  # as load_model does
     no_tokenizer: Any = None
-    reading = reading_of(trunk_of(model), model.config)
+    reading = cache_interface_of(trunk_of(model), model.config)
     return LanguageModel(
         model, no_tokenizer, split_head(model), name, "", EndTokens((0,)), 0, model.config.vocab_size, reading=reading
     )

@@ -25,10 +25,10 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from kdcli.config.schema import DataConfig, GenerationConfig
 from kdcli.data.dataset import load_dataset
 from kdcli.end_tokens import EndTokens
-from kdcli.generation.batch import Batch
-from kdcli.generation.batch_invariance import Settling
-from kdcli.generation.decoder import Speaker
-from kdcli.generation.sampling import Row
+from kdcli.generation.batch import RunningBatch
+from kdcli.generation.batch_invariance import BatchInvariance
+from kdcli.generation.decoder import Decoder
+from kdcli.generation.sampling import SequenceState
 from kdcli.models.load import LanguageModel, load_model
 
 
@@ -43,31 +43,31 @@ class GivenLengths(StoppingCriteria):
         return input_ids.shape[1] - self.width >= self.lengths.to(input_ids.device)
 
 
-class Proposing(Settling):
+class Proposing(BatchInvariance):
     """Settles nothing: what the batch proposes stays."""
 
-    def settle(self, row: Row, place: int) -> None:
+    def settle(self, row: SequenceState, place: int) -> None:
         """Open the next block of the row when this one is full."""
         if self.is_due(row):
             row.block += self.width(row)
 
 
-class GivenBatch(Batch):
+class GivenBatch(RunningBatch):
     """kd's batch, with given lengths and no more rows than transformers has."""
 
     def __init__(
-        self, speaker: Speaker, config: GenerationConfig, lengths: Sequence[int], most: int, *, settle: bool
+        self, decoder: Decoder, config: GenerationConfig, lengths: Sequence[int], most: int, *, settle: bool
     ) -> None:
-        super().__init__(speaker, config, lambda tokens: None)
+        super().__init__(decoder, config, lambda tokens: None)
         if not settle:
-            self.settling = Proposing(speaker, config)
+            self.settling = Proposing(decoder, config)
         self.given, self.most = lengths, most
 
-    def may_go_on(self, row: Row) -> bool:
+    def may_go_on(self, row: SequenceState) -> bool:
         """Return whether the row is shorter than the length given to it."""
         return len(row.said) < self.given[row.place]
 
-    def has_room(self, coming: Row) -> bool:
+    def has_room(self, coming: SequenceState) -> bool:
         """Return whether fewer rows run than transformers has."""
         return len(self.rows) < self.most
 
@@ -92,18 +92,18 @@ def ours(
     seeds: Sequence[int] = (0,), *, reuse: bool = True, settle: bool = True,
 ) -> int:  # fmt: skip
     """Answer all prompts; return how many tokens were put right."""
-    speaker = Speaker(model, model.vocab)
+    decoder = Decoder(model, model.vocab)
     config = GenerationConfig(max_new_tokens=max(lengths), batch_tokens=batch * (max(map(len, prompts)) + max(lengths)))
     order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[SequenceState]:
         pairs = [(place, seed) for place in order for seed in seeds]
         apart = [(place, seed) for seed in seeds for place in order]
         for place, seed in pairs if reuse else apart:
-            yield Row.waiting(place, prompts[place], place, seed)
+            yield SequenceState.waiting(place, prompts[place], place, seed)
 
     with torch.no_grad():
-        given = GivenBatch(speaker, config, lengths, batch, settle=settle)
+        given = GivenBatch(decoder, config, lengths, batch, settle=settle)
         done = list(given.run(rows()))
     made = {(row.place, row.seed): len(row.said) for row in done}
     assert made == {(place, seed): lengths[place] for place in order for seed in seeds}

@@ -20,7 +20,7 @@ from pathlib import Path
 from kdcli.cli.render_catalog import prose
 from kdcli.config.names import ALIASES, FLAGS, flag_path
 from kdcli.config.presets import cards as preset_cards
-from kdcli.config.resolve import Setting, leaves
+from kdcli.config.resolve import Setting, iter_settings
 from kdcli.config.resolve import describe as describe_type
 from kdcli.config.schema import (
     CacheConfig,
@@ -130,11 +130,11 @@ def settings() -> str:
     rows = []
     found: dict[str, tuple[Setting, list[str]]] = {}
     for command, kind in KINDS.items():
-        for path, setting in leaves(kind).items():
+        for path, setting in iter_settings(kind).items():
             found.setdefault(path, (setting, []))[1].append(command)
     for path, (setting, commands) in found.items():
         kind = KINDS[commands[0]]
-        flags = [flag for flag in FLAGS if flag_path(flag, leaves(kind)) == path and flag not in POSITIONAL]
+        flags = [flag for flag in FLAGS if flag_path(flag, iter_settings(kind)) == path and flag not in POSITIONAL]
         flag = f"`--{flags[0].replace('_', '-')}`" if flags else ""
         default = setting.adapter.dump_python(setting.info.default, mode="json")
         shown = (

@@ -37,8 +37,8 @@ def chain(table: dict[int, dict[int, float]], name: str = "chain") -> LanguageMo
 
 def save(table: dict[int, dict[int, float]], folder):
     """The same chain as a model folder."""
-    speaker = chain(table)
-    speaker.model.save_pretrained(folder)
+    decoder = chain(table)
+    decoder.model.save_pretrained(folder)
     tiny.tokenizer(WORDS).save_pretrained(folder)
     return folder
 

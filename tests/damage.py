@@ -17,7 +17,7 @@ from kdcli.distill.run import distill, read_run
 from kdcli.errors import InterruptedRunError
 from kdcli.evaluation.results import read_results, read_scores
 from kdcli.events import Event, silent
-from kdcli.report.sections import Material
+from kdcli.report.sections import ReportData
 from kdcli.report.tables import render
 from kdcli.storage.run_dir import RunFolder
 from kdcli.study import compare
@@ -108,7 +108,7 @@ def flipped(path: Path, bit: int) -> Iterator[None]:
 def told_by_study(folder: Path) -> list[Any]:
     """Everything that is computed from a study's records: its table, and what its report is drawn from."""
     comparison, groups = read_comparison(folder), groups_of(read_study(folder), folder)
-    material = Material(comparison, tuple(groups))
+    material = ReportData(comparison, tuple(groups))
     runs = [one for group in groups for one in group.runs.values()]
     told: list[Any] = [render(comparison, form) for form in ("md", "csv", "json")]
     for run, found in runs:

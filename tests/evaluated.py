@@ -8,7 +8,7 @@ import numpy as np
 from kdcli.comparison.aggregate import Group
 from kdcli.config.schema import EvalSettings, GenerationConfig
 from kdcli.distill.records import RunRecord
-from kdcli.evaluation.answers import Texts
+from kdcli.evaluation.answers import TextSamples
 from kdcli.evaluation.records import EvalRecord, ScoreInfo
 from kdcli.evaluation.results import Rows, write_results
 from kdcli.metrics.build import build_metrics
@@ -59,7 +59,7 @@ def evaluation(folder: Path, label: str, seed: int, gain: float, answer: str) ->
     record = EvalRecord(
         "test", "model", folder, EXAMPLES, {one.name: over_examples(one) for one in scores}, infos, {}, "digest"
     )
-    said = Texts([[answer] * 3] * EXAMPLES, [["ref"]] * EXAMPLES, ["prompt"] * EXAMPLES, [[True] * 3] * EXAMPLES)
+    said = TextSamples([[answer] * 3] * EXAMPLES, [["ref"]] * EXAMPLES, ["prompt"] * EXAMPLES, [[True] * 3] * EXAMPLES)
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_results(folder, record, SETTINGS, Rows([f"line {i}" for i in range(EXAMPLES)], said), scores)
     return record

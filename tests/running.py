@@ -11,10 +11,10 @@ from kdcli.events import silent
 from kdcli.losses.build import build_objective
 from kdcli.models.devices import prepare
 from kdcli.models.load import assemble
-from kdcli.sources.base import Ground
+from kdcli.sources.base import SourceContext
 from kdcli.sources.dataset import DatasetWindows
 from kdcli.teachers.base import LiveTeacher
-from kdcli.training.job import Training
+from kdcli.training.job import TrainJob
 
 VOCAB = len(tiny.WORDS)
 
@@ -53,11 +53,11 @@ def training(
     folder.mkdir(parents=True, exist_ok=True)
     rank, size = world
     student = student or model("student", seed=1)
-    return Training(
+    return TrainJob(
         student=student,
         teacher=LiveTeacher(teacher or model("teacher", seed=2)),
         loss=build_objective(spec),
-        windows=DatasetWindows(Ground(data or dataset(), config, pad_id=0, rank=rank, world=size)),
+        windows=DatasetWindows(SourceContext(data or dataset(), config, pad_id=0, rank=rank, world=size)),
         vocab=VOCAB,
         train=config,
         device=prepare(HardwareConfig(device="cpu")),

@@ -13,10 +13,10 @@ from scipy.stats import binom, binomtest
 import simulated
 from kdcli.bounded import NOT_NEGATIVE, PERCENT, SHARE, score_interval
 from kdcli.comparison.aggregate import Group
-from kdcli.comparison.tables_store import About
+from kdcli.comparison.tables_store import ComparisonMeta
 from kdcli.config.schema import EvalSettings
 from kdcli.distill.records import RunRecord
-from kdcli.evaluation.answers import Texts
+from kdcli.evaluation.answers import TextSamples
 from kdcli.evaluation.records import EvalRecord, ScoreInfo
 from kdcli.evaluation.results import Rows, write_results
 from kdcli.metrics.build import build_metrics
@@ -209,7 +209,7 @@ def test_a_table_of_seldom_hits_claims_nothing(tmp_path):
         for label, right in hits.items()
     ]
     (tmp_path / "study").mkdir()
-    found = conclude(groups, About("base"), tmp_path / "study")
+    found = conclude(groups, ComparisonMeta("base"), tmp_path / "study")
     change = found.rows[1].differences["exact_match"]
     assert change.mean == pytest.approx(-2.0)
     assert change.low < -4.0 < 0.0 < change.high
@@ -235,7 +235,7 @@ def _answered(folder, label, seed, right):
     estimates = {one.name: over_examples(one) for one in scores}
     infos = tuple(ScoreInfo(one.name, one.better, "exact_match", "exact_match", "texts") for one in scores)
     record = EvalRecord("test", "model", folder / "eval" / "test", 100, estimates, infos, {}, "digest")
-    texts = Texts(answers, references, ["prompt"] * 100, [[True]] * 100)
+    texts = TextSamples(answers, references, ["prompt"] * 100, [[True]] * 100)
     write_results(
         folder / "eval" / "test", record, settings, Rows([f"line {row}" for row in range(100)], texts), scores
     )

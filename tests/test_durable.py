@@ -70,7 +70,7 @@ def test_a_kill_at_any_operation_leaves_a_whole_folder_or_none(tmp_path, replace
                 atomic.commit_folder(final, fill("new"), {"step": 7})
             except Killed:
                 died += 1
-        atomic.sweep(home)
+        atomic.remove_temporaries(home)
         assert final.exists() or not replaces
         if final.exists():
             manifest = atomic.verify_folder(final)
@@ -219,7 +219,7 @@ def test_a_folder_that_has_gone_is_not_made_again(tmp_path):
     for write in (
         lambda: atomic.commit_folder(gone / "checkpoint", fill("x")),
         lambda: atomic.write_file(gone / "status.json", "x"),
-        lambda: atomic.Lines(gone / "metrics.jsonl"),
+        lambda: atomic.AppendOnlyFile(gone / "metrics.jsonl"),
         lambda: atomic.make_inside(gone, "eval"),
     ):
         with pytest.raises(MachineError, match="No such file or directory"):
@@ -240,7 +240,10 @@ def test_no_link_is_followed_for_writing(tmp_path):
     assert (run / "status.json").read_text() == "new"
     atomic.commit_folder(run / "model", fill("new"))
     assert (run / "model" / "a.txt").read_text() == "new"
-    for write in (lambda: atomic.Lines(run / "metrics.jsonl"), lambda: atomic.make_inside(run, "eval", "test")):
+    for write in (
+        lambda: atomic.AppendOnlyFile(run / "metrics.jsonl"),
+        lambda: atomic.make_inside(run, "eval", "test"),
+    ):
         with pytest.raises(IntegrityError, match="is a link"):
             write()
     assert [path.name for path in outside.iterdir()] == ["diary"]
@@ -263,20 +266,20 @@ def test_a_name_made_ready_by_somebody_else_is_not_written_through(tmp_path, mon
 def test_lines_keep_what_is_whole(tmp_path):
     path = tmp_path / "lines"
     path.write_bytes(b"one\ntwo\nhal")
-    lines = atomic.Lines(path)
+    lines = atomic.AppendOnlyFile(path)
     assert lines.size == 8
     lines.add(b"three\n")
     assert lines.settle() == 14
     lines.close()
     assert path.read_bytes() == b"one\ntwo\nthree\n"
-    atomic.Lines(path, 4).close()
+    atomic.AppendOnlyFile(path, 4).close()
     assert path.read_bytes() == b"one\n"
     path.write_bytes(b"x" * 200_000)
-    assert atomic.Lines(path).size == 0
+    assert atomic.AppendOnlyFile(path).size == 0
 
 
 def test_a_write_that_failed_is_never_tried_again(tmp_path, monkeypatch):
-    lines = atomic.Lines(tmp_path / "lines")
+    lines = atomic.AppendOnlyFile(tmp_path / "lines")
     lines.add(b"one\n")
     tried = []
 

@@ -21,7 +21,7 @@ from kdcli.config.schema import (
     ServerConfig,
     TrainConfig,
 )
-from kdcli.data.alignment import Reader, Translator
+from kdcli.data.alignment import TokenAligner, TokenReader
 from kdcli.data.batching import IGNORED
 from kdcli.data.dataset import load_dataset
 from kdcli.data.tokenize import Example, TokenDataset
@@ -31,19 +31,19 @@ from kdcli.distill.generate import generate
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import ExperimentChangedError
 from kdcli.evaluation.evaluate import evaluate_run
-from kdcli.evaluation.on_policy import Speakers, facts_of_answers, sample_answers
+from kdcli.evaluation.on_policy import DecoderPair, facts_of_answers, sample_answers
 from kdcli.evaluation.results import read_results
 from kdcli.events import silent
 from kdcli.generation.speculative import speculate
-from kdcli.loading.info import ModelFacts
-from kdcli.loading.session import Workshop
+from kdcli.loading.info import ModelInfo
+from kdcli.loading.session import Session
 from kdcli.losses.token_facts import code_of
 from kdcli.models.devices import prepare
-from kdcli.sources.base import Ground
+from kdcli.sources.base import SourceContext
 from kdcli.sources.build import build_source
-from kdcli.sources.completions import Sentence, said
-from kdcli.sources.teacher import retold
-from kdcli.sources.teacher_text.remote import ServedAuthor
+from kdcli.sources.completions import TeacherCompletion, completion_text
+from kdcli.sources.teacher import retokenized
+from kdcli.sources.teacher_text.remote import RemoteGenerator
 from kdcli.storage.run_dir import check_identity
 from models.folders import edit
 
@@ -53,7 +53,7 @@ ENDING = {START: {A: 1.0}, A: {B: 0.5, C: 0.5}, B: {C: 1.0}}
 
 
 @pytest.fixture(scope="module")
-def speaker():
+def decoder():
     return replace(chains.chain(ENDING), ends=ENDS)
 
 
@@ -61,10 +61,10 @@ def rows(count=6):
     return TokenDataset(tuple(Example((START, A, END), 1, "", ("a",), f"row {at}") for at in range(count)))
 
 
-def ground(speaker, **changes):
+def context(decoder, **changes):
     train = TrainConfig(batch_size=4, max_steps=12, micro_tokens=60)
-    parts = {"student": speaker, "teacher": speaker, "vocab": len(chains.WORDS), "longest": 20, **changes}
-    return Ground(rows(), train, pad_id=0, corpus=rows(), **parts)
+    parts = {"student": decoder, "teacher": decoder, "vocab": len(chains.WORDS), "longest": 20, **changes}
+    return SourceContext(rows(), train, pad_id=0, corpus=rows(), **parts)
 
 
 @pytest.mark.parametrize(
@@ -79,47 +79,47 @@ def ground(speaker, **changes):
         "teacher:decode=beam,beams=2,max_new_tokens=8",
     ],
 )
-def test_a_source_trains_on_the_token_that_was_written(speaker, spec):
+def test_a_source_trains_on_the_token_that_was_written(decoder, spec):
     last = []
-    for batch in build_source(spec).open(ground(speaker)).window(0):
+    for batch in build_source(spec).open(context(decoder)).window(0):
         for labels, origin in zip(batch.labels, batch.facts["origin"], strict=True):
             valid = labels != IGNORED
             last += labels[valid][-1:].tolist() if origin[valid][0] != code_of("corpus") else []
     assert last == [C] * 4
 
 
-def test_the_likelihood_of_a_teachers_text_is_that_of_its_own_tokens(speaker):
-    windows = build_source("teacher:decode=greedy,max_new_tokens=8").open(ground(speaker))
+def test_the_likelihood_of_a_teachers_text_is_that_of_its_own_tokens(decoder):
+    windows = build_source("teacher:decode=greedy,max_new_tokens=8").open(context(decoder))
     for one in windows.pool:
         assert one.nll * one.targets == pytest.approx(math.log(2.0), abs=1e-3), "of the choice after a alone"
 
 
-def test_own_samples_are_measured_with_the_token_that_was_written(speaker):
+def test_own_samples_are_measured_with_the_token_that_was_written(decoder):
     config = GenerationConfig(max_new_tokens=8, temperature=1.0, seeds=(1, 2))
-    speakers = Speakers(speaker, speaker, config, 4, prepare(HardwareConfig(device="cpu")), silent)
+    decoders = DecoderPair(decoder, decoder, config, 4, prepare(HardwareConfig(device="cpu")), silent)
     data = rows(20)
-    said = sample_answers(speaker, data, speakers, "student")
+    said = sample_answers(decoder, data, decoders, "student")
     assert all(one.end == C for answers in said for one in answers)
-    found = facts_of_answers(said, data, speakers, {"label_logp"})
+    found = facts_of_answers(said, data, decoders, {"label_logp"})
     assert found.facts["label_logp"].min() > -0.7, "every token that was written is likely"
 
 
-def test_a_drafted_answer_keeps_the_token_that_was_written(speaker):
+def test_a_drafted_answer_keeps_the_token_that_was_written(decoder):
     config = GenerationConfig(max_new_tokens=8, temperature=1.0)
-    found = [speculate(speaker, speaker, [START], config, draft_tokens=2, seed=0, example=at)[0] for at in range(6)]
+    found = [speculate(decoder, decoder, [START], config, draft_tokens=2, seed=0, example=at)[0] for at in range(6)]
     assert {one.end for one in found} == {C}
     assert {one.ids for one in found} <= {(A,), (A, B)}
 
 
 @pytest.mark.allow_hosts(["127.0.0.1"])
 @pytest.mark.parametrize(("reply", "end"), [({"stop_reason": C}, C), ({"stop_reason": None}, END), ({}, END)])
-def test_a_served_text_ends_with_the_token_that_the_server_names(speaker, reply, end):
+def test_a_served_text_ends_with_the_token_that_the_server_names(decoder, reply, end):
     choice = {"text": "ab", "finish_reason": "stop", **reply}
     with loopback.serving(lambda asked, before: loopback.Reply({"choices": [choice]})) as served:
-        facts = ModelFacts("student", speaker.tokenizer, speaker.vocab, ENDS, "digest", "digest", 0)
-        author = ServedAuthor(ServerConfig(url=served.url, model="m", send="ids"), facts)
+        facts = ModelInfo("student", decoder.tokenizer, decoder.vocab, ENDS, "digest", "digest", 0)
+        author = RemoteGenerator(ServerConfig(url=served.url, model="m", send="ids"), facts)
         source = build_source("teacher:max_new_tokens=8")
-        (one,) = author.write(source, ground(speaker), {0: rows().examples[0]}, {0: [0]})
+        (one,) = author.write(source, context(decoder), {0: rows().examples[0]}, {0: [0]})
     assert one.example.ids == (START, A, B, end)
 
 
@@ -141,9 +141,9 @@ def test_an_end_token_before_anything_else_ends_nothing_and_is_counted(tmp_path)
 
 def test_a_translated_response_is_cut_before_whichever_end_token_it_has(tmp_path):
     data = load(tmp_path / "r.jsonl", [{"prompt": "a", "completion": "ab"}])
-    reader = Reader(chains.chain(ENDING).tokenizer, ENDS, data)
+    reader = TokenReader(chains.chain(ENDING).tokenizer, ENDS, data)
     for end in ENDS.ids:
-        assert Translator(reader, reader).counterpart((A, A, B, end), 1, 0).ids == (A, A, B)
+        assert TokenAligner(reader, reader).align((A, A, B, end), 1, 0).ids == (A, A, B)
 
 
 LOOPING = {START: {A: 1.0}, A: {B: 1.0}, B: {C: 1.0}, C: {A: 1.0}, END: {END: 1.0}}
@@ -212,23 +212,23 @@ def test_a_training_on_own_texts_is_another_experiment_with_other_end_tokens(tmp
         check_identity(saved, {**saved, "end_tokens.student": [END, C]}, tmp_path)
 
 
-def test_the_token_that_ends_an_answer_is_no_word_of_it(speaker):
-    one = Sentence(Example((START, A, B, C), 1, "", (), "row"), 0, 0, True, 0.1)
-    assert said(one, speaker.tokenizer) == "ab"
-    assert said(replace(one, ended=False), speaker.tokenizer) == "abc"
+def test_the_token_that_ends_an_answer_is_no_word_of_it(decoder):
+    one = TeacherCompletion(Example((START, A, B, C), 1, "", (), "row"), 0, 0, True, 0.1)
+    assert completion_text(one, decoder.tokenizer) == "ab"
+    assert completion_text(replace(one, ended=False), decoder.tokenizer) == "abc"
 
 
 @pytest.mark.parametrize(("ends", "expected"), [((END, 4), 4), ((END,), END), ((4, END), 4)])
-def test_a_text_of_another_tokenizer_ends_with_the_end_token_of_the_same_name(speaker, ends, expected):
+def test_a_text_of_another_tokenizer_ends_with_the_end_token_of_the_same_name(decoder, ends, expected):
     """The student's c is token 4; where it ends no text of the student, its usual end token stands in."""
     words = ["<pad>", "<s>", "</s>", "<unk>", "c", "a", "b"]
     student = replace(chains.chain(ENDING), tokenizer=tiny.tokenizer(words), ends=EndTokens(ends))
     mine = TokenDataset((Example((START, 5, END), 1, "", ("a",), "row 0"),))
     theirs = TokenDataset((Example((START, A, END), 1, "", ("a",), "row 0"),))
-    land = Ground(
-        mine, TrainConfig(), pad_id=0, student=student, teacher=speaker, vocab=7, teacher_rows=theirs, teacher_vocab=7,
+    land = SourceContext(
+        mine, TrainConfig(), pad_id=0, student=student, teacher=decoder, vocab=7, teacher_rows=theirs, teacher_vocab=7,
     )  # fmt: skip
-    (one,) = retold([Sentence(Example((START, A, B, C), 1, "", (), "row 0"), 0, 0, True, 0.1)], land)
+    (one,) = retokenized([TeacherCompletion(Example((START, A, B, C), 1, "", (), "row 0"), 0, 0, True, 0.1)], land)
     assert one.example.ids == (START, 5, 6, expected)
 
 
@@ -236,12 +236,12 @@ def test_doctor_says_how_end_tokens_differ(tmp_path):
     student, teacher = chain_folder(tmp_path / "student"), chain_folder(tmp_path / "teacher")
     edit(teacher / "generation_config.json", eos_token_id=[END, C])
     found = Examination()
-    examine_pair(DoctorConfig(student=str(student), teacher=str(teacher)), Workshop(), found)
+    examine_pair(DoctorConfig(student=str(student), teacher=str(teacher)), Session(), found)
     (check,) = [one for one in found.checks if one.name == "pair"]
     assert """the student's texts end at "</s>", the teacher's at "</s>", "c\"""" in check.what
 
 
-def test_an_answer_is_as_probable_as_with_all_of_its_ends(speaker):
+def test_an_answer_is_as_probable_as_with_all_of_its_ends(decoder):
     table = {START: {A: 1.0}, A: {B: 0.5, C: 0.2, END: 0.3}, B: {C: 1.0}}
     model = replace(chains.chain(table), ends=ENDS)
     found = spread("x", model, Task("a", ("b",), (1.0,)), prepare(HardwareConfig(device="cpu")))

@@ -11,7 +11,7 @@ from kdcli.comparison.records import Comparison, Failure
 from kdcli.config.schema import CompareConfig
 from kdcli.errors import BusyError, InputError, MachineError, UsageError, explained, raise_machine_fault
 from kdcli.study.compare import _conclude
-from kdcli.study.executors.base import Ended, Job
+from kdcli.study.executors.base import Job, JobResult
 from kdcli.study.references import Measured
 from kdcli.study.scheduler import Outcome, failure_of
 
@@ -53,7 +53,7 @@ def test_what_the_machine_lacks_is_no_fault_of_a_file(name, tmp_path):
         assert known.code in ("ENV-01", "ENV-02")
     with pytest.raises(MachineError):
         raise_machine_fault(LACKING[name], "student")
-    failed = failure_of(Ended(job(tmp_path / "none"), 3, raised(LACKING[name])))
+    failed = failure_of(JobResult(job(tmp_path / "none"), 3, raised(LACKING[name])))
     assert failed.exit_code == 4
     assert "copy it again" not in failed.message
 

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kdcli.config.names import ALIASES, FLAGS, flag_path, nearest, setting_names
-from kdcli.config.resolve import describe, leaves, resolve
+from kdcli.config.resolve import describe, iter_settings, resolve
 from kdcli.config.resolve import to_yaml as config_yaml
 from kdcli.config.schema import (
     CacheConfig,
@@ -61,7 +61,7 @@ def test_the_last_set_wins():
 
 def test_every_flag_reaches_a_setting_of_some_command():
     for flag in FLAGS:
-        assert any(flag_path(flag, leaves(kind)) in leaves(kind) for kind in KINDS), flag
+        assert any(flag_path(flag, iter_settings(kind)) in iter_settings(kind) for kind in KINDS), flag
 
 
 def test_every_alias_is_a_flag():
@@ -253,13 +253,13 @@ def test_yaml_agrees_with_pyyaml_on_structure(write):
 
 def test_every_setting_can_say_what_it_takes():
     for kind in KINDS:
-        for setting in leaves(kind).values():
+        for setting in iter_settings(kind).values():
             assert describe(setting.schema)
             assert setting.info.description, setting.path
 
 
 def test_nearest_is_silent_when_nothing_is_near():
-    names = setting_names(leaves(DistillConfig))
+    names = setting_names(iter_settings(DistillConfig))
     assert nearest("xyzzy", names) is None
     assert nearest("train.learning_rate", names) == "train.lr"
     assert nearest("num_train_epoch", names) == "train.epochs"

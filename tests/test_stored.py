@@ -7,7 +7,7 @@ from kdcli.evaluation.predictions import read_predictions
 from kdcli.evaluation.results import read_results
 from kdcli.sources.teacher_text.rows import check_same_text
 from kdcli.storage import atomic, stored
-from kdcli.storage.digests import check_seal
+from kdcli.storage.digests import verify_digests
 from kdcli.storage.run_dir import RunFolder
 from kdcli.study.study_dir import read_study
 from kdcli.study.tuning import read_tuning
@@ -33,7 +33,7 @@ def write(path, content):
     ("name", "read"),
     [
         ("cache.json", read_key),
-        ("digests.json", check_seal),
+        ("digests.json", verify_digests),
         ("tuning.json", read_tuning),
         ("about.json", lambda folder: check_same_text(folder, "text")),
         ("status.json", lambda folder: RunFolder(folder).status()),

@@ -1,21 +1,21 @@
 import pytest
 
 from kdcli.config.schema import TrainConfig
-from kdcli.config.sweep import applied, combinations, labelled, read_axes, words
+from kdcli.config.sweep import apply_choice, combinations, format_choice, label_with, read_axes
 from kdcli.errors import UsageError
 
 
 def test_every_combination_once():
     choices = combinations(read_axes(["learning_rate=1e-4,3e-4", "train.batch-size=4,8"], "--vary"))
-    assert [words(choice) for choice in choices] == [
+    assert [format_choice(choice) for choice in choices] == [
         "lr=0.0001, batch_size=4",
         "lr=0.0001, batch_size=8",
         "lr=0.0003, batch_size=4",
         "lr=0.0003, batch_size=8",
     ]
-    train = applied(TrainConfig(clip=2.0), choices[-1])
+    train = apply_choice(TrainConfig(clip=2.0), choices[-1])
     assert (train.lr, train.batch_size, train.clip) == (3e-4, 8, 2.0)
-    assert labelled("akl", choices[0][:1]) == "akl [lr=0.0001]"
+    assert label_with("akl", choices[0][:1]) == "akl [lr=0.0001]"
     assert combinations(()) == [()]
 
 

@@ -36,7 +36,7 @@ from kdcli.evaluation.evaluate import evaluate_run
 from kdcli.evaluation.judge.judge import judge
 from kdcli.evaluation.results import read_curves, read_results
 from kdcli.events import silent
-from kdcli.storage.digests import seal_again
+from kdcli.storage.digests import update_digest
 from kdcli.storage.lock import hold
 from kdcli.study.compare import compare
 from kdcli.study.study_dir import read_study
@@ -250,7 +250,7 @@ def metadata(value: bytes | None) -> Spoil:
         facts = dict(table.schema.metadata or {})
         facts = dict.fromkeys(facts, value) if value is not None else None
         pq.write_table(table.replace_schema_metadata(facts), path)
-        seal_again(path)
+        update_digest(path)
 
     return make
 

@@ -9,7 +9,7 @@ from kdcli.losses.base import DistillLoss, Tokens
 from kdcli.losses.build import build_objective
 from kdcli.models.head import Head
 from kdcli.models.packing import Projection, Workspace, find_valid
-from kdcli.training.fused_loss import Work, fused_sum
+from kdcli.training.fused_loss import FusedInputs, fused_sum
 
 Objective: TypeAlias = str | DistillLoss
 HeadLike: TypeAlias = Tensor | nn.Linear | Head
@@ -122,7 +122,7 @@ def fused_loss(
     compute = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else student_hidden.dtype
     kept = torch.float64 if compute == torch.float64 else torch.float32
     weights = torch.full((packing.count,), 1.0 / max(packing.count, 1), device=hidden.device, dtype=kept)
-    work = Work(
+    work = FusedInputs(
         loss, packing.labels, weights, packing.sequence, teacher, size, compute, Workspace(chunk_tokens),
         teacher_vocab=teacher_vocab,
     )  # fmt: skip

@@ -206,7 +206,7 @@ def test_sigterm_ends_a_command_in_one_line_where_nobody_else_hears_it(capsys):
         signal.raise_signal(signal.SIGTERM)
         return 0
 
-    assert errors.guarded(work, debug=False) == 143
+    assert errors.run_guarded(work, debug=False) == 143
     assert capsys.readouterr().err == "kd: stopped at once; what was saved before stays usable\n"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 

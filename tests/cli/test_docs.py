@@ -5,7 +5,7 @@ import pytest
 
 from kdcli.cli.app import app
 from kdcli.config.names import FLAGS
-from kdcli.config.resolve import leaves
+from kdcli.config.resolve import iter_settings
 from kdcli.config.schema import (
     CacheConfig,
     CompareConfig,
@@ -43,7 +43,7 @@ def test_everything_that_has_a_name_is_documented():
     cli, objectives = ((DOCS / name).read_text(encoding="utf-8") for name in ("cli.md", "objectives.md"))
     kinds = (DistillConfig, EvalConfig, CompareConfig, CacheConfig, GenerateConfig, JudgeConfig, DoctorConfig)
     for kind in kinds:
-        for path in leaves(kind):
+        for path in iter_settings(kind):
             assert f"| `{path}` |" in cli
     for metric in METRICS:
         assert f"| `{metric}` |" in cli
@@ -64,11 +64,11 @@ def test_defaults_in_help_are_the_defaults():
                 name = info.default.lstrip("-").replace("-", "_")
                 shown[name] = info.help.rpartition(" Default ")[2].rstrip(".")
     settings = {
-        **leaves(CacheConfig),
-        **leaves(GenerateConfig),
-        **leaves(CompareConfig),
-        **leaves(EvalConfig),
-        **leaves(DistillConfig),
+        **iter_settings(CacheConfig),
+        **iter_settings(GenerateConfig),
+        **iter_settings(CompareConfig),
+        **iter_settings(EvalConfig),
+        **iter_settings(DistillConfig),
     }
     assert {"lr", "batch_size", "epochs"} <= set(shown)
     for name, text in shown.items():

@@ -12,7 +12,7 @@ import typer
 import kdcli
 import tiny
 from kdcli.cli.app import app
-from kdcli.config.resolve import leaves
+from kdcli.config.resolve import iter_settings
 from kdcli.config.schema import CacheConfig, CompareConfig, DistillConfig, DoctorConfig, EvalConfig, GenerateConfig
 from shell import kd
 
@@ -26,7 +26,7 @@ DATA_COMMANDS = ("distill", "plan", "eval", "compare", "cache", "generate", "doc
 SETTINGS = {
     name
     for kind in (DistillConfig, EvalConfig, CompareConfig, CacheConfig, GenerateConfig, DoctorConfig)
-    for name in leaves(kind)
+    for name in iter_settings(kind)
 }
 
 

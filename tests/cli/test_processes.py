@@ -74,7 +74,7 @@ def test_processes_that_kd_started_leave_their_line_and_say_nothing(tmp_path, mo
     def work():
         raise InputError("DATA-05", "x is missing")
 
-    assert errors.guarded(work, debug=False) == 3
+    assert errors.run_guarded(work, debug=False) == 3
     assert capsys.readouterr().err == ""
     line = json.loads((tmp_path / "1.json").read_text())
     assert (line["code"], line["text"], line["exit_code"]) == ("DATA-05", "error[DATA-05]: x is missing", 3)
@@ -90,20 +90,20 @@ def test_under_another_launcher_each_says_which_one_it_is(monkeypatch, capsys):
     def stopped():
         raise InterruptedRunError(2, "stopped at step 3 of 9, saved", fix="go on")
 
-    assert errors.guarded(work, debug=False) == 3
-    assert errors.guarded(stopped, debug=False) == 130
+    assert errors.run_guarded(work, debug=False) == 3
+    assert errors.run_guarded(stopped, debug=False) == 130
     assert capsys.readouterr().err == "kd: process 1: error[DATA-05]: x is missing\n"
 
 
 def test_a_launcher_of_another_number_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UsageError, match="a launcher started 3 processes"):
-        launch.are_started(2)
-    assert launch.are_started(3)
-    assert launch.are_started(1)
+        launch.already_launched(2)
+    assert launch.already_launched(3)
+    assert launch.already_launched(1)
     monkeypatch.delenv("WORLD_SIZE")
-    assert launch.are_started(1)
-    assert not launch.are_started(2)
+    assert launch.already_launched(1)
+    assert not launch.already_launched(2)
 
 
 @pytest.mark.parametrize(

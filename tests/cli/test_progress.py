@@ -84,7 +84,7 @@ def test_progress_without_a_stage_is_no_error():
 
 def test_what_libraries_print_is_no_result(capsys):
     out, err = io.StringIO(), io.StringIO()
-    with Terminal(stdout=out, stderr=err).work() as show:
+    with Terminal(stdout=out, stderr=err).progress() as show:
         sys.stdout.write("chatter\n")
         show(Event("stage", "training"))
     assert out.getvalue() == ""

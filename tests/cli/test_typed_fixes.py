@@ -21,7 +21,7 @@ import typer
 import kdcli
 import loopback
 from kdcli.cli.app import app
-from kdcli.config.resolve import leaves
+from kdcli.config.resolve import iter_settings
 from kdcli.config.schema import (
     CacheConfig,
     CompareConfig,
@@ -38,7 +38,7 @@ from typed_fixes import SCENARIOS, build, server
 
 HOME = Path(kdcli.__file__).parent
 KINDS = (DistillConfig, EvalConfig, CompareConfig, CacheConfig, GenerateConfig, DoctorConfig, JudgeConfig)
-SETTINGS = {name for kind in KINDS for name in leaves(kind)}
+SETTINGS = {name for kind in KINDS for name in iter_settings(kind)}
 FLAG = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
 COMMAND = re.compile(r"(?:^|[ (:;`'])kd ([a-z]+(?: (?:list|show|check|batch))?)\b")
 SETTING = re.compile(
@@ -213,7 +213,7 @@ def test_every_name_in_a_fix_is_one_of_the_commands_that_say_it(fix):
     for said_by in ELSEWHERE[fix][0]:
         flags = set().union(*(TABLE[name] for name in named if name in TABLE), TABLE[said_by])
         assert set(FLAG.findall(fix)) <= flags | {"--set"}, f"kd {said_by} says it"
-        known = set().union(*(leaves(CONFIGS[name]) for name in (*named, said_by) if name in CONFIGS))
+        known = set().union(*(iter_settings(CONFIGS[name]) for name in (*named, said_by) if name in CONFIGS))
         settings = {one or two for one, two in SETTING.findall(fix)} - {"evaluation."}
         assert settings <= known or said_by not in CONFIGS, f"kd {said_by} says it"
 

@@ -24,7 +24,7 @@ from kdcli.comparison.cost import (
 from kdcli.distill.run import distill, read_run
 from kdcli.errors import InterruptedRunError
 from kdcli.events import silent
-from kdcli.sources.token_counts import Effort
+from kdcli.sources.token_counts import TokenCounts
 
 STUDENT, TEACHER = Size(12, 8, 2), Size(120, 80, 20)
 
@@ -95,11 +95,11 @@ def test_seconds_and_memory_are_kept_apart(tmp_path):
 @pytest.mark.parametrize(
     ("student", "teacher", "effort", "expected"),
     [
-        (STUDENT, TEACHER, Effort(), 0),
-        (STUDENT, None, Effort(9, 4), 2 * (8 * 9 + 2 * 4)),
-        (STUDENT, TEACHER, Effort(9, 4, 7, 3), 2 * (8 * 9 + 2 * 4) + 2 * (80 * 7 + 20 * 3)),
-        (STUDENT, None, Effort(9, 4, 7, 3), None),
-        (None, TEACHER, Effort(9, 4, 7, 3), None),
+        (STUDENT, TEACHER, TokenCounts(), 0),
+        (STUDENT, None, TokenCounts(9, 4), 2 * (8 * 9 + 2 * 4)),
+        (STUDENT, TEACHER, TokenCounts(9, 4, 7, 3), 2 * (8 * 9 + 2 * 4) + 2 * (80 * 7 + 20 * 3)),
+        (STUDENT, None, TokenCounts(9, 4, 7, 3), None),
+        (None, TEACHER, TokenCounts(9, 4, 7, 3), None),
         (STUDENT, TEACHER, None, None),
     ],
 )

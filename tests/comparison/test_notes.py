@@ -86,6 +86,6 @@ def test_unequal_budgets_are_said():
 def test_the_next_command_has_more_seeds(seeds, more):
     assert conclusions.more_seeds(seeds) == more
     text = ",".join(map(str, more))
-    assert list(conclusions.Next("kd compare -c study.yaml", seeds).sentences([])) == [
+    assert list(conclusions.SuggestedCommand("kd compare -c study.yaml", seeds).sentences([])) == [
         f"next: kd compare -c study.yaml --seeds {text}"
     ]

@@ -10,7 +10,7 @@ import pytest
 
 from kdcli.errors import InputError
 from kdcli.metrics.classification import ChoiceTable
-from kdcli.metrics.on_policy import OwnFacts
+from kdcli.metrics.on_policy import SampledTokenStats
 from kdcli.metrics.score import facts_from_logits
 from kdcli.metrics.temperature_scaling import scaled_facts
 from kdcli.registry.registry import METRICS
@@ -108,7 +108,7 @@ def scores_of_rows(metric, rows, references, computed):
     if "accepted" in metric.facts:  # what is to be expected of one drafted token a call
         likely = 1.0 - found["total_variation"]
         found |= {"accepted": likely, "opens": np.ones(count), "emitted": 1.0 + likely}
-    own = OwnFacts(found, here, np.zeros_like(here), np.zeros_like(here), count, 1, 1)
+    own = SampledTokenStats(found, here, np.zeros_like(here), np.zeros_like(here), count, 1, 1)
     return metric.scores_from_own(dict.fromkeys(metric.samplers, own))
 
 
@@ -125,7 +125,7 @@ def samples(metric, values, example, examples: int):
     position = np.array([np.count_nonzero(example[:token] == owner) for token, owner in enumerate(example)])
     answer = np.zeros_like(example)
     return {
-        sampler: OwnFacts(
+        sampler: SampledTokenStats(
             {name: each * (1.0 - 0.1 * index * (1 + position % 2)) for name, each in values.items()},
             example, answer, position, examples, 1, TOKENS,
         )

@@ -13,7 +13,7 @@ from kdcli.data.batching import IGNORED
 from kdcli.losses.token_facts import code_of
 from kdcli.registry import catalog
 from kdcli.registry.registry import SOURCES
-from kdcli.sources.base import Ground, Source
+from kdcli.sources.base import Source, SourceContext
 from kdcli.sources.build import build_source, spec_of
 
 SETTINGS = {
@@ -52,9 +52,9 @@ def models():
 
 
 @pytest.fixture
-def ground(models, tmp_path):
+def context(models, tmp_path):
     train = TrainConfig(batch_size=4, max_steps=STEPS, micro_tokens=60)
-    return Ground(
+    return SourceContext(
         running.dataset(20), train, pad_id=0, vocab=running.VOCAB - 3, longest=24, folder=tmp_path,
         corpus=running.dataset(9, seed=5), **models,
     )  # fmt: skip
@@ -100,35 +100,35 @@ def test_its_spec_and_its_json_build_it_again(spec):
 
 
 @pytest.mark.parametrize("spec", EVERY)
-def test_the_steps_are_known_without_models(spec, ground):
-    bare = Ground(ground.dataset, ground.train, pad_id=0, corpus=ground.corpus)
+def test_the_steps_are_known_without_models(spec, context):
+    bare = SourceContext(context.dataset, context.train, pad_id=0, corpus=context.corpus)
     assert build_source(spec).open(bare).total_steps == STEPS
     assert build_source(spec).open(bare).steps_per_epoch >= 1
 
 
 @pytest.mark.parametrize("spec", EVERY)
-def test_a_run_that_resumes_gets_what_it_would_have_got(spec, ground):
-    whole = run_to(build_source(spec).open(ground), STEPS)
+def test_a_run_that_resumes_gets_what_it_would_have_got(spec, context):
+    whole = run_to(build_source(spec).open(context), STEPS)
     for stop in (1, 3, 5):
-        first = build_source(spec).open(ground)
+        first = build_source(spec).open(context)
         run_to(first, stop)
         state = {name: value.clone() for name, value in first.state().items()}
-        second = build_source(spec).open(ground)
+        second = build_source(spec).open(context)
         second.restore(state)
         assert [sequences(second.window(step)) for step in range(stop, STEPS)] == whole[stop:]
 
 
 @pytest.mark.parametrize("spec", EVERY)
-def test_micro_batches_and_length_of_the_run_change_no_sequence(spec, ground):
-    whole = run_to(build_source(spec).open(ground), 3)
-    one = replace(ground, train=ground.train.model_copy(update={"micro_tokens": 1}))
+def test_micro_batches_and_length_of_the_run_change_no_sequence(spec, context):
+    whole = run_to(build_source(spec).open(context), 3)
+    one = replace(context, train=context.train.model_copy(update={"micro_tokens": 1}))
     assert run_to(build_source(spec).open(one), 3) == whole
 
 
 @pytest.mark.parametrize("spec", EVERY)
-def test_labels_follow_the_ids_and_the_end_is_one_of_them(spec, ground):
-    end, checked = ground.student.ends.default, 0
-    for found in run_to(build_source(spec).open(ground), STEPS):
+def test_labels_follow_the_ids_and_the_end_is_one_of_them(spec, context):
+    end, checked = context.student.ends.default, 0
+    for found in run_to(build_source(spec).open(context), STEPS):
         for _, ids, labels, facts in found:
             valid = [label for label in labels if label != IGNORED]
             first = labels.index(valid[0])
@@ -137,26 +137,28 @@ def test_labels_follow_the_ids_and_the_end_is_one_of_them(spec, ground):
             assert [*ids[1:], labels[-1]][first:] == valid
             assert valid.count(end) <= 1
             assert end not in valid or valid[-1] == end
-            assert len(ids) + 1 <= ground.longest
+            assert len(ids) + 1 <= context.longest
             assert dict(facts).keys() == build_source(spec).needs().facts
             checked += end in valid
     assert checked or "decode" in spec  # the likeliest words of a random model do not end
 
 
 @pytest.mark.parametrize("spec", EVERY)
-def test_no_padding_row_is_written_and_nothing_else_is_touched(spec, ground):
+def test_no_padding_row_is_written_and_nothing_else_is_touched(spec, context):
     torch.manual_seed(5)
-    before, modes = torch.get_rng_state(), ground.student.model.train().training
-    for found in run_to(build_source(spec).open(ground), STEPS):
+    before, modes = torch.get_rng_state(), context.student.model.train().training
+    for found in run_to(build_source(spec).open(context), STEPS):
         for _, ids, _, facts in found:
             if set(dict(facts)["origin"]) - {0, code_of("corpus")}:
-                assert max(ids[dict(facts)["origin"].index(max(dict(facts)["origin"])) + 1 :], default=0) < ground.vocab
+                assert (
+                    max(ids[dict(facts)["origin"].index(max(dict(facts)["origin"])) + 1 :], default=0) < context.vocab
+                )
     assert torch.equal(torch.get_rng_state(), before)
-    assert ground.student.model.training is modes
-    assert all(parameter.grad is None for parameter in ground.student.model.parameters())
+    assert context.student.model.training is modes
+    assert all(parameter.grad is None for parameter in context.student.model.parameters())
 
 
-def together(spec, ground, world):
+def together(spec, context, world):
     """Every rank's windows, asked in turn; lists are gathered as processes would."""
     from threading import Barrier, Thread
 
@@ -170,7 +172,7 @@ def together(spec, ground, world):
             barrier.wait()
             return joined
 
-        windows = build_source(spec).open(replace(ground, rank=rank, world=world, gather=gather))
+        windows = build_source(spec).open(replace(context, rank=rank, world=world, gather=gather))
         found[rank] = run_to(windows, STEPS)
 
     threads = [Thread(target=work, args=(rank,)) for rank in range(world)]
@@ -182,9 +184,9 @@ def together(spec, ground, world):
 
 
 @pytest.mark.parametrize("spec", EVERY)
-def test_processes_share_a_step_without_gap_or_double(spec, ground, models):
-    alone = run_to(build_source(spec).open(ground), STEPS)
-    parts = together(spec, ground, 3)
+def test_processes_share_a_step_without_gap_or_double(spec, context, models):
+    alone = run_to(build_source(spec).open(context), STEPS)
+    parts = together(spec, context, 3)
     for step in range(STEPS):
         joined = sorted((one for part in parts for one in part[step]), key=repr)
         assert joined == alone[step]

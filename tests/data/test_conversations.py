@@ -162,7 +162,7 @@ def test_thoughts_that_a_template_reads_and_leaves_out_are_refused(tmp_path):
 
 def test_rows_in_the_layout_of_sharegpt(tmp_path):
     turns = [("system", "be"), ("human", "hi"), ("gpt", "yo")]
-    given = {"conversations": [{"from": speaker, "value": text} for speaker, text in turns], "id": 1}
+    given = {"conversations": [{"from": decoder, "value": text} for decoder, text in turns], "id": 1}
     (one,) = load(tmp_path, BARE, given).examples
     assert one.prompt == "#system\nbe</s>\n#user\nhi</s>\n#assistant\n"
     assert said(BARE, one) == "yo</s>"

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.data.files import digest_files, find
+from kdcli.data.files import digest_files, inspect_path
 from kdcli.errors import InputError, MachineError
 
 
@@ -11,7 +11,7 @@ def test_missing_names_where_it_looked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.jsonl").write_text("{}")
     with pytest.raises(InputError) as caught:
-        find("trian.jsonl")
+        inspect_path("trian.jsonl")
     assert str(caught.value) == (
         f"error[DATA-01]: trian.jsonl: not found (looked in {tmp_path}). Fix: data files there: train.jsonl"
     )
@@ -22,32 +22,32 @@ def test_what_looks_like_a_path_is_never_sought_on_the_hub(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     with pytest.raises(InputError, match=r"DATA-01"):
-        find(path)
-    assert find("owner/name").kind == "hub"
+        inspect_path(path)
+    assert inspect_path("owner/name").kind == "hub"
 
 
 def test_pipes_devices_and_folders_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (str(tmp_path / "pipe"), "/dev/zero"):
         with pytest.raises(InputError, match=r"DATA-13.*not a regular file"):
-            find(path)
+            inspect_path(path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.jsonl").write_text("{}")
     with pytest.raises(InputError, match=r"DATA-13.*is a folder.*give one file of it: a.jsonl"):
-        find(str(tmp_path / "folder"))
+        inspect_path(str(tmp_path / "folder"))
     (tmp_path / "folder" / "load.py").write_text("raise SystemExit")
     with pytest.raises(InputError, match=r"DATA-14.*scripts are never run"):
-        find(str(tmp_path / "folder"))
+        inspect_path(str(tmp_path / "folder"))
 
 
 def test_link_circles_and_impossible_paths(tmp_path):
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     with pytest.raises(InputError, match=r"DATA-22.*in a circle"):
-        find(str(tmp_path / "a"))
+        inspect_path(str(tmp_path / "a"))
     for path in ("a\0b", "x" * 5000):
         with pytest.raises(InputError, match=r"DATA-01.*is no usable path"):
-            find(path)
+            inspect_path(path)
 
 
 def test_permission_is_the_machines_error(tmp_path, monkeypatch):
@@ -59,7 +59,7 @@ def test_permission_is_the_machines_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(MachineError, match=r"DATA-21.*permission denied \(owner \d+, mode -rw") as caught:
-        find(str(path))
+        inspect_path(str(path))
     assert caught.value.exit_code == 4
 
 

@@ -7,7 +7,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import tiny
 from cutters import KINDS, cutter
-from kdcli.data.alignment import NOWHERE, Reading, meet, read_ids, read_text
+from kdcli.data.alignment import NO_OFFSET, TokenOffsets, common_boundaries, read_ids, read_text
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
 ANY = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=30)
@@ -30,7 +30,7 @@ def lengths(tokenizer, ids) -> list[int]:
 def test_ends_of_byte_tokens_are_those_of_their_bytes(kind, text):
     read = read_text(cutter(kind), text)
     whole = {len(text[:place].encode()): place for place in range(len(text) + 1)}
-    assert list(read.ends) == [whole.get(length, NOWHERE) for length in lengths(cutter(kind), read.ids)]
+    assert list(read.ends) == [whole.get(length, NO_OFFSET) for length in lengths(cutter(kind), read.ids)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -42,12 +42,12 @@ def test_what_stands_before_an_end_and_after_it_is_read_as_such(kind, text):
     read = read_text(tokenizer, text)
     assert read.ends[0] == (0 if read.ids else len(text))
     assert read.ends[-1] == len(text)
-    known = [end for end in read.ends if end != NOWHERE]
+    known = [end for end in read.ends if end != NO_OFFSET]
     assert known == sorted(known)
     if tokenizer.decode(read.ids) == text:
         for count, end in enumerate(read.ends[:-1]):
-            assert end in (NOWHERE, len(tokenizer.decode(read.ids[:count])))
-            if end != NOWHERE:
+            assert end in (NO_OFFSET, len(tokenizer.decode(read.ids[:count])))
+            if end != NO_OFFSET:
                 assert tokenizer.decode(read.ids[:count]) == text[:end]
 
 
@@ -57,14 +57,14 @@ def test_what_stands_before_an_end_and_after_it_is_read_as_such(kind, text):
 @given(text=TEXTS)
 def test_tokenizers_meet_where_both_end(own, other, text):
     mine, theirs = read_text(cutter(own), text), read_text(cutter(other), text)
-    found = meet(mine, theirs)
+    found = common_boundaries(mine, theirs)
     assert len(found) == len(mine.ids) + 1
     assert found[-1] == len(theirs.ids)
     for count, place in enumerate(found):
-        ends = [other for other, end in enumerate(theirs.ends) if end == mine.ends[count] != NOWHERE]
+        ends = [other for other, end in enumerate(theirs.ends) if end == mine.ends[count] != NO_OFFSET]
         last = mine.ends[count] not in mine.ends[count + 1 :]
-        assert place == (ends[-1] if ends and last else NOWHERE)
-    met = [place for place in found if place != NOWHERE]
+        assert place == (ends[-1] if ends and last else NO_OFFSET)
+    met = [place for place in found if place != NO_OFFSET]
     assert met == sorted(set(met))
 
 
@@ -75,8 +75,8 @@ def test_two_byte_tokenizers_meet_wherever_their_bytes_do(text):
     mine, theirs = read_text(small, text), read_text(large, text)
     whole = {len(text[:place].encode()) for place in range(len(text) + 1)}
     there = lengths(large, theirs.ids)
-    expected = [there.index(end) if end in there and end in whole else NOWHERE for end in lengths(small, mine.ids)]
-    assert list(meet(mine, theirs)) == expected
+    expected = [there.index(end) if end in there and end in whole else NO_OFFSET for end in lengths(small, mine.ids)]
+    assert list(common_boundaries(mine, theirs)) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,7 +87,7 @@ def test_what_a_tokenizer_cut_is_read_alike_from_its_tokens(kind, text):
     again = read_ids(cutter(kind), read.ids)
     assert again.ids == read.ids
     if again.text == text:
-        known = [(one, two) for one, two in zip(read.ends, again.ends, strict=True) if NOWHERE not in (one, two)]
+        known = [(one, two) for one, two in zip(read.ends, again.ends, strict=True) if NO_OFFSET not in (one, two)]
         assert all(one == two for one, two in known)
         assert read.ends == again.ends or kind in ("pieces", "fallback")
 
@@ -99,15 +99,15 @@ def test_words_that_nobody_would_cut_so_are_read_by_what_they_say(kind):
     read = read_ids(tokenizer, ids)
     assert read.ids == tuple(ids) != read_text(tokenizer, read.text).ids
     for count, end in enumerate(read.ends):
-        assert end == NOWHERE or tokenizer.decode(ids[:count]) == read.text[:end]
+        assert end == NO_OFFSET or tokenizer.decode(ids[:count]) == read.text[:end]
     assert read.ends[-1] == len(read.text)
-    assert sum(end != NOWHERE for end in read.ends) > len(ids) // 2
+    assert sum(end != NO_OFFSET for end in read.ends) > len(ids) // 2
 
 
 def test_a_character_that_is_cut_off_is_no_place():
     tokenizer = cutter("bytes-300")
     ids = read_text(tokenizer, "a🜁").ids[:-1]
-    assert read_ids(tokenizer, ids).ends[-1] == NOWHERE
+    assert read_ids(tokenizer, ids).ends[-1] == NO_OFFSET
 
 
 def test_unknown_characters_count_as_text():
@@ -117,17 +117,17 @@ def test_unknown_characters_count_as_text():
 @pytest.mark.parametrize(
     "own, other, found",
     [
-        (Reading("ab", (1, 2), (0, 1, 2)), Reading("abc", (1, 2), (0, 2, 3)), (0, -1, 1)),
-        (Reading("ab<end>", (1, 2, 3), (0, 1, 2, 7)), Reading("ab</s>", (1, 2), (0, 2, 6)), (0, -1, 1, -1)),
-        (Reading("ab", (1, 2, 3), (0, 0, 1, 2)), Reading("ab", (1, 2), (0, 1, 2)), (-1, 0, 1, 2)),
-        (Reading("ab", (1, 2), (0, 1, 2)), Reading("ab", (1, 2, 3), (0, 0, 1, 2)), (1, 2, 3)),
-        (Reading("", (), (0,)), Reading("", (), (0,)), (0,)),
-        (Reading("a", (1,), (0, 1)), Reading("b", (1,), (0, 1)), (0, -1)),
+        (TokenOffsets("ab", (1, 2), (0, 1, 2)), TokenOffsets("abc", (1, 2), (0, 2, 3)), (0, -1, 1)),
+        (TokenOffsets("ab<end>", (1, 2, 3), (0, 1, 2, 7)), TokenOffsets("ab</s>", (1, 2), (0, 2, 6)), (0, -1, 1, -1)),
+        (TokenOffsets("ab", (1, 2, 3), (0, 0, 1, 2)), TokenOffsets("ab", (1, 2), (0, 1, 2)), (-1, 0, 1, 2)),
+        (TokenOffsets("ab", (1, 2), (0, 1, 2)), TokenOffsets("ab", (1, 2, 3), (0, 0, 1, 2)), (1, 2, 3)),
+        (TokenOffsets("", (), (0,)), TokenOffsets("", (), (0,)), (0,)),
+        (TokenOffsets("a", (1,), (0, 1)), TokenOffsets("b", (1,), (0, 1)), (0, -1)),
     ],
     ids=["longer", "other ends", "own empty token", "their empty token", "nothing", "nothing alike"],
 )
 def test_meetings_by_hand(own, other, found):
-    assert meet(own, other) == found
+    assert common_boundaries(own, other) == found
 
 
 def test_a_tokenizer_that_reports_no_places_is_asked_what_its_tokens_say():

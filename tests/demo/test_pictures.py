@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from kdcli import plots
-from kdcli.demo.synthetic import Spread, Task, telling_task
+from kdcli.demo.synthetic import Spread, Task, most_informative_task
 from kdcli.demo.toy import draw_fits, fit, target, value
 from kdcli.losses.build import build_objective
 
@@ -63,4 +63,4 @@ def test_what_is_no_valid_answer_is_the_rest():
 
 def test_the_telling_task_has_the_widest_choice():
     wide = Task("b", ("x", "y"), (0.5, 0.5))
-    assert telling_task([Task("a", ("x", "y"), (0.9, 0.1)), wide, Task("c", ("x",) * 9, (1 / 9,) * 9)]) is wide
+    assert most_informative_task([Task("a", ("x", "y"), (0.9, 0.1)), wide, Task("c", ("x",) * 9, (1 / 9,) * 9)]) is wide

@@ -14,7 +14,7 @@ from kdcli.distill.prepare import prepare_run
 from kdcli.errors import UsageError
 from kdcli.evaluation.records import EvalRecord, ScoreInfo
 from kdcli.events import silent
-from kdcli.loading.session import Workshop
+from kdcli.loading.session import Session
 from kdcli.statistics import Estimate
 from kdcli.storage import atomic
 from shell import kd
@@ -36,7 +36,7 @@ def parts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(parts):
-    return prepare_run(parts.run(loss="0.5*ce+0.5*akl"), Workshop())
+    return prepare_run(parts.run(loss="0.5*ce+0.5*akl"), Session())
 
 
 def evaluation(name="test"):

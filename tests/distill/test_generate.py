@@ -20,7 +20,7 @@ from kdcli.distill.run import distill
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import ExperimentChangedError, IntegrityError, InterruptedRunError, KDError, UsageError
 from kdcli.events import silent
-from kdcli.sources.teacher_text.store import LocalAuthor
+from kdcli.sources.teacher_text.store import LocalGenerator
 from kdcli.study.verify import verify
 
 SOURCE = "teacher:max_new_tokens=12,answers=2,temperature=0.8"
@@ -118,7 +118,7 @@ def test_counts_are_those_of_the_text(parts, tmp_path):
 def test_a_run_finds_the_text_again_and_trains_on_it(parts, tmp_path, monkeypatch):
     data = DataConfig(train=str(parts.train))
     generate(config(parts, tmp_path / "text", data=data), silent)
-    monkeypatch.setattr(LocalAuthor, "write", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr(LocalGenerator, "write", lambda *_: pytest.fail("written again"))
     settings = parts.run("finds", f"ce@{SOURCE}", max_steps=2)
     made = settings.data.model_copy(update={"made": str(tmp_path / "text"), "eval": None})
     assert distill(settings.model_copy(update={"data": made}), silent).steps == 2
@@ -132,7 +132,7 @@ def test_a_run_of_another_tokenizer_finds_the_text_too(parts, tmp_path, monkeypa
     alone = generate(config(parts, tmp_path / "alone", data=data), silent)
     assert [one["ids"] for one in raw(tmp_path / "text")] == [one["ids"] for one in raw(tmp_path / "alone")]
     assert alone.kept == record.kept
-    monkeypatch.setattr(LocalAuthor, "write", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr(LocalGenerator, "write", lambda *_: pytest.fail("written again"))
     settings = parts.run("across", f"ce@{SOURCE}", max_steps=2)
     made = settings.data.model_copy(update={"made": str(tmp_path / "text"), "eval": None})
     scores = EvalSettings(metrics=("perplexity",))
@@ -143,7 +143,7 @@ def test_a_run_of_another_tokenizer_finds_the_text_too(parts, tmp_path, monkeypa
 def test_the_same_line_again_writes_nothing_and_filters_may_change(parts, tmp_path, monkeypatch):
     first = generate(config(parts, tmp_path), silent)
     rows = first.rows.read_bytes()
-    monkeypatch.setattr(LocalAuthor, "write", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr(LocalGenerator, "write", lambda *_: pytest.fail("written again"))
     again = generate(config(parts, tmp_path), silent)
     assert (again.written, again.speed, first.rows.read_bytes()) == (0, 0.0, rows)
     fewer = generate(config(parts, tmp_path, f"{SOURCE},ended=true"), silent)
@@ -196,13 +196,13 @@ def test_a_killed_writer_goes_on_with_the_unanswered_prompts(parts, tmp_path, mo
                 break
             time.sleep(0.0005)
     left = done(tmp_path / "killed")
-    asked, write = [], LocalAuthor.write
+    asked, write = [], LocalGenerator.write
 
-    def spied(self, source, ground, prompts, wanted):
+    def spied(self, source, context, prompts, wanted):
         asked.extend((row, number) for row, numbers in wanted.items() for number in numbers)
-        return write(self, source, ground, prompts, wanted)
+        return write(self, source, context, prompts, wanted)
 
-    monkeypatch.setattr(LocalAuthor, "write", spied)
+    monkeypatch.setattr(LocalGenerator, "write", spied)
     again = generate(settings, silent)
     assert kills >= 1
     assert 18 - left <= len(asked) < 18

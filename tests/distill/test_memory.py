@@ -11,7 +11,7 @@ from kdcli.distill.gpu_memory import needed, way_to_fit
 from kdcli.distill.memory import Setup, moments, peak_of
 from kdcli.distill.plan import pointwise
 from kdcli.losses.build import build_objective
-from kdcli.models.adapters import quantise
+from kdcli.models.adapters import quantize
 from kdcli.models.packing import Workspace
 from kdcli.models.sizes import Footprint, sizes_of
 
@@ -152,7 +152,7 @@ def test_the_bytes_of_a_rounded_teacher_are_those_of_the_library(kind, library):
     pytest.importorskip(library)
     model = tiny.model("llama", vocab=64, hidden_size=256, intermediate_size=512)
     sizes = sizes_of(model.config)
-    quantise(model, kind, CPU)
+    quantize(model, kind, CPU)
     held = sum(_storage(one) for one in [*model.parameters(), *_scales(model)])
     expected = moments(sizes, sizes, replace(ALONE, quantization=kind))["head and loss"]["teacher's weights"]
     assert expected == pytest.approx(held, rel=0.02)

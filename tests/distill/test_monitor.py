@@ -14,7 +14,7 @@ from kdcli.distill.run import distill
 from kdcli.errors import ExperimentChangedError, KDError, UsageError
 from kdcli.evaluation.evaluate import evaluate_run
 from kdcli.events import silent
-from kdcli.study.finished import gather
+from kdcli.study.finished import load_runs
 from kdcli.study.verify import verify
 
 torch.set_num_threads(1)
@@ -62,7 +62,7 @@ def test_without_development_rows_the_run_and_every_table_made_from_it_say_so(pa
     assert note in found.evaluation.notes
     other = distill(settings(parts, "chosen-not", max_steps=6, seed=1), silent)
     assert not any("held-out rows that it is measured on" in one for one in other.evaluation.notes)
-    groups, remarks = gather([found.folder, other.folder], silent)
+    groups, remarks = load_runs([found.folder, other.folder], silent)
     assert remarks.count(note) == 0
     assert sum(note in record.notes for runs in groups.values() for _, record in runs.values()) == 1
     best = EvalConfig(model=str(found.folder / "best"), data=DataConfig(eval=str(parts.test)), evaluation=SMALL)

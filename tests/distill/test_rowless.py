@@ -9,7 +9,7 @@ from kdcli.config.schema import DataConfig, DistillConfig
 from kdcli.distill.run import distill
 from kdcli.errors import InputError
 from kdcli.events import silent
-from kdcli.loading.session import Workshop
+from kdcli.loading.session import Session
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_a_text_that_spells_it_is_named(tmp_path, pair, rows):
     lines = [{"prompt": "say a:", "completion": " a"}] * (rows - 1) + [{"prompt": "a [PAD]", "completion": " b"}]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = Workshop().pair(student, teacher)
+    found = Session().pair(student, teacher)
     assert found.vocab == len(tiny.WORDS)
     with pytest.raises(InputError, match=rf'TOK-04.*line {rows}: the text holds "\[PAD\]", id 47, .* 47 embedding'):
-        Workshop().data(str(path), found.reader, DataConfig(), role="train")
+        Session().data(str(path), found.reader, DataConfig(), role="train")

@@ -8,13 +8,13 @@ import pytest
 
 import evaluated as evaluated_runs
 import study
-from kdcli.comparison.tables_store import About
+from kdcli.comparison.tables_store import ComparisonMeta
 from kdcli.config.schema import CompareConfig, DataConfig, EvalSettings, GenerationConfig
 from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.distill.model_card import _scores
-from kdcli.evaluation.answers import Texts
+from kdcli.evaluation.answers import TextSamples
 from kdcli.evaluation.evaluate import evaluate_run
-from kdcli.evaluation.judge.inputs import material
+from kdcli.evaluation.judge.inputs import load_answers
 from kdcli.evaluation.records import AnswerCounts
 from kdcli.evaluation.results import read_results
 from kdcli.evaluation.scoring import answer_counts, choose_metrics, score_texts, without_prompts
@@ -51,7 +51,7 @@ def test_cut_answers_are_counted_and_kept_in_the_record(parts, tmp_path):
     assert counts.cut == sum(not line["ended"] for line in lines) > 0
     assert f"{counts.cut} of 4 answers were cut at 3 tokens, before an end token" in found.remarks
     assert read_results(tmp_path / "found").remarks == found.remarks
-    judged = material(str(tmp_path / "found"), references=True, limit=3)
+    judged = load_answers(str(tmp_path / "found"), references=True, limit=3)
     assert answer_counts(judged.texts, judged.most) == AnswerCounts(3, counts.empty, sum(
         not line["ended"] for line in lines[:3]
     ), 3)  # fmt: skip
@@ -102,7 +102,7 @@ def test_counts_are_said(counts, said):
 
 
 def texts(*answers):
-    return Texts([[one] for one in answers], [["x"]] * len(answers), [""] * len(answers), [[True]] * len(answers))
+    return TextSamples([[one] for one in answers], [["x"]] * len(answers), [""] * len(answers), [[True]] * len(answers))
 
 
 CHINESE, THAI, ARABIC = "你好世界你好世界你好世界", "สวัสดีสวัสดีสวัสดี", "مرحبا بالعالم مرحبا بالعالم"
@@ -144,10 +144,10 @@ def test_a_table_says_of_each_line_how_many_answers_were_cut(tmp_path):
         for group in evaluated_runs.groups(tmp_path, labels=("fkl", "rkl"), seeds=(0, 1), gains=(0.0, 0.0))
     ]  # fmt: skip
     (tmp_path / "study").mkdir()
-    notes = conclude(groups, About("fkl"), tmp_path / "study").notes
+    notes = conclude(groups, ComparisonMeta("fkl"), tmp_path / "study").notes
     assert "answers cut at 128 tokens, before an end token: fkl 18 of 20, rkl 0 of 20" in notes
     assert "answers empty: fkl 0 of 20, rkl 4 of 20" in notes
-    whole = conclude(evaluated_runs.groups(tmp_path / "whole"), About("fkl"), None).notes
+    whole = conclude(evaluated_runs.groups(tmp_path / "whole"), ComparisonMeta("fkl"), None).notes
     assert not any(note.startswith("answers ") for note in whole)
 
 

@@ -16,7 +16,7 @@ from kdcli.evaluation.lm_eval.run import values_of
 from kdcli.evaluation.lm_eval.tasks import asked_of
 from kdcli.evaluation.results import read_results, read_scores
 from kdcli.events import silent
-from kdcli.loading.session import Workshop
+from kdcli.loading.session import Session
 from kdcli.statistics import difference_over_both, over_both
 from kdcli.study.compare import compare
 from kdcli.study.finished import compare_runs
@@ -168,7 +168,7 @@ def test_tasks_without_rows_to_measure_on_are_refused(parts):
         update={"data": DataConfig(train=str(parts.train)), "benchmarks": BenchmarkConfig(tasks=(str(task),))}
     )
     with pytest.raises(UsageError, match="nothing is measured after training"):
-        prepare_run(bare, Workshop())
+        prepare_run(bare, Session())
 
 
 def said(values, name="acc", chosen="none"):

@@ -9,7 +9,7 @@ from kdcli.distill.run import distill
 from kdcli.errors import ExperimentChangedError, InputError, IntegrityError, MachineError
 from kdcli.events import silent
 from kdcli.storage import atomic, lock
-from kdcli.storage.digests import seal
+from kdcli.storage.digests import write_digests
 from kdcli.storage.run_dir import RunFolder
 from kdcli.study import results
 from kdcli.study.clean import clean
@@ -73,7 +73,7 @@ def test_a_finished_run_is_read_where_nothing_may_be_removed(parts, done, monkey
 
     @contextmanager
     def read_only(folder):
-        raise atomic.refused(OSError(30, "Read-only file system"), folder)
+        raise atomic.disk_error(OSError(30, "Read-only file system"), folder)
         yield
 
     with monkeypatch.context() as patch:
@@ -87,13 +87,13 @@ def test_a_temporary_that_a_process_is_writing_is_not_swept(tmp_path):
     seen = []
 
     def fill(folder):
-        atomic.sweep(tmp_path)
+        atomic.remove_temporaries(tmp_path)
         seen.append(folder.is_dir())
 
     atomic.commit_folder(tmp_path / "model", fill)
     assert seen == [True]
     (tmp_path / ".tmp-0123456789abcdef").mkdir()
-    atomic.sweep(tmp_path)
+    atomic.remove_temporaries(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -123,7 +123,7 @@ def test_a_run_folder_that_is_removed_while_it_runs_is_not_made_again(parts, mes
 
 
 def test_a_study_that_is_removed_while_it_runs_is_not_made_again(parts, monkeypatch):
-    monkeypatch.setattr(results, "publish", lambda folder, *rest: seal(folder))
+    monkeypatch.setattr(results, "publish", lambda folder, *rest: write_digests(folder))
     config = parts.study("fkl", "ce", name="removed-study", **SHORT)
 
     def remove(event):

@@ -13,11 +13,11 @@ from kdcli.config.schema import EvalSettings, GenerationConfig
 from kdcli.distill.run import distill
 from kdcli.errors import MachineError
 from kdcli.evaluation import answer_sources
-from kdcli.evaluation.answers import Asking, KeptAnswers, Question, Said, ask
+from kdcli.evaluation.answers import Answer, AnswerKey, AnswerStore, Prompt, ask
 from kdcli.evaluation.evaluate import evaluate_run
 from kdcli.events import Event, silent
-from kdcli.generation import Answer
-from kdcli.generation.batch_invariance import Settling
+from kdcli.generation import Completion
+from kdcli.generation.batch_invariance import BatchInvariance
 from kdcli.study.verify import verify
 
 torch.set_num_threads(1)
@@ -88,8 +88,8 @@ def test_in_bf16_neither_kills_nor_batches_change_a_byte(parts, tmp_path, monkey
         return made.model_copy(update={"hardware": made.hardware.model_copy(update={"dtype": "bf16"})})
 
     reread = []
-    plain = Settling.settle
-    monkeypatch.setattr(Settling, "settle", lambda *given: (plain(*given), reread.append(1)))
+    plain = BatchInvariance.verify
+    monkeypatch.setattr(BatchInvariance, "verify", lambda *given: (plain(*given), reread.append(1)))
     evaluate_run(half(tmp_path / "whole"), silent)
     output = tmp_path / "killed"
     assert killed(lambda: evaluate_run(half(output, batch_tokens=300), dying_after(7)))
@@ -102,13 +102,13 @@ def test_in_bf16_neither_kills_nor_batches_change_a_byte(parts, tmp_path, monkey
 
 def test_an_answer_is_never_asked_for_twice(parts, tmp_path, monkeypatch):
     asked = []
-    plain = answer_sources.LocalModel.answers_for
+    plain = answer_sources.LocalAnswers.answers_for
 
     def watch(self, questions, report):
         asked.append(sorted((question.number, seed) for question in questions for seed in question.seeds))
         return plain(self, questions, report)
 
-    monkeypatch.setattr(answer_sources.LocalModel, "answers_for", watch)
+    monkeypatch.setattr(answer_sources.LocalAnswers, "answers_for", watch)
     output = tmp_path / "out"
     first = evaluate_run(config(parts, output, ("rougeL", "length")), silent)
     other = evaluate_run(config(parts, output, ("exact_match", "length"), seeds=(2, 3)), silent)
@@ -133,8 +133,8 @@ def test_another_model_does_not_get_these_answers(parts, tmp_path):
     assert path.read_bytes() != before
 
 
-QUESTIONS = [Question(number, (1, 5 + number), f"say {number}", (10, 20)) for number in range(3)]
-ASKING = Asking("model", GenerationConfig())
+QUESTIONS = [Prompt(number, (1, 5 + number), f"say {number}", (10, 20)) for number in range(3)]
+ASKING = AnswerKey("model", GenerationConfig())
 
 
 class Parrot:
@@ -151,11 +151,11 @@ class Parrot:
                 if len(self.asked) == self.stop:
                     raise KeyboardInterrupt
                 self.asked.append((question.number, seed))
-                yield Said(question.number, seed, f"{question.text} {seed}", Answer((seed,), 2))
+                yield Answer(question.number, seed, f"{question.text} {seed}", Completion((seed,), 2))
 
 
 def filled(tmp_path):
-    kept = KeptAnswers(tmp_path / "out", ASKING)
+    kept = AnswerStore(tmp_path / "out", ASKING)
     said = ask(Parrot(), QUESTIONS, silent, kept)
     return said, beside(tmp_path / "out")
 
@@ -167,28 +167,28 @@ def test_a_torn_or_damaged_line_counts_as_no_answer(tmp_path):
     damaged = [lines[0].replace(b"say 0 10", b"say 9 10"), lines[1][:30] + b"\n", b"[]\n", *lines[3:5], lines[5][:-9]]
     path.write_bytes(b"".join(damaged))
     parrot = Parrot()
-    assert ask(parrot, QUESTIONS, silent, KeptAnswers(tmp_path / "out", ASKING)) == said
+    assert ask(parrot, QUESTIONS, silent, AnswerStore(tmp_path / "out", ASKING)) == said
     assert sorted(parrot.asked) == [(0, 10), (0, 20), (1, 10), (2, 20)]
     parrot = Parrot()
-    assert ask(parrot, QUESTIONS, silent, KeptAnswers(tmp_path / "out", ASKING)) == said
+    assert ask(parrot, QUESTIONS, silent, AnswerStore(tmp_path / "out", ASKING)) == said
     assert parrot.asked == []
 
 
 def test_an_interruption_keeps_what_was_said(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        ask(Parrot(stop=4), QUESTIONS, silent, KeptAnswers(tmp_path / "out", ASKING))
+        ask(Parrot(stop=4), QUESTIONS, silent, AnswerStore(tmp_path / "out", ASKING))
     parrot = Parrot()
-    ask(parrot, QUESTIONS, silent, KeptAnswers(tmp_path / "out", ASKING))
+    ask(parrot, QUESTIONS, silent, AnswerStore(tmp_path / "out", ASKING))
     assert parrot.asked == [(2, 10), (2, 20)]
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        Asking("another model", GenerationConfig()),
-        Asking("model", GenerationConfig(temperature=0.5)),
-        Asking("model", GenerationConfig(top_p=0.5)),
-        Asking("model", GenerationConfig(max_new_tokens=5)),
+        AnswerKey("another model", GenerationConfig()),
+        AnswerKey("model", GenerationConfig(temperature=0.5)),
+        AnswerKey("model", GenerationConfig(top_p=0.5)),
+        AnswerKey("model", GenerationConfig(max_new_tokens=5)),
     ],
 )
 def test_what_changes_an_answer_changes_its_key(other):
@@ -196,18 +196,18 @@ def test_what_changes_an_answer_changes_its_key(other):
         assert other.key(question, 10) != ASKING.key(question, 10)
     keys = {ASKING.key(question, seed) for question in QUESTIONS for seed in (10, 20)}
     assert len(keys) == 6
-    assert ASKING.key(Question(0, (1, 6), "say 0", ()), 10) not in keys
+    assert ASKING.key(Prompt(0, (1, 6), "say 0", ()), 10) not in keys
 
 
 def test_batch_size_and_other_seeds_change_no_key():
-    same = Asking("model", GenerationConfig(seeds=(1,), batch_tokens=7))
+    same = AnswerKey("model", GenerationConfig(seeds=(1,), batch_tokens=7))
     assert same.key(QUESTIONS[0], 10) == ASKING.key(QUESTIONS[0], 10)
 
 
 def test_a_folder_that_may_not_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MachineError, match=r"answers\.jsonl"):
-        ask(Parrot(), QUESTIONS, silent, KeptAnswers(tmp_path / "file" / "out", ASKING))
+        ask(Parrot(), QUESTIONS, silent, AnswerStore(tmp_path / "file" / "out", ASKING))
 
 
 def test_progress_says_how_many_answers_and_how_fast(parts):

@@ -11,9 +11,9 @@ import running
 from kdcli.config.schema import GenerationConfig, HardwareConfig
 from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.errors import InputError
-from kdcli.evaluation.on_policy import Speakers, facts_of_answers, facts_of_drafting, sample_answers, score_own
+from kdcli.evaluation.on_policy import DecoderPair, facts_of_answers, facts_of_drafting, sample_answers, score_on_policy
 from kdcli.events import silent
-from kdcli.generation import Answer
+from kdcli.generation import Completion
 from kdcli.metrics.exposure_bias import ExposureBias
 from kdcli.metrics.on_policy import OwnKL
 from kdcli.metrics.speculative import Speculative
@@ -36,15 +36,15 @@ def prompts(count: int) -> TokenDataset:
     return TokenDataset(tuple(Example((chains.START, chains.A), 1, "", ("a",), f"row {n}") for n in range(count)))
 
 
-def speakers(student, teacher, **config) -> Speakers:
+def decoders(student, teacher, **config) -> DecoderPair:
     settings = GenerationConfig(**{"max_new_tokens": 5, "seeds": (1, 2), **config})
-    return Speakers(student, teacher, settings, 3, prepare(HardwareConfig(device="cpu")), silent)
+    return DecoderPair(student, teacher, settings, 3, prepare(HardwareConfig(device="cpu")), silent)
 
 
 @pytest.fixture(scope="module")
 def golden():
-    pair = speakers(chains.chain(chains.GOLDEN_STUDENT), chains.chain(chains.GOLDEN_TEACHER))
-    return score_own([ExposureBias(exposure_lengths=(1, 3, 5)), OwnKL()], prompts(300), pair)
+    pair = decoders(chains.chain(chains.GOLDEN_STUDENT), chains.chain(chains.GOLDEN_TEACHER))
+    return score_on_policy([ExposureBias(exposure_lengths=(1, 3, 5)), OwnKL()], prompts(300), pair)
 
 
 def test_sampled_exposure_bias_converges_to_the_exact_chain(golden):
@@ -67,7 +67,7 @@ def test_accumulated_errors_lie_in_their_bands(golden):
 
 def test_answers_that_end_add_nothing_more():
     student, teacher = chains.chain(ENDING_STUDENT), chains.chain(ENDING)
-    scored = score_own([ExposureBias()], prompts(300), speakers(student, teacher, max_new_tokens=4))
+    scored = score_on_policy([ExposureBias()], prompts(300), decoders(student, teacher, max_new_tokens=4))
     found = over_examples(scored.pairs[0][0])
     ours = chains.accumulated(ENDING_STUDENT, ENDING, ENDING_STUDENT, 4)[-1]
     theirs = chains.accumulated(ENDING, ENDING, ENDING_STUDENT, 4)[-1]
@@ -78,9 +78,9 @@ def test_answers_that_end_add_nothing_more():
 def test_every_token_knows_its_example_answer_and_position():
     student, teacher = running.model("student", seed=1), running.model("teacher", seed=2)
     rows = running.dataset(3)
-    said = [[Answer((7, 8), 2), Answer((9, 10, 11), None)], [Answer((), 2), Answer((5,), 2)]]
-    said.append([Answer((6,), 2), Answer((4,), 2)])
-    own = facts_of_answers(said, rows, speakers(student, teacher), {"label_logp", "kl_from_teacher", "jsd"})
+    said = [[Completion((7, 8), 2), Completion((9, 10, 11), None)], [Completion((), 2), Completion((5,), 2)]]
+    said.append([Completion((6,), 2), Completion((4,), 2)])
+    own = facts_of_answers(said, rows, decoders(student, teacher), {"label_logp", "kl_from_teacher", "jsd"})
     assert own.facts.keys() == {"label_logp", "kl_from_teacher", "jsd"}
     assert own.example.tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
     assert own.answer.tolist() == [0, 0, 0, 1, 1, 1, 0, 1, 1, 0, 0, 1, 1]
@@ -101,22 +101,22 @@ def test_every_token_knows_its_example_answer_and_position():
 
 def test_known_answers_are_not_sampled_again(monkeypatch):
     student, teacher = chains.chain(chains.GOLDEN_STUDENT), chains.chain(chains.GOLDEN_TEACHER)
-    both = speakers(student, teacher)
+    both = decoders(student, teacher)
     known = sample_answers(student, prompts(4), both, "student")
-    first = score_own([OwnKL()], prompts(4), both)
+    first = score_on_policy([OwnKL()], prompts(4), both)
     monkeypatch.setattr("kdcli.evaluation.on_policy.sample_answers", None)
-    again = score_own([OwnKL()], prompts(4), both, known)
+    again = score_on_policy([OwnKL()], prompts(4), both, known)
     assert [score.value for score, _ in again.pairs] == [score.value for score, _ in first.pairs]
 
 
 def test_greedy_answers_are_given_once():
     student, teacher = chains.chain(chains.GOLDEN_STUDENT), chains.chain(chains.GOLDEN_TEACHER)
-    assert len(sample_answers(student, prompts(2), speakers(student, teacher, temperature=0.0), "student")[0]) == 1
+    assert len(sample_answers(student, prompts(2), decoders(student, teacher, temperature=0.0), "student")[0]) == 1
 
 
 def test_drafting_is_recorded_by_example_and_seed():
     student, teacher = chains.chain(ENDING_STUDENT), chains.chain(ENDING)
-    own = facts_of_drafting(prompts(40), speakers(student, teacher))
+    own = facts_of_drafting(prompts(40), decoders(student, teacher))
     assert (own.examples, own.answers, own.length) == (40, 2, 5)
     scores = {score.name: score.value for score in Speculative(draft_tokens=3).scores_from_own({"speculative": own})}
     assert scores["spec_tokens_per_call"] <= 1 + scores["spec_accepted_length"]
@@ -132,14 +132,14 @@ def test_a_context_too_short_for_whole_answers_is_refused(positions, fix):
     short.model.config.max_position_embeddings = positions
     rows = TokenDataset((Example((1, 5, 6, 7, 8), 4, "", ("a",), "row"),))
     with pytest.raises(InputError, match=f"4 prompt and 5 answer tokens exceed {positions} positions") as caught:
-        speakers(student, short).check_room(rows)
+        decoders(student, short).check_room(rows)
     assert (caught.value.where, caught.value.fix) == ("short", fix)
-    speakers(student, None).check_room(rows)
+    decoders(student, None).check_room(rows)
 
 
 def test_greedy_answers_are_all_the_same_so_each_row_is_drafted_for_once():
     student, teacher = chains.chain(chains.GOLDEN_STUDENT), chains.chain(chains.GOLDEN_TEACHER)
     for temperature, answers in ((0.0, 1), (1.0, 2)):
-        found = facts_of_drafting(prompts(3), speakers(student, teacher, temperature=temperature))
+        found = facts_of_drafting(prompts(3), decoders(student, teacher, temperature=temperature))
         assert (found.examples, found.answers) == (3, answers)
         assert set(found.answer.tolist()) == set(range(answers))

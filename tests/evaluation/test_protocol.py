@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from kdcli.config.presets import of_protocol, protocol_names
-from kdcli.config.resolve import leaves, resolve, to_yaml
+from kdcli.config.resolve import iter_settings, resolve, to_yaml
 from kdcli.config.schema import CompareConfig, DistillConfig, EvalConfig
 from kdcli.errors import InputError, UsageError
 from kdcli.evaluation.protocol import Protocol, differing_settings, protocol_of
 
-FIELDS = of_protocol(leaves(EvalConfig))
+FIELDS = of_protocol(iter_settings(EvalConfig))
 OTHER: dict[str, Any] = {
     "data.template": "chat",
     "evaluation.choice_score": "mean",

@@ -9,7 +9,7 @@ import loopback
 import tiny
 from kdcli.config.schema import GenerationConfig, ServerConfig
 from kdcli.evaluation.answer_sources import ServedAnswers
-from kdcli.evaluation.answers import Question
+from kdcli.evaluation.answers import Prompt
 from kdcli.evaluation.results import read_results
 from kdcli.events import silent
 from loopback import Reply, completion, models
@@ -56,7 +56,7 @@ def test_a_question_has_its_seed_whatever_else_is_asked():
     def seeds(numbers):
         with loopback.serving(honest) as server:
             source = ServedAnswers(ServerConfig(url=server.url, model="toy"), GenerationConfig())
-            questions = [Question(number, (1,), f"say {number}", (10, 20)) for number in numbers]
+            questions = [Prompt(number, (1,), f"say {number}", (10, 20)) for number in numbers]
             list(source.answers_for(questions, silent))
         return {(one.body["prompt"], one.body["seed"]) for one in server.asked}
 

@@ -10,7 +10,7 @@ from kdcli.evaluation.evaluate import evaluate_run
 from kdcli.evaluation.results import read_results, read_samples, read_scores
 from kdcli.storage import atomic
 from kdcli.storage.run_dir import RunFolder
-from kdcli.study.finished import gather
+from kdcli.study.finished import load_runs
 from kdcli.study.verify import verify
 from study import Heard, Parts
 
@@ -90,9 +90,9 @@ def test_runs_are_compared_by_the_protocol_they_share(parts, first, run, tmp_pat
     measure(parts, run, "rougeL", max_new_tokens=3)
     shutil.rmtree(other / "eval" / "test")
     with pytest.raises(InputError):
-        gather([run, other], Heard())
+        load_runs([run, other], Heard())
     measure(parts, other, "rougeL", max_new_tokens=3)
-    groups, _ = gather([run, other], Heard())
+    groups, _ = load_runs([run, other], Heard())
     folders = [found.folder for runs in groups.values() for _, found in runs.values()]
     assert [folder.name == "test" for folder in folders] == [False, True]
 

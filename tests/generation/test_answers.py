@@ -9,13 +9,13 @@ import tiny
 from kdcli.config.schema import GenerationConfig
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, NumericsError
-from kdcli.generation import Answer, Asked, answers, generate, uniforms
+from kdcli.generation import Completion, GenerationRequest, answers, generate, uniforms
 from kdcli.models.load import LanguageModel, assemble
 
 torch.set_num_threads(1)
 
 
-def speaker(family: str = "llama", **options) -> LanguageModel:
+def decoder(family: str = "llama", **options) -> LanguageModel:
     """A tiny model whose logits are spread out, so that answers differ and some end early."""
     model = tiny.model(family, tie_word_embeddings=False, **options)
     with torch.no_grad():
@@ -43,7 +43,7 @@ SIZES = {
 
 
 def of_family(family: str) -> LanguageModel:
-    return speaker(family, **SIZES.get(family, {}))
+    return decoder(family, **SIZES.get(family, {}))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -60,11 +60,11 @@ def test_greedy_answers_are_those_of_transformers(family):
             eos_token_id=2,
             pad_token_id=0,
         )[0, len(prompt) :].tolist()
-        assert answer == Answer(tuple(token for token in theirs if token != 2), 2 if theirs[-1] == 2 else None)
+        assert answer == Completion(tuple(token for token in theirs if token != 2), 2 if theirs[-1] == 2 else None)
 
 
 def test_answers_differ_in_length_so_that_rows_leave_the_batch():
-    answers = generate(speaker(), prompts(40), config(), seed=0)
+    answers = generate(decoder(), prompts(40), config(), seed=0)
     assert len({len(answer.ids) for answer in answers if answer.ended}) > 3
     assert any(not answer.ended and len(answer.ids) == 24 for answer in answers)
 
@@ -83,7 +83,7 @@ def test_batches_of_one_and_of_many_give_the_same_answers(family, options):
 
 
 def test_answers_do_not_depend_on_the_order_of_prompts():
-    model, given = speaker(), prompts(20, seed=2)
+    model, given = decoder(), prompts(20, seed=2)
     order = random.Random(0).sample(range(20), 20)
     straight = generate(model, given, config(), seed=3)
     shuffled = generate(model, [given[i] for i in order], config(), seed=3, examples=order)
@@ -91,7 +91,7 @@ def test_answers_do_not_depend_on_the_order_of_prompts():
 
 
 def test_answers_are_reproducible_and_leave_the_global_generators_alone():
-    model, given = speaker(), prompts(8)
+    model, given = decoder(), prompts(8)
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     first = generate(model, given, config(), seed=10)
     torch.manual_seed(5)
@@ -103,18 +103,18 @@ def test_answers_are_reproducible_and_leave_the_global_generators_alone():
 
 
 def test_the_same_prompt_twice_gets_two_draws():
-    answers = generate(speaker(), [[1, 5, 6]] * 6, config(), seed=0)
+    answers = generate(decoder(), [[1, 5, 6]] * 6, config(), seed=0)
     assert len(set(answers)) > 1
 
 
 def test_a_shorter_limit_gives_the_beginning_of_the_same_answer():
-    model, given = speaker(), prompts(12)
+    model, given = decoder(), prompts(12)
     long, short = (generate(model, given, config(max_new_tokens=n), seed=0) for n in (24, 5))
     assert [answer.ids[:5] for answer in long] == [answer.ids for answer in short]
 
 
 def test_every_end_token_ends_and_none_is_part_of_the_answer():
-    model, given = speaker(), prompts(30)
+    model, given = decoder(), prompts(30)
     answers = generate(replace(model, ends=EndTokens((2, 7, 9))), given, config(), seed=0)
     assert all(not set(answer.ids) & {2, 7, 9} for answer in answers)
     alone = generate(model, given, config(), seed=0)
@@ -124,7 +124,7 @@ def test_every_end_token_ends_and_none_is_part_of_the_answer():
 
 
 def test_padding_rows_of_the_head_are_never_generated():
-    model, real = speaker(vocab=64), len(tiny.WORDS)
+    model, real = decoder(vocab=64), len(tiny.WORDS)
     highest = [
         max(max(answer.ids, default=0) for answer in generate(model, prompts(30), config(), seed=0, rows=rows))
         for rows in (None, 64)
@@ -135,7 +135,7 @@ def test_padding_rows_of_the_head_are_never_generated():
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_models_context_is_never_exceeded(family):
     limit = {"max_position_embeddings": 12} if family == "llama" else {"n_positions": 12}
-    model = replace(speaker(family, **limit), ends=EndTokens())
+    model = replace(decoder(family, **limit), ends=EndTokens())
     given = [[1] * length for length in (3, 11, 8)]
     answers = generate(model, given, config(), seed=0)
     assert [len(answer.ids) for answer in answers] == [9, 1, 4]
@@ -145,19 +145,19 @@ def test_the_models_context_is_never_exceeded(family):
 
 
 def test_recurrent_models_are_refused_by_name():
-    model = speaker("mamba", hidden_size=16, state_size=4, num_hidden_layers=2, conv_kernel=3)
+    model = decoder("mamba", hidden_size=16, state_size=4, num_hidden_layers=2, conv_kernel=3)
     with pytest.raises(InputError, match="MambaForCausalLM"):
         generate(model, [[1]], config(), seed=0)
 
 
 def test_an_empty_prompt_is_refused_by_its_number():
     with pytest.raises(InputError, match="prompt 1"):
-        generate(speaker(), [[1], []], config(), seed=0)
+        generate(decoder(), [[1], []], config(), seed=0)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_broken_model_stops_with_exit_7(temperature):
-    model = speaker()
+    model = decoder()
     with torch.no_grad():
         model.head.weight[5] = torch.nan
     with pytest.raises(NumericsError, match="not finite") as caught:
@@ -166,17 +166,17 @@ def test_a_broken_model_stops_with_exit_7(temperature):
 
 
 def test_no_prompts_no_answers():
-    assert generate(speaker(), [], config(), seed=0) == []
+    assert generate(decoder(), [], config(), seed=0) == []
 
 
 def test_progress_counts_every_generated_token_end_tokens_included():
     counts: list[int] = []
-    answers = generate(speaker(), prompts(20), config(), seed=0, report=counts.append)
+    answers = generate(decoder(), prompts(20), config(), seed=0, report=counts.append)
     assert sum(counts) == sum(len(answer.ids) + answer.ended for answer in answers)
 
 
 def test_dropout_is_off_while_generating_and_back_on_afterwards():
-    model = speaker("gpt2", resid_pdrop=0.9, embd_pdrop=0.9)
+    model = decoder("gpt2", resid_pdrop=0.9, embd_pdrop=0.9)
     still = generate(model, prompts(5), config(), seed=0)
     model.model.train()
     assert generate(model, prompts(5), config(), seed=0) == still
@@ -184,7 +184,7 @@ def test_dropout_is_off_while_generating_and_back_on_afterwards():
 
 
 def test_batches_hold_no_more_than_their_tokens():
-    model, seen, counts = speaker(), [], []
+    model, seen, counts = decoder(), [], []
 
     def watch(module, positional, inputs):
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -201,7 +201,7 @@ def test_batches_hold_no_more_than_their_tokens():
 
 
 def test_a_row_joins_as_soon_as_another_leaves():
-    model, seen = speaker(), []
+    model, seen = decoder(), []
     model.model.model.register_forward_pre_hook(
         lambda module, positional, inputs: seen.append(inputs["input_ids"].shape), with_kwargs=True
     )
@@ -211,11 +211,11 @@ def test_a_row_joins_as_soon_as_another_leaves():
 
 
 def test_a_prompt_is_read_once_for_all_its_seeds():
-    model, given, read = speaker(), prompts(12), []
+    model, given, read = decoder(), prompts(12), []
     model.model.model.register_forward_pre_hook(
         lambda module, positional, inputs: read.append(inputs["input_ids"].tolist()[0]), with_kwargs=True
     )
-    asked = [Asked(prompt, number, (10, 20, 30)) for number, prompt in enumerate(given)]
+    asked = [GenerationRequest(prompt, number, (10, 20, 30)) for number, prompt in enumerate(given)]
     found = {(place, seed): answer for place, seed, answer in answers(model, asked, config(batch_tokens=200))}
     assert sorted(ids for ids in read if len(ids) > 1) == sorted(prompt for prompt in given if len(prompt) > 1)
     for seed in (10, 20, 30):
@@ -223,8 +223,8 @@ def test_a_prompt_is_read_once_for_all_its_seeds():
 
 
 def test_answers_come_as_they_end():
-    model = speaker()
-    asked = [Asked(prompt, number, (0,)) for number, prompt in enumerate(prompts(40))]
+    model = decoder()
+    asked = [GenerationRequest(prompt, number, (0,)) for number, prompt in enumerate(prompts(40))]
     counts: list[int] = []
     stream = answers(model, asked, config(batch_tokens=200), report=counts.append)
     next(stream)
@@ -234,7 +234,7 @@ def test_answers_come_as_they_end():
 
 
 def test_the_columns_of_a_long_answer_are_moved_to_the_left():
-    model = replace(speaker(max_position_embeddings=600), ends=EndTokens())
+    model = replace(decoder(max_position_embeddings=600), ends=EndTokens())
     long = generate(model, prompts(3), config(max_new_tokens=400, batch_tokens=1200), seed=0)
     assert [len(answer.ids) for answer in long] == [400] * 3
     alone = [
@@ -257,7 +257,7 @@ def test_uniforms_depend_on_seed_example_and_step_alone():
 
 def test_a_prompt_is_read_for_itself_whatever_its_number_in_the_draws():
     """The second one's number is the first one's place."""
-    model, asked = speaker(), [[1, 5, 6, 7], [1, 8, 9, 10]]
+    model, asked = decoder(), [[1, 5, 6, 7], [1, 8, 9, 10]]
     together = generate(model, asked, config(), seed=3, examples=[7, 0])
     alone = [
         generate(model, [prompt], config(), seed=3, examples=[n])[0] for prompt, n in zip(asked, (7, 0), strict=True)

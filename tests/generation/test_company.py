@@ -7,9 +7,9 @@ import torch
 
 import tiny
 from kdcli.config.schema import GenerationConfig
-from kdcli.generation import Asked, answers, batch, generate
+from kdcli.generation import GenerationRequest, answers, batch, generate
 from kdcli.generation import decoder as speaking
-from kdcli.generation.decoder import Speaker
+from kdcli.generation.decoder import Decoder
 from kdcli.models.load import LanguageModel, assemble
 
 torch.set_num_threads(1)
@@ -37,12 +37,12 @@ SETTINGS = [{}, {"top_p": 0.8}, {"temperature": 0.0}]
 @pytest.mark.parametrize("options", SETTINGS)
 def test_any_batch_size_order_and_subset_give_the_same_answers(options):
     one, given, seeds = model(), prompts(30), (1, 2, 3)
-    asked = [Asked(prompt, number, seeds) for number, prompt in enumerate(given)]
+    asked = [GenerationRequest(prompt, number, seeds) for number, prompt in enumerate(given)]
     whole = {(p, s): a for p, s, a in answers(one, asked, config(**options))}
     draw = random.Random(1)
     for batch_tokens in (1, 130, 5000):
         part = draw.sample(range(30), 17)
-        mixed = [Asked(given[number], number, tuple(draw.sample(seeds, 2))) for number in part]
+        mixed = [GenerationRequest(given[number], number, tuple(draw.sample(seeds, 2))) for number in part]
         for place, seed, answer in answers(one, mixed, config(batch_tokens=batch_tokens, **options)):
             assert answer == whole[part[place], seed]
 
@@ -50,14 +50,14 @@ def test_any_batch_size_order_and_subset_give_the_same_answers(options):
 def shaken(monkeypatch, roundings, share):
     """Let every row's logits be off by a share of the tolerance, another way at every step, unless it is alone."""
     monkeypatch.setattr(speaking, "_ROUNDINGS", roundings)
-    generator, plain = torch.Generator().manual_seed(0), Speaker.step
+    generator, plain = torch.Generator().manual_seed(0), Decoder.decode_step
 
     def step(self, tokens):
         logits = plain(self, tokens)
         noise = torch.rand(logits.shape, generator=generator) * 2.0 - 1.0
         return logits + noise * share * logits.abs().amax(-1, keepdim=True)
 
-    monkeypatch.setattr(Speaker, "step", step)
+    monkeypatch.setattr(Decoder, "decode_step", step)
 
 
 @pytest.mark.parametrize("options", SETTINGS)
@@ -79,15 +79,15 @@ def test_without_the_check_such_rounding_would_change_answers(monkeypatch):
 def test_the_real_difference_to_a_row_alone_is_far_within_the_tolerance(monkeypatch):
     one, given = model("gpt2"), prompts(30)
     worst = [0.0]
-    say = batch.Batch._say
+    say = batch.RunningBatch._append_tokens
 
     def compare(self, rows, logits):
         for place, row in enumerate(rows):
-            alone = self.speaker.alone([*row.prompt, *row.said])
-            apart = (alone[0] - logits[place]).abs().max() / self.speaker.tolerance(alone)[0]
+            alone = self.decoder.alone([*row.prompt, *row.said])
+            apart = (alone[0] - logits[place]).abs().max() / self.decoder.tolerance(alone)[0]
             worst[0] = max(worst[0], apart.item())
         return say(self, rows, logits)
 
-    monkeypatch.setattr(batch.Batch, "_say", compare)
+    monkeypatch.setattr(batch.RunningBatch, "_append_tokens", compare)
     generate(one, given, config(), seed=0)
     assert 0.0 < worst[0] < 0.25

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from kdcli.config.schema import HardwareConfig
-from kdcli.generation.scoring import Reader
+from kdcli.generation.scoring import LogProbScorer
 from kdcli.models.devices import prepare
 from running import VOCAB, model
 
@@ -37,13 +37,13 @@ def apart(side, prompt, tokens) -> float:
 @pytest.mark.parametrize("tokens", [1, 8192])
 def test_they_are_as_likely_as_when_each_is_read_with_its_prompt(family, tokens):
     side = model("student", seed=3, family=family, **SMALL.get(family, {}))
-    found = Reader(side, CPU, tokens).logp(PROMPT, CONTINUATIONS)
+    found = LogProbScorer(side, CPU, tokens).logp(PROMPT, CONTINUATIONS)
     expected = [apart(side, PROMPT, one) for one in CONTINUATIONS]
     assert found == pytest.approx(expected, abs=2e-4)
 
 
 def test_a_continuations_score_does_not_depend_on_its_company():
-    reader = Reader(model("student", seed=3), CPU)
+    reader = LogProbScorer(model("student", seed=3), CPU)
     together = reader.logp(PROMPT, CONTINUATIONS)
     for one, score in zip(CONTINUATIONS, together, strict=True):
         assert reader.logp(PROMPT, [one]) == pytest.approx([score], abs=1e-5)
@@ -51,7 +51,7 @@ def test_a_continuations_score_does_not_depend_on_its_company():
 
 def test_a_prompt_is_read_once():
     side, lengths = model("student", seed=3), []
-    reader = Reader(side, CPU)
+    reader = LogProbScorer(side, CPU)
     side.model.model.register_forward_pre_hook(
         lambda _, args, kwargs: lengths.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
@@ -64,5 +64,5 @@ def test_a_prompt_is_read_once():
 
 def test_ids_beyond_the_shared_vocabulary_have_no_probability():
     side = model("student", seed=3)
-    found = Reader(side, CPU).logp(PROMPT, [[token] for token in range(VOCAB)])
+    found = LogProbScorer(side, CPU).logp(PROMPT, [[token] for token in range(VOCAB)])
     assert torch.tensor(found).exp().sum().item() == pytest.approx(1.0, abs=1e-5)

@@ -6,8 +6,8 @@ import torch
 import tiny
 from kdcli.config.schema import GenerationConfig
 from kdcli.errors import InputError
-from kdcli.generation import Asked, answers
-from kdcli.generation.mixture import MixedSpeaker, mixed_answers
+from kdcli.generation import GenerationRequest, answers
+from kdcli.generation.mixture import MixtureDecoder, mixed_answers
 from kdcli.generation.scoring import label_log_probs
 from kdcli.models.load import LanguageModel, assemble
 
@@ -50,7 +50,7 @@ def mixture(one, other, alpha, ids):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_greedy_answers_are_the_likeliest_tokens_of_the_mixture(family):
     one, other = pair(family)
-    asked = [Asked(prompt, number, (0,)) for number, prompt in enumerate(prompts(9))]
+    asked = [GenerationRequest(prompt, number, (0,)) for number, prompt in enumerate(prompts(9))]
     for place, answer in said(one, other, 0.4, asked, temperature=0.0).items():
         ids = list(asked[place].prompt)
         for token in answer.ids:
@@ -62,35 +62,35 @@ def test_greedy_answers_are_the_likeliest_tokens_of_the_mixture(family):
 
 def test_log_probabilities_at_every_step_are_those_of_the_mixture():
     one, other = pair()
-    speaker = MixedSpeaker(one, other, IDS, 0.2)
+    decoder = MixtureDecoder(one, other, IDS, 0.2)
     prompt = prompts(3)[2]
     with torch.no_grad():
-        read = speaker.read(prompt)
+        read = decoder.prefill(prompt)
         expected = mixture(one, other, 0.2, prompt)[-1].log()
         torch.testing.assert_close(read.logits[0], expected, rtol=1e-4, atol=1e-4)
-        speaker.cache.reserve(2, 64)
-        speaker.cache.add(read.kept, len(prompt))
-        after = speaker.step([7])
+        decoder.cache.reserve(2, 64)
+        decoder.cache.add(read.kept, len(prompt))
+        after = decoder.decode_step([7])
         expected = mixture(one, other, 0.2, [*prompt, 7])[-1].log()
     torch.testing.assert_close(after[0], expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(speaker.alone([*prompt, 7])[0], after[0], rtol=1e-4, atol=1e-4)
-    assert (speaker.tolerance(after) > 0).all()
+    torch.testing.assert_close(decoder.forward_single([*prompt, 7])[0], after[0], rtol=1e-4, atol=1e-4)
+    assert (decoder.tolerance(after) > 0).all()
 
 
 @torch.no_grad()
 def test_a_log_probability_may_be_off_by_twice_the_logits_of_the_coarser_side():
     """An unlikely token's falls by nearly 2 d where its logit falls by d and all others rise by d."""
-    speaker = MixedSpeaker(*pair(), IDS, 0.2)
-    sides = [side.tolerance(side.read([1, 5, 6]).logits) for side in speaker.sides]
-    read = speaker.read([1, 5, 6])
+    decoder = MixtureDecoder(*pair(), IDS, 0.2)
+    sides = [side.tolerance(side.prefill([1, 5, 6]).logits) for side in decoder.sides]
+    read = decoder.prefill([1, 5, 6])
     assert sides[0] != sides[1]
-    assert speaker.tolerance(read.logits) == 2.0 * max(sides)
+    assert decoder.tolerance(read.logits) == 2.0 * max(sides)
 
 
 def test_tokens_are_drawn_with_the_mixtures_frequencies():
     one, other = pair()
     prompt, count, alpha = prompts(1)[0], 4000, 0.2
-    asked = [Asked(prompt, 0, tuple(range(count)))]  # the prompt is read once for all seeds
+    asked = [GenerationRequest(prompt, 0, tuple(range(count)))]  # the prompt is read once for all seeds
     coming = mixed_answers(one, other, alpha, asked, config(max_new_tokens=1), rows=IDS)
     first = [answer.ids[0] if answer.ids else 2 for _, _, answer in coming]
     assert len(first) == count
@@ -104,7 +104,7 @@ def test_tokens_are_drawn_with_the_mixtures_frequencies():
 
 def test_any_batch_size_order_and_subset_give_the_same_answers():
     one, other = pair()
-    asked = [Asked(prompt, number, (1,)) for number, prompt in enumerate(prompts(20))]
+    asked = [GenerationRequest(prompt, number, (1,)) for number, prompt in enumerate(prompts(20))]
     whole = said(one, other, 0.3, asked)
     draw = random.Random(1)
     for batch_tokens in (1, 90, 5000):
@@ -115,22 +115,22 @@ def test_any_batch_size_order_and_subset_give_the_same_answers():
 
 def test_a_teacher_alone_speaks_as_itself():
     one, other = pair()
-    asked = [Asked(prompt, number, (1,)) for number, prompt in enumerate(prompts(8))]
+    asked = [GenerationRequest(prompt, number, (1,)) for number, prompt in enumerate(prompts(8))]
     assert said(one, other, 1.0, asked) == {p: a for p, _, a in answers(other, asked, config(), rows=IDS)}
 
 
 def test_the_shorter_context_of_the_two_ends_answers_and_refuses_prompts():
     one, other = model(1), model(2, max_position_embeddings=12)
-    (answer,) = said(one, other, 1e-9, [Asked([1, 5, 6, 7], 0, (0,))], max_new_tokens=64).values()
+    (answer,) = said(one, other, 1e-9, [GenerationRequest([1, 5, 6, 7], 0, (0,))], max_new_tokens=64).values()
     assert len(answer.ids) <= 8
     with pytest.raises(InputError, match="no room"):
-        said(one, other, 0.5, [Asked([1] * 12, 0, (0,))])
+        said(one, other, 0.5, [GenerationRequest([1] * 12, 0, (0,))])
 
 
 def test_training_mode_is_put_back():
     one, other = pair()
     one.model.train()
-    said(one, other, 0.5, [Asked([1, 5], 0, (0,))])
+    said(one, other, 0.5, [GenerationRequest([1, 5], 0, (0,))])
     assert one.model.training
 
 

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from kdcli.generation.sampling import BLOCK, blocks, greedy, sample, stream, waits
+from kdcli.generation.sampling import BLOCK, blocks, exponential_noise, greedy, sample, stream
 
 torch.set_num_threads(1)
 
 
 def times(count, ids, seed=0):
-    return torch.from_numpy(waits([stream(seed, example) for example in range(count)], ids))
+    return torch.from_numpy(exponential_noise([stream(seed, example) for example in range(count)], ids))
 
 
 @pytest.mark.parametrize("tau", [0.5, 1.0, 3.0])
@@ -92,12 +92,12 @@ def test_ties_of_the_likeliest_are_not_sure():
 
 def test_draws_follow_from_seed_example_and_step_alone():
     one, other = stream(3, 8), stream(3, 8)
-    first = [waits([one], 1000) for _ in range(3)]
-    together = [waits([stream(5, 1), other], 1000)[1] for _ in range(3)]
+    first = [exponential_noise([one], 1000) for _ in range(3)]
+    together = [exponential_noise([stream(5, 1), other], 1000)[1] for _ in range(3)]
     assert np.array_equal(np.concatenate(first), np.stack(together))
     assert not np.array_equal(first[0], first[1])
-    assert waits([stream(4, 8)], 1000)[0, 0] != first[0][0, 0]
-    many = waits([stream(0, example) for example in range(300)], 1000)
+    assert exponential_noise([stream(4, 8)], 1000)[0, 0] != first[0][0, 0]
+    many = exponential_noise([stream(0, example) for example in range(300)], 1000)
     assert many.shape == (300, BLOCK + blocks(1000))
     assert (many > 0.0).all()
     assert abs(many.mean() - 1.0) < 0.02
@@ -105,8 +105,8 @@ def test_draws_follow_from_seed_example_and_step_alone():
 
 
 def test_real_ids_draw_the_same_whether_the_head_has_padding_rows_or_not():
-    clocks = waits([stream(0, 0)], 500)
-    assert np.array_equal(waits([stream(0, 0)], 700)[:, : BLOCK + 2], clocks[:, : BLOCK + 2])
+    clocks = exponential_noise([stream(0, 0)], 500)
+    assert np.array_equal(exponential_noise([stream(0, 0)], 700)[:, : BLOCK + 2], clocks[:, : BLOCK + 2])
 
 
 def test_greedy_is_sure_where_both_logits_may_move_towards_each_other():

@@ -11,11 +11,11 @@ import tiny
 from kdcli.config.schema import GenerationConfig
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import NumericsError
-from kdcli.generation import Answer, Asked, answers, generate
-from kdcli.generation.batch_invariance import Settling
-from kdcli.generation.decoder import Speaker
+from kdcli.generation import Completion, GenerationRequest, answers, generate
+from kdcli.generation.batch_invariance import BatchInvariance
+from kdcli.generation.decoder import Decoder
 from kdcli.generation.mixture import mixed_answers
-from kdcli.generation.sampling import choose, stream, waits
+from kdcli.generation.sampling import choose, exponential_noise, stream
 from kdcli.models.load import LanguageModel, assemble
 
 torch.set_num_threads(1)
@@ -56,26 +56,26 @@ def in_batches_of(rows: int, **options) -> GenerationConfig:
 def repaired(monkeypatch):
     """How many tokens were put right, one number for each time a row was read again."""
     seen: list[int] = []
-    plain = Settling.settle
+    plain = BatchInvariance.verify
 
     def watch(self, row, place):
         before = self.repaired
         plain(self, row, place)
         seen.append(self.repaired - before)
 
-    monkeypatch.setattr(Settling, "settle", watch)
+    monkeypatch.setattr(BatchInvariance, "verify", watch)
     return seen
 
 
 def shake(monkeypatch, share: float) -> None:
     """Let what the batch proposes be far off."""
-    generator, plain = torch.Generator().manual_seed(0), Speaker.step
+    generator, plain = torch.Generator().manual_seed(0), Decoder.decode_step
 
     def step(self, tokens):
         logits = plain(self, tokens)
         return logits + torch.randn(logits.shape, generator=generator) * share * logits.abs().amax(-1, keepdim=True)
 
-    monkeypatch.setattr(Speaker, "step", step)
+    monkeypatch.setattr(Decoder, "decode_step", step)
 
 
 def leave_unread(monkeypatch) -> None:
@@ -85,7 +85,7 @@ def leave_unread(monkeypatch) -> None:
         if self.is_due(row):
             row.block += self.width(row)
 
-    monkeypatch.setattr(Settling, "settle", settle)
+    monkeypatch.setattr(BatchInvariance, "verify", settle)
 
 
 @pytest.mark.parametrize("options", SETTINGS)
@@ -129,7 +129,7 @@ def block_widths(answer: int) -> list[int]:
 
 
 @torch.no_grad()
-def by_hand(one: LanguageModel, prompt: list[int], setting: GenerationConfig, seed: int, example: int) -> Answer:
+def by_hand(one: LanguageModel, prompt: list[int], setting: GenerationConfig, seed: int, example: int) -> Completion:
     """One answer by transformers' own cache, one token at a time, the rest of its block filled with anything."""
     draw, bits, said = random.Random(example), stream(seed, example), []
     while len(said) < setting.max_new_tokens:
@@ -142,12 +142,12 @@ def by_hand(one: LanguageModel, prompt: list[int], setting: GenerationConfig, se
         for piece in pieces:
             logits = one.model(input_ids=torch.tensor([piece]), past_key_values=cache, use_cache=True).logits[0]
         last = len(prompt) - 1 if len(pieces) == 1 else len(said) - sum(map(len, pieces[1:-1])) - 1
-        times = torch.from_numpy(waits([bits], one.vocab)) if setting.temperature else None
+        times = torch.from_numpy(exponential_noise([bits], one.vocab)) if setting.temperature else None
         token = int(choose(logits[last : last + 1], times, setting).tokens)
         if token in one.ends:
-            return Answer(tuple(said), token)
+            return Completion(tuple(said), token)
         said.append(token)
-    return Answer(tuple(said), None)
+    return Completion(tuple(said), None)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -165,7 +165,7 @@ def test_in_float64_both_ways_to_be_exact_agree(family, options, monkeypatch, re
     one, given = model(family, torch.float64), prompts(9)
     plain = generate(one, given, config(**options), seed=3)
     assert not repaired
-    monkeypatch.setattr("kdcli.generation.decoder.differs_little", lambda model: False)
+    monkeypatch.setattr("kdcli.generation.decoder.is_batch_invariant", lambda model: False)
     assert generate(one, given, config(**options), seed=3) == plain
     assert len(repaired) > 9
     assert sum(repaired) == 0
@@ -173,7 +173,7 @@ def test_in_float64_both_ways_to_be_exact_agree(family, options, monkeypatch, re
 
 def test_all_seeds_of_a_prompt_are_settled_on_one_reading_of_it():
     one, given = model(), prompts(6)
-    asked = [Asked(prompt, number, (1, 2, 3)) for number, prompt in enumerate(given)]
+    asked = [GenerationRequest(prompt, number, (1, 2, 3)) for number, prompt in enumerate(given)]
     found = {(place, seed): answer for place, seed, answer in answers(one, asked, config())}
     for seed in (1, 2, 3):
         assert [found[place, seed] for place in range(6)] == generate(one, given, in_batches_of(1), seed=seed)
@@ -182,14 +182,14 @@ def test_all_seeds_of_a_prompt_are_settled_on_one_reading_of_it():
 def test_half_precision_is_settled_too():
     one, given = model(dtype=torch.float16), prompts(12)
     assert generate(one, given, in_batches_of(12), seed=0) == generate(one, given, in_batches_of(1), seed=0)
-    assert not Speaker(one, one.vocab).is_exact
+    assert not Decoder(one, one.vocab).is_exact
 
 
 def test_a_shorter_limit_gives_the_beginning_of_the_same_answer():
     one, given = replace(model(), ends=EndTokens()), prompts(6)
     long = generate(one, given, config(max_new_tokens=60), seed=0)
     for most in (1, 2, 9, 33):
-        asked = [Asked(prompt, number, (0,), most) for number, prompt in enumerate(given)]
+        asked = [GenerationRequest(prompt, number, (0,), most) for number, prompt in enumerate(given)]
         found = {place: answer for place, _, answer in answers(one, asked, config(max_new_tokens=60))}
         assert [found[place].ids for place in range(6)] == [answer.ids[:most] for answer in long]
 
@@ -216,7 +216,7 @@ def test_progress_counts_final_tokens_only(monkeypatch):
 
 def test_a_mixture_of_two_models_is_settled_alike(monkeypatch, repaired):
     one, other = model(), model(seed=1, hidden_size=16, num_hidden_layers=3)
-    asked = [Asked(prompt, number, (1,)) for number, prompt in enumerate(prompts(9))]
+    asked = [GenerationRequest(prompt, number, (1,)) for number, prompt in enumerate(prompts(9))]
 
     def said(setting):
         return {place: answer for place, _, answer in mixed_answers(one, other, 0.3, asked, setting)}
@@ -230,7 +230,7 @@ def test_a_mixture_of_two_models_is_settled_alike(monkeypatch, repaired):
 
 def test_a_fine_model_beside_a_coarse_one_is_coarse():
     one, other = model(dtype=torch.float32), model(seed=1)
-    asked = [Asked(prompt, number, (1,)) for number, prompt in enumerate(prompts(9))]
+    asked = [GenerationRequest(prompt, number, (1,)) for number, prompt in enumerate(prompts(9))]
     found = [
         {place: answer for place, _, answer in mixed_answers(one, other, 0.3, asked, in_batches_of(rows))}
         for rows in (1, 9)
@@ -244,21 +244,21 @@ def test_rows_that_stretch_each_others_positions_are_settled_in_fp32_as_well(mon
     one, given = model(dtype=torch.float32, rope_parameters=rope), prompts(12)
     whole = generate(one, given, in_batches_of(1), seed=0)
     assert generate(one, given, in_batches_of(12), seed=0) == whole
-    monkeypatch.setattr("kdcli.generation.decoder.differs_little", lambda model: True)
+    monkeypatch.setattr("kdcli.generation.decoder.is_batch_invariant", lambda model: True)
     assert generate(one, given, in_batches_of(12), seed=0) != whole
 
 
 def test_what_makes_a_model_coarse(monkeypatch):
     fine = model(dtype=torch.float32)
-    assert Speaker(fine, fine.vocab).is_exact
+    assert Decoder(fine, fine.vocab).is_exact
     experts = model("mixtral", torch.float32)
-    assert not Speaker(experts, experts.vocab).is_exact
-    assert not Speaker(experts, experts.vocab).reads_blocks
+    assert not Decoder(experts, experts.vocab).is_exact
+    assert not Decoder(experts, experts.vocab).reads_blocks
     half = model(dtype=torch.float32)
     half.model.model.layers[1].mlp.to(torch.bfloat16)
-    assert not Speaker(half, half.vocab).is_exact
+    assert not Decoder(half, half.vocab).is_exact
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
-    assert not Speaker(fine, fine.vocab).is_exact
+    assert not Decoder(fine, fine.vocab).is_exact
 
 
 def test_autocast_around_changes_no_answer():

@@ -11,7 +11,7 @@ from kdcli.distill.run import distill
 from kdcli.errors import InputError, InterruptedRunError, UsageError
 from kdcli.evaluation.evaluate import evaluate_run
 from kdcli.events import Event, silent
-from kdcli.storage.digests import seal_again
+from kdcli.storage.digests import update_digest
 from kdcli.study import results
 from kdcli.study.compare import compare, plan_compare
 from kdcli.study.executors import local
@@ -232,7 +232,7 @@ def test_a_study_tuned_with_the_seeds_it_reports_goes_on_with_them_and_says_so(p
     for name in ("seeds", "reported"):
         del document[name]
     (found.folder / "tuning.json").write_text(json.dumps(document))
-    seal_again(found.folder / "tuning.json")
+    update_digest(found.folder / "tuning.json")
     assert read_tuning(found.folder).seeds == ()
 
 

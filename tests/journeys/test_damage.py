@@ -19,9 +19,9 @@ from damage import (
 from kdcli.config.schema import GenerationConfig
 from kdcli.distill.run import distill
 from kdcli.errors import KDError
-from kdcli.evaluation.answers import Asking, KeptAnswers
+from kdcli.evaluation.answers import AnswerKey, AnswerStore
 from kdcli.events import silent
-from kdcli.loading.session import Workshop
+from kdcli.loading.session import Session
 from kdcli.study.verify import verify
 from kdcli.training.metrics_log import METRICS
 from shell import kd
@@ -90,13 +90,13 @@ def test_in_a_teacher_cache_and_in_a_text(place, kind, count):
 def test_in_a_student_that_is_used_again(place, count):
     """Whoever looks at a run's student, to measure it or to learn from it, compares it with its manifest."""
     run = next(iter(sorted((place.study / "cells").iterdir())))
-    whole, missed = Workshop().look(str(run)).digest, []
+    whole, missed = Session().inspect(str(run)).digest, []
     for name in records(run / "model"):
         path = run / "model" / name
         for bit in bits(name, count, path.stat().st_size):
             with flipped(path, bit):
                 try:
-                    facts = Workshop().look(str(run))
+                    facts = Session().inspect(str(run))
                 except KDError:
                     continue
             if facts.digest != whole or name.suffix != ".md":
@@ -142,12 +142,12 @@ def test_in_a_run_that_was_stopped(place, tmp_path, count):
 def test_in_answers_that_are_kept(place, count):
     """A damaged line is no answer and is asked again; the others stay what they are."""
     answers = next(iter(sorted(place.study.glob("cells/*/eval/*/answers.jsonl"))))
-    asking = Asking("", GenerationConfig())
-    whole = KeptAnswers(answers.parent, asking)._found
+    asking = AnswerKey("", GenerationConfig())
+    whole = AnswerStore(answers.parent, asking)._found
     assert whole
     for bit in bits(answers, count, answers.stat().st_size):
         with flipped(answers, bit):
-            found = KeptAnswers(answers.parent, asking)._found
+            found = AnswerStore(answers.parent, asking)._found
         assert found.items() <= whole.items()
         assert len(found) >= len(whole) - 2  # an end of line that fell over takes the next line along
 

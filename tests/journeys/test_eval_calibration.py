@@ -176,7 +176,7 @@ def test_one_class_carries_a_note(root):
 
 
 def test_logits_that_are_no_numbers_are_one_line(root, monkeypatch):
-    monkeypatch.setattr("kdcli.generation.scoring.Reader.logp", lambda *_: [float("nan")] * 3)
+    monkeypatch.setattr("kdcli.generation.scoring.LogProbScorer.logp", lambda *_: [float("nan")] * 3)
     with pytest.raises(NumericsError, match="row 0") as caught:
         measure(root, "answers")
     assert caught.value.exit_code == 7

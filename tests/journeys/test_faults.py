@@ -11,7 +11,7 @@ from kdcli.config.schema import CacheConfig, GenerationConfig
 from kdcli.distill.run import distill
 from kdcli.evaluation.evaluate import evaluate_run
 from kdcli.events import silent
-from kdcli.storage.digests import seal
+from kdcli.storage.digests import write_digests
 from kdcli.study import results
 from kdcli.study.compare import compare
 from kdcli.teachers import cache_build
@@ -32,7 +32,7 @@ def small(monkeypatch):
     """Several shards in a small cache, and no picture, which other tests draw."""
     monkeypatch.setattr(cache_build, "_SHARD_BYTES", 600)
     monkeypatch.setattr(cache_build, "_MICRO_TOKENS", 64)
-    monkeypatch.setattr(results, "publish", lambda folder, *rest: seal(folder))
+    monkeypatch.setattr(results, "publish", lambda folder, *rest: write_digests(folder))
 
 
 def asked(config):

@@ -13,7 +13,7 @@ import study
 from kdcli.config.schema import EvalSettings, GenerationConfig
 from kdcli.events import silent
 from kdcli.report.page import report
-from kdcli.storage.digests import seal_again
+from kdcli.storage.digests import update_digest
 from kdcli.storage.run_dir import RunFolder
 from kdcli.study.compare import compare
 from kdcli.study.finished import load
@@ -194,13 +194,13 @@ def test_nothing_to_verify_is_said(tmp_path):
 def test_a_page_written_again_still_verifies(copy):
     (copy / "report.html").write_text("changed")
     assert kd("verify", str(copy)).code == 6
-    seal_again(copy / "report.html")
+    update_digest(copy / "report.html")
     assert kd("verify", str(copy)).code == 0
 
 
 def test_sealing_one_file_again_hides_no_damage_in_another(copy):
     (copy / "table.md").write_text("better numbers")
-    seal_again(copy / "report.html")
+    update_digest(copy / "report.html")
     answer = kd("verify", str(copy))
     assert answer.code == 6
     assert "table.md" in answer.out + answer.err

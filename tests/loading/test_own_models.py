@@ -5,7 +5,7 @@ import pytest
 
 import tiny
 from kdcli.errors import IntegrityError
-from kdcli.loading.session import Workshop
+from kdcli.loading.session import Session
 from kdcli.models.checks import model_digest, open_folder
 from kdcli.storage import atomic
 
@@ -37,11 +37,11 @@ def flip(path, bit):
 
 
 def test_a_whole_student_is_what_its_files_say(run):
-    before = Workshop().look(str(run)).digest
+    before = Session().inspect(str(run)).digest
     (run / "model" / "README.md").write_text("an edited card\n")
-    assert Workshop().look(str(run)).digest == before
+    assert Session().inspect(str(run)).digest == before
     (run / "model" / "manifest.json").unlink()
-    assert Workshop().look(str(run / "model")).digest == before
+    assert Session().inspect(str(run / "model")).digest == before
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json"])
@@ -53,14 +53,14 @@ def test_one_bit_of_any_file_that_is_read_is_found(run, name, inner):
     else:
         flip(path, 8 * path.stat().st_size - 5)
     with pytest.raises(IntegrityError, match="digest differs") as caught:
-        Workshop().look(str(run / inner))
+        Session().inspect(str(run / inner))
     assert caught.value.where == str(path)
 
 
 def test_a_run_whose_students_manifest_is_gone_is_refused(run):
     (run / "model" / "manifest.json").unlink()
     with pytest.raises(IntegrityError, match="is missing"):
-        Workshop().look(str(run))
+        Session().inspect(str(run))
 
 
 def test_a_file_that_the_manifest_lists_must_be_there(run):

@@ -6,7 +6,7 @@ import torch
 from kdcli.losses.base import Tokens
 from kdcli.losses.build import build_objective
 from kdcli.losses.divergences.base import Divergence
-from kdcli.losses.topk import Coarse, bins_of, coarse_view
+from kdcli.losses.topk import TopKWithTail, bins_of, top_k_with_tail
 from kdcli.registry.registry import LOSSES
 
 ON_BINS = sorted(
@@ -22,13 +22,13 @@ def pair(scale=3.0, rows=7, vocab=40):
 
 
 def value(loss, labels, student, teacher):
-    coarse = teacher if isinstance(teacher, Coarse) else None
+    coarse = teacher if isinstance(teacher, TopKWithTail) else None
     return loss.token_loss(Tokens(labels, student, None if coarse else teacher, coarse=coarse))
 
 
 def test_bins_are_probabilities_that_keep_a_tiny_rest():
     logits = torch.tensor([[0.0, -40.0, -41.0, -1e4]], dtype=torch.float64)
-    view = coarse_view(logits, 1)
+    view = top_k_with_tail(logits, 1)
     expected = math.log(math.exp(-40) + math.exp(-41))
     assert view.log_probs[0, 1].item() == pytest.approx(expected, rel=1e-12)
     assert bins_of(torch.full((1, 4), -3.0), torch.tensor([[2, 0]])).exp().tolist() == [
@@ -43,7 +43,7 @@ def test_the_divergences_defined_on_bins_are_these():
 @pytest.mark.parametrize("name", ON_BINS)
 def test_closed_form_equals_autograd_through_the_whole_vocabulary(name):
     labels, student, teacher = pair()
-    view, loss = coarse_view(teacher, 6), build_objective(name)
+    view, loss = top_k_with_tail(teacher, 6), build_objective(name)
     leaf = student.clone().requires_grad_()
     by_autograd = value(loss, labels, leaf, view)
     by_autograd.sum().backward()
@@ -59,7 +59,7 @@ def test_bins_never_say_more_than_the_whole_and_all_of_it_in_the_end(name):
     whole = value(loss, labels, student, teacher)
     before = torch.zeros_like(whole)
     for top_k in (1, 4, 16, 39):
-        now = value(loss, labels, student, coarse_view(teacher, top_k))
+        now = value(loss, labels, student, top_k_with_tail(teacher, top_k))
         assert (now <= whole + 1e-12).all()
         assert (now >= before - 1e-12).all()
         before = now
@@ -69,7 +69,7 @@ def test_bins_never_say_more_than_the_whole_and_all_of_it_in_the_end(name):
 @pytest.mark.parametrize("name", ON_BINS)
 def test_equal_sides_have_no_gradient(name):
     labels, student, _ = pair()
-    view = coarse_view(student, 6)
+    view = top_k_with_tail(student, 6)
     found, grad = build_objective(name).parts_and_grad(Tokens(labels, student.clone(), None, coarse=view))
     assert grad.abs().max() < 1e-12
     if name != "soft_ce":
@@ -79,7 +79,7 @@ def test_equal_sides_have_no_gradient(name):
 def test_the_head_of_akl_is_single_tokens_and_never_the_rest():
     labels, student, _ = pair(rows=1)
     flat = torch.zeros(1, 40, dtype=torch.float64)
-    view = coarse_view(flat, 4)
+    view = top_k_with_tail(flat, 4)
     p, q = view.log_probs.exp(), bins_of(student, view.ids).exp()
     gap = (p - q).abs()[0]
     share = (gap[:-1].sum() / gap.sum()).item()

@@ -9,7 +9,7 @@ import torch
 from kdcli.losses.build import build_objective
 from kdcli.losses.samples import sample, tokens_of, values_and_grad, with_facts
 from kdcli.losses.sorting import largest
-from kdcli.losses.topk import coarse_view
+from kdcli.losses.topk import top_k_with_tail
 from kdcli.losses.wrappers.teacher_transforms import likeliest
 from kdcli.registry.registry import LOSSES
 from logit_pairs import all_ways, by_autograd, loss_of
@@ -141,7 +141,7 @@ def test_of_equal_tokens_those_of_the_lowest_ids_are_taken():
         assert ids.tolist() == order.tolist()
         assert torch.equal(values, logits.gather(1, ids))
         if count < 200:
-            assert coarse_view(logits, count).ids.tolist() == order.tolist()
+            assert top_k_with_tail(logits, count).ids.tolist() == order.tolist()
         assert [row.nonzero().flatten().tolist() for row in likeliest(logits, count, 1.0)] == np.sort(order).tolist()
     masses = torch.tensor([[0.25, 0.25, 0.25, 0.25]]).log()
     assert likeliest(masses, 0, 0.5).tolist() == [[True, True, False, False]]

@@ -14,7 +14,7 @@ import running
 from kdcli.errors import InterruptedRunError, UsageError
 from kdcli.losses.build import build_objective
 from kdcli.losses.samples import sample, tokens_of, values, values_and_grad, with_facts
-from kdcli.losses.wrappers.schedules import on_course, share_of_way
+from kdcli.losses.wrappers.schedules import interpolate, share_of_way
 from kdcli.training.trainer import train
 
 COURSES = ("linear", "cosine", "exponential", "step")
@@ -26,18 +26,18 @@ def lines(folder):
 
 @given(st.sampled_from(COURSES), st.floats(0.01, 100), st.floats(0.01, 100))
 def test_courses_start_and_end_exactly_and_stay_between(course, start, end):
-    assert on_course(course, start, end, 0.0) == start
-    assert on_course(course, start, end, 1.0) == end
-    way = [on_course(course, start, end, share / 16) for share in range(17)]
+    assert interpolate(course, start, end, 0.0) == start
+    assert interpolate(course, start, end, 1.0) == end
+    way = [interpolate(course, start, end, share / 16) for share in range(17)]
     low, high = min(start, end), max(start, end)
     assert all(low * (1 - 1e-12) <= value <= high * (1 + 1e-12) for value in way)
     assert way == pytest.approx(sorted(way, reverse=start > end))
 
 
 def test_halfway_values_follow_the_formulas():
-    assert on_course("linear", 4.0, 1.0, 0.25) == 3.25
-    assert on_course("cosine", 4.0, 1.0, 0.25) == pytest.approx(4 - 3 * (1 - math.cos(math.pi / 4)) / 2)
-    assert on_course("exponential", 4.0, 1.0, 0.25) == pytest.approx(4**0.75)
+    assert interpolate("linear", 4.0, 1.0, 0.25) == 3.25
+    assert interpolate("cosine", 4.0, 1.0, 0.25) == pytest.approx(4 - 3 * (1 - math.cos(math.pi / 4)) / 2)
+    assert interpolate("exponential", 4.0, 1.0, 0.25) == pytest.approx(4**0.75)
     assert [share_of_way(at, 0.2, 0.6) for at in (0.1, 0.4, 0.7)] == pytest.approx([0, 0.5, 1])
 
 

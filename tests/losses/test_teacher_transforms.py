@@ -9,7 +9,7 @@ from kdcli.errors import UsageError
 from kdcli.losses.base import Tokens, finite_logits
 from kdcli.losses.build import build_objective
 from kdcli.losses.samples import sample, tokens_of, values, values_and_grad, with_facts
-from kdcli.losses.topk import coarse_view
+from kdcli.losses.topk import top_k_with_tail
 from kdcli.losses.wrappers.teacher_transforms import Revised, Truncated, likeliest
 
 F_DIVERGENCES = ["fkl", "rkl", "sym_kl:w=0.3", "jsd:beta=0.2", "skl", "srkl", "tvd"]
@@ -74,7 +74,9 @@ def test_the_students_tail_gives_the_divergence_of_bins(spec, top_k):
     assert answer is not None
     closed, grad = answer
     value, slope = values_and_grad(loss, data)
-    known = Tokens(data.labels, data.student.clone(), None, dict(data.facts), coarse=coarse_view(data.teacher, top_k))
+    known = Tokens(
+        data.labels, data.student.clone(), None, dict(data.facts), coarse=top_k_with_tail(data.teacher, top_k)
+    )
     of_bins = bare.parts_and_grad(known)
     assert of_bins is not None
     binned, steep = of_bins

@@ -8,7 +8,7 @@ from kdcli.losses.divergences.akl import AdaptiveKL
 from kdcli.losses.divergences.base import Divergence
 from kdcli.models.head import Head
 from kdcli.models.packing import Projection, Workspace
-from kdcli.training.fused_loss import Work, fused_sum
+from kdcli.training.fused_loss import FusedInputs, fused_sum
 
 TOKENS, WIDTH, VOCAB = 11, 6, 23
 SPECS = ["akl", "akl:flip=true,temperature=2", "0.5*ce+0.5*akl:mu=0.7", "akl+2*akl:mu=0.9", "atkd", "0.3*fkl+0.7*atkd"]
@@ -29,7 +29,7 @@ def sides(dtype=torch.float64):
 def passed(spec, chunk=4):
     student, teacher, labels = sides()
     weights = torch.full((TOKENS,), 1 / TOKENS, dtype=torch.float64)
-    work = Work(
+    work = FusedInputs(
         build_objective(spec),
         labels,
         weights,

@@ -6,7 +6,7 @@ from scipy.special import stdtrit
 from scipy.stats import bootstrap
 
 from kdcli.metrics.calibration import equal_mass_error
-from kdcli.metrics.score import Redraw, redrawn
+from kdcli.metrics.score import Resampler, redrawn
 from kdcli.statistics import over_examples
 
 
@@ -84,7 +84,7 @@ def test_the_interval_holds_a_value_that_nearly_all_draws_exceed():
     errors = [
         equal_mass_error(p, (right == i).astype(float), np.arange(300), 300, 10) for i, p in enumerate(probability.T)
     ]
-    redraw = Redraw(lambda drawn: np.mean([one.value(drawn) for one in errors], axis=0), 300)
+    redraw = Resampler(lambda drawn: np.mean([one.value(drawn) for one in errors], axis=0), 300)
     estimate = over_examples(redrawn("ace", redraw))
     draws = draw.multinomial(300, np.full(300, 1 / 300), 200).astype(float)
     assert (redraw.value(draws) > redraw.whole()).mean() > 0.95

@@ -6,13 +6,13 @@ import pytest
 import chains
 from kdcli.errors import InputError
 from kdcli.metrics.exposure_bias import ExposureBias, excess
-from kdcli.metrics.on_policy import OwnFacts
+from kdcli.metrics.on_policy import SampledTokenStats
 from kdcli.statistics import over_examples
 
 LENGTH = 5
 
 
-def every_sequence(sampled_by, count: int = 10**LENGTH) -> OwnFacts:
+def every_sequence(sampled_by, count: int = 10**LENGTH) -> SampledTokenStats:
     """All sequences of a golden chain, each as often as its probability says: whole numbers of 100,000."""
     values, positions, examples = [], [], []
     number = 0
@@ -29,7 +29,7 @@ def every_sequence(sampled_by, count: int = 10**LENGTH) -> OwnFacts:
     assert number == count
     example = np.concatenate(examples)
     facts = {"kl_from_teacher": np.concatenate(values)}
-    return OwnFacts(facts, example, np.zeros_like(example), np.concatenate(positions), number, 1, LENGTH)
+    return SampledTokenStats(facts, example, np.zeros_like(example), np.concatenate(positions), number, 1, LENGTH)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_the_curves_are_the_scores_at_every_length(exact):
     assert errors.series[1].y == pytest.approx(list(chains.GOLDEN_L_EPS), abs=5e-9)
 
 
-def some(rows: list[list[list[float]]], length: int = 4) -> OwnFacts:
+def some(rows: list[list[list[float]]], length: int = 4) -> SampledTokenStats:
     """Facts from ``[example][answer][position]``."""
     flat = [
         (value, e, a, t)
@@ -68,7 +68,7 @@ def some(rows: list[list[list[float]]], length: int = 4) -> OwnFacts:
         for t, value in enumerate(answer)
     ]
     value, example, answer, position = (np.array(column) for column in zip(*flat, strict=True))
-    return OwnFacts({"kl_from_teacher": value}, example, answer, position, len(rows), len(rows[0]), length)
+    return SampledTokenStats({"kl_from_teacher": value}, example, answer, position, len(rows), len(rows[0]), length)
 
 
 SAMPLES = {

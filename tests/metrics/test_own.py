@@ -3,7 +3,7 @@ import pytest
 
 from kdcli.errors import InputError, NumericsError
 from kdcli.metrics.exposure_bias import ExposureBias
-from kdcli.metrics.on_policy import OwnDistance, OwnFacts, OwnKL
+from kdcli.metrics.on_policy import OwnDistance, OwnKL, SampledTokenStats
 from kdcli.metrics.score import ratio
 from kdcli.statistics import over_examples
 
@@ -13,10 +13,10 @@ POSITION = np.array([0, 1, 0, 0, 0, 1])
 VALUES = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
 
 
-def own(**changes) -> OwnFacts:
+def own(**changes) -> SampledTokenStats:
     facts = {"kl_from_teacher": VALUES, "kl_to_teacher": 2 * VALUES}
     fields = {"facts": facts, "example": EXAMPLE, "answer": ANSWER, "position": POSITION}
-    return OwnFacts(**{**fields, "examples": 2, "answers": 2, "length": 3, **changes})
+    return SampledTokenStats(**{**fields, "examples": 2, "answers": 2, "length": 3, **changes})
 
 
 def test_values_are_added_within_each_answer_and_averaged_at_each_position():
@@ -49,12 +49,12 @@ def test_the_band_by_position_is_the_interval_of_the_same_score():
     kept[position == 0] = True
     facts = {name: draw.exponential(size=int(kept.sum())) for name in ("kl_from_teacher", "kl_to_teacher")}
     none = np.zeros(int(kept.sum()), dtype=np.int64)
-    whole = OwnFacts(facts, example[kept], none, position[kept], 20, 1, 4)
+    whole = SampledTokenStats(facts, example[kept], none, position[kept], 20, 1, 4)
     line = OwnKL().curves({"student": whole})[0].series[1]
     for step in range(4):
         there = whole.position == step
         part = {name: values[there] for name, values in facts.items()}
-        alone = OwnFacts(part, whole.example[there], none[there], none[there], 20, 1, 1)
+        alone = SampledTokenStats(part, whole.example[there], none[there], none[there], 20, 1, 1)
         estimate = over_examples(OwnKL().scores_from_own({"student": alone})[1])
         assert (line.y[step], line.low[step], line.high[step]) == pytest.approx(
             (estimate.mean, estimate.low, estimate.high)

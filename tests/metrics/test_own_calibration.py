@@ -4,7 +4,7 @@ import scipy.special
 
 from kdcli.errors import InputError
 from kdcli.metrics.calibration import Calibration
-from kdcli.metrics.on_policy import OwnCalibration, OwnFacts, expected_series
+from kdcli.metrics.on_policy import OwnCalibration, SampledTokenStats, expected_series
 from kdcli.metrics.score import facts_from_logits, ratio
 from kdcli.statistics import over_examples
 
@@ -18,7 +18,7 @@ Q, P = scipy.special.softmax(STUDENT, axis=1), scipy.special.softmax(TEACHER, ax
 
 def own(student=STUDENT, teacher=TEACHER, example=EXAMPLE, answer=ANSWER):
     facts = facts_from_logits(student, teacher=teacher)
-    return OwnFacts(facts, example, answer, np.zeros_like(example), 20, 2, 5)
+    return SampledTokenStats(facts, example, answer, np.zeros_like(example), 20, 2, 5)
 
 
 def values(**changes):
@@ -43,7 +43,7 @@ def test_by_hand_at_a_bin_edge():
     facts = {"top1_prob": np.array([0.5, 0.5, 0.49]), "top1_by_teacher": np.array([0.75, 0.25, 0.1])}
     facts |= {"brier_by_teacher": np.array([0.5, 0.7, 0.3]), "nll_by_teacher": np.array([1.0, 2.0, 6.0])}
     first = np.zeros(3, dtype=np.int64)
-    one = OwnFacts(facts, np.array([0, 1, 1]), np.array([0, 0, 1]), first, 2, 2, 1)
+    one = SampledTokenStats(facts, np.array([0, 1, 1]), np.array([0, 0, 1]), first, 2, 2, 1)
     found = {score.name: score.value for score in OwnCalibration().scores_from_own({"student": one})}
     assert found == pytest.approx({"own_ece": 0.39 / 3, "own_brier": 0.5, "own_nll": 3.0}, abs=1e-12)
     (picture,) = OwnCalibration().curves({"student": one})

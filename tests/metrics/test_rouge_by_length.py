@@ -4,7 +4,7 @@ import pytest
 from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, UsageError
-from kdcli.evaluation.answers import Texts
+from kdcli.evaluation.answers import TextSamples
 from kdcli.evaluation.scoring import beside
 from kdcli.metrics.rouge import RougeL, RougeLByLength
 from kdcli.statistics import over_examples
@@ -79,5 +79,5 @@ def test_the_length_of_a_reference_leaves_its_end_token_out():
     """Three tokens and the end, three tokens that were cut, nothing but the end."""
     rows = ((1, 9, 5, 6, 7, 2), (1, 9, 5, 6, 7), (1, 9, 2))
     dataset = TokenDataset(tuple(Example(ids, 2, "", ("a",), "") for ids in rows))
-    texts = Texts([["a"]] * 3, [["a"]] * 3, [""] * 3, [[True]] * 3)
+    texts = TextSamples([["a"]] * 3, [["a"]] * 3, [""] * 3, [[True]] * 3)
     assert beside(texts, dataset, EndTokens((2,))).reference_tokens == [3, 3, 0]

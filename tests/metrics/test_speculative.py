@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from kdcli.errors import InputError
-from kdcli.metrics.on_policy import OwnFacts
+from kdcli.metrics.on_policy import SampledTokenStats
 from kdcli.metrics.speculative import Speculative, tokens_per_call
 
 FACTS = {
@@ -11,7 +11,9 @@ FACTS = {
     "opens": np.array([1.0, 0.0, 1.0, 1.0, 0.0, 1.0]),
     "emitted": np.array([3.0, 0.0, 1.0, 2.0, 0.0, 1.0]),
 }
-OWN = OwnFacts(FACTS, np.array([0, 0, 0, 1, 1, 1]), np.zeros(6, dtype=np.int64), np.array([0, 1, 3, 0, 1, 2]), 2, 1, 4)
+OWN = SampledTokenStats(
+    FACTS, np.array([0, 0, 0, 1, 1, 1]), np.zeros(6, dtype=np.int64), np.array([0, 1, 3, 0, 1, 2]), 2, 1, 4
+)
 
 
 def test_scores_are_ratios_over_tests_and_calls():

@@ -17,7 +17,7 @@ from kdcli.data.batching import collate
 from kdcli.errors import InputError, InterruptedRunError, UsageError
 from kdcli.losses.build import build_objective
 from kdcli.models.adapters import attach, check_adapter, merged, save_adapter
-from kdcli.models.kernels import QuickConv1D, QuickLinear
+from kdcli.models.kernels import OneDNNConv1D, OneDNNLinear
 from kdcli.models.load import load_model, save_student
 from kdcli.teachers.base import LiveTeacher
 from kdcli.training import fused_loss
@@ -73,7 +73,7 @@ def test_an_adapter_starts_without_effect_and_depends_on_its_seed_alone(family):
 def test_the_linear_layers_stay_quick_under_the_adapter(family):
     model = student(family).model
     kinds = {type(part) for name, part in model.named_modules() if name.endswith(("base_layer", "lora_A.default"))}
-    assert kinds == ({QuickLinear, QuickConv1D} if family == "gpt2" else {QuickLinear})
+    assert kinds == ({OneDNNLinear, OneDNNConv1D} if family == "gpt2" else {OneDNNLinear})
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,7 +11,7 @@ import tiny
 from kdcli.config.schema import DataConfig
 from kdcli.data.dataset import load_dataset
 from kdcli.end_tokens import EndTokens
-from kdcli.loading.session import Workshop
+from kdcli.loading.session import Session
 from kdcli.models import tokenizer as ends
 from kdcli.models.load import load_model, save_student
 from kdcli.models.tokenizer import answer_key, end_tokens, ends_differ, turn_end
@@ -39,7 +39,7 @@ def folder(path, *, named, template=None, eos="</s>"):
 def test_the_tokenizers_end_token_ends_a_text_beside_that_of_the_generation_config(tmp_path):
     path = folder(tmp_path / "model", named=2, eos="<turn>")
     loaded = load_model(str(path), device=torch.device("cpu"), role="student")
-    facts = Workshop().look(str(path))
+    facts = Session().inspect(str(path))
     assert loaded.ends == facts.ends == EndTokens((2, TURN))
     (note,) = facts.notes
     assert note.endswith(
@@ -96,7 +96,7 @@ def test_all_end_tokens_are_saved_with_a_student_and_found_again(tmp_path):
 def test_a_difference_between_both_models_is_said_by_name(tmp_path):
     student = folder(tmp_path / "student", named=2)
     teacher = folder(tmp_path / "teacher", named=[2, TURN])
-    (note,) = Workshop().pair(str(student), str(teacher)).notes
+    (note,) = Session().pair(str(student), str(teacher)).notes
     assert note == """end tokens differ: the student's texts end at "</s>", the teacher's at "</s>", "<turn>\""""
     pair = tokenizer(), tokenizer()
     assert ends_differ(EndTokens((2, TURN)), EndTokens((TURN, 2)), pair) is None, "their order is no difference"

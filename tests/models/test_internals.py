@@ -14,11 +14,18 @@ from transformers import AutoModelForCausalLM, Cache, DynamicCache
 
 import tiny
 from kdcli.errors import InputError
-from kdcli.generation.decoder import Speaker
+from kdcli.generation.decoder import Decoder
 from kdcli.generation.kv_cache import RowCache
 from kdcli.models import internals
 from kdcli.models.head import trunk_of
-from kdcli.models.internals import attention_of, cache_in, layers_of, prompt_cache, read_into, reading_of
+from kdcli.models.internals import (
+    attention_of,
+    cache_in,
+    cache_interface_of,
+    forward_with_cache,
+    layers_of,
+    prompt_cache,
+)
 from kdcli.models.layers import eager_attention
 from kdcli.models.load import assemble
 
@@ -59,14 +66,14 @@ def loaded(family: str = "llama", **sizes):
 def test_a_decoder_reads_on_behind_a_cache(family):
     heads = {"num_key_value_heads": 1} if family == "mistral" else {}
     below, config = trunk(family, **({} if family in tiny.SIZES else PLAIN | heads))
-    reading = reading_of(below, config)
+    reading = cache_interface_of(below, config)
     assert reading.cache is not None, reading.seen
     ids = torch.tensor([[5, 6, 7, 8]])
     whole = below(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
     cache = prompt_cache(config)
     for end in range(1, 5):
         new = ids[:, end - 1 : end]
-        hidden = read_into(below, reading, new, torch.ones(1, end), cache, torch.tensor([[end - 1]]))
+        hidden = forward_with_cache(below, reading, new, torch.ones(1, end), cache, torch.tensor([[end - 1]]))
         assert cache.get_seq_length() == end
         torch.testing.assert_close(hidden, whole[:, end - 1 : end], rtol=1e-4, atol=1e-5)
 
@@ -76,11 +83,12 @@ def test_a_decoder_reads_on_behind_a_cache(family):
 def test_positions_are_heard(family):
     """Not by the name of a parameter: moving a token away from another one changes what it reads."""
     below, config = trunk(family)
-    reading = reading_of(below, config)
+    reading = cache_interface_of(below, config)
     assert reading.positions
     ids, mask = torch.tensor([[5, 6]]), torch.ones(1, 2)
     near, far = (
-        read_into(below, reading, ids, mask, prompt_cache(config), torch.tensor([[0, place]])) for place in (1, 9)
+        forward_with_cache(below, reading, ids, mask, prompt_cache(config), torch.tensor([[0, place]]))
+        for place in (1, 9)
     )
     assert not torch.allclose(near, far)
 
@@ -88,9 +96,11 @@ def test_positions_are_heard(family):
 @torch.no_grad()
 def test_padding_is_not_read():
     below, config = trunk()
-    reading = reading_of(below, config)
+    reading = cache_interface_of(below, config)
     hidden = [
-        read_into(below, reading, torch.tensor([[first, 6]]), torch.tensor([[0, 1]]), prompt_cache(config))[:, 1]
+        forward_with_cache(below, reading, torch.tensor([[first, 6]]), torch.tensor([[0, 1]]), prompt_cache(config))[
+            :, 1
+        ]
         for first in (4, 9)
     ]
     assert torch.equal(*hidden)
@@ -101,7 +111,7 @@ def test_the_cache_goes_under_the_name_it_comes_back_by():
     below, config = trunk()
     name, cache = cache_in(below(input_ids=torch.tensor([[5]]), use_cache=True))
     assert isinstance(cache, Cache)
-    assert reading_of(below, config).cache == name
+    assert cache_interface_of(below, config).cache == name
     assert cache_in(below(input_ids=torch.tensor([[5]]), use_cache=False)) is None
 
 
@@ -123,7 +133,7 @@ class Renamed(torch.nn.Module):
 
 def test_another_name_is_found():
     below, config = trunk()
-    reading = reading_of(Renamed(below), config)
+    reading = cache_interface_of(Renamed(below), config)
     assert (reading.cache, reading.positions) == ("memory", True)
 
 
@@ -132,12 +142,12 @@ def test_another_name_is_found():
 )
 def test_what_was_seen_is_said_where_no_cache_is_kept(how, seen):
     below, config = trunk()
-    reading = reading_of(Renamed(below, **how), config)
+    reading = cache_interface_of(Renamed(below, **how), config)
     assert reading.cache is None
     assert seen in reading.seen
     model = replace(loaded(), reading=reading)
     with pytest.raises(InputError, match=seen) as caught:
-        Speaker(model, model.vocab).check([[5]])
+        Decoder(model, model.vocab).check([[5]])
     assert caught.value.code == "GEN-04"
 
 
@@ -155,14 +165,14 @@ def test_a_decoder_that_fails_is_told_with_its_own_words():
         raise ValueError("no such thing")
 
     below.forward = broken
-    assert reading_of(below, config).seen == "reading a token with a cache fails: no such thing"
+    assert cache_interface_of(below, config).seen == "reading a token with a cache fails: no such thing"
 
 
 def test_finding_out_draws_nothing_and_leaves_the_mode():
     below, config = trunk("gpt2", resid_pdrop=0.5, embd_pdrop=0.5)
     below.train()
     before = torch.get_rng_state()
-    assert reading_of(below, config).cache is not None
+    assert cache_interface_of(below, config).cache is not None
     assert below.training
     assert torch.equal(torch.get_rng_state(), before)
 

@@ -15,8 +15,8 @@ from kdcli.end_tokens import EndTokens
 from kdcli.evaluation.evaluate import evaluate_run
 from kdcli.generation import generate
 from kdcli.generation.beam import beam_answers
-from kdcli.loading.session import Workshop
-from kdcli.models.plain import passed_over, plain_generation
+from kdcli.loading.session import Session
+from kdcli.models.plain import ignored_generation_settings, plain_generation
 from models.folders import edit
 
 OTHERS = {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "min_new_tokens": 6}
@@ -74,7 +74,7 @@ def test_beam_search_weighs_answers_by_their_probability_among_the_real_ids():
 def test_what_is_passed_over_is_named_in_a_note_and_in_the_settings_string(tmp_path):
     folder = tiny.folder(tmp_path / "model")
     edit(folder / "generation_config.json", **OTHERS, temperature=0.6, top_p=0.9, do_sample=True)
-    facts = Workshop().look(str(folder))
+    facts = Session().inspect(str(folder))
     assert facts.passed_over == ("min_new_tokens", "no_repeat_ngram_size", "repetition_penalty")
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
     config = EvalConfig(
@@ -91,4 +91,4 @@ def test_names_of_the_librarys_settings_are_those_that_we_pass_over():
     known = tiny.model().generation_config.to_dict()
     assert {*OTHERS, "top_k", "bad_words_ids", "suppress_tokens", "min_p"} <= known.keys()
     config = tiny.model().generation_config
-    assert passed_over(config) == ()
+    assert ignored_generation_settings(config) == ()

@@ -6,7 +6,15 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from kdcli.models import kernels
-from kdcli.models.kernels import QuickConv1D, QuickLinear, add_outer, product_back, product_into, quicken, worthwhile
+from kdcli.models.kernels import (
+    OneDNNConv1D,
+    OneDNNLinear,
+    add_outer,
+    product_back,
+    product_into,
+    use_onednn,
+    worthwhile,
+)
 
 ROWS, IN, OUT = 37, 96, 2051
 """Their product is above the bound from which the other library computes it."""
@@ -79,8 +87,8 @@ def test_layers_keep_values_and_gradients(kind: str, shape: tuple[int, ...]) -> 
     plain = Conv1D(OUT, IN) if kind == "conv1d" else nn.Linear(IN, OUT, bias="without" not in kind)
     quick = Conv1D(OUT, IN) if kind == "conv1d" else nn.Linear(IN, OUT, bias="without" not in kind)
     quick.load_state_dict(plain.state_dict())
-    assert quicken(quick) == 1
-    assert type(quick) in (QuickLinear, QuickConv1D)
+    assert use_onednn(quick) == 1
+    assert type(quick) in (OneDNNLinear, OneDNNConv1D)
     plain.double()
     x, seen = matrix(*shape, seed=5).requires_grad_(), matrix(*shape, seed=5).double().requires_grad_()
     out, exact = quick(x), plain(seen)
@@ -99,7 +107,7 @@ def test_layers_keep_values_and_gradients(kind: str, shape: tuple[int, ...]) -> 
 
 def test_a_layer_under_autocast_or_in_float64_is_the_library_s_own() -> None:
     layer, x = nn.Linear(IN, OUT), matrix(ROWS, IN, seed=0)
-    quicken(layer)
+    use_onednn(layer)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
     assert layer.double()(x.double()).dtype == torch.float64
@@ -109,4 +117,4 @@ def test_layers_of_other_classes_stay() -> None:
     class Special(nn.Linear):
         pass
 
-    assert quicken(Special(2, 2)) == 0
+    assert use_onednn(Special(2, 2)) == 0

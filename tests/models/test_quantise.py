@@ -8,7 +8,7 @@ import tiny
 from kdcli.data.batching import collate
 from kdcli.errors import MachineError
 from kdcli.models import adapters as module
-from kdcli.models.adapters import check_quantization, quantise
+from kdcli.models.adapters import check_quantization, quantize
 from kdcli.models.load import load_model
 from kdcli.models.packing import find_valid
 from kdcli.teachers.base import LiveTeacher
@@ -31,7 +31,7 @@ def rounded_layer(kind):
     """A layer's weights before and after, the latter read off the unit vectors."""
     model = tiny.model(**SIZES["llama"])
     before = model.model.layers[0].mlp.up_proj.weight.detach().clone()
-    quantise(model, kind, CPU)
+    quantize(model, kind, CPU)
     return before, model.model.layers[0].mlp.up_proj(torch.eye(64)).T.detach()
 
 

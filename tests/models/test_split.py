@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import tiny
 from kdcli.errors import InputError
-from kdcli.models.head import Head, prove_split, rows_by_positions, split_head, trunk_of, trunk_output
+from kdcli.models.head import Head, rows_by_positions, split_head, trunk_of, trunk_output, verify_split
 
 torch.set_num_threads(1)
 
@@ -83,7 +83,7 @@ def probe(rows: int = 61):
 def test_head_on_trunk_is_the_model(family, dtype, bound):
     model = build(family, dtype)
     head = split_head(model)
-    prove_split(model, head)
+    verify_split(model, head)
     ids, mask = probe()
     whole = model(input_ids=ids, attention_mask=mask).logits
     ours = head.logits(trunk_output(trunk_of(model), ids, mask), head.rows)
@@ -105,7 +105,7 @@ def test_a_wrong_rule_is_refused_with_the_difference(family, wrong):
     head = split_head(model)
     parts = {"weight": head.weight, "bias": head.bias, "scale": head.scale, "softcap": head.softcap}
     with pytest.raises(InputError, match=r"differ from the model by [\d.e-]+") as caught:
-        prove_split(model, Head(**{**parts, **wrong}))
+        verify_split(model, Head(**{**parts, **wrong}))
     assert caught.value.code == "MOD-20"
     assert type(model).__name__ in str(caught.value)
 
@@ -113,7 +113,7 @@ def test_a_wrong_rule_is_refused_with_the_difference(family, wrong):
 def test_a_head_of_several_layers_is_refused_by_name():
     model = build("bert", is_decoder=True)
     with pytest.raises(InputError, match="BertLMHeadModel"):
-        prove_split(model, split_head(model))
+        verify_split(model, split_head(model))
 
 
 def test_a_head_that_is_no_dense_matrix_is_refused_by_name():
@@ -145,14 +145,14 @@ def test_a_model_that_looks_ahead_is_no_causal_lm():
     head = split_head(model)
     model.model = Ahead(model.model)
     with pytest.raises(InputError) as caught:
-        prove_split(model, head)
+        verify_split(model, head)
     assert caught.value.code == "MOD-17"
 
 
 def test_the_probe_leaves_mode_and_random_state_alone():
     model = tiny.model().train()
     state = torch.get_rng_state()
-    prove_split(model, split_head(model))
+    verify_split(model, split_head(model))
     assert model.training
     assert torch.equal(state, torch.get_rng_state())
 

@@ -10,8 +10,8 @@ import loopback
 from kdcli.config.schema import ServerConfig
 from kdcli.errors import InputError, KDError, MachineError, UsageError
 from kdcli.remote.client import Client, Request
-from kdcli.remote.replies import Kept
-from kdcli.remote.schema import Written, read_chat, read_completion
+from kdcli.remote.replies import ReplyStore
+from kdcli.remote.schema import CompletionReply, read_chat, read_completion
 from loopback import Reply, completion
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -43,7 +43,7 @@ def test_answers_come_as_they_are_ready_with_the_number_of_their_question():
     with loopback.serving(script) as server:
         found = [*Client(patient(server)).ask(questions(20), read_completion)]
     assert [said.text for _, said in sorted(found)] == [f"p{number}!" for number in range(20)]
-    assert sorted(found)[0] == (0, Written("p0!", True, 3))
+    assert sorted(found)[0] == (0, CompletionReply("p0!", True, 3))
     assert found[0][0] != 0
 
 
@@ -60,7 +60,7 @@ def test_no_more_requests_at_once_than_allowed():
 def test_the_key_travels_in_the_header_only(monkeypatch, tmp_path):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with loopback.serving(echo) as server:
-        client = Client(patient(server), Kept(tmp_path / "kept"))
+        client = Client(patient(server), ReplyStore(tmp_path / "kept"))
         [*client.ask(questions(1), read_completion)]
     assert server.asked[0].key == f"Bearer {KEY}"
     assert KEY not in (tmp_path / "kept").read_text()
@@ -180,11 +180,11 @@ def test_what_was_answered_is_kept(tmp_path):
     with loopback.serving(failing) as server:
         config = patient(server, retries=0, concurrency=1)
         with pytest.raises(MachineError):
-            ask(config, questions(10), Kept(path))
-        assert len(Kept(path)) == 7
+            ask(config, questions(10), ReplyStore(path))
+        assert len(ReplyStore(path)) == 7
         asked_before = len(server.asked)
         with pytest.raises(MachineError):
-            ask(config, questions(10), Kept(path))
+            ask(config, questions(10), ReplyStore(path))
         assert len(server.asked) == asked_before + 1
 
 
@@ -192,10 +192,10 @@ def test_a_half_written_reply_is_asked_again(tmp_path):
     path = tmp_path / "kept"
     with loopback.serving(echo) as server:
         config = patient(server, concurrency=1)
-        first = ask(config, questions(4), Kept(path))
+        first = ask(config, questions(4), ReplyStore(path))
         whole = path.read_bytes()
         path.write_bytes(whole[:-5])
-        assert ask(config, questions(4), Kept(path)) == first
+        assert ask(config, questions(4), ReplyStore(path)) == first
         assert len(server.asked) == 5
     assert path.read_bytes() == whole
 
@@ -204,16 +204,16 @@ def test_a_damaged_line_is_asked_again(tmp_path):
     path = tmp_path / "kept"
     with loopback.serving(echo) as server:
         config = patient(server, concurrency=1)
-        first = ask(config, questions(4), Kept(path))
+        first = ask(config, questions(4), ReplyStore(path))
         lines = path.read_bytes().splitlines(keepends=True)
         path.write_bytes(b"".join([lines[0], b'{"key": 3}\n', b"[" * 99999 + b"\n", lines[3]]))
-        assert ask(config, questions(4), Kept(path)) == first
+        assert ask(config, questions(4), ReplyStore(path)) == first
         assert len(server.asked) == 6
-        assert len(Kept(path)) == 4
+        assert len(ReplyStore(path)) == 4
 
 
 def test_another_question_is_not_answered_by_a_kept_reply(tmp_path):
-    kept = Kept(tmp_path / "kept")
+    kept = ReplyStore(tmp_path / "kept")
     with loopback.serving(echo) as server:
         for body in ({"prompt": "a", "seed": 1}, {"prompt": "a", "seed": 2}, {"seed": 1, "prompt": "a"}):
             ask(patient(server), [Request("completions", body)], kept)

@@ -11,8 +11,8 @@ from kdcli.comparison.aggregate import Group
 from kdcli.comparison.records import Comparison
 from kdcli.metrics.curve import Curve, series
 from kdcli.report import answer_curves as module
-from kdcli.report.answer_curves import along, mean_of, reliability
-from kdcli.report.sections import Material
+from kdcli.report.answer_curves import answer_curves, mean_of, reliability
+from kdcli.report.sections import ReportData
 from kdcli.statistics import Estimate
 
 
@@ -44,7 +44,7 @@ def material(tmp_path):
             )
             for group in groups
         ]
-        return Material(Comparison("fkl", (), (), (), None, ()), tuple(kept))
+        return ReportData(Comparison("fkl", (), (), (), None, ()), tuple(kept))
 
     return make
 
@@ -64,7 +64,7 @@ def test_every_line_has_a_picture_with_the_mean_of_each_contenders_seeds(materia
         "fkl": [(line("p to q", "q to p"),), (line("p to q", "q to p", shift=2.0),)],
         "rkl": [(line("p to q", "q to p", shift=9.0),), (line("p to q", "q to p", shift=9.0, length=3),)],
     }
-    section = along(material(curves))
+    section = answer_curves(material(curves))
     assert section is not None
     assert len(section.pictures) == 2
     assert [curve.title for curve, _ in drawn] == ["Divergence\np to q", "Divergence\nq to p"]
@@ -78,7 +78,7 @@ def test_every_line_has_a_picture_with_the_mean_of_each_contenders_seeds(materia
 
 def test_histograms_stand_together_with_what_all_share_drawn_once(material, drawn):
     curves = {"fkl": [(bars([1.0]),), (bars([0.5, 0.5]),)], "rkl": [(bars([0.0, 1.0]),)] * 2}
-    section = along(material(curves))
+    section = answer_curves(material(curves))
     assert section is not None
     (picture,) = section.pictures
     assert "Length" in str(picture.svg)
@@ -92,21 +92,21 @@ def test_histograms_stand_together_with_what_all_share_drawn_once(material, draw
 
 def test_one_run_alone_shows_its_own_bars_and_the_references(material, drawn):
     curves = {"fkl": [(bars([1.0, 0.0]),)] * 2}
-    along(material(curves, labels=("fkl",)))
+    answer_curves(material(curves, labels=("fkl",)))
     assert [one.label for one in drawn[0][0].series] == ["fkl", "references"]
 
 
 def test_a_contender_without_the_curve_in_every_seed_is_left_out(material, drawn):
     curves = {"fkl": [(line("a"),), ()], "rkl": [(line("a"),)] * 2}
     source = material(curves)
-    along(source)
+    answer_curves(source)
     ((curve, colours),) = drawn
     assert [one.label for one in curve.series] == ["rkl"]
     assert colours == [source.colour("rkl")]
 
 
 def test_without_curves_there_is_no_section(material):
-    assert along(material({"fkl": [(), ()], "rkl": [(), ()]})) is None
+    assert answer_curves(material({"fkl": [(), ()], "rkl": [(), ()]})) is None
 
 
 def test_a_mean_is_taken_where_all_lines_have_a_point_and_an_interval():

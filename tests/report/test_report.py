@@ -21,7 +21,7 @@ from kdcli.report.answer_curves import make_buckets
 from kdcli.report.examples import choose, shown
 from kdcli.report.page import render, report
 from kdcli.report.ranking import front
-from kdcli.report.sections import Section, Sheet, Table
+from kdcli.report.sections import AnswerExample, Section, Table
 from kdcli.report.svg import inline
 from kdcli.statistics import Estimate
 from pages import Page
@@ -86,7 +86,7 @@ def test_hostile_strings_are_only_text(one, half):
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_answers_prompts_and_tables_are_only_text(text):
-    sheet = Sheet(text, text, shown(text), (shown(text),), ((text, shown(text), text),))
+    sheet = AnswerExample(text, text, shown(text), (shown(text),), ((text, shown(text), text),))
     section = Section(
         "x", text, [text], remarks=[text], tables=[Table(text, (text,), ((text, text),))], sheets=[sheet], texts=[text]
     )

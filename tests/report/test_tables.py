@@ -17,7 +17,7 @@ from kdcli.cli import render
 from kdcli.comparison.records import Comparison, ComparisonRow, Failure
 from kdcli.evaluation.records import ScoreInfo
 from kdcli.report import tables
-from kdcli.report.tables import make_sheet
+from kdcli.report.tables import make_table_view
 from kdcli.statistics import Detectable, Estimate, VarianceShares, rounding
 from kdcli.study.cells import slug
 
@@ -83,7 +83,7 @@ class Shown(html.parser.HTMLParser):
 
 def test_every_form_holds_the_same_numbers():
     found = comparison()
-    sheet = make_sheet(found)
+    sheet = make_table_view(found)
     cells = [cell for line in (*sheet.means, *sheet.differences) for cell in line.cells if cell.mean != "–"]
     assert [cell.text for cell in cells] == [
         "20.12 ± 0.99", "2.50 ± 0.10", "20.12 ± 0.99", "2.50 ± 0.10", "-1.50 [-2.10, -1.00] *",

@@ -9,7 +9,7 @@ import running
 from kdcli.config.schema import TrainConfig
 from kdcli.data.batching import IGNORED, collate
 from kdcli.data.tokenize import Example, TokenDataset
-from kdcli.sources.base import Ground
+from kdcli.sources.base import SourceContext
 from kdcli.sources.curriculum import CurriculumSource, difficulties
 from kdcli.sources.dataset import DatasetSource
 
@@ -20,7 +20,7 @@ def rows(count):
 
 def windows(source, count=40, **train):
     config = TrainConfig(**{"batch_size": 4, "max_steps": 20, "micro_tokens": 400, **train})
-    return source.open(Ground(rows(count), config, pad_id=0))
+    return source.open(SourceContext(rows(count), config, pad_id=0))
 
 
 def drawn(opened):
@@ -31,9 +31,9 @@ def drawn(opened):
 
 
 @pytest.fixture(scope="module")
-def ground():
+def context():
     models = {"student": running.model("student", seed=1), "teacher": running.model("teacher", seed=2)}
-    return Ground(running.dataset(9), TrainConfig(max_steps=3), pad_id=0, vocab=running.VOCAB, **models)
+    return SourceContext(running.dataset(9), TrainConfig(max_steps=3), pad_id=0, vocab=running.VOCAB, **models)
 
 
 def test_all_open_from_the_start_is_plain_shuffling():
@@ -101,11 +101,11 @@ def test_the_way_goes_from_the_first_step_to_the_last():
 
 
 @pytest.mark.parametrize("by", ["teacher_nll", "student_nll", "teacher_uncertainty"])
-def test_difficulty_is_what_the_whole_model_says(by, ground):
-    model = ground.student if by == "student_nll" else ground.teacher
+def test_difficulty_is_what_the_whole_model_says(by, context):
+    model = context.student if by == "student_nll" else context.teacher
     before = model.model.training
-    found = difficulties(by, ground)
-    for row, one in enumerate(ground.dataset.examples):
+    found = difficulties(by, context)
+    for row, one in enumerate(context.dataset.examples):
         batch = collate([one], [0], 0)
         logits = model.model(batch.input_ids).logits[0].double()
         labels = batch.labels[0]
@@ -115,12 +115,12 @@ def test_difficulty_is_what_the_whole_model_says(by, ground):
     assert model.model.training is before
 
 
-def test_length_counts_response_tokens(ground):
-    assert difficulties("length", ground)[:2] == [6.0, 6.0]
+def test_length_counts_response_tokens(context):
+    assert difficulties("length", context)[:2] == [6.0, 6.0]
 
 
-def test_measured_once_kept_and_made_again_if_damaged(ground, tmp_path, monkeypatch):
-    here = replace(ground, folder=tmp_path / "made")
+def test_measured_once_kept_and_made_again_if_damaged(context, tmp_path, monkeypatch):
+    here = replace(context, folder=tmp_path / "made")
     first = difficulties("teacher_nll", here)
     (kept,) = (tmp_path / "made").iterdir()
     text = kept.read_text()
@@ -129,7 +129,7 @@ def test_measured_once_kept_and_made_again_if_damaged(ground, tmp_path, monkeypa
         raise AssertionError("it was measured again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(ground.teacher), "hidden", refuse)
+        patch.setattr(type(context.teacher), "hidden", refuse)
         assert difficulties("teacher_nll", here) == first
         for other in (running.dataset(9, seed=1), running.dataset(10)):
             with pytest.raises(AssertionError, match="measured again"):

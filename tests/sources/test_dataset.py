@@ -5,7 +5,7 @@ from kdcli.config.schema import TrainConfig
 from kdcli.data.batching import Batch
 from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.registry.registry import SOURCES
-from kdcli.sources.base import Ground, Source
+from kdcli.sources.base import Source, SourceContext
 from kdcli.sources.dataset import DatasetSource, DatasetWindows
 
 
@@ -16,7 +16,9 @@ def dataset(count: int = 21) -> TokenDataset:
 
 def source(data: TokenDataset | None = None, *, rank: int = 0, world: int = 1, **train) -> DatasetWindows:
     settings = TrainConfig(**{"batch_size": 4, "micro_tokens": 30, "length_window": 2, **train})
-    return DatasetSource().open(Ground(dataset() if data is None else data, settings, pad_id=0, rank=rank, world=world))
+    return DatasetSource().open(
+        SourceContext(dataset() if data is None else data, settings, pad_id=0, rank=rank, world=world)
+    )
 
 
 def members(batches: list[Batch]) -> list[int]:

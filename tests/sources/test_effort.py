@@ -8,16 +8,18 @@ import pytest
 import running
 from kdcli.config.schema import TrainConfig
 from kdcli.models.head import trunk_of
-from kdcli.sources.base import Ground
+from kdcli.sources.base import SourceContext
 from kdcli.sources.build import build_source
-from kdcli.sources.token_counts import Effort
+from kdcli.sources.token_counts import TokenCounts
 
 MODELS = {"student": running.model("student", seed=1), "teacher": running.model("teacher", seed=2)}
 
 
-def ground(folder=None, **changes):
+def context(folder=None, **changes):
     train = TrainConfig(batch_size=4, max_steps=6)
-    plain = Ground(running.dataset(12), train, pad_id=0, vocab=running.VOCAB, longest=40, folder=folder, **MODELS)
+    plain = SourceContext(
+        running.dataset(12), train, pad_id=0, vocab=running.VOCAB, longest=40, folder=folder, **MODELS
+    )
     return replace(plain, **changes)
 
 
@@ -51,7 +53,7 @@ def counted():
     ],
 )
 def test_what_a_step_takes_is_what_went_through_the_models(spec):
-    windows, written = build_source(spec).open(ground()), 0
+    windows, written = build_source(spec).open(context()), 0
     for step in range(4):
         with counted() as seen:
             windows.window(step)
@@ -67,38 +69,38 @@ def test_what_a_step_takes_is_what_went_through_the_models(spec):
 def test_what_a_text_takes_is_what_went_through_the_teacher(tmp_path, spec):
     source = build_source(f"teacher:{spec}")
     with counted() as seen:
-        first = source.open(ground(tmp_path)).made
+        first = source.open(context(tmp_path)).made
     assert first.effort.teacher_read == first.fresh_effort.teacher_read == seen["teacher"]
     assert first.tokens == first.fresh > 0
     assert first.seconds > 0
     with counted() as seen:
-        again = source.open(ground(tmp_path)).made
+        again = source.open(context(tmp_path)).made
     assert seen["teacher"] == 0
     assert (again.tokens, again.effort) == (first.tokens, first.effort)
-    assert (again.fresh, again.fresh_effort, again.seconds) == (0, Effort(), 0.0)
+    assert (again.fresh, again.fresh_effort, again.seconds) == (0, TokenCounts(), 0.0)
 
 
 def test_heads_speak_once_a_token():
-    windows = build_source("student:max_new_tokens=9").open(ground())
+    windows = build_source("student:max_new_tokens=9").open(context())
     windows.window(0)
     assert windows.effort.student_said == windows.generated
 
 
 def test_beams_are_counted_by_hand(tmp_path):
-    windows = build_source("teacher:decode=beam,beams=3,answers=2,max_new_tokens=5").open(ground(tmp_path))
+    windows = build_source("teacher:decode=beam,beams=3,answers=2,max_new_tokens=5").open(context(tmp_path))
     read = said = 0
     for row, example in enumerate(running.dataset(12).examples):
         lengths = [one.targets for one in windows._text.sentences if one.row == row]
         read += 3 * (example.prompt_length + max(lengths) - 1) + sum(example.prompt_length + n - 1 for n in lengths)
         said += 3 * max(lengths) + sum(lengths)
-    assert windows.made.effort == Effort(0, 0, read, said)
+    assert windows.made.effort == TokenCounts(0, 0, read, said)
 
 
 def test_both_parts_of_a_mixture_count(tmp_path):
     spec = "mixture:first=(teacher:max_new_tokens=6),second=(student:max_new_tokens=6),per=sequence"
-    windows = build_source(spec).open(ground(tmp_path))
-    alone = build_source("teacher:max_new_tokens=6").open(ground(tmp_path)).made
+    windows = build_source(spec).open(context(tmp_path))
+    alone = build_source("teacher:max_new_tokens=6").open(context(tmp_path)).made
     assert (windows.made.tokens, windows.made.effort) == (alone.tokens, alone.effort)
     with counted() as seen:
         windows.window(0)
-    assert windows.effort == Effort(seen["student"], windows.generated)
+    assert windows.effort == TokenCounts(seen["student"], windows.generated)

@@ -6,18 +6,18 @@ import running
 from kdcli.config.schema import TrainConfig
 from kdcli.errors import UsageError
 from kdcli.losses.token_facts import code_of
-from kdcli.sources.base import Ground
+from kdcli.sources.base import SourceContext
 from kdcli.sources.build import build_source, spec_of
 
 
-def ground(steps, **models):
+def context(steps, **models):
     train = TrainConfig(batch_size=4, max_steps=steps)
-    return Ground(running.dataset(20), train, pad_id=0, vocab=running.VOCAB, longest=24, **models)
+    return SourceContext(running.dataset(20), train, pad_id=0, vocab=running.VOCAB, longest=24, **models)
 
 
 @pytest.mark.parametrize("per", ["batch", "sequence"])
 def test_the_share_decays_as_imitkd_has_it(per):
-    windows = build_source(f"mixture:share=1,decay=0.05,per={per}").open(ground(2000))
+    windows = build_source(f"mixture:share=1,decay=0.05,per={per}").open(context(2000))
     for start in range(0, 2000, 500):
         drawn = [windows.is_first(step, windows.members(step)) for step in range(start, start + 500)]
         wanted = [0.05 ** (step / 2000) for step in range(start, start + 500)]
@@ -29,7 +29,7 @@ def test_the_share_decays_as_imitkd_has_it(per):
 
 def test_each_part_gives_what_it_would_give_alone():
     student = running.model("student", seed=1)
-    base = ground(8, student=student)
+    base = context(8, student=student)
     mixed = build_source("mixture:per=sequence,second=(student:max_new_tokens=6)").open(base)
     alone = build_source("student:max_new_tokens=6").open(base)
     for step in range(4):
@@ -48,7 +48,7 @@ def test_each_part_gives_what_it_would_give_alone():
 def test_generated_tokens_of_both_parts_are_counted():
     student = running.model("student", seed=1)
     spec = "mixture:first=(student:max_new_tokens=6),second=(student:temperature=0,max_new_tokens=6),per=sequence"
-    windows = build_source(spec).open(ground(8, student=student))
+    windows = build_source(spec).open(context(8, student=student))
     for step in range(3):
         assert windows.generated == (0 if step == 0 else targets)
         targets = sum(batch.targets for batch in windows.window(step))

@@ -4,9 +4,9 @@ from scipy.stats import kstest
 
 import running
 from kdcli.config.schema import TrainConfig
-from kdcli.sources.base import Ground
+from kdcli.sources.base import SourceContext
 from kdcli.sources.build import build_source
-from kdcli.sources.sequences import Written
+from kdcli.sources.sequences import TrainingSequence
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def student():
 
 def opened(spec, student=None, steps=400):
     train = TrainConfig(batch_size=4, max_steps=steps)
-    base = Ground(running.dataset(20), train, pad_id=0, vocab=running.VOCAB, longest=24, student=student)
+    base = SourceContext(running.dataset(20), train, pad_id=0, vocab=running.VOCAB, longest=24, student=student)
     return build_source(f"replay:max_new_tokens=5,{spec}").open(base)
 
 
@@ -35,7 +35,7 @@ def test_phi_grows_when_the_score_gets_worse_and_never_falls():
 def test_which_answer_comes_again_does_not_follow_from_the_draw_that_said_replay():
     """In the last steps of a run nothing is written; each of 100 answers is as likely for the first row as another."""
     windows, example = opened("phi=0.3,growth=0", steps=10**9), running.dataset(1).examples[0]
-    windows.buffer = [Written(example, number, "student") for number in range(100)]
+    windows.buffer = [TrainingSequence(example, number, "student") for number in range(100)]
     drawn = [windows.write(step, [0])[0] for step in range(10**9 - 1000, 10**9)]
     replayed = [one.row for one in drawn if one.origin == "student"]
     assert 250 < len(replayed) < 350

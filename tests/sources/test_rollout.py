@@ -13,26 +13,26 @@ from kdcli.config.schema import TrainConfig
 from kdcli.data.batching import IGNORED
 from kdcli.data.tokenize import Example
 from kdcli.losses.token_facts import ORIGIN_SHARE, code_of
-from kdcli.sources.base import Ground
+from kdcli.sources.base import SourceContext
 from kdcli.sources.build import build_source
 from kdcli.sources.rollout import Rollout, mixture_logp, packed, repeated, summary, unpacked
-from kdcli.sources.sequences import Written, batches
+from kdcli.sources.sequences import TrainingSequence, batches
 from kdcli.training.trainer import train
 
 STEPS = 8
 
 
-def ground(**changes):
+def context(**changes):
     settings = TrainConfig(**{"batch_size": 4, "max_steps": 40, "micro_tokens": 60, **changes.pop("train", {})})
     parts = {"student": running.model("student", seed=1), "teacher": running.model("teacher", seed=2)}
-    return Ground(
+    return SourceContext(
         running.dataset(20), settings, pad_id=0, vocab=running.VOCAB, longest=24,
         corpus=running.dataset(9, seed=5), **{**parts, **changes},
     )  # fmt: skip
 
 
 def opened(spec="rollout:rollouts=8,epochs=2,max_new_tokens=9", **changes):
-    return build_source(spec).open(ground(**changes))
+    return build_source(spec).open(context(**changes))
 
 
 def tokens(batches, origin):
@@ -74,7 +74,7 @@ def test_every_prompt_is_answered_once_before_any_is_answered_again():
 
 @pytest.mark.parametrize("alpha", [0.0, 0.2, 1.0])
 def test_facts_are_the_log_probabilities_of_both_models(alpha):
-    land = ground()
+    land = context()
     windows = build_source(f"rollout:alpha={alpha},rollouts=8,epochs=1,max_new_tokens=9").open(land)
     found = [one for step in (0, 1) for one in tokens(windows.window(step), "rollout")]
     assert len(found) == 8
@@ -128,7 +128,7 @@ def test_a_round_survives_being_laid_out_in_tensors():
     windows.window(0)
     number, rollouts = windows._round
     state = packed(number, rollouts)
-    again, read = unpacked(state, windows.ground.dataset.examples)
+    again, read = unpacked(state, windows.context.dataset.examples)
     assert again == number
     assert [(one.place, one.row, one.example, one.ended) for one in read] == [
         (one.place, one.row, one.example, one.ended) for one in rollouts
@@ -177,7 +177,7 @@ def training(folder, drawing=lambda tokens: None, **events):
     """A run on rollouts with a corpus beside them."""
     made = running.training(folder, "route:rollout=minillm,corpus=ce", max_steps=STEPS, save_every=2, **events)
     source = build_source("rollout:rollouts=10,epochs=2,max_new_tokens=9,corpus=2")
-    land = Ground(
+    land = SourceContext(
         running.dataset(20), made.train, pad_id=0, vocab=running.VOCAB, longest=24, corpus=running.dataset(9, seed=5),
         student=made.student, teacher=running.model("teacher", seed=2), report=drawing,
     )  # fmt: skip
@@ -226,7 +226,7 @@ def test_a_run_killed_while_drawing_and_while_training_ends_as_one_that_nobody_t
 def test_training_brings_the_student_closer_to_its_teacher(tmp_path):
     made = running.training(tmp_path, "minillm", max_steps=60, lr=3e-3, batch_size=8, micro_tokens=400)
     source = build_source("rollout:rollouts=16,epochs=2,max_new_tokens=9")
-    land = Ground(
+    land = SourceContext(
         running.dataset(20), made.train, pad_id=0, vocab=running.VOCAB, longest=24, student=made.student,
         teacher=running.model("teacher", seed=2),
     )  # fmt: skip
@@ -250,6 +250,6 @@ def test_every_reading_of_every_round_has_an_order_of_its_own():
 
 def test_the_share_of_an_origin_is_taken_over_all_processes():
     """Three tokens of data here, nine of the student's there."""
-    here = replace(ground(), gather=lambda mine: [*mine, ("student", 9)])
-    (batch,) = batches([Written(Example((1, 5, 6, 7, 2), 2, "", (), ""), 0)], here)
+    here = replace(context(), gather=lambda mine: [*mine, ("student", 9)])
+    (batch,) = batches([TrainingSequence(Example((1, 5, 6, 7, 2), 2, "", (), ""), 0)], here)
     assert set(batch.facts[ORIGIN_SHARE][batch.labels != IGNORED].tolist()) == {0.25}

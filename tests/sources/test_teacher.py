@@ -11,7 +11,7 @@ from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, IntegrityError, UsageError
 from kdcli.generation.beam import beam_answers
 from kdcli.generation.scoring import response_log_probs
-from kdcli.sources.base import Ground
+from kdcli.sources.base import SourceContext
 from kdcli.sources.build import build_source
 from kdcli.sources.teacher_text import store as module
 from kdcli.storage import atomic
@@ -22,9 +22,9 @@ def teacher():
     return running.model("teacher", seed=2)
 
 
-def ground(teacher, folder=None, **train):
+def context(teacher, folder=None, **train):
     settings = TrainConfig(**{"batch_size": 4, "max_steps": 10, **train})
-    return Ground(
+    return SourceContext(
         running.dataset(12), settings, pad_id=0, vocab=running.VOCAB - 3, longest=24, teacher=teacher, folder=folder
     )
 
@@ -34,7 +34,7 @@ def texts(windows):
 
 
 def test_every_prompt_is_answered_once_an_epoch(teacher, tmp_path):
-    windows = build_source("teacher:answers=2,max_new_tokens=8").open(ground(teacher, tmp_path))
+    windows = build_source("teacher:answers=2,max_new_tokens=8").open(context(teacher, tmp_path))
     for epoch in (0, 1):
         found = [one for at in range(3) for one in windows.write(3 * epoch + at, windows.members(3 * epoch + at))]
         assert sorted(one.row for one in found) == list(range(12))
@@ -45,14 +45,14 @@ def test_every_prompt_is_answered_once_an_epoch(teacher, tmp_path):
 
 
 def test_the_text_is_kept_and_found_again_whatever_the_run(teacher, tmp_path, monkeypatch):
-    first = build_source("teacher:max_new_tokens=8").open(ground(teacher, tmp_path))
+    first = build_source("teacher:max_new_tokens=8").open(context(teacher, tmp_path))
     (folder,) = tmp_path.glob("teacher-*")
     atomic.verify_folder(folder)
     lines = [json.loads(line) for line in (folder / "text.jsonl").read_text().splitlines()]
     assert [line["row"] for line in lines] == list(range(12))
     assert {"prompt", "response", "ids", "nll", "ended"} <= lines[0].keys()
     monkeypatch.setattr(module, "_make", lambda *_: pytest.fail("written again"))
-    again = build_source("teacher:max_new_tokens=8,min_tokens=2").open(ground(teacher, tmp_path, seed=9))
+    again = build_source("teacher:max_new_tokens=8,min_tokens=2").open(context(teacher, tmp_path, seed=9))
     assert set(texts(again)) <= set(texts(first))
     assert len(list(tmp_path.glob("teacher-*"))) == 1
 
@@ -61,7 +61,7 @@ def test_the_text_is_kept_and_found_again_whatever_the_run(teacher, tmp_path, mo
 @pytest.mark.parametrize("stop", [1, 5, 11])
 def test_a_writer_that_is_cut_off_goes_on_with_what_is_missing(teacher, tmp_path, monkeypatch, stop, decode):
     spec = f"teacher:decode={decode},max_new_tokens=6,answers=2,beams=3"
-    whole = build_source(spec).open(ground(teacher, tmp_path / "whole"))
+    whole = build_source(spec).open(context(teacher, tmp_path / "whole"))
     made = module._make
 
     def cut(*args):
@@ -70,7 +70,7 @@ def test_a_writer_that_is_cut_off_goes_on_with_what_is_missing(teacher, tmp_path
 
     monkeypatch.setattr(module, "_make", cut)
     with pytest.raises(KeyboardInterrupt):
-        build_source(spec).open(ground(teacher, tmp_path / "cut"))
+        build_source(spec).open(context(teacher, tmp_path / "cut"))
     (partial,) = (tmp_path / "cut").glob(".teacher-*.jsonl")
     with partial.open("ab") as file:
         file.write(b'{"row": 3, "answer"')  # what a kill leaves
@@ -81,7 +81,7 @@ def test_a_writer_that_is_cut_off_goes_on_with_what_is_missing(teacher, tmp_path
         return made(source, base, prompts, known)
 
     monkeypatch.setattr(module, "_make", rest)
-    again = build_source(spec).open(ground(teacher, tmp_path / "cut"))
+    again = build_source(spec).open(context(teacher, tmp_path / "cut"))
     assert asked == [stop]
     assert texts(again) == texts(whole)
     one, other = (
@@ -92,39 +92,39 @@ def test_a_writer_that_is_cut_off_goes_on_with_what_is_missing(teacher, tmp_path
 
 
 def test_damage_is_found(teacher, tmp_path):
-    build_source("teacher:max_new_tokens=8").open(ground(teacher, tmp_path))
+    build_source("teacher:max_new_tokens=8").open(context(teacher, tmp_path))
     (path,) = tmp_path.glob("teacher-*/text.jsonl")
     body = bytearray(path.read_bytes())
     body[40] ^= 1
     path.write_bytes(body)
     with pytest.raises(IntegrityError):
-        build_source("teacher:max_new_tokens=8").open(ground(teacher, tmp_path))
+        build_source("teacher:max_new_tokens=8").open(context(teacher, tmp_path))
 
 
 def test_filters_drop_what_they_say_and_duplicates_go(teacher, tmp_path):
     spec = "teacher:max_new_tokens=8,answers=4,temperature=0.7"
-    every = build_source(spec).open(ground(teacher, tmp_path)).pool
+    every = build_source(spec).open(context(teacher, tmp_path)).pool
     assert len({one.example.ids for one in every}) == len(every)
     bound = sorted(one.nll for one in every)[len(every) // 2]
-    likely = build_source(f"{spec},max_nll={bound}").open(ground(teacher, tmp_path)).pool
+    likely = build_source(f"{spec},max_nll={bound}").open(context(teacher, tmp_path)).pool
     assert [one for one in every if one.nll <= bound] == likely
-    long = build_source(f"{spec},min_tokens=4").open(ground(teacher, tmp_path)).pool
+    long = build_source(f"{spec},min_tokens=4").open(context(teacher, tmp_path)).pool
     assert [one for one in every if one.targets >= 4] == long
-    ended = build_source("teacher:max_new_tokens=20,answers=4,ended=true").open(ground(teacher, tmp_path)).pool
+    ended = build_source("teacher:max_new_tokens=20,answers=4,ended=true").open(context(teacher, tmp_path)).pool
     assert ended
     assert all(one.example.ids[-1] in teacher.ends for one in ended)
     with pytest.raises(InputError, match="passes the filters"):
-        build_source(f"{spec},min_tokens=9").open(ground(teacher, tmp_path))
+        build_source(f"{spec},min_tokens=9").open(context(teacher, tmp_path))
 
 
 def test_without_prompts_the_teacher_starts_from_the_first_token(teacher, tmp_path):
-    windows = build_source("teacher:prompts=bos,max_new_tokens=8").open(ground(teacher, tmp_path))
+    windows = build_source("teacher:prompts=bos,max_new_tokens=8").open(context(teacher, tmp_path))
     assert all(one.example.ids[0] == 1 and one.example.prompt_length == 1 for one in windows.pool)
     assert len(windows.pool) > 6
 
 
 def test_the_nll_is_the_mean_over_the_answer(teacher, tmp_path):
-    one = build_source("teacher:max_new_tokens=8").open(ground(teacher, tmp_path)).pool[3]
+    one = build_source("teacher:max_new_tokens=8").open(context(teacher, tmp_path)).pool[3]
     logits = teacher.model(torch.tensor([one.example.ids[:-1]])).logits[0, :, : running.VOCAB - 3].double()
     logp = logits.log_softmax(-1)[range(len(one.example.ids) - 1), list(one.example.ids[1:])]
     assert one.nll == pytest.approx(-logp[one.example.prompt_length - 1 :].mean().item(), rel=1e-5)
@@ -163,7 +163,7 @@ def test_nonsense_is_refused_in_words(spec, said):
 
 def test_texts_of_another_longest_length_are_kept_apart(teacher, tmp_path):
     source = build_source("teacher:max_new_tokens=6")
-    one = ground(teacher, tmp_path)
+    one = context(teacher, tmp_path)
     other = replace(one, longest=20)
     prompts = dict(enumerate(one.dataset.examples))
     assert module.folder_name(source, one, prompts) == module.folder_name(source, replace(one), prompts)
@@ -171,7 +171,7 @@ def test_texts_of_another_longest_length_are_kept_apart(teacher, tmp_path):
 
 
 def test_a_line_cut_in_half_does_not_take_the_next_one_along(teacher, tmp_path, monkeypatch):
-    source, here = build_source("teacher:max_new_tokens=6"), ground(teacher, tmp_path)
+    source, here = build_source("teacher:max_new_tokens=6"), context(teacher, tmp_path)
     prompts, whole = module.prompts_of(source, here), module._make
     partial = tmp_path / f".{module.folder_name(source, here, prompts)}.jsonl"
     partial.write_bytes(b'{"prompt": "cut by a ki')
@@ -182,5 +182,5 @@ def test_a_line_cut_in_half_does_not_take_the_next_one_along(teacher, tmp_path, 
 
     monkeypatch.setattr(module, "_make", dying)
     with pytest.raises(RuntimeError, match="killed"):
-        module.made_text(source, here)
-    assert len(module.read_sentences(partial, prompts)) == 1
+        module.teacher_text(source, here)
+    assert len(module.read_completions(partial, prompts)) == 1

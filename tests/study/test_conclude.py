@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 import evaluated
-from kdcli.comparison.tables_store import About
+from kdcli.comparison.tables_store import ComparisonMeta
 from kdcli.errors import InputError, IntegrityError, UsageError
 from kdcli.report.tables import FORMS, render
-from kdcli.storage.digests import unseal
+from kdcli.storage.digests import remove_digests
 from kdcli.study.results import conclude, export, read_comparison
 
 
@@ -24,7 +24,7 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="module")
 def written(made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    return conclude(made, About("fkl", ("a remark",), "kd compare", (0, 1, 2)), folder), folder
+    return conclude(made, ComparisonMeta("fkl", ("a remark",), "kd compare", (0, 1, 2)), folder), folder
 
 
 def test_several_seeds_are_about_the_objectives(written):
@@ -55,7 +55,7 @@ def test_what_was_planted_is_traced(written):
 
 def test_one_seed_is_about_these_models_and_says_so(tmp_path):
     groups = evaluated.groups(tmp_path, seeds=(7,))
-    found = conclude(groups, About("fkl"), None)
+    found = conclude(groups, ComparisonMeta("fkl"), None)
     assert found.notes[0].startswith("1 training seed: no conclusion about objectives can be drawn")
     row = found.rows[2]
     assert row.differences["nll"] == row.models["nll"]
@@ -68,7 +68,7 @@ def test_one_seed_is_about_these_models_and_says_so(tmp_path):
 def test_hostile_names_and_answers_reach_no_file_unescaped(tmp_path, text):
     groups = evaluated.groups(tmp_path / "runs", ("fkl", text), (0,), (0.0, 0.1), answer="\x1b[31m=cmd<script>")
     (tmp_path / "study").mkdir()
-    found = conclude(groups, About("fkl"), tmp_path / "study")
+    found = conclude(groups, ComparisonMeta("fkl"), tmp_path / "study")
     assert len(found.rows) == 2
     for path in (tmp_path / "study").iterdir():
         if path.suffix != ".parquet":
@@ -81,7 +81,7 @@ def test_hostile_names_and_answers_reach_no_file_unescaped(tmp_path, text):
 def test_runs_that_share_no_seed_are_not_compared(tmp_path):
     ours = evaluated.groups(tmp_path / "a", labels=("fkl",), seeds=(0,), gains=(0.0,))
     theirs = evaluated.groups(tmp_path / "b", labels=("rkl",), seeds=(1,), gains=(0.0,))
-    found = conclude([*ours, *theirs], About("fkl"), None)
+    found = conclude([*ours, *theirs], ComparisonMeta("fkl"), None)
     assert found.rows[1].differences["rougeL"] is None
     assert found.rows[1].tied or found.rows[0].tied
 
@@ -103,7 +103,7 @@ def test_nothing_in_a_table_depends_on_the_machine(made, written, tmp_path):
         )
         for group in made
     ]
-    found = conclude(slow, About("fkl", ("a remark",), "kd compare", (0, 1, 2)), tmp_path)
+    found = conclude(slow, ComparisonMeta("fkl", ("a remark",), "kd compare", (0, 1, 2)), tmp_path)
     assert found.rows[0].seconds == 99.0
     _, folder = written
     for name in [*(f"table.{form}" for form in FORMS), "results.parquet", "samples.parquet"]:
@@ -113,7 +113,7 @@ def test_nothing_in_a_table_depends_on_the_machine(made, written, tmp_path):
 
 def test_what_to_type_next_names_folders_and_enters_no_table(made, written, tmp_path):
     _, folder = written
-    elsewhere = conclude(made, About("fkl", ("a remark",), f"kd compare -o {tmp_path}", (0, 1, 2)), tmp_path)
+    elsewhere = conclude(made, ComparisonMeta("fkl", ("a remark",), f"kd compare -o {tmp_path}", (0, 1, 2)), tmp_path)
     assert elsewhere.notes[-1] == f"next: kd compare -o {tmp_path} --seeds 0,1,2,3,4"
     for path in folder.glob("table.*"):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
@@ -202,6 +202,6 @@ def test_a_table_that_is_not_what_was_sealed_makes_no_numbers(written, tmp_path,
 
 def test_tables_that_a_kill_left_unsealed_are_told_from_damaged_ones(written, tmp_path):
     folder = shutil.copytree(written[1], tmp_path / "study")
-    unseal(folder)
+    remove_digests(folder)
     with pytest.raises(IntegrityError, match="it was not finished"):
         read_comparison(folder)

@@ -10,11 +10,11 @@ from kdcli.distill.records import RunRecord
 from kdcli.errors import BusyError, InterruptedRunError, MachineError
 from kdcli.evaluation.records import EvalRecord
 from kdcli.events import silent
-from kdcli.loading.session import Workshop
+from kdcli.loading.session import Session
 from kdcli.study import scheduler as running
 from kdcli.study.cells import make_cells
-from kdcli.study.executors.base import Ended, Executor
-from kdcli.study.scheduler import Grid
+from kdcli.study.executors.base import Executor, JobResult
+from kdcli.study.scheduler import Scheduler
 
 RECORDS = (
     RunRecord(Path("run"), "fkl", 0, 8, 100, 1.0, 2**20, {}),
@@ -46,7 +46,7 @@ class Scripted(Executor):
             code = 0
         if code:
             job.log.write_text("kd: error[NUM-01]: it burst. Fix: lower --lr\n")
-        return [Ended(job, code, found=RECORDS if not code else None)]
+        return [JobResult(job, code, found=RECORDS if not code else None)]
 
     def stop(self, signal_number):
         self.stopped = signal_number
@@ -55,17 +55,17 @@ class Scripted(Executor):
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
     parts = study.Parts(tmp_path_factory.mktemp("grid"))
-    return make_cells(parts.study("fkl", "rkl", "jsd"), Workshop())
+    return make_cells(parts.study("fkl", "rkl", "jsd"), Session())
 
 
 @pytest.fixture(autouse=True)
 def nothing_collected(monkeypatch):
-    monkeypatch.setattr(running, "collect", lambda cell, workshop: None)
+    monkeypatch.setattr(running, "collect", lambda cell, session: None)
     monkeypatch.setattr(running.time, "sleep", lambda seconds: None)
 
 
 def run(cells, executor, tmp_path, report=silent):
-    return Grid(executor, tmp_path, report, Workshop(), "kd compare -o study").run(cells)
+    return Scheduler(executor, tmp_path, report, Session(), "kd compare -o study").run(cells)
 
 
 def test_one_failure_stops_no_other_and_says_where(cells, tmp_path):

@@ -14,7 +14,7 @@ from kdcli.cli.study import read
 from kdcli.comparison.against_start import against_start
 from kdcli.comparison.aggregate import Group
 from kdcli.comparison.records import ComparisonRow, ReferenceRow
-from kdcli.comparison.tables_store import About
+from kdcli.comparison.tables_store import ComparisonMeta
 from kdcli.config.schema import ServerConfig
 from kdcli.distill.records import Reference
 from kdcli.errors import MachineError
@@ -22,11 +22,11 @@ from kdcli.evaluation.evaluate import evaluate_run
 from kdcli.evaluation.records import ScoreInfo
 from kdcli.evaluation.results import read_results, read_scores
 from kdcli.events import silent
-from kdcli.loading.info import Blend
-from kdcli.loading.session import Workshop
+from kdcli.loading.info import Ensemble
+from kdcli.loading.session import Session
 from kdcli.report.page import report
 from kdcli.statistics import Estimate
-from kdcli.storage.digests import seal
+from kdcli.storage.digests import write_digests
 from kdcli.study import references
 from kdcli.study.cells import make_cells
 from kdcli.study.compare import compare, plan_compare
@@ -125,10 +125,10 @@ def test_a_damaged_line_is_found_by_verify_and_measured_again(made):
     path.write_bytes(whole.replace(b"perplexity", b"perplexitx", 1))
     problems = [one for one in verify(found.folder) if not one.passed]
     assert [(one.folder, one.what) for one in problems] == [("reference/teacher", "evaluation")]
-    workshop, heard = Workshop(), Heard()
-    cell = make_cells(parts.study("fkl", "ce", seeds=(0, 1)), workshop)[0]
-    planned = plan_references(cell.prepared, (0, 1), workshop)
-    measure_references(planned, found.folder, read_results(cell.evaluation), workshop, heard)
+    session, heard = Session(), Heard()
+    cell = make_cells(parts.study("fkl", "ce", seeds=(0, 1)), session)[0]
+    planned = plan_references(cell.prepared, (0, 1), session)
+    measure_references(planned, found.folder, read_results(cell.evaluation), session, heard)
     assert any("measured again" in message for message in heard.messages("warning"))
     assert path.read_bytes() == whole
     assert all(one.passed for one in verify(found.folder))
@@ -136,9 +136,9 @@ def test_a_damaged_line_is_found_by_verify_and_measured_again(made):
 
 def test_a_line_that_fails_costs_no_table_and_the_next_start_makes_it(made, tmp_path, monkeypatch):
     parts, found = made
-    workshop, heard = Workshop(), Heard()
-    cell = make_cells(parts.study("fkl", "ce", seeds=(0, 1)), workshop)[0]
-    planned, beside = plan_references(cell.prepared, (0, 1), workshop), read_results(cell.evaluation)
+    session, heard = Session(), Heard()
+    cell = make_cells(parts.study("fkl", "ce", seeds=(0, 1)), session)[0]
+    planned, beside = plan_references(cell.prepared, (0, 1), session), read_results(cell.evaluation)
 
     def failing(subject, *parts):
         if subject.facts.path == str(found.folder.parent / "teacher"):
@@ -146,14 +146,14 @@ def test_a_line_that_fails_costs_no_table_and_the_next_start_makes_it(made, tmp_
         return read_results(found.folder / "reference" / "before")
 
     monkeypatch.setattr(references, "evaluate_subject", failing)
-    measured = measure_references(planned, tmp_path, beside, workshop, heard)
+    measured = measure_references(planned, tmp_path, beside, session, heard)
     assert [one.label for one in measured.references] == ["student, before"]
     (failure,) = measured.failed
     assert (failure.loss, failure.exit_code) == ("teacher", 4)
     assert "no space left" in failure.log.read_text()
     assert "no line for teacher: cannot be written: no space left" in heard.messages("warning")
     other = replace(beside, protocol={**beside.protocol, "precision": "bfloat16"})
-    measured = measure_references(planned, tmp_path, other, workshop, silent)
+    measured = measure_references(planned, tmp_path, other, session, silent)
     assert measured.failed == measured.references == []
     assert "it would be measured in float32 here, and the students were in bfloat16" in measured.remarks[0]
 
@@ -169,19 +169,19 @@ def test_plan_and_status_name_the_lines(made):
 
 def test_a_teacher_that_cannot_be_measured_has_no_line_and_a_reason(made):
     parts, _ = made
-    workshop = Workshop()
-    prepared = make_cells(parts.study("fkl", "ce"), workshop)[0].prepared
+    session = Session()
+    prepared = make_cells(parts.study("fkl", "ce"), session)[0].prepared
     pair = prepared.pair
     for teacher, reason in (
         (None, "none was named"),
         (replace(pair.teacher, server=ServerConfig(model="m")), "it is behind a server"),
-        (replace(pair.teacher, blend=Blend(("a", "b"), (0.5, 0.5))), "several speak as one"),
+        (replace(pair.teacher, blend=Ensemble(("a", "b"), (0.5, 0.5))), "several speak as one"),
     ):
-        planned = plan_references(replace(prepared, pair=replace(pair, teacher=teacher)), (0,), workshop)
+        planned = plan_references(replace(prepared, pair=replace(pair, teacher=teacher)), (0,), session)
         assert [one.role for one in planned.measurements] == ["before"]
         assert planned.remarks[0].startswith(f"no line for the teacher: {reason}")
     apart = replace(pair, teacher_vocab=9, difference="tokenizers differ")
-    planned = plan_references(replace(prepared, pair=apart), (0,), workshop)
+    planned = plan_references(replace(prepared, pair=apart), (0,), session)
     teacher = planned.measurements[1]
     assert teacher.config.evaluation.metrics == ("rougeL", "distinct")
     assert teacher.subject.reader is pair.teacher
@@ -211,7 +211,7 @@ def test_a_study_of_an_older_version_can_still_be_read(made, tmp_path):
     samples = samples.filter([role == "contender" for role in samples["role"].to_pylist()]).drop_columns(["role"])
     pq.write_table(contenders, tmp_path / "results.parquet")
     pq.write_table(samples, tmp_path / "samples.parquet")
-    seal(tmp_path)
+    write_digests(tmp_path)
     old = read_comparison(tmp_path)
     assert old.references == ()
     assert [row.scores for row in old.rows] == [row.scores for row in found.rows]
@@ -245,7 +245,7 @@ def made_up(root: Path, gains, labels=("fkl", "rkl", "akl"), seeds=(0, 1, 2), st
 def test_who_is_worse_than_no_training_is_said_in_one_sentence(tmp_path):
     made, lines = made_up(tmp_path, (-0.5, 0.5, 0.0))
     rates = {"fkl": (5e-4, (5e-4,)), "rkl": (5e-4, (5e-4,))}
-    found = conclude(made, About("fkl", rates=rates), tmp_path / "out", lines)
+    found = conclude(made, ComparisonMeta("fkl", rates=rates), tmp_path / "out", lines)
     worse = [note for note in found.notes if note.startswith("worse than no training")]
     assert len(worse) == 1
     assert worse[0].endswith("rougeL, perplexity, nll: fkl")
@@ -260,7 +260,7 @@ def test_who_is_worse_than_no_training_is_said_in_one_sentence(tmp_path):
 
 def test_the_share_of_the_gap_is_in_the_tables(tmp_path):
     made, lines = made_up(tmp_path, (0.25, 0.5, 1.0))
-    found = conclude(made, About("fkl"), tmp_path / "out", lines)
+    found = conclude(made, ComparisonMeta("fkl"), tmp_path / "out", lines)
     shares = {row.label: row.closed["rougeL"] for row in found.rows}
     for label, share in (("fkl", 0.25), ("rkl", 0.5), ("akl", 1.0)):
         assert shares[label].low < share < shares[label].high, label
@@ -273,7 +273,7 @@ def test_the_share_of_the_gap_is_in_the_tables(tmp_path):
 
 def test_where_the_teacher_is_no_better_no_share_is_given(tmp_path):
     made, (before, teacher) = made_up(tmp_path, (0.25, 0.5, 1.0))
-    found = conclude(made, About("fkl"), None, [before, replace(teacher, found=before.found)])
+    found = conclude(made, ComparisonMeta("fkl"), None, [before, replace(teacher, found=before.found)])
     assert not any(any(row.closed.values()) for row in found.rows)
     assert any(note.startswith("no share of a gap in rougeL, perplexity, nll") for note in found.notes)
     assert any(note.startswith("no contender is worse than no training") for note in found.notes)
@@ -281,7 +281,7 @@ def test_where_the_teacher_is_no_better_no_share_is_given(tmp_path):
 
 def test_without_reference_lines_nothing_is_said_of_them(tmp_path):
     (tmp_path / "out").mkdir()
-    found = conclude(groups(tmp_path), About("fkl"), tmp_path / "out")
+    found = conclude(groups(tmp_path), ComparisonMeta("fkl"), tmp_path / "out")
     assert found.references == ()
     assert not any("no training" in note for note in found.notes)
     assert "training, paired" not in (tmp_path / "out" / "table.md").read_text()
@@ -294,7 +294,7 @@ def test_fronts_are_taken_against_counts_and_never_against_seconds(tmp_path):
         Group(one.label, {seed: (replace(run, seconds=place + 1.0), found) for seed, (run, found) in one.runs.items()})
         for place, one in enumerate(made)
     ]
-    found = conclude(timed, About("fkl"), tmp_path / "out")
+    found = conclude(timed, ComparisonMeta("fkl"), tmp_path / "out")
     assert not any("seconds" in fronts for fronts in found.pareto.values())
     assert {row.seconds_range for row in found.rows} == {(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)}
 

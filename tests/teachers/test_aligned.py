@@ -8,15 +8,15 @@ from torch import Tensor
 
 import cutters
 from kdcli.config.schema import DataConfig
-from kdcli.data.alignment import NOWHERE, Reader, Translator
+from kdcli.data.alignment import NO_OFFSET, TokenAligner, TokenReader
 from kdcli.data.batching import IGNORED, Batch, collate
 from kdcli.data.dataset import load_dataset
 from kdcli.losses.build import build_objective
 from kdcli.models.load import LanguageModel, assemble
 from kdcli.models.packing import count_valid, find_valid
 from kdcli.teachers.base import LiveTeacher, Mixture
-from kdcli.teachers.cross_tokenizer import AlignedTeacher
-from kdcli.teachers.ensemble import EnsembleTeacher, living
+from kdcli.teachers.cross_tokenizer import CrossTokenizerTeacher
+from kdcli.teachers.ensemble import EnsembleTeacher, live_models
 from kdcli.training.step import DistillStep
 
 ROWS = [
@@ -45,31 +45,31 @@ def teacher():
 
 
 @pytest.fixture(scope="module")
-def translator(student, teacher, tmp_path_factory):
+def aligner(student, teacher, tmp_path_factory):
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     sides = []
     for side in (student, teacher):
         config = DataConfig(train=str(path), max_length=128)
         rows = load_dataset(str(path), side.tokenizer, config, ends=side.ends)
-        sides.append(Reader(side.tokenizer, side.ends, rows))
-    return Translator(*sides)
+        sides.append(TokenReader(side.tokenizer, side.ends, rows))
+    return TokenAligner(*sides)
 
 
-def aligned(teacher, translator, positions=None) -> AlignedTeacher:
+def aligned(teacher, aligner, positions=None) -> CrossTokenizerTeacher:
     inner = LiveTeacher(teacher) if isinstance(teacher, LanguageModel) else teacher
-    vocab = len(translator.other.tokenizer)
-    return AlignedTeacher(inner, translator, vocab=vocab, pad_id=0, positions=positions)
+    vocab = len(aligner.other.tokenizer)
+    return CrossTokenizerTeacher(inner, aligner, vocab=vocab, pad_id=0, positions=positions)
 
 
-def batch(translator, rows=None) -> Batch:
-    return collate(translator.own.rows.examples, list(rows or range(len(ROWS))), 0)
+def batch(aligner, rows=None) -> Batch:
+    return collate(aligner.own.rows.examples, list(rows or range(len(ROWS))), 0)
 
 
-def by_text(teacher, translator) -> list[tuple[Tensor | None, int, int]]:
+def by_text(teacher, aligner) -> list[tuple[Tensor | None, int, int]]:
     """For each label of each row: the teacher's logits after exactly the text before it, by decoding prefixes."""
     found = []
-    own, other = translator.own, translator.other
+    own, other = aligner.own, aligner.other
     for mine, theirs in zip(own.rows.examples, other.rows.examples, strict=True):
         logits = teacher.model(torch.tensor([theirs.ids])).logits[0]
         response = theirs.ids[theirs.prompt_length : -1]
@@ -85,12 +85,12 @@ def by_text(teacher, translator) -> list[tuple[Tensor | None, int, int]]:
 
 @pytest.mark.parametrize("turned", [False, True], ids=["pieces teach bytes", "bytes teach pieces"])
 @torch.no_grad()
-def test_it_speaks_after_the_same_text_and_is_silent_elsewhere(student, teacher, translator, turned):
+def test_it_speaks_after_the_same_text_and_is_silent_elsewhere(student, teacher, aligner, turned):
     if turned:
-        teacher, translator = student, Translator(translator.other, translator.own)
-    whole = batch(translator)
-    seen = aligned(teacher, translator).aligned(whole, find_valid(whole.labels))
-    expected = by_text(teacher, translator)
+        teacher, aligner = student, TokenAligner(aligner.other, aligner.own)
+    whole = batch(aligner)
+    seen = aligned(teacher, aligner).aligned(whole, find_valid(whole.labels))
+    expected = by_text(teacher, aligner)
     assert seen.known.tolist() == [float(logits is not None) for logits, _, _ in expected]
     assert 0.3 < seen.known.mean() < 1.0
     ours = seen.side.head.logits(seen.side.hidden, seen.vocab)
@@ -101,11 +101,11 @@ def test_it_speaks_after_the_same_text_and_is_silent_elsewhere(student, teacher,
             torch.testing.assert_close(ours[row], logits, rtol=1e-9, atol=1e-10)
 
 
-def run(student, teacher, translator, spec="ce+1.5*uld", rows=None, chunk=None):
+def run(student, teacher, aligner, spec="ce+1.5*uld", rows=None, chunk=None):
     """Gradient and parts of a step over micro-batches of some rows each."""
     student.model.zero_grad()
-    step = DistillStep(student, teacher, build_objective(spec), vocab=len(translator.own.tokenizer), chunk_tokens=chunk)
-    window = [batch(translator, part) for part in rows or [range(len(ROWS))]]
+    step = DistillStep(student, teacher, build_objective(spec), vocab=len(aligner.own.tokenizer), chunk_tokens=chunk)
+    window = [batch(aligner, part) for part in rows or [range(len(ROWS))]]
     total: dict[str, float] = {}
     for one in window:
         loss, parts = step(one, count_valid(window)[0])
@@ -122,14 +122,14 @@ def close(one, two):
         torch.testing.assert_close(value, two[1][name], rtol=1e-5, atol=1e-9)
 
 
-def test_value_and_gradient_are_those_of_full_logits(student, teacher, translator):
-    whole = batch(translator)
+def test_value_and_gradient_are_those_of_full_logits(student, teacher, aligner):
+    whole = batch(aligner)
     valid = whole.labels != IGNORED
     student.model.zero_grad()
     z = student.model(whole.input_ids, attention_mask=whole.attention_mask).logits[valid]
     loss, count = 0.0, int(valid.sum())
     with torch.no_grad():
-        expected = by_text(teacher, translator)
+        expected = by_text(teacher, aligner)
     known = 0
     for row, (logits, label, _) in enumerate(expected):
         loss = loss - torch.log_softmax(z[row], 0)[label] / count
@@ -141,7 +141,7 @@ def test_value_and_gradient_are_those_of_full_logits(student, teacher, translato
             loss = loss + 1.5 * (q - p).abs().sum() / count
     loss.backward()
     slopes = {name: value.grad.clone() for name, value in student.model.named_parameters()}
-    found, gradient = run(student, aligned(teacher, translator), translator)
+    found, gradient = run(student, aligned(teacher, aligner), aligner)
     for name, value in gradient.items():
         torch.testing.assert_close(value, slopes[name], rtol=1e-5, atol=1e-8)
     assert found["loss"] == pytest.approx(loss.item(), rel=1e-6)
@@ -152,35 +152,33 @@ def test_value_and_gradient_are_those_of_full_logits(student, teacher, translato
 
 @pytest.mark.parametrize("rows", [[[0], [1], [2], [3]], [[3, 1], [0, 2]], [[2, 0, 1], [3]]], ids=str)
 @pytest.mark.parametrize("spec", ["ce+1.5*uld", "weighted:loss=uld,by=student_entropy,keep=1", "tempered:loss=uld"])
-def test_neither_company_nor_padding_nor_chunks_count(student, teacher, translator, rows, spec):
-    there = aligned(teacher, translator)
-    close(run(student, there, translator, spec), run(student, there, translator, spec, rows=rows, chunk=3))
+def test_neither_company_nor_padding_nor_chunks_count(student, teacher, aligner, rows, spec):
+    there = aligned(teacher, aligner)
+    close(run(student, there, aligner, spec), run(student, there, aligner, spec, rows=rows, chunk=3))
 
 
-def test_a_teacher_of_few_positions_is_silent_on_the_ends(student, teacher, translator):
-    whole = batch(translator)
+def test_a_teacher_of_few_positions_is_silent_on_the_ends(student, teacher, aligner):
+    whole = batch(aligner)
     packing = find_valid(whole.labels)
-    entire = aligned(teacher, translator).aligned(whole, packing)
+    entire = aligned(teacher, aligner).aligned(whole, packing)
     for positions in (1, 9, 14, 1000):
-        cut = aligned(teacher, translator, positions).aligned(whole, packing)
-        for row, example in enumerate(translator.own.rows.examples):
-            counterpart = translator.counterpart(example.ids, example.prompt_length, row)
-            expected = [
-                place != NOWHERE and counterpart.prompt_length + place <= positions for place in counterpart.places
-            ]
+        cut = aligned(teacher, aligner, positions).aligned(whole, packing)
+        for row, example in enumerate(aligner.own.rows.examples):
+            read = aligner.align(example.ids, example.prompt_length, row)
+            expected = [place != NO_OFFSET and read.prompt_length + place <= positions for place in read.places]
             assert cut.known[packing.sequence == row].tolist() == [float(one) for one in expected]
         there = cut.known > 0
         torch.testing.assert_close(cut.side.hidden[there], entire.side.hidden[there], rtol=1e-9, atol=1e-10)
 
 
-def test_a_sequence_no_row_holds_is_read_from_its_tokens(student, teacher, translator):
-    mine = translator.own.rows.examples[2]
+def test_a_sequence_no_row_holds_is_read_from_its_tokens(student, teacher, aligner):
+    mine = aligner.own.rows.examples[2]
     answer = student.tokenizer.encode(" a little girl", add_special_tokens=False)
     ids = (*mine.ids[: mine.prompt_length], *answer, student.ends.default)
     labels = torch.tensor([[IGNORED] * (mine.prompt_length - 1) + [*answer, student.ends.default]])
     one = Batch(torch.tensor([ids[:-1]]), torch.ones(1, len(ids) - 1, dtype=torch.int64), labels, torch.tensor([2]))
-    seen = aligned(teacher, translator).aligned(one, find_valid(labels))
-    prompt = translator.other.rows.examples[2]
+    seen = aligned(teacher, aligner).aligned(one, find_valid(labels))
+    prompt = aligner.other.rows.examples[2]
     text = teacher.tokenizer.encode(prompt.prompt + " a little girl")
     assert text[: prompt.prompt_length] == list(prompt.question)
     with torch.no_grad():
@@ -191,27 +189,27 @@ def test_a_sequence_no_row_holds_is_read_from_its_tokens(student, teacher, trans
     torch.testing.assert_close(ours[-1], logits[-1], rtol=1e-9, atol=1e-10)
 
 
-def test_nothing_valid_is_nothing_said(student, teacher, translator):
+def test_nothing_valid_is_nothing_said(student, teacher, aligner):
     one = torch.zeros((1, 1), dtype=torch.int64)
     nothing = Batch(one, one + 1, one + IGNORED, torch.full((1,), -1))
-    seen = aligned(teacher, translator).aligned(nothing, find_valid(nothing.labels))
+    seen = aligned(teacher, aligner).aligned(nothing, find_valid(nothing.labels))
     assert seen.known.shape == (0,)
-    loss, _ = DistillStep(student, aligned(teacher, translator), build_objective("uld"), vocab=len(student.tokenizer))(
+    loss, _ = DistillStep(student, aligned(teacher, aligner), build_objective("uld"), vocab=len(student.tokenizer))(
         nothing, 1
     )
     assert loss.item() == 0.0
 
 
-def test_several_teachers_of_one_other_tokenizer_are_aligned_together(student, teacher, translator):
+def test_several_teachers_of_one_other_tokenizer_are_aligned_together(student, teacher, aligner):
     other = model("fallback", 3, "teacher")
-    both = aligned(EnsembleTeacher((teacher, other), (0.25, 0.75), "probability"), translator)
-    assert living(both) == [teacher, other]
-    whole = batch(translator)
+    both = aligned(EnsembleTeacher((teacher, other), (0.25, 0.75), "probability"), aligner)
+    assert live_models(both) == [teacher, other]
+    whole = batch(aligner)
     packing = find_valid(whole.labels)
     seen = both.aligned(whole, packing)
     assert isinstance(seen.side, Mixture)
     for member, single in zip(seen.side.members, (teacher, other), strict=True):
-        alone = aligned(single, translator).side(whole, packing)
+        alone = aligned(single, aligner).side(whole, packing)
         assert torch.equal(member.hidden, alone.hidden)
-    found, _ = run(student, both, translator, "uld")
+    found, _ = run(student, both, aligner, "uld")
     assert 0.0 < found["uld"] < 2.0

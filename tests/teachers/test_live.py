@@ -16,7 +16,7 @@ from kdcli.config.schema import ServerConfig
 from kdcli.distill.run import distill
 from kdcli.errors import KDError, MachineError, UsageError
 from kdcli.events import silent
-from kdcli.teachers.remote import KeptPlaces, Segments
+from kdcli.teachers.remote import LogProbStore, RotatingFiles
 from teaching import script
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -151,23 +151,23 @@ def test_places_are_found_again_bit_for_bit_and_damage_counts_as_none(tmp_path):
     path = tmp_path / "rank-0.jsonl"
     first = {(1, 5, 9): [{3: -0.1, 4: -2.7182818284590455}, {7: -1e-300, 8: -3.3333333333333335}]}
     second = {(1, 6): [{9: -0.25, 2: -7.0}]}
-    kept = KeptPlaces(path, "top 2 of m at u")
+    kept = LogProbStore(path, "top 2 of m at u")
     for found in (first, second):
         kept.add(found)
-    again = KeptPlaces(path, "top 2 of m at u")
+    again = LogProbStore(path, "top 2 of m at u")
     assert len(again) == 2
     assert again.find([1, 5, 9]) == first[1, 5, 9]
     assert [*again.find((1, 5, 9))[0]] == [3, 4]
     assert again.find((1, 5)) is None
-    assert KeptPlaces(path, "top 2 of other at u").find((1, 6)) is None
+    assert LogProbStore(path, "top 2 of other at u").find((1, 6)) is None
     body = path.read_bytes()
     path.write_bytes(body[:40] + b"x" + body[41:])
-    assert KeptPlaces(path, "top 2 of m at u").find((1, 5, 9)) is None
+    assert LogProbStore(path, "top 2 of m at u").find((1, 5, 9)) is None
     for cut in range(len(body)):
         path.write_bytes(body[:cut])
-        half = KeptPlaces(path, "top 2 of m at u")
+        half = LogProbStore(path, "top 2 of m at u")
         half.add(second)
-        whole = KeptPlaces(path, "top 2 of m at u")
+        whole = LogProbStore(path, "top 2 of m at u")
         assert whole.find((1, 6)) == second[1, 6]
         assert whole.find((1, 5, 9)) in (None, first[1, 5, 9])
 
@@ -175,11 +175,11 @@ def test_places_are_found_again_bit_for_bit_and_damage_counts_as_none(tmp_path):
 def test_a_full_disk_is_said_in_one_line(tmp_path):
     (tmp_path / "asked").write_text("in the way")
     with pytest.raises(KDError, match="cannot be written"):
-        KeptPlaces(tmp_path / "asked" / "rank-0.jsonl", "m").add({(1, 2): [{3: -0.1}]})
+        LogProbStore(tmp_path / "asked" / "rank-0.jsonl", "m").add({(1, 2): [{3: -0.1}]})
 
 
 def test_answers_go_with_the_checkpoints_that_needed_them(tmp_path):
-    kept = Segments(tmp_path / "rank-0", "m")
+    kept = RotatingFiles(tmp_path / "rank-0", "m")
     for number in range(5):
         kept.add({(1, number): [{3: -0.5 - number}]})
         kept.turn(2)
@@ -187,7 +187,7 @@ def test_answers_go_with_the_checkpoints_that_needed_them(tmp_path):
     there = [kept.find((1, number)) for number in range(5)]
     assert there == [None, None, None, [{3: -3.5}], [{3: -4.5}]]
     assert sorted(path.name for path in (tmp_path / "rank-0").iterdir()) == [f"0000000{n}.jsonl" for n in (3, 4, 5)]
-    again = Segments(tmp_path / "rank-0", "m")
+    again = RotatingFiles(tmp_path / "rank-0", "m")
     assert len(again) == 3
     assert again.find((1, 9)) == [{3: -9.0}]
     again.turn(2)

@@ -16,12 +16,12 @@ from kdcli.distill.prepare import objective_of, prepare_run
 from kdcli.distill.run import distill
 from kdcli.errors import InputError, KDError, MachineError, UsageError
 from kdcli.events import silent
-from kdcli.loading.session import Workshop
-from kdcli.losses.topk import coarse_view
+from kdcli.loading.session import Session
+from kdcli.losses.topk import top_k_with_tail
 from kdcli.models.packing import find_valid
 from kdcli.teachers import load as teachers
 from kdcli.teachers.base import LiveTeacher
-from kdcli.teachers.remote import ServedTeacher, coarse_of
+from kdcli.teachers.remote import RemoteTeacher, coarse_of
 from teaching import script
 
 VOCAB = running.VOCAB
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
 def served(url, top_k=5, **settings):
     config = ServerConfig(url=url, **{"retries": 2, "wait": 0.01, "timeout": 20.0, **settings})
-    return ServedTeacher(config, tiny.tokenizer(), VOCAB, top_k)
+    return RemoteTeacher(config, tiny.tokenizer(), VOCAB, top_k)
 
 
 def batch():
@@ -44,7 +44,7 @@ def test_a_served_teacher_equals_the_same_teacher_here(form):
     one = batch()
     packing = find_valid(one.labels)
     side = LiveTeacher(running.model("teacher", seed=2)).side(one, packing)
-    want = coarse_view(side.head.logits(side.hidden, side.head.rows), 5)
+    want = top_k_with_tail(side.head.logits(side.hidden, side.head.rows), 5)
     with loopback.serving(script(form)) as server:
         found = served(server.url).side(one, packing)
     assert torch.equal(found.ids, want.ids)
@@ -78,7 +78,7 @@ def test_another_tokenizer_of_the_same_size_is_refused():
     one = batch()
     words = [*tiny.WORDS[:4], *reversed(tiny.WORDS[4:])]
     with loopback.serving(script()) as server:
-        teacher = ServedTeacher(ServerConfig(url=server.url, retries=0), tiny.tokenizer(words), VOCAB, 5)
+        teacher = RemoteTeacher(ServerConfig(url=server.url, retries=0), tiny.tokenizer(words), VOCAB, 5)
         with pytest.raises(InputError, match="another tokenizer"):
             teacher.side(one, find_valid(one.labels))
 
@@ -194,7 +194,7 @@ def test_what_a_server_cannot_do_is_refused_before_a_weight_is_read(setting, cha
         )
         config = DistillConfig.model_validate(config.model_dump() | change)
         with pytest.raises(UsageError, match=what) as caught:
-            prepare_run(config, Workshop())
+            prepare_run(config, Session())
     assert caught.value.code == code
 
 

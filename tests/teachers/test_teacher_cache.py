@@ -24,7 +24,7 @@ from kdcli.errors import (
 )
 from kdcli.events import silent
 from kdcli.models.load import load_model
-from kdcli.sources.base import Ground
+from kdcli.sources.base import SourceContext
 from kdcli.sources.curriculum import difficulties
 from kdcli.storage import atomic
 from kdcli.teachers.cache_build import _Build
@@ -372,8 +372,8 @@ def test_every_reader_of_a_model_sees_the_ids_that_have_a_token(padded):
     torch.testing.assert_close(model.logits(hidden), logits)
     dataset = TokenDataset((Example(tuple(ids[0].tolist()), 1, "", (), "row"),))
     expected = -torch.log_softmax(logits[:-1].double(), -1).gather(1, ids[0, 1:, None]).mean().item()
-    ground = Ground(dataset, TrainConfig(), pad_id=0, teacher=model)
-    assert difficulties("teacher_nll", ground) == [pytest.approx(expected, rel=1e-5)]
+    context = SourceContext(dataset, TrainConfig(), pad_id=0, teacher=model)
+    assert difficulties("teacher_nll", context) == [pytest.approx(expected, rel=1e-5)]
     batch = collate(dataset.examples, [0], 0)
     wider = load_model(
         str(tiny.folder(padded.root / "wider", seed=1, vocab=80)), device=torch.device("cpu"), role="teacher"

@@ -5,7 +5,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kdcli.losses.build import build_objective
 from kdcli.models.head import Head
 from kdcli.models.packing import Projection, Workspace
-from kdcli.training.fused_loss import Work, fused_sum
+from kdcli.training.fused_loss import FusedInputs, fused_sum
 from two_sides import SEQUENCE, SPECS, TOKENS, VOCAB, gradients, reference, sides, supplied
 
 GUEST = "guests.py:Overlap"
@@ -14,7 +14,9 @@ GUEST = "guests.py:Overlap"
 def fused(spec, student, teacher, labels, weights, chunk=4, vocab=VOCAB):
     loss = build_objective(spec)
     seen = teacher if loss.needs().teacher else None
-    work = Work(loss, labels, weights, SEQUENCE, seen, vocab, student.hidden.dtype, Workspace(chunk), supplied(loss))
+    work = FusedInputs(
+        loss, labels, weights, SEQUENCE, seen, vocab, student.hidden.dtype, Workspace(chunk), supplied(loss)
+    )
     return fused_sum(student, work)
 
 
@@ -61,7 +63,7 @@ def test_no_tokens_is_a_live_zero():
     student, teacher, labels, weights = sides()
     empty = Projection(student.hidden[:0], student.head)
     loss = build_objective("akl")
-    work = Work(
+    work = FusedInputs(
         loss, labels[:0], weights[:0], labels[:0], Projection(teacher.hidden[:0], teacher.head), VOCAB, torch.float64
     )
     total, parts = fused_sum(empty, work)

@@ -19,7 +19,7 @@ from kdcli.config.schema import HardwareConfig, LoraConfig
 from kdcli.data.batching import collate
 from kdcli.errors import InterruptedRunError, MachineError
 from kdcli.losses.build import build_objective
-from kdcli.models.adapters import attach, quantise
+from kdcli.models.adapters import attach, quantize
 from kdcli.models.load import assemble
 from kdcli.models.toolchain import check_toolchain
 from kdcli.teachers.base import LiveTeacher
@@ -144,7 +144,7 @@ def adapted(dropout):
 
 def rounded():
     model = tiny.model("llama", seed=2)
-    assert quantise(model, "int8", torch.device("cpu"))
+    assert quantize(model, "int8", torch.device("cpu"))
     return assemble(model, tiny.tokenizer(), "teacher", "digest", device=torch.device("cpu"), role="teacher")
 
 

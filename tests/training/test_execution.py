@@ -18,7 +18,7 @@ from kdcli.models.head import Head
 from kdcli.models.packing import Workspace
 from kdcli.registry.registry import LOSSES
 from kdcli.teachers.base import LiveTeacher
-from kdcli.training.fused_loss import Work, fused_sum
+from kdcli.training.fused_loss import FusedInputs, fused_sum
 from kdcli.training.step import DistillStep
 from two_sides import SEQUENCE, SPECS, VOCAB, gradients, reference, sides, supplied
 
@@ -48,7 +48,9 @@ def passed(spec, run, data, *, chunk=4, compute=None):
     loss, (student, teacher, labels, weights) = build_objective(spec), data
     seen = teacher if loss.needs().teacher else None
     space = Workspace(chunk, run)
-    work = Work(loss, labels, weights, SEQUENCE, seen, VOCAB, compute or student.hidden.dtype, space, supplied(loss))
+    work = FusedInputs(
+        loss, labels, weights, SEQUENCE, seen, VOCAB, compute or student.hidden.dtype, space, supplied(loss)
+    )
     return fused_sum(student, work)
 
 

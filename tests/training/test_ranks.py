@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 import running
 from kdcli.config.schema import HardwareConfig, LoraConfig
 from kdcli.models.adapters import attach
-from kdcli.sources.base import Ground
+from kdcli.sources.base import SourceContext
 from kdcli.sources.build import build_source
 from kdcli.training import compile
 from kdcli.training.fsdp import Sharded
@@ -271,11 +271,11 @@ def writing(world: int):
     """What lets a run train on what its student writes at each step."""
 
     def before(rank: int, training):
-        ground = Ground(
+        context = SourceContext(
             running.dataset(), training.train, pad_id=0, rank=rank, world=world, student=training.student,
             vocab=running.VOCAB, longest=24, **({"gather": gather_object} if world > 1 else {}),
         )  # fmt: skip
-        windows = build_source("student:max_new_tokens=7").open(ground)
+        windows = build_source("student:max_new_tokens=7").open(context)
         return replace(training, windows=windows, drawn_with=frozenset({"student"}))
 
     return before

@@ -15,7 +15,7 @@ from kdcli.cli import catalog, compare, demo, diagnose, distill, evaluate, optio
 from kdcli.cli import demo as toy
 from kdcli.cli import distill as plan
 from kdcli.cli import evaluate as judge
-from kdcli.cli.errors import ARGUMENTS, RUN_FOLDER, guarded
+from kdcli.cli.errors import ARGUMENTS, RUN_FOLDER, run_guarded
 from kdcli.config.names import canonical, nearest
 from kdcli.errors import UsageError
 from kdcli.registry import plugins
@@ -50,14 +50,14 @@ class Commands(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; what Typer would swallow travels in a :class:`Carried`."""
+        """Run the command; what Typer would swallow travels in a :class:`PassThrough`."""
         try:
             return super().invoke(ctx)
         except (KeyboardInterrupt, OSError, EOFError) as error:
-            raise Carried(error) from None
+            raise PassThrough(error) from None
 
 
-class Carried(Exception):
+class PassThrough(Exception):
     """Brings an error past Typer unchanged.
 
     Args:
@@ -138,7 +138,7 @@ def run(arguments: Sequence[str]) -> int:
             os.getcwd()
         try:
             code = typer.main.get_command(app).main(list(words), prog_name="kd", standalone_mode=False)
-        except Carried as carried:
+        except PassThrough as carried:
             raise carried.error from None
         return code if isinstance(code, int) else 0
 
@@ -146,7 +146,7 @@ def run(arguments: Sequence[str]) -> int:
     with warnings.catch_warnings(), plugins.only_named_in(named):
         if not debug:
             warnings.simplefilter("ignore")
-        return guarded(work, debug=debug)
+        return run_guarded(work, debug=debug)
 
 
 def main() -> NoReturn:

@@ -30,7 +30,7 @@ def list_losses(json: options.Json = False, quiet: options.Quiet = False, debug:
     from kdcli.cli.terminal import Terminal
 
     terminal = Terminal(json, quiet)
-    with terminal.work():
+    with terminal.progress():
         from kdcli.cli import render_catalog
         from kdcli.losses.build import describe
         from kdcli.registry.registry import LOSSES
@@ -47,7 +47,7 @@ def show(name: Name, json: options.Json = False, quiet: options.Quiet = False, d
 
     terminal = Terminal(json, quiet)
     name = LOSSES.canonical(name)
-    with terminal.work():
+    with terminal.progress():
         from kdcli.cli import render_catalog
         from kdcli.losses.build import describe
 
@@ -70,7 +70,7 @@ def check(
 
     terminal = Terminal(json, quiet)
     spec = load_config.objective(objective)
-    with terminal.work():
+    with terminal.progress():
         from kdcli.cli import render_catalog
         from kdcli.losses.build import build_objective
         from kdcli.losses.testing.contract import check_loss
@@ -89,7 +89,7 @@ def conformance(json: options.Json = False, quiet: options.Quiet = False, debug:
     from kdcli.cli.terminal import Terminal
 
     terminal = Terminal(json, quiet)
-    with terminal.work():
+    with terminal.progress():
         from kdcli.cli import render_catalog
         from kdcli.losses.testing import conformance as suite
 
@@ -119,7 +119,7 @@ def list_metrics(json: options.Json = False, quiet: options.Quiet = False, debug
     from kdcli.cli.terminal import Terminal
 
     terminal = Terminal(json, quiet)
-    with terminal.work():
+    with terminal.progress():
         from kdcli.cli import render_catalog
         from kdcli.metrics.describe import cards
 
@@ -138,7 +138,7 @@ def show_metrics(
     from kdcli.cli.terminal import Terminal
 
     terminal = Terminal(json, quiet)
-    with terminal.work():
+    with terminal.progress():
         from kdcli.cli import render_catalog
         from kdcli.metrics.describe import describe
 
@@ -168,7 +168,7 @@ def list_presets(json: options.Json = False, quiet: options.Quiet = False, debug
     from kdcli.cli.terminal import Terminal
 
     terminal = Terminal(json, quiet)
-    with terminal.work():
+    with terminal.progress():
         from kdcli.cli import render_catalog
         from kdcli.config.presets import cards
 
@@ -187,7 +187,7 @@ def show_presets(
     from kdcli.cli.terminal import Terminal
 
     terminal = Terminal(json, quiet)
-    with terminal.work():
+    with terminal.progress():
         from kdcli.cli import render_catalog
         from kdcli.config.presets import describe
 
@@ -219,7 +219,7 @@ def list_sources(json: options.Json = False, quiet: options.Quiet = False, debug
     from kdcli.cli.terminal import Terminal
 
     terminal = Terminal(json, quiet)
-    with terminal.work():
+    with terminal.progress():
         from kdcli.cli import render_catalog
         from kdcli.sources.build import cards
 
@@ -240,7 +240,7 @@ def show_sources(
 
     terminal = Terminal(json, quiet)
     name = SOURCES.canonical(name)
-    with terminal.work():
+    with terminal.progress():
         from kdcli.cli import render_catalog
         from kdcli.sources.build import describe
 

@@ -103,7 +103,7 @@ def compare(
         studies.show_status(study, output, terminal)
     elif to is not None:
         target = Path(expanded(to, "--to"))
-        studies.export(study, output, target, studies.Wording(caption, label, digits), terminal)
+        studies.export(study, output, target, studies.TableOptions(caption, label, digits), terminal)
     elif any((caption, label, digits)):
         raise UsageError("CLI-09", "has no effect without --to", where="--caption, --label, --digits", fix="add --to")
     elif folders and study is None:

@@ -34,7 +34,7 @@ def demo(
     terminal = Terminal(json, quiet)
     output = expanded(output, "-o")
     output_folder(output, needed=True)
-    with terminal.work() as report:
+    with terminal.progress() as report:
         from kdcli.cli import render
         from kdcli.demo import demo as runs
 
@@ -80,7 +80,7 @@ def toy(
         raise UsageError("CLI-08", f"{twice[0]} given twice", where="kd toy", fix="name each objective once")
     output = expanded(output, "-o")
     output_folder(output, needed=True)
-    with terminal.work() as report:
+    with terminal.progress() as report:
         from kdcli.cli import render_diagnostics
         from kdcli.demo import toy as runs
 

@@ -54,8 +54,8 @@ def doctor(
     from kdcli.config.schema import DoctorConfig
 
     terminal = Terminal(json, quiet)
-    settings = load_config.settle(DoctorConfig, config, sets, typed)
-    with terminal.work() as report:
+    settings = load_config.load_config(DoctorConfig, config, sets, typed)
+    with terminal.progress() as report:
         from kdcli.diagnostics.doctor import diagnose
 
         found = diagnose(settings, report)
@@ -121,7 +121,7 @@ def estimate(
     size = amount(memory, "bytes", "--memory", "8GiB") if memory is not None else None
     moved = amount(bandwidth, "bytes per second", "--bandwidth", "50GB/s") if bandwidth is not None else None
     done = amount(flops, "operations per second", "--flops", "2TFLOPS") if flops is not None else None
-    with terminal.work():
+    with terminal.progress():
         from kdcli.cli import render_diagnostics
         from kdcli.diagnostics.deployment import Device, estimate_deployment
 
@@ -194,12 +194,12 @@ def batch(
     if twice:
         what = f"{one_line(twice[0], 60)} given twice"
         raise UsageError("CLI-08", what, where="kd inspect batch", fix="name each objective once")
-    settings = load_config.settle(DistillConfig, config, sets, typed | ({"batch_size": rows} if rows else {}))
+    settings = load_config.load_config(DistillConfig, config, sets, typed | ({"batch_size": rows} if rows else {}))
     load_config.require(student=settings.student, data=settings.data.train)
     if any(load_config.needs_teacher(spec) for spec in specs):
         load_config.require(teacher=settings.teacher)
     load_config.output_folder(settings.output, needed=False)
-    with terminal.work() as report:
+    with terminal.progress() as report:
         from kdcli.cli import render_diagnostics
         from kdcli.diagnostics.gradients import inspect_batch
 

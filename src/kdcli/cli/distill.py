@@ -87,11 +87,11 @@ def run(typed: Mapping[str, Any], gpu_memory: int | None = None) -> None:
     from kdcli.cli.terminal import Terminal
     from kdcli.config.schema import DistillConfig
 
-    launch.join()
+    launch.init_ranks()
     json, push_to_hub, dry_run = typed["json"], typed["push_to_hub"], typed["dry_run"]
     terminal = Terminal(json, typed["quiet"] or not launch.is_first())
     again = load_config.resuming(typed["resume"])
-    settings = load_config.settle(DistillConfig, typed["config"], typed["sets"], typed)
+    settings = load_config.load_config(DistillConfig, typed["config"], typed["sets"], typed)
     load_config.require(student=settings.student, data=settings.data.train)
     if load_config.needs_teacher(settings.loss):
         load_config.require(teacher=settings.teacher)
@@ -104,7 +104,7 @@ def run(typed: Mapping[str, Any], gpu_memory: int | None = None) -> None:
     if dry_run:
         _plan(settings, terminal, gpu_memory)
         return
-    if not launch.are_started(settings.hardware.gpus):
+    if not launch.already_launched(settings.hardware.gpus):
         from kdcli.models.devices import check_processes
 
         check_processes(settings.hardware)
@@ -112,7 +112,7 @@ def run(typed: Mapping[str, Any], gpu_memory: int | None = None) -> None:
             settings.hardware.gpus, ARGUMENTS.get(), Path(str(settings.output)), load_config.command_line()
         )
         return
-    with terminal.work() as show:
+    with terminal.progress() as show:
         from kdcli.cli import render
         from kdcli.distill import run as runs
         from kdcli.events import silent
@@ -152,7 +152,7 @@ def _refuse_unused(settings: "DistillConfig", typed: Mapping[str, Any]) -> None:
 
 
 def _plan(settings: Any, terminal: "Terminal", gpu_memory: int | None) -> None:
-    with terminal.work():
+    with terminal.progress():
         from kdcli.cli import render as render_plan
         from kdcli.distill.plan import plan_distill
 

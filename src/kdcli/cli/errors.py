@@ -47,7 +47,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM came where nobody waits for it; a training hears it itself and saves first."""
 
 
-def guarded(work: Callable[[], int], *, debug: bool) -> int:
+def run_guarded(work: Callable[[], int], *, debug: bool) -> int:
     """Run a command; turn whatever it raises into one line on stderr and an exit code.
 
     Args:

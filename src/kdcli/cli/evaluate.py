@@ -66,11 +66,11 @@ def evaluate(
     from kdcli.config.schema import EvalConfig
 
     terminal = Terminal(json, quiet)
-    settings = load_config.settle(EvalConfig, config, sets, typed)
+    settings = load_config.load_config(EvalConfig, config, sets, typed)
     _check_sources(settings)
     _refuse_unused(settings, typed)
     load_config.output_folder(settings.output, needed=False)
-    with terminal.work() as report:
+    with terminal.progress() as report:
         from kdcli.cli import render
         from kdcli.evaluation.evaluate import evaluate_run
 
@@ -157,11 +157,11 @@ def judge(
     from kdcli.config.schema import JudgeConfig
 
     terminal = Terminal(json, quiet)
-    settings = load_config.settle(JudgeConfig, config, sets, typed)
+    settings = load_config.load_config(JudgeConfig, config, sets, typed)
     if settings.scores is not None:
         load_config.refuse_unused(typed, ("server_model",), "has no effect on scores given elsewhere", "leave it out")
     load_config.output_folder(settings.output, needed=settings.server.url is not None)
-    with terminal.work() as report:
+    with terminal.progress() as report:
         from kdcli.cli import render
         from kdcli.evaluation.judge.judge import judge as judge_answers
 

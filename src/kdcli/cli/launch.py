@@ -43,7 +43,7 @@ class Ended:
     signal: int = 0
 
 
-class ToldError(KDError):
+class ReportedError(KDError):
     """What a process of the run had to say at its end.
 
     Args:
@@ -97,7 +97,7 @@ def conclude(records: Path, ended: Ended, count: int, saved: int | None, command
     if lines:
         raise _told(min(lines, key=lambda line: (line["code"] != STOPPED, line["rank"])))
     if ended.signal:
-        raise ToldError("stopped at once; what was saved before stays usable", 128 + ended.signal)
+        raise ReportedError("stopped at once; what was saved before stays usable", 128 + ended.signal)
     for rank, code in ended.codes.items():
         what = f"process {rank} of {count} ended with exit code {code} and said nothing"
         raise MachineError(_LOST, what, fix="run it again with --debug")
@@ -122,9 +122,9 @@ def saved_step(folder: Path) -> int | None:
     return max((int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-????????")), default=None)
 
 
-def _told(line: Mapping[str, Any]) -> ToldError:
+def _told(line: Mapping[str, Any]) -> ReportedError:
     who = f"process {line['rank']}: " if line["rank"] and line["code"] not in (_LOST, STOPPED) else ""
-    return ToldError(who + line["text"], line["exit_code"])
+    return ReportedError(who + line["text"], line["exit_code"])
 
 
 def _killed(rank: int, number: int, count: int, saved: int | None, command: str) -> MachineError:
@@ -139,7 +139,7 @@ PROFILE = Path(__file__).resolve().parent.parent / "profiles" / "data_parallel.y
 _SHUTDOWN = "60"
 
 
-def join() -> None:
+def init_ranks() -> None:
     """Find out which process of the run this is; one that kd started ends with kd.
 
     Raises:
@@ -173,7 +173,7 @@ def launch_arguments(wanted: int, words: Sequence[str]) -> list[str]:
     return [*options, "--module", "kdcli", *words]
 
 
-def are_started(wanted: int) -> bool:
+def already_launched(wanted: int) -> bool:
     """Whether this is one of the wanted processes, and not the one that is to start them.
 
     Raises:

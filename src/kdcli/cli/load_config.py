@@ -9,7 +9,7 @@ from typing import Any
 from kdcli.cli.errors import ARGUMENTS, RUN_FOLDER
 from kdcli.config.names import FLAGS
 from kdcli.config.presets import config_path
-from kdcli.config.resolve import Config, altered, resolve
+from kdcli.config.resolve import Config, resolve, revalidated
 from kdcli.config.schema import CompareConfig, DistillConfig
 from kdcli.errors import MachineError, UsageError
 from kdcli.registry import plugins
@@ -21,7 +21,7 @@ from kdcli.text import typed as quoted
 TEACHERLESS = {"ce"}
 
 
-def settle(
+def load_config(
     kind: type[Config], config: Sequence[str] | None, sets: Sequence[str] | None, typed: Mapping[str, Any]
 ) -> Config:
     """Merge flags, variables and file into a config and check every name in it.
@@ -202,4 +202,4 @@ def _checked(config: Config) -> Config:
     if train is not None and train.max_steps is not None and train.warmup > max(train.max_steps, 1):
         what = f"warm-up of {train.warmup:g} steps is longer than the run of {train.max_steps}"
         raise UsageError("CFG-13", what, where="train.warmup", fix="give a share below 1, or fewer steps")
-    return altered(config, changes)
+    return revalidated(config, changes)

@@ -53,7 +53,7 @@ def report(
         target = target / "report.html"
     if output is not None:
         output_folder(str(target.parent), needed=True)
-    with terminal.work():
+    with terminal.progress():
         from kdcli.study.finished import write_page
 
         write_page(paths, target)
@@ -70,7 +70,7 @@ def verify(
     from kdcli.cli.terminal import Terminal
 
     terminal = Terminal(json, quiet)
-    with terminal.work():
+    with terminal.progress():
         from kdcli.cli import render_diagnostics
         from kdcli.study.verify import verify as check
 
@@ -106,7 +106,7 @@ def clean(
     from kdcli.cli.terminal import Terminal
 
     terminal = Terminal(json, quiet)
-    with terminal.work():
+    with terminal.progress():
         from kdcli.cli import render_diagnostics
         from kdcli.study.clean import clean as remove
 
@@ -133,7 +133,7 @@ def rerun(
     terminal = Terminal(json, quiet)
     output = expanded(output, "-o") if output is not None else None
     load_config.output_folder(output, needed=True)
-    with terminal.work() as progress:
+    with terminal.progress() as progress:
         from kdcli.cli import render_diagnostics
         from kdcli.distill.rerun import rerun as again
 

@@ -19,7 +19,7 @@ from kdcli.errors import UsageError
 from kdcli.registry.plugins import WithheldError
 from kdcli.storage import lock
 from kdcli.study import cell_progress
-from kdcli.study.cell_progress import Seen
+from kdcli.study.cell_progress import CellProgress
 from kdcli.study.study_dir import Entry, ReferenceEntry, is_study, read_study
 from kdcli.text import one_line
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Wording:
+class TableOptions:
     """How an exported table is worded.
 
     Args:
@@ -106,13 +106,13 @@ def run(
 
     if named is not None and not dry_run and not os.access(named, os.W_OK) and _show_finished(named, terminal):
         return
-    settings = load_config.settle(CompareConfig, config, sets, typed)
+    settings = load_config.load_config(CompareConfig, config, sets, typed)
     check(settings)
     load_config.output_folder(settings.output, needed=not dry_run)
     if dry_run:
         _plan(settings, terminal)
         return
-    with terminal.work() as report:
+    with terminal.progress() as report:
         from kdcli.study import compare as runs
         from kdcli.study.finished import finished_table
 
@@ -127,7 +127,7 @@ def run(
 
 def _show_finished(study: Path, terminal: "Terminal") -> bool:
     """Show a study that may not be written by its own tables; return whether they hold every cell."""
-    with terminal.work():
+    with terminal.progress():
         from kdcli.study.finished import finished_table
 
         found = finished_table(study)
@@ -190,13 +190,13 @@ def show_status(study: Path | None, output: str | None, terminal: "Terminal") ->
     terminal.result(read(_needed(study, output)), draw)
 
 
-def export(study: Path | None, output: str | None, target: Path, wording: Wording, terminal: "Terminal") -> None:
+def export(study: Path | None, output: str | None, target: Path, wording: TableOptions, terminal: "Terminal") -> None:
     """Write a study's table to a file of the form that its ending names."""
     folder = _needed(study, output)
     digits = wording.digits
     if digits is not None and not digits.isdecimal():
         raise UsageError("CLI-07", f'must be a whole number, got "{one_line(digits, 40)}"', where="--digits")
-    with terminal.work():
+    with terminal.progress():
         from kdcli.study.results import export as write
 
         decimals = int(digits) if digits is not None else None
@@ -221,7 +221,7 @@ def compare_finished(
         baseline = objective(baseline)
     output = typed["output"]
     output_folder(output, needed=False)
-    with terminal.work() as report:
+    with terminal.progress() as report:
         from kdcli.cli import render
         from kdcli.study.finished import compare_runs
 
@@ -231,7 +231,7 @@ def compare_finished(
 
 
 def _plan(settings: "CompareConfig", terminal: "Terminal") -> None:
-    with terminal.work():
+    with terminal.progress():
         from kdcli.cli import render as render_plan
         from kdcli.study.compare import plan_compare
 
@@ -284,7 +284,7 @@ def read(study: Path) -> Status:
     return Status(study, counts(cells), seconds_left(entries, seen), cells, lines)
 
 
-def seconds_left(entries: Sequence[Entry], seen: Sequence[Seen]) -> float | None:
+def seconds_left(entries: Sequence[Entry], seen: Sequence[CellProgress]) -> float | None:
     """Return the training time to go, at the pace of the cells that have begun."""
     paces = [one.seconds_per_step for one in seen if one.seconds_per_step is not None]
     if not paces:
@@ -299,9 +299,9 @@ def draw(found: Status) -> Group:
     return Group(grid((*found.cells, *found.references)), Text(summary(found.counts, found.seconds_left)))
 
 
-def _look(study: Path, entry: Entry) -> Seen:
+def _look(study: Path, entry: Entry) -> CellProgress:
     folder = study / entry.folder
-    return cell_progress.look(folder, entry.evaluation, held=lock.is_held(folder))
+    return cell_progress.read_progress(folder, entry.evaluation, held=lock.is_held(folder))
 
 
 def _line(study: Path, entry: ReferenceEntry) -> CellStatus:
@@ -310,7 +310,7 @@ def _line(study: Path, entry: ReferenceEntry) -> CellStatus:
     return CellStatus(name, state, 0, 0, None)
 
 
-def _status(study: Path, entry: Entry, seen: Seen) -> CellStatus:
+def _status(study: Path, entry: Entry, seen: CellProgress) -> CellStatus:
     log = str(study / entry.folder / "error.log") if seen.state == "failed" else ""
     step = entry.steps if seen.state == "done" else seen.step
     return CellStatus(entry.name, seen.state, step, entry.steps, seen.seconds_left, log)

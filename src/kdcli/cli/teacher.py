@@ -63,7 +63,7 @@ def cache(
     from kdcli.config.schema import CacheConfig
 
     terminal = Terminal(json, quiet)
-    settings = load_config.settle(CacheConfig, config, sets, typed)
+    settings = load_config.load_config(CacheConfig, config, sets, typed)
     load_config.require(teacher=settings.teacher, data=settings.data.train)
     if settings.student is not None and settings.student.startswith("random:"):
         settings = settings.model_copy(update={"student": None})
@@ -74,7 +74,7 @@ def cache(
     if settings.data.eval is None:
         load_config.refuse_unused(typed, ("eval_limit",), "has no effect without held-out rows", "add --eval-data")
     load_config.output_folder(settings.output, needed=not dry_run)
-    with terminal.work() as report:
+    with terminal.progress() as report:
         from kdcli.teachers import load as teachers
 
         if dry_run:
@@ -152,11 +152,11 @@ def generate(
     from kdcli.config.schema import GenerateConfig
 
     terminal = Terminal(json, quiet)
-    settings = load_config.settle(GenerateConfig, config, sets, typed)
+    settings = load_config.load_config(GenerateConfig, config, sets, typed)
     load_config.require(teacher=settings.teacher)
     _check_folder(settings.output)
     load_config.output_folder(settings.output, needed=not dry_run)
-    with terminal.work() as report:
+    with terminal.progress() as report:
         from kdcli.distill import generate as runs
 
         if dry_run:

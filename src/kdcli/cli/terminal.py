@@ -68,7 +68,7 @@ class Terminal:
             self.stderr.write(one_line(text, 2000) + "\n")
 
     @contextlib.contextmanager
-    def work(self) -> Iterator[Progress]:
+    def progress(self) -> Iterator[Progress]:
         """Show the events of the work inside; what libraries print goes to stderr."""
         screen = console(self.stderr)
         bar = screen.is_terminal and not self.quiet

@@ -6,7 +6,7 @@ from typing import Any
 
 from kdcli import statistics
 from kdcli.comparison.records import ComparisonRow, ReferenceRow
-from kdcli.comparison.tables_store import Tidy
+from kdcli.comparison.tables_store import LongFormat
 from kdcli.distill.records import BEFORE, MODEL, TEACHER, RunRecord
 from kdcli.evaluation.records import EvalRecord, ScoreInfo
 from kdcli.metrics.score import Score
@@ -37,7 +37,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ScoreTest:
     """Everything a comparison says about one score.
 
     Args:
@@ -72,7 +72,7 @@ class Verdict:
         return self.best is not None and label in self.scores and self.scores[label].mean == self.scores[self.best].mean
 
 
-def judge(tidy: Tidy, info: ScoreInfo) -> Verdict:
+def test_of_score(tidy: LongFormat, info: ScoreInfo) -> ScoreTest:
     """Judge one score over all lines; p-values are adjusted by Holm's rule over its contenders."""
     lines = _Lines(tidy, info.name)
     baseline = tidy.about.baseline
@@ -84,7 +84,7 @@ def judge(tidy: Tidy, info: ScoreInfo) -> Verdict:
     p_values = {label: one.p_value for label, one in to_best.items() if one is not None and label != best}
     unknown = {label: None for label in scores if best and label != best and label not in p_values}
     tests = sum(one is not None and one.p_value is not None for one in raw.values())
-    return Verdict(
+    return ScoreTest(
         scores=scores,
         differences=_adjusted(raw),
         models=_adjusted(models),
@@ -99,7 +99,7 @@ def judge(tidy: Tidy, info: ScoreInfo) -> Verdict:
     )
 
 
-def make_rows(tidy: Tidy, verdicts: Mapping[str, Verdict], machine: Machine) -> tuple[ComparisonRow, ...]:
+def make_rows(tidy: LongFormat, verdicts: Mapping[str, ScoreTest], machine: Machine) -> tuple[ComparisonRow, ...]:
     """Return one line per label, in the order of the tables.
 
     Args:
@@ -110,7 +110,7 @@ def make_rows(tidy: Tidy, verdicts: Mapping[str, Verdict], machine: Machine) -> 
     return tuple(_row(label, list(runs.values()), verdicts, machine) for label, runs in tidy.runs.items())
 
 
-def make_references(tidy: Tidy, verdicts: Mapping[str, Verdict]) -> tuple[ReferenceRow, ...]:
+def make_references(tidy: LongFormat, verdicts: Mapping[str, ScoreTest]) -> tuple[ReferenceRow, ...]:
     """Return one line per reference model: the student before training, the teacher, then others.
 
     Args:
@@ -143,7 +143,7 @@ def pareto(rows: Sequence[ComparisonRow], infos: Sequence[ScoreInfo]) -> dict[st
 class _Lines:
     """One score of every line."""
 
-    def __init__(self, tidy: Tidy, name: str) -> None:
+    def __init__(self, tidy: LongFormat, name: str) -> None:
         self.labels = list(tidy.runs)
         self._scores = {
             label: {seed: score for seed in runs if (score := tidy.score(label, seed, name)) is not None}
@@ -267,7 +267,7 @@ def _difference(ours: Sequence[Score], theirs: Sequence[Score]) -> Estimate:
 
 
 def _reference(
-    line: tuple[str, str], runs: Sequence[tuple[int | None, Mapping[str, Any]]], verdicts: Mapping[str, Verdict]
+    line: tuple[str, str], runs: Sequence[tuple[int | None, Mapping[str, Any]]], verdicts: Mapping[str, ScoreTest]
 ) -> ReferenceRow:
     role, label = line
     outside = {name: one.outside[label] for name, one in verdicts.items() if role == MODEL and label in one.outside}
@@ -303,7 +303,7 @@ def _adjusted(estimates: Differences) -> Differences:
 
 
 def _row(
-    label: str, runs: Sequence[Mapping[str, Any]], verdicts: Mapping[str, Verdict], machine: Machine
+    label: str, runs: Sequence[Mapping[str, Any]], verdicts: Mapping[str, ScoreTest], machine: Machine
 ) -> ComparisonRow:
     spent = [machine.get((label, run["seed"]), (0.0, 0)) for run in runs]
     return ComparisonRow(

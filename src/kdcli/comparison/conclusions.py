@@ -57,7 +57,7 @@ def conclusions(
 
 
 @dataclass(frozen=True)
-class Next:
+class SuggestedCommand:
     """What to type next.
 
     Args:

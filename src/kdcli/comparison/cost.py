@@ -15,7 +15,7 @@ from kdcli.distill.records import RunRecord
 from kdcli.errors import KDError
 from kdcli.loading.info import model_of
 from kdcli.models.checks import ModelFolder, open_folder
-from kdcli.sources.token_counts import Effort
+from kdcli.sources.token_counts import TokenCounts
 from kdcli.storage.run_dir import CONFIG, RunFolder
 from kdcli.text import csv_cell
 
@@ -112,7 +112,7 @@ def spent_on(run: RunRecord) -> Spent:
     return Spent(read, done, wrote.get("tokens", 0), wrote.get("seconds", 0.0))
 
 
-def generation_flops(student: Size | None, teacher: Size | None, effort: Effort | None) -> float | None:
+def generation_flops(student: Size | None, teacher: Size | None, effort: TokenCounts | None) -> float | None:
     """Return the floating-point operations of writing sequences: 2 per parameter and token, forward only.
 
     Args:
@@ -120,7 +120,7 @@ def generation_flops(student: Size | None, teacher: Size | None, effort: Effort 
         teacher: its size; None without one.
         effort: tokens through trunks and heads; None if not recorded.
 
-    >>> generation_flops(Size(12, 8, 2), Size(120, 80, 20), Effort(9, 4, 10, 5))
+    >>> generation_flops(Size(12, 8, 2), Size(120, 80, 20), TokenCounts(9, 4, 10, 5))
     1960.0
     """
     if effort is None:
@@ -133,12 +133,12 @@ def generation_flops(student: Size | None, teacher: Size | None, effort: Effort 
     return total
 
 
-def _effort(status: Mapping[str, Any], before: str) -> Effort | None:
+def _effort(status: Mapping[str, Any], before: str) -> TokenCounts | None:
     """Return what generation took while training and before it; None where it was not recorded."""
     counts = status.get("effort")
     if counts is None:
-        return None if status.get("generated_tokens") or status.get("made_tokens") else Effort()
-    return Effort.of_counts(counts) + Effort.of_counts(status.get(before) or {})
+        return None if status.get("generated_tokens") or status.get("made_tokens") else TokenCounts()
+    return TokenCounts.of_counts(counts) + TokenCounts.of_counts(status.get(before) or {})
 
 
 def _sum(one: float | None, other: float | None) -> float | None:

@@ -54,7 +54,7 @@ _SHARED = ("example", "where", "prompt", "references", "predictions", "ended")
 
 
 @dataclass(frozen=True)
-class About:
+class ComparisonMeta:
     """What a comparison needs beside its numbers.
 
     Args:
@@ -77,7 +77,7 @@ class About:
 
 @dataclass(frozen=True)
 class _About:
-    """The part of ``About`` that is stored."""
+    """The part of ``ComparisonMeta`` that is stored."""
 
     baseline: str
     remarks: tuple[str, ...]
@@ -113,7 +113,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Tidy:
+class LongFormat:
     """The two tables, with everything read out of them.
 
     Args:
@@ -142,12 +142,12 @@ class Tidy:
         return facts
 
     @property
-    def about(self) -> About:
+    def about(self) -> ComparisonMeta:
         """What is stored beside the numbers."""
         facts = self.facts["about"]
         failed = tuple(Failure(**{**one, "log": Path(one["log"])}) for one in facts["failed"])
         rates = {label: (rate, tuple(tried)) for label, (rate, tried) in facts.get("rates", {}).items()}
-        return About(facts["baseline"], tuple(facts["remarks"]), failed=failed, rates=rates)
+        return ComparisonMeta(facts["baseline"], tuple(facts["remarks"]), failed=failed, rates=rates)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -200,8 +200,8 @@ class Tidy:
 
 
 def make_tidy(
-    cells: Sequence[Cell], infos: Sequence[ScoreInfo], about: About, references: Sequence[Reference] = ()
-) -> Tidy:
+    cells: Sequence[Cell], infos: Sequence[ScoreInfo], about: ComparisonMeta, references: Sequence[Reference] = ()
+) -> LongFormat:
     """Put evaluated runs into the two tables.
 
     Args:
@@ -231,7 +231,7 @@ def make_tidy(
     tables = [_samples(cell.found, (CONTENDER, cell.label, cell.run.seed), infos) for cell in cells]
     tables += [_samples(found, (one.role, one.label, seed), infos) for one, seed, found in others]
     samples = pa.concat_tables(tables, promote_options="permissive")
-    return Tidy(results, samples)
+    return LongFormat(results, samples)
 
 
 def _answer_notes(measured: Sequence[tuple[str, EvalRecord]]) -> Iterator[str]:
@@ -249,7 +249,7 @@ def _answer_notes(measured: Sequence[tuple[str, EvalRecord]]) -> Iterator[str]:
             yield f"answers {what}: {', '.join(parts)}"
 
 
-def write_tidy(folder: Path, tidy: Tidy) -> None:
+def write_tidy(folder: Path, tidy: LongFormat) -> None:
     """Write both tables."""
     for name, table in ((SAMPLES, tidy.samples), (RESULTS, tidy.results)):
         buffer = io.BytesIO()
@@ -257,7 +257,7 @@ def write_tidy(folder: Path, tidy: Tidy) -> None:
         atomic.write_file(folder / name, buffer.getvalue())
 
 
-def read_tidy(folder: Path) -> Tidy:
+def read_tidy(folder: Path) -> LongFormat:
     """Read both tables back.
 
     Raises:
@@ -268,14 +268,14 @@ def read_tidy(folder: Path) -> Tidy:
         if not (folder / name).is_file():
             raise InputError("CMP-05", f"no {name}", where=str(folder), fix="give a folder that kd compare wrote")
     try:
-        tidy = Tidy(*(pq.read_table(folder / name) for name in (RESULTS, SAMPLES)))
+        tidy = LongFormat(*(pq.read_table(folder / name) for name in (RESULTS, SAMPLES)))
     except (pa.ArrowException, OSError) as error:
         raise IntegrityError("RUN-01", "cannot be read as parquet", where=str(folder), fix=MAKE) from error
     assert tidy.facts, "reading them checks them"
     return tidy
 
 
-def _rates(about: About) -> dict[str, Any]:
+def _rates(about: ComparisonMeta) -> dict[str, Any]:
     rates = {_storable(label): [rate, list(tried)] for label, (rate, tried) in about.rates.items()}
     return {"rates": rates} if rates else {}
 

@@ -152,17 +152,17 @@ class Setting:
         )
 
 
-def leaves(model: type[BaseModel], above: str = "") -> dict[str, Setting]:
+def iter_settings(model: type[BaseModel], above: str = "") -> dict[str, Setting]:
     """Return every setting of a config by its dotted path.
 
     >>> from kdcli.config.schema import EvalConfig
-    >>> list(leaves(EvalConfig))[:3]
+    >>> list(iter_settings(EvalConfig))[:3]
     ['model', 'teacher', 'teacher_cache']
     """
     found: dict[str, Setting] = {}
     for name, info in model.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            found |= leaves(info.annotation, f"{above}{name}.")
+            found |= iter_settings(info.annotation, f"{above}{name}.")
         else:
             found[above + name] = Setting(above + name, info)
     return found
@@ -283,7 +283,7 @@ def resolve(
     >>> resolve(DistillConfig, sets=["train.lr=1e-4"], environ={"KD_LR": "1", "KD_EPOCHS": "2"}).train.lr
     0.0001
     """
-    settings = leaves(kind)
+    settings = iter_settings(kind)
     values: dict[str, Any] = {}
     for path, raw, source in _given(settings, file, sets, flags or {}, environ or {}):
         read = settings[path].from_file if source.file else settings[path].from_text
@@ -292,7 +292,7 @@ def resolve(
     return _built(kind, _nested(values))
 
 
-def altered(config: Config, changes: Mapping[str, Any]) -> Config:
+def revalidated(config: Config, changes: Mapping[str, Any]) -> Config:
     """Return a config with some values replaced, checked again.
 
     Args:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from kdcli.config.names import ALIASES, nearest
-from kdcli.config.resolve import leaves
+from kdcli.config.resolve import iter_settings
 from kdcli.config.schema import TrainConfig
 from kdcli.errors import UsageError
 from kdcli.text import one_line
@@ -64,28 +64,28 @@ def combinations(axes: Sequence[Axis]) -> list[Choice]:
     ]
 
 
-def words(choice: Choice) -> str:
+def format_choice(choice: Choice) -> str:
     """Return what a choice is called.
 
-    >>> words((("lr", 0.0003), ("batch_size", 8)))
+    >>> format_choice((("lr", 0.0003), ("batch_size", 8)))
     'lr=0.0003, batch_size=8'
     """
     return ", ".join(f"{name}={value}" for name, value in choice)
 
 
-def labelled(label: str, choice: Choice) -> str:
+def label_with(label: str, choice: Choice) -> str:
     """Return the label of an objective trained with a choice.
 
-    >>> labelled("akl", (("lr", 0.0003),)), labelled("akl", ())
+    >>> label_with("akl", (("lr", 0.0003),)), label_with("akl", ())
     ('akl [lr=0.0003]', 'akl')
     """
-    return f"{label} [{words(choice)}]" if choice else label
+    return f"{label} [{format_choice(choice)}]" if choice else label
 
 
-def applied(train: TrainConfig, *choices: Choice) -> TrainConfig:
+def apply_choice(train: TrainConfig, *choices: Choice) -> TrainConfig:
     """Return training settings with the chosen values in place.
 
-    >>> applied(TrainConfig(), (("lr", 0.1),)).lr
+    >>> apply_choice(TrainConfig(), (("lr", 0.1),)).lr
     0.1
     """
     return train.model_copy(update=dict(itertools.chain(*choices)))
@@ -95,7 +95,7 @@ def _axis(text: str, where: str) -> Axis:
     name, equals, values = text.partition("=")
     name = name.strip().replace("-", "_").removeprefix("train.")
     name = ALIASES.get(name, name)
-    settings = leaves(TrainConfig)
+    settings = iter_settings(TrainConfig)
     if not equals:
         raise UsageError("CLI-19", "expected setting=value,value", where=where, fix="write lr=1e-4,3e-4")
     if name not in settings:

@@ -24,7 +24,7 @@ from kdcli.errors import InputError
 # Where in a text a tokenizer's tokens end, and at which ends two tokenizers meet.
 
 
-NOWHERE = -1
+NO_OFFSET = -1
 """Stands for an end that is no place in the text: inside a character, or inside what one token was made of."""
 
 _BROKEN = "\ufffd"
@@ -33,13 +33,13 @@ _CONTEXT = 8
 
 
 @dataclass(frozen=True)
-class Reading:
+class TokenOffsets:
     """A text as one tokenizer cuts it.
 
     Args:
         text: the text.
         ids: its tokens, none of them special.
-        ends: characters of the text that the first k tokens stand for, k from 0 to their number; ``NOWHERE`` where
+        ends: characters of the text that the first k tokens stand for, k from 0 to their number; ``NO_OFFSET`` where
             that is no whole number of characters.
     """
 
@@ -48,7 +48,7 @@ class Reading:
     ends: tuple[int, ...]
 
 
-def read_text(tokenizer: PreTrainedTokenizerBase, text: str, prompt: str = "") -> Reading:
+def read_text(tokenizer: PreTrainedTokenizerBase, text: str, prompt: str = "") -> TokenOffsets:
     """Cut a text into tokens and find their ends by the places that the tokenizer itself reports.
 
     Behind a prompt, both are cut as one text; the tokens are those of the text alone, and the first end lies behind
@@ -69,12 +69,14 @@ def read_text(tokenizer: PreTrainedTokenizerBase, text: str, prompt: str = "") -
     spans = encode_one(tokenizer, prompt + text)[1]
     if spans is None:
         return _by_decoding(tokenizer, ids[border:], text, ids[:border])
-    ends = [NOWHERE if end == NOWHERE else max(0, end - start) for end in _ends(tokenizer, ids, spans, prompt + text)]
+    ends = [
+        NO_OFFSET if end == NO_OFFSET else max(0, end - start) for end in _ends(tokenizer, ids, spans, prompt + text)
+    ]
     if not joined.straddled and border < len(ids):
         ends[border] = 0
-    if len(ids) - border > 1 and ends[border + 1] == NOWHERE and not decode(tokenizer, ids[border : border + 1]):
+    if len(ids) - border > 1 and ends[border + 1] == NO_OFFSET and not decode(tokenizer, ids[border : border + 1]):
         ends[border + 1] = 0
-    return Reading(text, ids[border:], tuple(ends[border:]))
+    return TokenOffsets(text, ids[border:], tuple(ends[border:]))
 
 
 def _ends(
@@ -87,14 +89,14 @@ def _ends(
     ends, reached = [0], 0
     for (_, end), bound in zip(spans, later[1:], strict=True):
         reached = max(reached, end)
-        ends.append(reached if bound >= reached else NOWHERE)
+        ends.append(reached if bound >= reached else NO_OFFSET)
     ends[-1] = len(text)
     return ends
 
 
 def read_ids(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], prompt: str = "", context: Sequence[int] = ()
-) -> Reading:
+) -> TokenOffsets:
     """Return the text that some tokens stand for, and their ends in it, be the text cut as the tokenizer would or not.
 
     Args:
@@ -109,7 +111,7 @@ def read_ids(
     return found if found.ids == tuple(ids) else _by_decoding(tokenizer, tuple(ids), text, context)
 
 
-def meet(own: Reading, other: Reading) -> tuple[int, ...]:
+def common_boundaries(own: TokenOffsets, other: TokenOffsets) -> tuple[int, ...]:
     """Return, for each end of one reading, how many tokens of the other stand for the same text up to there.
 
     Of several ends at one place, of which all but the last are followed by a token without text, the last counts.
@@ -120,17 +122,17 @@ def meet(own: Reading, other: Reading) -> tuple[int, ...]:
         other: where they are looked for.
 
     Returns:
-        a number of tokens of the other reading for each end; ``NOWHERE`` where none ends there.
+        a number of tokens of the other reading for each end; ``NO_OFFSET`` where none ends there.
 
-    >>> own = Reading("abcd", (1, 2, 3), (0, 1, 2, 4))
-    >>> meet(own, Reading("abcd", (7, 8), (0, 2, 4)))
+    >>> own = CacheInterface("abcd", (1, 2, 3), (0, 1, 2, 4))
+    >>> common_boundaries(own, CacheInterface("abcd", (7, 8), (0, 2, 4)))
     (0, -1, 1, 2)
     """
     shared = _shared(own.text, other.text)
     places = {end: count for count, end in enumerate(other.ends) if 0 <= end <= shared}
     last = {end: count for count, end in enumerate(own.ends)}
     return tuple(
-        places.get(end, NOWHERE) if end != NOWHERE and last[end] == count else NOWHERE
+        places.get(end, NO_OFFSET) if end != NO_OFFSET and last[end] == count else NO_OFFSET
         for count, end in enumerate(own.ends)
     )
 
@@ -145,18 +147,18 @@ def _shared(one: str, other: str) -> int:
 
 def _by_decoding(
     tokenizer: PreTrainedTokenizerBase, ids: tuple[int, ...], text: str, context: Sequence[int]
-) -> Reading:
+) -> TokenOffsets:
     """Take for the text of the first k tokens what the tokenizer decodes them to, where the text begins with that."""
     ends = [0]
     for count in range(1, len(ids) + 1):
         said = decode_after(tokenizer, context, ids[:count], special=True)
         whole = text.startswith(said) and not said.endswith(_BROKEN)
-        ends.append(len(said) if whole else NOWHERE)
-    return Reading(text, ids, tuple(ends))
+        ends.append(len(said) if whole else NO_OFFSET)
+    return TokenOffsets(text, ids, tuple(ends))
 
 
 @dataclass(frozen=True)
-class Reader:
+class TokenReader:
     """A model's way to read the training rows.
 
     Args:
@@ -181,14 +183,14 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Counterpart:
+class AlignedSequence:
     """What the teacher reads of one sequence of the student.
 
     Args:
         ids: prompt and response in the teacher's tokens, as far as any of the places, and no end token.
         prompt_length: how many of the ids are prompt, at least 1.
         places: for each label of the student, how many response tokens the teacher has read when it has read the same
-            text; ``NOWHERE`` where it stops nowhere near.
+            text; ``NO_OFFSET`` where it stops nowhere near.
     """
 
     ids: tuple[int, ...]
@@ -198,18 +200,18 @@ class Counterpart:
     @property
     def speaks(self) -> bool:
         """Whether the teacher has read the text before any label."""
-        return any(place != NOWHERE for place in self.places)
+        return any(place != NO_OFFSET for place in self.places)
 
-    def within(self, positions: int | None) -> "Counterpart":
+    def within(self, positions: int | None) -> "AlignedSequence":
         """Return what is left of it for a model of so many positions; places beyond are left out."""
         if positions is None or len(self.ids) <= positions:
             return self
         last = positions - self.prompt_length
-        places = tuple(place if place <= last else NOWHERE for place in self.places)
-        return Counterpart(self.ids[:positions], self.prompt_length, places)
+        places = tuple(place if place <= last else NO_OFFSET for place in self.places)
+        return AlignedSequence(self.ids[:positions], self.prompt_length, places)
 
 
-class Translator:
+class TokenAligner:
     """Turns the student's sequences into the teacher's, by their text.
 
     The prompt of a row is read as the teacher reads that row, in its own chat template and with its own special
@@ -220,11 +222,11 @@ class Translator:
         other: the teacher's; its rows are those of the student, one for one.
     """
 
-    def __init__(self, own: Reader, other: Reader) -> None:
+    def __init__(self, own: TokenReader, other: TokenReader) -> None:
         assert len(own.rows) == len(other.rows), "see matched()"
         self.own, self.other = own, other
 
-    def counterpart(self, ids: Sequence[int], prompt_length: int, row: int) -> Counterpart:
+    def align(self, ids: Sequence[int], prompt_length: int, row: int) -> AlignedSequence:
         """Return what the teacher reads.
 
         Args:
@@ -247,8 +249,8 @@ class Translator:
             prompt, response = theirs, theirs.response
         read = read_text(self.other.tokenizer, response, prompt.prompt)
         ((whole_ids, border),) = follow(self.other.tokenizer, prompt, [response])
-        places = meet(own, read)[:labels]
-        return Counterpart((*whole_ids[:border], *read.ids[: max(0, *places)]), border, places)
+        places = common_boundaries(own, read)[:labels]
+        return AlignedSequence((*whole_ids[:border], *read.ids[: max(0, *places)]), border, places)
 
     def _row(self, row: int, prompt: tuple[int, ...]) -> tuple[Example | None, Example | None]:
         """Return the row as both read it, if the prompt is that row's."""
@@ -267,7 +269,7 @@ class Translator:
         return Example(ids, len(ids), text, (), "a prompt of no row")
 
 
-def matched(own: TokenDataset, other: TokenDataset) -> TokenDataset:
+def pair_rows(own: TokenDataset, other: TokenDataset) -> TokenDataset:
     """Return the teacher's rows in the order of the student's, one for one.
 
     Args:

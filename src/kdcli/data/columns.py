@@ -12,7 +12,7 @@ FormName = Literal["messages", "instruction", "prompt", "text"]
 
 
 @dataclass(frozen=True)
-class Form:
+class RowFormat:
     """One way to lay out rows.
 
     Args:
@@ -38,8 +38,8 @@ _CHAT = {
 """What a conversation may have beside its turns, for its chat template."""
 
 FORMS = (
-    Form("messages", {"messages": ("messages",), **_CHAT}, frozenset(_CHAT)),
-    Form(
+    RowFormat("messages", {"messages": ("messages",), **_CHAT}, frozenset(_CHAT)),
+    RowFormat(
         "instruction",
         {
             "instruction": ("instruction",),
@@ -49,13 +49,13 @@ FORMS = (
         },
         frozenset({"input", *_CHOICES}),
     ),
-    Form(
+    RowFormat(
         "prompt",
         {"prompt": ("prompt",), "response": ("completion", "response", "output", "answer"), **_CHOICES},
         frozenset(_CHOICES),
     ),
-    Form("text", {"text": ("text",)}),
-    Form("messages", {"messages": ("conversations", "conversation"), **_CHAT}, frozenset(_CHAT)),
+    RowFormat("text", {"text": ("text",)}),
+    RowFormat("messages", {"messages": ("conversations", "conversation"), **_CHAT}, frozenset(_CHAT)),
 )
 """Forms in the order in which they are tried."""
 
@@ -63,7 +63,7 @@ KNOWN = tuple(dict.fromkeys(name for form in FORMS for field, names in form.fiel
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowSchema:
     """The form of a table and where its fields are.
 
     Args:
@@ -72,7 +72,7 @@ class Layout:
         answered: whether rows have answers; where they need none, those they have are not read.
     """
 
-    form: Form
+    form: RowFormat
     columns: Mapping[str, str]
     answered: bool = True
 
@@ -85,7 +85,7 @@ class Layout:
         return f"{self.form.name} rows ({self.names})"
 
 
-def detect(columns: Sequence[str], mapping: Mapping[str, str], where: str, *, answered: bool = True) -> Layout:
+def infer_schema(columns: Sequence[str], mapping: Mapping[str, str], where: str, *, answered: bool = True) -> RowSchema:
     """Return the first form whose fields the columns hold.
 
     Args:
@@ -98,14 +98,14 @@ def detect(columns: Sequence[str], mapping: Mapping[str, str], where: str, *, an
         UsageError: the mapping names a field that does not exist.
         InputError: a mapped column is missing, or no form fits.
 
-    >>> print(detect(["instruction", "context", "response"], {}, "train.jsonl"))
+    >>> print(infer_schema(["instruction", "context", "response"], {}, "train.jsonl"))
     instruction rows (instruction, context, response)
     """
     _check_mapping(columns, mapping, where)
     for form in FORMS:
         found = _fit(form, columns, mapping, frozenset() if answered else frozenset({"response"}))
         if found is not None:
-            return Layout(form, found, answered)
+            return RowSchema(form, found, answered)
     raise _nothing_fits(columns, mapping, where)
 
 
@@ -128,7 +128,7 @@ def _check_mapping(columns: Sequence[str], mapping: Mapping[str, str], where: st
 
 
 def _fit(
-    form: Form, columns: Sequence[str], mapping: Mapping[str, str], needless: frozenset[str]
+    form: RowFormat, columns: Sequence[str], mapping: Mapping[str, str], needless: frozenset[str]
 ) -> dict[str, str] | None:
     found: dict[str, str] = {}
     used: set[str] = set()

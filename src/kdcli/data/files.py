@@ -37,7 +37,7 @@ FORMATS = "give .jsonl, .jsonl.gz, .json, .csv or .parquet"
 
 
 @dataclass(frozen=True)
-class Found:
+class DataPath:
     """A data path and what it is.
 
     Args:
@@ -51,7 +51,7 @@ class Found:
     compressed: bool = False
 
 
-def find(path: str) -> Found:
+def inspect_path(path: str) -> DataPath:
     """Look at a path without reading its rows.
 
     Args:
@@ -66,7 +66,7 @@ def find(path: str) -> Found:
         status = place.stat()
     except FileNotFoundError:
         if _may_be_hub_id(path):
-            return Found(Path(path), "hub")
+            return DataPath(Path(path), "hub")
         raise _missing(path) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise system_error(path, error) from error
@@ -102,7 +102,7 @@ def _suffix(path: Path) -> tuple[str, bool]:
     return (suffixes[-1] if suffixes else ("", ".gz")[compressed]), compressed
 
 
-def _file(path: Path) -> Found:
+def _file(path: Path) -> DataPath:
     start = _read_start(path)
     suffix, _ = _suffix(path)
     compressed = start.startswith(b"\x1f\x8b")
@@ -114,7 +114,7 @@ def _file(path: Path) -> Found:
     kind = _KINDS[suffix]
     if (kind == "parquet") != start.startswith(b"PAR1"):
         raise InputError("DATA-13", f"the content is not what the ending {suffix} says", where=str(path), fix=FORMATS)
-    return Found(path, kind, compressed)
+    return DataPath(path, kind, compressed)
 
 
 def _read_start(path: Path) -> bytes:
@@ -125,10 +125,10 @@ def _read_start(path: Path) -> bytes:
         raise system_error(str(path), error) from error
 
 
-def _folder(path: Path) -> Found:
+def _folder(path: Path) -> DataPath:
     names = sorted(entry.name for entry in path.iterdir()) if os.access(path, os.R_OK) else []
     if "state.json" in names or "dataset_dict.json" in names:
-        return Found(path, "saved")
+        return DataPath(path, "saved")
     files = [one_line(name, 40) for name in names if _suffix(Path(name))[0] in _KINDS]
     fix = f"give one file of it: {', '.join(files[:5])}" if files else FORMATS
     if any(name.endswith(".py") for name in names):
@@ -181,7 +181,7 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def asked_only_in_reach() -> Iterator[None]:
+def offline_if_unreachable() -> Iterator[None]:
     """Let ``datasets`` look into its own store only while the hub is out of reach."""
     offline = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = offline or not is_in_reach()

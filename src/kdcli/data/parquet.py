@@ -12,7 +12,7 @@ import datasets.config
 import pyarrow
 import pyarrow.parquet
 
-from kdcli.data.files import asked_only_in_reach, digest_files, system_error
+from kdcli.data.files import digest_files, offline_if_unreachable, system_error
 from kdcli.data.readers import MAX_LINE_BYTES, MAX_TOTAL_BYTES, Record, Records, Table, size_text
 from kdcli.errors import InputError, raise_machine_fault
 from kdcli.storage import stored
@@ -143,7 +143,7 @@ def _quietly(load: Callable[[Any], Any], where: str, code: str) -> Any:
     bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        with asked_only_in_reach() if code == "DATA-01" else nullcontext():
+        with offline_if_unreachable() if code == "DATA-01" else nullcontext():
             return load(datasets)
     except Exception as error:
         raise_machine_fault(error, where)

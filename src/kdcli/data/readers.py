@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 from typing import Any, TypeAlias
 
-from kdcli.data.files import Found, digest_files, system_error
+from kdcli.data.files import DataPath, digest_files, system_error
 from kdcli.errors import InputError
 from kdcli.storage import stored
 from kdcli.text import one_line
@@ -88,7 +88,7 @@ def size_text(count: int) -> str:
 BOM = b"\xef\xbb\xbf"
 
 
-def raw_lines(found: Found) -> Generator[tuple[int, bytes] | InputError, None, None]:
+def raw_lines(found: DataPath) -> Generator[tuple[int, bytes] | InputError, None, None]:
     """Yield numbered lines with their line ends; an over-long one comes as an error.
 
     Raises:
@@ -125,11 +125,11 @@ def raw_lines(found: Found) -> Generator[tuple[int, bytes] | InputError, None, N
         raise system_error(str(found.path), error) from error
 
 
-def _open(found: Found) -> gzip.GzipFile | BufferedReader:
+def _open(found: DataPath) -> gzip.GzipFile | BufferedReader:
     return gzip.open(found.path, "rb") if found.compressed else found.path.open("rb")
 
 
-def _check_total(found: Found, total: int) -> None:
+def _check_total(found: DataPath, total: int) -> None:
     if found.compressed and total > MAX_TOTAL_BYTES:
         raise InputError(
             "DATA-11",
@@ -150,7 +150,7 @@ def decode_text(line: bytes, where: str) -> str | InputError:
         )
 
 
-def whole_file(found: Found) -> bytes:
+def whole_file(found: DataPath) -> bytes:
     """Return all bytes of a file.
 
     Raises:
@@ -172,7 +172,7 @@ def whole_file(found: Found) -> bytes:
     return content
 
 
-def open_json(found: Found, known: Collection[str] = ()) -> Table:
+def open_json(found: DataPath, known: Collection[str] = ()) -> Table:
     """Open JSON: one object a line, a list of objects, or one object that holds such a list, whatever the file's name.
 
     Args:
@@ -192,7 +192,7 @@ def _numbered(values: Iterable[Any], name: str) -> Records:
         yield _object(value, f"{name} item {number}")
 
 
-def _whole(found: Found, known: Collection[str]) -> list[Any] | None:
+def _whole(found: DataPath, known: Collection[str]) -> list[Any] | None:
     """Return the rows of a file that is one JSON value; None for a file of lines.
 
     Raises:
@@ -223,7 +223,7 @@ def _whole(found: Found, known: Collection[str]) -> list[Any] | None:
     return value[lists[0]]
 
 
-def _first_line(found: Found) -> bytes | None:
+def _first_line(found: DataPath) -> bytes | None:
     """Return the first line that is not blank; None where there is none, or it is too long to be one."""
     with closing(raw_lines(found)) as lines:
         for item in lines:
@@ -234,13 +234,13 @@ def _first_line(found: Found) -> bytes | None:
     return None
 
 
-def _is_more_than_a_line(found: Found) -> bool:
+def _is_more_than_a_line(found: DataPath) -> bool:
     with closing(raw_lines(found)) as lines:
         filled = (item for item in lines if isinstance(item, InputError) or item[1].strip())
         return len(list(itertools.islice(filled, 2))) > 1
 
 
-def _json_lines(found: Found) -> Records:
+def _json_lines(found: DataPath) -> Records:
     for item in raw_lines(found):
         if isinstance(item, InputError):
             yield item
@@ -291,7 +291,7 @@ def kind_of(value: object) -> str:
     return next((name for kind, name in kinds if isinstance(value, kind)), "an object")
 
 
-def _json_list(found: Found) -> list[Any]:
+def _json_list(found: DataPath) -> list[Any]:
     path = found.path
     text = decode_text(whole_file(found).removeprefix(BOM), path.name)
     if isinstance(text, InputError):
@@ -314,7 +314,7 @@ def _json_list(found: Found) -> list[Any]:
 # Reads CSV and TSV, strictly: every row has the header's columns.
 
 
-def open_csv(found: Found) -> Table:
+def open_csv(found: DataPath) -> Table:
     """Open a CSV or TSV file and read its header.
 
     Raises:
@@ -327,7 +327,7 @@ def open_csv(found: Found) -> Table:
 class _Lines:
     """Feeds decoded lines to the CSV reader and remembers the line it is at."""
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, found: DataPath) -> None:
         self.found = found
         self.lines = raw_lines(found)
 
@@ -341,7 +341,7 @@ class _Lines:
             yield text
 
 
-def _csv(found: Found, delimiter: str) -> tuple[tuple[str, ...], Records]:
+def _csv(found: DataPath, delimiter: str) -> tuple[tuple[str, ...], Records]:
     csv.field_size_limit(MAX_LINE_BYTES)
     name = found.path.name
     reader = csv.reader(iter(_Lines(found)), delimiter=delimiter, strict=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kdcli.config.schema import DataConfig
-from kdcli.data.columns import KNOWN, FormName, Layout, detect
-from kdcli.data.files import find
+from kdcli.data.columns import KNOWN, FormName, RowSchema, infer_schema
+from kdcli.data.files import inspect_path
 from kdcli.data.parquet import open_hub, open_parquet, open_saved
 from kdcli.data.readers import Record, Records, Table, counted, kind_of, open_csv, open_json
 from kdcli.errors import InputError
@@ -60,7 +60,7 @@ class Row:
         return any(_CONTROL.search(text) for text in (self.prompt, self.context, *self.responses))
 
 
-def check_record(record: Record, layout: Layout) -> Row:
+def check_record(record: Record, layout: RowSchema) -> Row:
     """Return the row a record holds.
 
     Raises:
@@ -87,7 +87,7 @@ def _row(reader: "_Reader", form: FormName) -> Row:
 class _Reader:
     """Looks fields of one record up by the layout's columns."""
 
-    def __init__(self, record: Record, layout: Layout) -> None:
+    def __init__(self, record: Record, layout: RowSchema) -> None:
         self.where = record.where
         self.fields = record.fields
         self.columns = layout.columns
@@ -300,7 +300,7 @@ def read_rows(
 
 
 def _open(path: str, config: DataConfig, splits: Sequence[str]) -> Table:
-    found = find(path)
+    found = inspect_path(path)
     if found.kind == "parquet":
         return open_parquet(found.path, {*KNOWN, *config.columns.values(), "id"})
     if found.kind == "saved":
@@ -310,7 +310,7 @@ def _open(path: str, config: DataConfig, splits: Sequence[str]) -> Table:
     return open_csv(found) if found.kind in ("csv", "tsv") else open_json(found, {*KNOWN, *config.columns.values()})
 
 
-def _recognise(table: Table, config: DataConfig, answered: bool) -> tuple[Layout, Records]:
+def _recognise(table: Table, config: DataConfig, answered: bool) -> tuple[RowSchema, Records]:
     """Detect the form from a header, or from the first rows where there is none."""
     records = table.records
     columns = table.columns
@@ -321,7 +321,7 @@ def _recognise(table: Table, config: DataConfig, answered: bool) -> tuple[Layout
             raise _several([item for item in first if isinstance(item, InputError)] or [_no_rows(table)])
         columns = tuple(dict.fromkeys(name for item in good for name in item.fields))
         records = itertools.chain(first, records)
-    return detect(columns, config.columns, table.name, answered=answered), records
+    return infer_schema(columns, config.columns, table.name, answered=answered), records
 
 
 def _no_rows(table: Table) -> InputError:
@@ -334,7 +334,7 @@ class _Gathered:
     bad: list[InputError] = field(default_factory=list)
 
 
-def _gather(records: Records, layout: Layout, limit: int | None, skip_bad: bool) -> _Gathered:
+def _gather(records: Records, layout: RowSchema, limit: int | None, skip_bad: bool) -> _Gathered:
     gathered = _Gathered()
     for item in _checked(records, layout):
         if isinstance(item, InputError):
@@ -346,7 +346,7 @@ def _gather(records: Records, layout: Layout, limit: int | None, skip_bad: bool)
     return gathered
 
 
-def _checked(records: Records, layout: Layout) -> Iterator[Row | InputError]:
+def _checked(records: Records, layout: RowSchema) -> Iterator[Row | InputError]:
     seen: dict[Any, str] = {}
     for item in records:
         if isinstance(item, InputError):
@@ -388,7 +388,7 @@ def _place(where: str) -> str:
     return " ".join(where.rsplit(" ", 2)[-2:])
 
 
-def _notes(name: str, layout: Layout, gathered: _Gathered) -> Iterable[str]:
+def _notes(name: str, layout: RowSchema, gathered: _Gathered) -> Iterable[str]:
     yield f"{name}: {counted(len(gathered.rows), layout.form.name + ' row')} ({layout.names})"
     if gathered.bad:
         first = "; ".join(f"{_place(error.where)}: {error.what}" for error in gathered.bad[:_SHOWN])

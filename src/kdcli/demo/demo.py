@@ -23,13 +23,13 @@ from kdcli.config.schema import (
     TrainConfig,
 )
 from kdcli.demo import synthetic
-from kdcli.demo.synthetic import draw_answers, telling_task
+from kdcli.demo.synthetic import draw_answers, most_informative_task
 from kdcli.demo.toy import draw_fits, fit
 from kdcli.distill.records import BEFORE, TEACHER, RunRecord
 from kdcli.distill.run import distill
 from kdcli.events import Event, Report
-from kdcli.loading.session import Workshop
-from kdcli.models.weights import quiet
+from kdcli.loading.session import Session
+from kdcli.models.weights import silence_transformers
 from kdcli.storage import atomic
 from kdcli.study.cells import make_cells
 from kdcli.study.compare import compare
@@ -62,7 +62,7 @@ def make_beginner(folder: Path, rows: Path) -> None:
     model = make_model(len(tokenizer))
 
     def fill(target: Path) -> None:
-        with quiet():
+        with silence_transformers():
             model.save_pretrained(target)
             tokenizer.save_pretrained(target)
 
@@ -123,7 +123,7 @@ def demo(output: Path, report: Report) -> Comparison:
     Returns:
         the comparison; tables and pictures are in ``output``.
     """
-    command, workshop = f"kd demo -o {typed(output)}", Workshop()
+    command, session = f"kd demo -o {typed(output)}", Session()
     data = output / "data"
     if not (data / "test.jsonl").is_file():
         report(Event("stage", "making data and tokenizer"))
@@ -131,30 +131,30 @@ def demo(output: Path, report: Report) -> Comparison:
     beginner = output / "teacher-start"
     if not (beginner / "config.json").is_file():
         make_beginner(beginner, data / "train.jsonl")
-    teacher = distill(teacher_config(output), named(report, "teacher"), command=command, workshop=workshop)
+    teacher = distill(teacher_config(output), named(report, "teacher"), command=command, session=session)
     report(Event("note", _about_teacher(teacher)))
-    distill(student_config(output), named(report, "student before distillation"), command=command, workshop=workshop)
-    report(Event("note", _about_models(output, workshop)))
+    distill(student_config(output), named(report, "student before distillation"), command=command, session=session)
+    report(Event("note", _about_models(output, session)))
     config = study_config(output)
     atomic.write_file(output / "study.yaml", resolve.to_yaml(config))
     repeat = f"kd compare -c {typed(output / 'study.yaml')}"
-    comparison = compare(config, report, command=command, repeat=repeat, workshop=workshop)
+    comparison = compare(config, report, command=command, repeat=repeat, session=session)
     if not (output / "fits.svg").is_file():
         report(Event("stage", "drawing the four divergences' fits"))
         draw_fits(output, [fit(loss) for loss in LOSSES])
-    _draw_answers(output, comparison, config, workshop, report)
+    _draw_answers(output, comparison, config, session, report)
     return comparison
 
 
 def _draw_answers(
-    output: Path, comparison: Comparison, config: CompareConfig, workshop: Workshop, report: Report
+    output: Path, comparison: Comparison, config: CompareConfig, session: Session, report: Report
 ) -> None:
     """Draw who gives which answer, for the first seed."""
     _, _, test = synthetic.split(SEED, TEST, DEV)
-    cells = {cell.label: cell.folder.path for cell in make_cells(config, workshop) if cell.seed == config.seeds[0]}
+    cells = {cell.label: cell.folder.path for cell in make_cells(config, session) if cell.seed == config.seeds[0]}
     there = {row.label: str(cells[row.label]) for row in comparison.rows}
     references = {LABELS[TEACHER]: str(output / "teacher"), LABELS[BEFORE]: str(output / "student")}
-    draw_answers(output, telling_task(test), references, there, config, report)
+    draw_answers(output, most_informative_task(test), references, there, config, report)
 
 
 def teacher_config(output: Path) -> DistillConfig:
@@ -208,8 +208,8 @@ def _hardware() -> HardwareConfig:
     return HardwareConfig(device="cpu", dtype="fp32", threads=1)
 
 
-def _about_models(output: Path, workshop: Workshop) -> str:
-    sizes = {name: workshop.look(str(output / name)).parameters for name in ("teacher", "student")}
+def _about_models(output: Path, session: Session) -> str:
+    sizes = {name: session.inspect(str(output / name)).parameters for name in ("teacher", "student")}
     shown = " · ".join(f"{name} {size:,} parameters" for name, size in sizes.items())
     return f"{shown} · {len(LOSSES)} objectives, one seed, equal budget"
 

@@ -315,7 +315,7 @@ def draw_answers(
     return spreads
 
 
-def telling_task(tasks: list[Task]) -> Task:
+def most_informative_task(tasks: list[Task]) -> Task:
     """Return the task with the most spread-out choice among at most eight short answers."""
     few = [task for task in tasks if len(task.answers) <= 8] or tasks
     return max(few, key=lambda task: (task.entropy, task.prompt))

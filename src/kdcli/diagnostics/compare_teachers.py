@@ -13,7 +13,7 @@ from kdcli.models.devices import Device
 from kdcli.models.load import LanguageModel
 from kdcli.models.packing import find_valid
 from kdcli.teachers.base import LiveTeacher
-from kdcli.teachers.remote import ServedTeacher
+from kdcli.teachers.remote import RemoteTeacher
 
 _SEQUENCES = 8
 
@@ -59,7 +59,7 @@ def between_models(first: LanguageModel, second: LanguageModel, batches: Sequenc
 
 
 @torch.no_grad()
-def with_server(local: LanguageModel, served: ServedTeacher, batches: Sequence[Batch]) -> Difference:
+def with_server(local: LanguageModel, served: RemoteTeacher, batches: Sequence[Batch]) -> Difference:
     """Compare what a server says with the same teacher here, on the tokens that the server names and the rest."""
     tops, kls, gaps = [], [], []
     for batch in batches:
@@ -72,7 +72,7 @@ def with_server(local: LanguageModel, served: ServedTeacher, batches: Sequence[B
     return _difference(tops, kls, gaps)
 
 
-def with_itself(served: ServedTeacher, batch: Batch) -> int:
+def with_itself(served: RemoteTeacher, batch: Batch) -> int:
     """Ask a server about one sequence; return how many places it spoke of."""
     return len(served.side(batch, find_valid(batch.labels)).ids)
 

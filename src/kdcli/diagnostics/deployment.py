@@ -25,7 +25,7 @@ from transformers import PreTrainedConfig
 
 from kdcli.errors import InputError
 from kdcli.loading.info import model_of
-from kdcli.models.checks import check_settings, open_settings, scrub
+from kdcli.models.checks import check_settings, drop_unsafe_keys, open_settings
 from kdcli.models.headers import read_table
 from kdcli.models.sizes import CacheForm, Footprint, cache_form, sizes_of
 from kdcli.models.weights import build_config
@@ -133,7 +133,7 @@ def config_of(model: str) -> PreTrainedConfig:
         raise InputError("MOD-01", what, where=one_line(model), fix="check the path")
     raw = read_table(path, "MOD-02")
     check_settings(raw, path)
-    return build_config(scrub(raw)[0], one_line(model))
+    return build_config(drop_unsafe_keys(raw)[0], one_line(model))
 
 
 def _needs(kind: str, sizes: Footprint, form: CacheForm, vocab: int, device: Device, context: int, batch: int) -> Needs:

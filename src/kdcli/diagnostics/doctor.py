@@ -21,13 +21,13 @@ from kdcli.diagnostics.compare_teachers import Difference, between_models, first
 from kdcli.distill.fingerprint import environment
 from kdcli.errors import InputError, KDError
 from kdcli.events import Event, Report
-from kdcli.loading.info import ModelFacts, Pair
-from kdcli.loading.session import Workshop, check_data_path
+from kdcli.loading.info import ModelInfo, ModelPair
+from kdcli.loading.session import Session, check_data_path
 from kdcli.models.adapters import NONE, check_adapter
 from kdcli.models.devices import Device, prepare
 from kdcli.models.load import LanguageModel
 from kdcli.models.tokenizer import ACROSS
-from kdcli.teachers.remote import ServedTeacher
+from kdcli.teachers.remote import RemoteTeacher
 from kdcli.text import typed
 
 # One line of a diagnosis.
@@ -199,13 +199,13 @@ def _disk(folder: Path, found: Examination) -> None:
 # Whether student, teacher and rows fit together, weights included.
 
 
-def examine_pair(config: DoctorConfig, workshop: Workshop, found: Examination) -> Pair | None:
+def examine_pair(config: DoctorConfig, session: Session, found: Examination) -> ModelPair | None:
     """Look at tokenizers and vocabularies of student and teacher."""
     if config.student is None:
         return None
     pair = found.attempt(
         "pair",
-        lambda: workshop.pair(config.student, config.teacher, config.teacher_quantization, config.server, across=True),
+        lambda: session.pair(config.student, config.teacher, config.teacher_quantization, config.server, across=True),
     )
     if pair is None:
         return None
@@ -221,15 +221,13 @@ def examine_pair(config: DoctorConfig, workshop: Workshop, found: Examination) -
     return pair
 
 
-def examine_rows(
-    config: DoctorConfig, reader: ModelFacts, workshop: Workshop, found: Examination
-) -> TokenDataset | None:
+def examine_rows(config: DoctorConfig, reader: ModelInfo, session: Session, found: Examination) -> TokenDataset | None:
     """Read and tokenise the training rows."""
     if config.data.train is None:
         return None
 
     def read() -> TokenDataset:
-        return workshop.data(check_data_path(config.data.train, "--data"), reader, config.data, role="train")
+        return session.data(check_data_path(config.data.train, "--data"), reader, config.data, role="train")
 
     rows = found.attempt("data", read)
     if rows is not None:
@@ -252,17 +250,17 @@ def examine_model(name: str, model: LanguageModel | None, rows: TokenDataset | N
 
 
 def load_both(
-    config: DoctorConfig, pair: Pair, device: Device, workshop: Workshop, found: Examination
+    config: DoctorConfig, pair: ModelPair, device: Device, session: Session, found: Examination
 ) -> tuple[LanguageModel | None, LanguageModel | None]:
     """Load student and teacher; the teacher is None where it is served or cannot be loaded."""
     seed = config.seed
     student = found.attempt(
-        "student", lambda: workshop.load_student(pair, seed=seed, device=device.device, lora=config.lora)
+        "student", lambda: session.load_student(pair, seed=seed, device=device.device, lora=config.lora)
     )
     facts = pair.teacher
     if facts is None or facts.server is not None:
         return student, None
-    teacher = found.attempt("teacher", lambda: workshop.load_teacher(facts.path, device.device, facts.quantization))
+    teacher = found.attempt("teacher", lambda: session.load_teacher(facts.path, device.device, facts.quantization))
     return student, teacher
 
 
@@ -279,33 +277,33 @@ def diagnose(config: DoctorConfig, report: Report) -> Diagnosis:
         config: what a run would be given; whatever is not given is not looked at.
         report: told what is being looked at.
     """
-    found, workshop = Examination(), Workshop()
+    found, session = Examination(), Session()
     report(Event("stage", "looking at the machine"))
     device = examine_machine(config, found)
     report(Event("stage", "looking at models and rows"))
-    pair = examine_pair(config, workshop, found)
+    pair = examine_pair(config, session, found)
     if pair is None or device is None:
         return Diagnosis(tuple(found.checks))
-    rows = examine_rows(config, pair.reader, workshop, found)
+    rows = examine_rows(config, pair.reader, session, found)
     report(Event("stage", "loading the models"))
-    student, teacher = load_both(config, pair, device, workshop, found)
+    student, teacher = load_both(config, pair, device, session, found)
     examine_model("student", student, rows, found)
     if rows is not None and pair.teacher is not None and pair.teacher_vocab is not None:
-        rows = workshop.data(str(config.data.train), pair.teacher, config.data, role="train")
+        rows = session.data(str(config.data.train), pair.teacher, config.data, role="train")
     examine_model("teacher", teacher, rows, found)
     if rows is not None and pair.teacher is not None:
         report(Event("stage", "comparing teachers"))
-        _quantised(pair.teacher, rows, device, workshop, found)
-        _served(config, pair.teacher, pair.vocab, rows, device, workshop, found)
+        _quantised(pair.teacher, rows, device, session, found)
+        _served(config, pair.teacher, pair.vocab, rows, device, session, found)
     return Diagnosis(tuple(found.checks))
 
 
-def _quantised(facts: ModelFacts, rows: TokenDataset, device: Device, workshop: Workshop, found: Examination) -> None:
+def _quantised(facts: ModelInfo, rows: TokenDataset, device: Device, session: Session, found: Examination) -> None:
     if facts.quantization == NONE:
         return
 
     def compare() -> Difference:
-        dense, rounded = (workshop.load_teacher(facts.path, device.device, kind) for kind in (NONE, facts.quantization))
+        dense, rounded = (session.load_teacher(facts.path, device.device, kind) for kind in (NONE, facts.quantization))
         return between_models(dense, rounded, first_batches(rows, device))
 
     difference = found.attempt("teacher", compare)
@@ -313,13 +311,13 @@ def _quantised(facts: ModelFacts, rows: TokenDataset, device: Device, workshop: 
 
 
 def _served(
-    config: DoctorConfig, facts: ModelFacts, vocab: int, rows: TokenDataset, device: Device, workshop: Workshop,
+    config: DoctorConfig, facts: ModelInfo, vocab: int, rows: TokenDataset, device: Device, session: Session,
     found: Examination,
 ) -> None:  # fmt: skip
     server, local = facts.server, config.local_teacher
     if server is None:
         return
-    teacher = found.attempt("server", lambda: ServedTeacher(server, facts.tokenizer, vocab, config.top_k))
+    teacher = found.attempt("server", lambda: RemoteTeacher(server, facts.tokenizer, vocab, config.top_k))
     batches = first_batches(rows, device)
     if teacher is None or found.attempt("server", lambda: with_itself(teacher, batches[0])) is None:
         return
@@ -328,7 +326,7 @@ def _served(
         what = "its numbers were not compared with anything"
         found.add("server's numbers", "warn", what, "give --local-teacher, a folder of the same model")
         return
-    loaded = found.attempt("local teacher", lambda: workshop.load_teacher(local, device.device))
+    loaded = found.attempt("local teacher", lambda: session.load_teacher(local, device.device))
     if loaded is not None:
         difference = found.attempt("server's numbers", lambda: with_server(loaded, teacher, batches))
         _judge("server's numbers", difference, found, "serve the same weights, without a temperature, in fp32 or bf16")

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from kdcli.config.schema import DistillConfig
 from kdcli.data.batching import Batch
 from kdcli.distill.prepare import Prepared, prepare_run
-from kdcli.distill.setup import teacher_of
+from kdcli.distill.setup import load_teacher
 from kdcli.errors import UsageError
 from kdcli.events import Event, Report
-from kdcli.loading.session import Workshop
+from kdcli.loading.session import Session
 from kdcli.models.load import LanguageModel
 from kdcli.models.packing import count_valid
 from kdcli.plots import look, panels, save
@@ -87,14 +87,14 @@ def inspect_batch(config: DistillConfig, losses: Sequence[str], report: Report) 
     Raises:
         KDError: a mistake in the settings, found before weights are read.
     """
-    workshop = Workshop()
-    every = [prepare_run(config.model_copy(update={"loss": loss}), workshop) for loss in losses]
+    session = Session()
+    every = [prepare_run(config.model_copy(update={"loss": loss}), session) for loss in losses]
     _refuse_written(every)
     first = every[0]
     report(Event("note", first.device.description))
-    student = workshop.load_student(first.pair, seed=config.train.seed, device=first.device.device, lora=config.lora)
+    student = session.load_student(first.pair, seed=config.train.seed, device=first.device.device, lora=config.lora)
     student.check_length(max(first.dataset.lengths))
-    teacher = _teacher(every, workshop, report)
+    teacher = _teacher(every, session, report)
     window = first.windows(student.pad_id).window(0)
     tokens, sequences = count_valid(window)
     found, gradients = [], []
@@ -124,10 +124,10 @@ def _refuse_written(every: Sequence[Prepared]) -> None:
             raise UsageError("CLI-22", what, where=prepared.label, fix="leave the source out")
 
 
-def _teacher(every: Sequence[Prepared], workshop: Workshop, report: Report) -> Teacher | None:
+def _teacher(every: Sequence[Prepared], session: Session, report: Report) -> Teacher | None:
     """Load the teacher if any of the objectives reads it."""
     for one in every:
-        teacher = teacher_of(one, one.device, workshop, report)
+        teacher = load_teacher(one, one.device, session, report)
         if teacher is not None:
             return teacher
     return None

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 
 from kdcli.config.schema import DataConfig, DistillConfig, EvalSettings, HardwareConfig, ServerConfig
 from kdcli.errors import InputError, UsageError
-from kdcli.loading.info import ModelFacts, Pair, model_of, read_blend, refuse_blend
+from kdcli.loading.info import ModelInfo, ModelPair, model_of, read_ensemble, require_single
 from kdcli.losses.base import Dims, DistillLoss
 from kdcli.losses.build import build_objective
 from kdcli.metrics.describe import describe
@@ -19,7 +19,7 @@ from kdcli.models.random_init import random_config
 from kdcli.models.tokenizer import ACROSS
 from kdcli.models.weights import build_config
 from kdcli.registry.registry import LOSSES
-from kdcli.remote.address import address_of, is_served
+from kdcli.remote.address import address_of, is_url
 from kdcli.sources.base import Source
 from kdcli.sources.build import cards, supplying, writing
 from kdcli.sources.teacher import refuse_wordless
@@ -37,7 +37,7 @@ ASKED_LIVE = "asked while training"
 
 def view_of(
     cache: str | None,
-    teacher: ModelFacts,
+    teacher: ModelInfo,
     data: DataConfig,
     hardware: HardwareConfig,
     device: Device,
@@ -69,7 +69,7 @@ def view_of(
         )  # fmt: skip
     if cache is None:
         return WHOLE
-    refuse_blend(teacher.path, "a cache remembers one teacher", "--teacher-cache", "leave the teacher cache out")
+    require_single(teacher.path, "a cache remembers one teacher", "--teacher-cache", "leave the teacher cache out")
     found = read_key(Path(cache))["key"]
     check_key(found, cache_key(teacher, data, hardware, device), Path(cache))
     return seen_as(found)
@@ -78,7 +78,7 @@ def view_of(
 def server_of(config: DistillConfig) -> ServerConfig:
     """Return how a served teacher is asked; what a cache says of the model's name need not be asked for again."""
     server = config.server.model_copy(update={"url": config.teacher})
-    if config.teacher is None or not is_served(config.teacher) or config.teacher_cache is None or server.model:
+    if config.teacher is None or not is_url(config.teacher) or config.teacher_cache is None or server.model:
         return server
     name, _, url = str(read_key(Path(config.teacher_cache))["key"].get("teacher")).rpartition(" at ")
     return server.model_copy(update={"model": name or None}) if url == address_of(server).url else server
@@ -157,7 +157,7 @@ def refuse_pair(config: DistillConfig, loss: DistillLoss, source: Source, label:
         what = "learns from a teacher" if loss.needs().anything_of_teacher else "trains on what a teacher writes"
         raise UsageError("CLI-20", f"{label} {what}", where="--teacher", fix="give a folder or a hub id")
     if needs.teacher:
-        refuse_blend(config.teacher, f"@{source.name} asks one teacher", label, "give one of them, or another source")
+        require_single(config.teacher, f"@{source.name} asks one teacher", label, "give one of them, or another source")
     if config.teacher_cache is not None and loss.needs().anything_of_teacher and not needs.fixed:
         raise UsageError(
             "PAIR-02",
@@ -217,7 +217,7 @@ def _refuse_shards(config: DistillConfig, loss: DistillLoss, label: str) -> None
         return
     kept_whole = {
         f"{label} compares layers inside the models": bool(loss.needs().features),
-        "several teachers speak as one": config.teacher is not None and read_blend(config.teacher) is not None,
+        "several teachers speak as one": config.teacher is not None and read_ensemble(config.teacher) is not None,
         "the teacher is quantised": config.teacher_quantization != "none",
     }
     what = next((reason for reason, holds in kept_whole.items() if holds), None)
@@ -262,7 +262,7 @@ def _refuse_facts(loss: DistillLoss, source: Source, label: str) -> None:
 # What goes together with a teacher of another tokenizer, and how it reads the rows; no weight is read.
 
 
-def refuse_across(config: DistillConfig, loss: DistillLoss, source: Source, label: str, pair: Pair) -> None:
+def refuse_across(config: DistillConfig, loss: DistillLoss, source: Source, label: str, pair: ModelPair) -> None:
     """Refuse what holds token ids of student and teacher against each other, where these have different tokenizers.
 
     Args:
@@ -280,7 +280,7 @@ def refuse_across(config: DistillConfig, loss: DistillLoss, source: Source, labe
         return
     needs = loss.needs()
     if needs.anything_of_teacher and needs.same_tokens:
-        what = f"{culprit(loss).name} compares the two token by token, and their {pair.difference}"
+        what = f"{offending_loss(loss).name} compares the two token by token, and their {pair.difference}"
         raise InputError("TOK-03", what, where=label, fix=ACROSS)
     if source.needs().same_tokens:
         what = f"@{source.name} draws each token from both models, and their tokenizers differ"
@@ -290,16 +290,16 @@ def refuse_across(config: DistillConfig, loss: DistillLoss, source: Source, labe
     _refuse_metrics(config)
 
 
-def culprit(loss: DistillLoss) -> DistillLoss:
+def offending_loss(loss: DistillLoss) -> DistillLoss:
     """Return the innermost part of an objective that asks for one tokenizer.
 
     >>> from kdcli.losses.build import build_objective
-    >>> culprit(build_objective("ce+ramp:loss=fkl")).name, culprit(build_objective("revised:loss=uld")).name
-    ('fkl', 'revised')
+    >>> [offending_loss(build_objective(spec)).name for spec in ("ce+ramp:loss=fkl", "revised:loss=uld")]
+    ['fkl', 'revised']
     """
     for child in _losses(tuple(getattr(loss, name) for name in type(loss).model_fields)):
         if child.needs().anything_of_teacher and child.needs().same_tokens:
-            return culprit(child)
+            return offending_loss(child)
     return loss
 
 
@@ -338,7 +338,7 @@ def _losses(value: Any) -> Iterator[DistillLoss]:
 # Checks an objective on layers inside the models against the models' sizes, before any weight is read.
 
 
-def refuse_features(loss: DistillLoss, label: str, pair: Pair, cache: str | None) -> None:
+def refuse_features(loss: DistillLoss, label: str, pair: ModelPair, cache: str | None) -> None:
     """Refuse layers that do not exist, and a cache, which keeps no layer but the last.
 
     Args:
@@ -367,7 +367,7 @@ def refuse_features(loss: DistillLoss, label: str, pair: Pair, cache: str | None
     loss.matches(dims_of(pair))
 
 
-def dims_of(pair: Pair) -> Dims:
+def dims_of(pair: ModelPair) -> Dims:
     """Return the sizes of both models, from their config.json or the student's ``random:`` spec."""
     assert pair.teacher is not None, "an objective on features has a teacher"
     teacher = shape_of(_config(pair.teacher.path))
@@ -396,7 +396,7 @@ def refuse_served(config: DistillConfig, source: Source, label: str, *, measured
     Raises:
         UsageError: SERVE-10, names what would do.
     """
-    if config.teacher is None or not is_served(config.teacher):
+    if config.teacher is None or not is_url(config.teacher):
         return
     refuse_wordless(source, label)
     refuse_measuring(config.evaluation.metrics, measured=measured)

@@ -15,12 +15,12 @@ import torch
 
 from kdcli.config.schema import DistillConfig, LoraConfig
 from kdcli.data.tokenize import TokenDataset
-from kdcli.loading.info import Pair
+from kdcli.loading.info import ModelPair
 from kdcli.losses.base import DistillLoss
 from kdcli.models.adapters import alpha_of
 from kdcli.models.devices import Device
-from kdcli.registry.options import Part
-from kdcli.remote.address import is_served
+from kdcli.registry.options import Plugin
+from kdcli.remote.address import is_url
 from kdcli.sources.base import Source
 from kdcli.storage import atomic
 from kdcli.storage.run_dir import LATER_IN_IDENTITIES
@@ -33,11 +33,11 @@ OWN = ("loss", "loss.code", "train.seed")
 """What tells the cells of one comparison apart; everything else must be equal."""
 
 
-def identity_of(
+def fingerprint_of(
     config: DistillConfig,
     label: str,
     loss: DistillLoss,
-    pair: Pair,
+    pair: ModelPair,
     dataset: TokenDataset,
     device: Device,
     steps: int,
@@ -82,7 +82,7 @@ def identity_of(
     }
 
 
-def _other_tokenizer(pair: Pair, loss: DistillLoss, source: Source | None) -> dict[str, Any]:
+def _other_tokenizer(pair: ModelPair, loss: DistillLoss, source: Source | None) -> dict[str, Any]:
     """Return what a teacher of another tokenizer adds to the identity; nothing where both share theirs."""
     if pair.teacher is None or pair.teacher_vocab is None or not needs_teacher(loss, pair, source):
         return {}
@@ -102,7 +102,9 @@ def _adapter(lora: LoraConfig) -> dict[str, Any]:
     return {f"lora.{name}": value for name, value in settings.items()}
 
 
-def source_identity(source: Source, corpus: TokenDataset | None, config: DistillConfig, pair: Pair) -> dict[str, Any]:
+def source_identity(
+    source: Source, corpus: TokenDataset | None, config: DistillConfig, pair: ModelPair
+) -> dict[str, Any]:
     """Return what the student's bits follow from besides, where sequences are not the rows as they are.
 
     Args:
@@ -116,31 +118,31 @@ def source_identity(source: Source, corpus: TokenDataset | None, config: Distill
         **({"source.code": code} if code else {}),
         **({"corpus": corpus.digest} if corpus is not None else {}),
         **({} if source.needs().fixed else {"data.max_length": config.data.max_length, **_endings(pair)}),
-        **({"server.send": config.server.send} if source.needs().teacher and is_served(config.teacher or "") else {}),
+        **({"server.send": config.server.send} if source.needs().teacher and is_url(config.teacher or "") else {}),
     }
 
 
-def _endings(pair: Pair) -> dict[str, Any]:
+def _endings(pair: ModelPair) -> dict[str, Any]:
     """Return the tokens that end what the models write."""
     teacher = {} if pair.teacher is None else {"end_tokens.teacher": sorted(pair.teacher.ends.ids)}
     return {"end_tokens.student": sorted(pair.reader.ends.ids), **teacher}
 
 
-def needs_teacher(loss: DistillLoss, pair: Pair, source: Source | None = None) -> bool:
+def needs_teacher(loss: DistillLoss, pair: ModelPair, source: Source | None = None) -> bool:
     """Whether the teacher's weights can change the student: by the loss, by the source, or by its random start."""
     writes = source is not None and source.needs().teacher
     return loss.needs().anything_of_teacher or writes or pair.reader is pair.teacher
 
 
-def guest_code(part: Part) -> str | None:
+def guest_code(part: Plugin) -> str | None:
     """Return the sha256 over the files that hold losses or sources from outside the package; None without any."""
     files = {Path(inspect.getfile(kind)) for kind in _kinds(part) if not kind.__module__.startswith("kdcli.")}
     return atomic.digest_files(files) if files else None
 
 
-def _kinds(value: Any) -> Iterator[type[Part]]:
+def _kinds(value: Any) -> Iterator[type[Plugin]]:
     """Yield the class of a part and of every part among its options, however deep."""
-    if isinstance(value, Part):
+    if isinstance(value, Plugin):
         yield type(value)
         for name in type(value).model_fields:
             yield from _kinds(getattr(value, name))

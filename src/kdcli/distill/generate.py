@@ -10,20 +10,20 @@ from kdcli.config.schema import GenerateConfig, TrainConfig
 from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.errors import InterruptedRunError, UsageError
 from kdcli.events import Event, Report
-from kdcli.loading.info import ModelFacts, Pair, model_of, refuse_blend
-from kdcli.loading.session import Workshop, check_data_path
+from kdcli.loading.info import ModelInfo, ModelPair, model_of, require_single
+from kdcli.loading.session import Session, check_data_path
 from kdcli.loading.splits import rows_of_teacher
 from kdcli.models.devices import Device, prepare
 from kdcli.models.load import positions_stated
 from kdcli.models.random_init import is_random
 from kdcli.models.tokenizer import shared_vocabulary
-from kdcli.remote.address import is_served
+from kdcli.remote.address import is_url
 from kdcli.signals import StopRequest
-from kdcli.sources.base import Ground
+from kdcli.sources.base import SourceContext
 from kdcli.sources.build import build_source, tail_of
-from kdcli.sources.completions import Sentence
+from kdcli.sources.completions import TeacherCompletion
 from kdcli.sources.teacher import TeacherSource, refuse_wordless
-from kdcli.sources.teacher_text.remote import ServedAuthor
+from kdcli.sources.teacher_text.remote import RemoteGenerator
 from kdcli.sources.teacher_text.rows import (
     ROWS,
     TextRecord,
@@ -33,7 +33,7 @@ from kdcli.sources.teacher_text.rows import (
     original_rows,
     write_rows,
 )
-from kdcli.sources.teacher_text.store import MadeText, author_of, folder_name, made_of, made_text, prompts_of
+from kdcli.sources.teacher_text.store import TeacherText, folder_name, generator_of, made_of, prompts_of, teacher_text
 from kdcli.storage import atomic, lock
 from kdcli.text import one_line
 from kdcli.version import __version__
@@ -58,8 +58,8 @@ class Task:
     """
 
     source: TeacherSource
-    teacher: ModelFacts
-    reader: ModelFacts
+    teacher: ModelInfo
+    reader: ModelInfo
     dataset: TokenDataset
     vocab: int
     longest: int | None
@@ -72,15 +72,15 @@ class Task:
         """Answers to be written in all."""
         return len(self.dataset) * self.source.answers
 
-    def ground(self, folder: Path) -> Ground:
+    def context(self, folder: Path) -> SourceContext:
         """Return the ground without its teacher."""
-        return Ground(
+        return SourceContext(
             self.dataset, TrainConfig(), 0, vocab=self.vocab, longest=self.longest, autocast=self.device.autocast,
             folder=folder,
         )  # fmt: skip
 
 
-def prepare_task(config: GenerateConfig, workshop: Workshop) -> Task:
+def prepare_task(config: GenerateConfig, session: Session) -> Task:
     """Check everything that can be checked before weights are read.
 
     Raises:
@@ -91,37 +91,37 @@ def prepare_task(config: GenerateConfig, workshop: Workshop) -> Task:
     source = _source(config)
     if config.teacher is None:
         raise UsageError("CLI-20", "no teacher", where="--teacher", fix="give a folder or a hub id")
-    refuse_blend(config.teacher, "one teacher writes a text", "--teacher", "give one of them")
+    require_single(config.teacher, "one teacher writes a text", "--teacher", "give one of them")
     student = None if config.student is None or is_random(config.student) else config.student
-    if is_served(config.teacher):
+    if is_url(config.teacher):
         _check_served(source, student)
     path = None if config.data.train is None else check_data_path(config.data.train, "--data")
     device = prepare(config.hardware)
     if student is None:
-        teacher = workshop.look(config.teacher)
+        teacher = session.inspect(config.teacher)
         real = shared_vocabulary(teacher.tokenizer, teacher.tokenizer, teacher.rows, teacher.rows)
-        pair = Pair(config.teacher, teacher, teacher, real)
+        pair = ModelPair(config.teacher, teacher, teacher, real)
     else:
-        pair = workshop.pair(student, config.teacher, server=config.server, across=True)
+        pair = session.pair(student, config.teacher, server=config.server, across=True)
     teacher, across = pair.teacher, pair.teacher_vocab is not None
     assert teacher is not None, "one is named"
-    dataset = _prompts(config, path, pair, workshop)
+    dataset = _prompts(config, path, pair, session)
     vocab, reader = pair.teacher_vocab or pair.vocab, teacher if across else pair.reader
     longest = positions_stated(model_of(teacher.path)) if across else _longest(config, (config.teacher, student))
     return Task(source, teacher, reader, dataset, vocab, longest, device, path, _notes(pair, teacher))
 
 
-def _notes(pair: Pair, teacher: ModelFacts) -> tuple[str, ...]:
+def _notes(pair: ModelPair, teacher: ModelInfo) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*pair.notes, *teacher.writing_notes]))
 
 
-def _prompts(config: GenerateConfig, path: str | None, pair: Pair, workshop: Workshop) -> TokenDataset:
+def _prompts(config: GenerateConfig, path: str | None, pair: ModelPair, session: Session) -> TokenDataset:
     """Return the prompts as the teacher reads them, each that the student can read too."""
     if path is None:
         nothing = Example((pair.reader.ends.default,), 1, "", (), "no prompt")
         return TokenDataset((nothing,) * (config.count or 1))
-    own = workshop.data(path, pair.reader, config.data, role="prompts")
-    return rows_of_teacher(pair, own, config.data, workshop, role="prompts") or own
+    own = session.data(path, pair.reader, config.data, role="prompts")
+    return rows_of_teacher(pair, own, config.data, session, role="prompts") or own
 
 
 def _source(config: GenerateConfig) -> TeacherSource:
@@ -148,12 +148,12 @@ def _check_served(source: TeacherSource, student: str | None) -> None:
 
 def _longest(config: GenerateConfig, models: tuple[str | None, ...]) -> int:
     """Return how long a text may be, so that every model named can read it."""
-    stated = [positions_stated(model_of(path)) for path in models if path is not None and not is_served(path)]
+    stated = [positions_stated(model_of(path)) for path in models if path is not None and not is_url(path)]
     return min(limit for limit in (config.data.max_length, *stated) if limit is not None)
 
 
 def generate(
-    config: GenerateConfig, report: Report, *, command: str = "", workshop: Workshop | None = None
+    config: GenerateConfig, report: Report, *, command: str = "", session: Session | None = None
 ) -> TextRecord:
     """Let a teacher answer what it has not answered yet, and write the answers that pass the filters as rows.
 
@@ -161,14 +161,14 @@ def generate(
         config: teacher, prompts, how it writes; ``output`` is the folder, which a training's ``data.made`` may name.
         report: told how far it is.
         command: what to type to go on after an interruption.
-        workshop: what is loaded already.
+        session: what is loaded already.
 
     Raises:
         KDError: of the kind that fits; a mistake in the settings is found before weights are read.
         InterruptedRunError: stopped by a signal; every answer that was done is kept.
     """
-    workshop = workshop or Workshop()
-    task = prepare_task(config, workshop)
+    session = session or Session()
+    task = prepare_task(config, session)
     if config.output is None:
         raise UsageError("CLI-20", "no folder", where="-o", fix="give one, such as -o text")
     folder = Path(config.output)
@@ -176,28 +176,28 @@ def generate(
         report(Event("note", note))
     atomic.make_folder(folder)
     with lock.hold(folder), StopRequest() as stop:
-        atomic.sweep(folder)
+        atomic.remove_temporaries(folder)
         writing = _Writing(report, stop, command)
-        ground = replace(
-            task.ground(folder), report=writing.spoken, progress=writing.progress, **_who_writes(task, workshop)
+        context = replace(
+            task.context(folder), report=writing.spoken, progress=writing.progress, **_who_writes(task, session)
         )
-        name = folder_name(task.source, ground, prompts_of(task.source, ground))
+        name = folder_name(task.source, context, prompts_of(task.source, context))
         check_same_text(folder, name)
         report(Event("stage", "the teacher writes", total=task.answers))
-        made = made_text(task.source, ground)
-        return _laid_out(config, task, ground, made, folder, writing)
+        made = teacher_text(task.source, context)
+        return _laid_out(config, task, context, made, folder, writing)
 
 
-def _who_writes(task: Task, workshop: Workshop) -> dict[str, Any]:
+def _who_writes(task: Task, session: Session) -> dict[str, Any]:
     """Return the teacher, or the server that writes in its stead, as a field of the ground."""
     if task.teacher.server is not None:
-        return {"author": ServedAuthor(task.teacher.server, task.reader)}
-    return {"teacher": workshop.load_teacher(task.teacher.path, task.device.device)}
+        return {"author": RemoteGenerator(task.teacher.server, task.reader)}
+    return {"teacher": session.load_teacher(task.teacher.path, task.device.device)}
 
 
 def plan_generate(config: GenerateConfig) -> dict[str, Any]:
     """Say what would be written; nothing is written, no weight is read."""
-    task = prepare_task(config, Workshop())
+    task = prepare_task(config, Session())
     return {
         "teacher": task.teacher.path,
         "device": task.device.description,
@@ -239,11 +239,11 @@ class _Writing:
 
 
 def _laid_out(
-    config: GenerateConfig, task: Task, ground: Ground, made: MadeText, folder: Path, writing: _Writing
+    config: GenerateConfig, task: Task, context: SourceContext, made: TeacherText, folder: Path, writing: _Writing
 ) -> TextRecord:
     """Write the rows and the note on them."""
     assert made.folder is not None, "a folder was given"
-    kept, author = task.source.kept(made), author_of(ground)
+    kept, author = task.source.kept(made), generator_of(context)
     written = write_rows(
         folder / ROWS, kept, original_rows(task.path, config.data), author.tokenizer, config.data, author.ends
     )
@@ -255,7 +255,7 @@ def _laid_out(
         "teacher": task.teacher.path,
         "prompts": {"file": task.path, "sha256": task.dataset.files, "count": len(task.dataset)},
         "template": config.data.template,
-        "made_of": made_of(task.source, ground),
+        "made_of": made_of(task.source, context),
         "processors": "server" if task.teacher.server is not None else "none",
         "filters": task.source.model_dump(mode="json", include={"min_tokens", "max_nll", "ended"}),
         "text": made.folder.name,
@@ -271,7 +271,7 @@ def _laid_out(
     )  # fmt: skip
 
 
-def _dropped(task: Task, made: MadeText, kept: list[Sentence], written: Written) -> dict[str, int]:
+def _dropped(task: Task, made: TeacherText, kept: list[TeacherCompletion], written: Written) -> dict[str, int]:
     """Count why answers are no rows."""
     faults = Counter(task.source.fault(one) for one in made.sentences)
     counts = {fault: count for fault, count in faults.items() if fault is not None}

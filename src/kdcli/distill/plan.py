@@ -19,14 +19,14 @@ from kdcli.distill.gpu_memory import CACHE, needed, way_to_fit
 from kdcli.distill.memory import CONTEXT, MARGIN, LiveBytes, Peak, Setup, peak_of, standing
 from kdcli.distill.prepare import Prepared, prepare_run
 from kdcli.distill.setup import share_met
-from kdcli.loading.info import Pair, model_of
-from kdcli.loading.session import Workshop
+from kdcli.loading.info import ModelPair, model_of
+from kdcli.loading.session import Session
 from kdcli.loading.splits import leaves_answers_out
 from kdcli.losses.base import DistillLoss
 from kdcli.losses.samples import sample, tokens_of, with_facts
 from kdcli.metrics.describe import describe
 from kdcli.models.block import block_gradient
-from kdcli.models.devices import Device, imagined, memory_of, process_bytes
+from kdcli.models.devices import Device, memory_of, planned_device, process_bytes
 from kdcli.models.execution import Execution, OnAccelerator, execution_on
 from kdcli.models.head import Head
 from kdcli.models.packing import Workspace
@@ -308,8 +308,8 @@ def plan_distill(config: DistillConfig, gpu_memory: int | None = None) -> Plan:
     Raises:
         KDError: what training would stop at before its first step, weights aside.
     """
-    device = None if gpu_memory is None else imagined(config.hardware, gpu_memory)
-    prepared = prepare_run(config, Workshop(planning=device is not None), device)
+    device = None if gpu_memory is None else planned_device(config.hardware, gpu_memory)
+    prepared = prepare_run(config, Session(planning=device is not None), device)
     facts, cost = describe_run(prepared), estimate(prepared)
     facts |= cost_facts(cost) | gpu_facts(prepared, cost)
     if config.output is not None:
@@ -447,7 +447,7 @@ def describe_run(prepared: Prepared) -> dict[str, str]:
     return facts
 
 
-def _vocabulary(pair: Pair) -> str:
+def _vocabulary(pair: ModelPair) -> str:
     """Return how many tokens there are to choose from."""
     if pair.teacher_vocab is None:
         return f"{pair.vocab:,} real ids"
@@ -477,7 +477,7 @@ def _shown(item: Preview) -> Shown:
     return Shown(item.where, item.segments, item.tokens, item.targets)
 
 
-def _model(pair: Pair, *, teacher: bool) -> str:
+def _model(pair: ModelPair, *, teacher: bool) -> str:
     if not teacher and pair.student_is_random:
         return pair.student
     facts = pair.teacher if teacher else pair.reader

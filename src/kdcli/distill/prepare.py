@@ -15,13 +15,13 @@ from kdcli.distill.compat import (
     server_of,
     view_of,
 )
-from kdcli.distill.fingerprint import guest_code, identity_of, source_identity
-from kdcli.distill.validation import Watched, watched_by
+from kdcli.distill.fingerprint import fingerprint_of, guest_code, source_identity
+from kdcli.distill.validation import ValidationPlan, validation_plan
 from kdcli.errors import InputError, UsageError
 from kdcli.evaluation.lm_eval.run import check_tasks
 from kdcli.loading import splits
-from kdcli.loading.info import Pair
-from kdcli.loading.session import Workshop, check_data_path
+from kdcli.loading.info import ModelPair
+from kdcli.loading.session import Session, check_data_path
 from kdcli.loading.splits import rows_of_teacher, watching_warning
 from kdcli.losses.base import DistillLoss
 from kdcli.losses.build import build_objective, spec_of
@@ -31,7 +31,7 @@ from kdcli.models.adapters import check_adapter
 from kdcli.models.devices import Device, prepare
 from kdcli.models.toolchain import check_toolchain
 from kdcli.registry.spec import parse_objective
-from kdcli.sources.base import Ground, Source, Windows
+from kdcli.sources.base import Source, SourceContext, StepBatches
 from kdcli.sources.build import build_source, tail_of
 from kdcli.training.step_logger import check_trackers
 
@@ -59,7 +59,7 @@ class Prepared:
     config: DistillConfig
     loss: DistillLoss
     label: str
-    pair: Pair
+    pair: ModelPair
     dataset: TokenDataset
     test: TokenDataset | None
     device: Device
@@ -67,7 +67,7 @@ class Prepared:
     identity: dict[str, Any]
     source: Source
     corpus: TokenDataset | None = None
-    watched: Watched | None = None
+    watched: ValidationPlan | None = None
     teacher_rows: TokenDataset | None = None
 
     @property
@@ -75,7 +75,7 @@ class Prepared:
         """Whether training reads the teacher's weights."""
         return self.loss.needs().anything_of_teacher
 
-    def windows(self, pad_id: int = 0, rank: int = 0, world: int = 1, **models: Any) -> Windows:
+    def windows(self, pad_id: int = 0, rank: int = 0, world: int = 1, **models: Any) -> StepBatches:
         """Return the training windows.
 
         Args:
@@ -84,11 +84,11 @@ class Prepared:
             world: processes in all.
             models: further fields of the ground, where sequences are written and not only counted.
         """
-        ground = Ground(
+        context = SourceContext(
             self.dataset, self.config.train, pad_id, rank, world, vocab=self.pair.vocab, corpus=self.corpus,
             autocast=self.device.autocast, teacher_rows=self.teacher_rows, teacher_vocab=self.pair.teacher_vocab,
         )  # fmt: skip
-        return self.source.open(replace(ground, **models))
+        return self.source.open(replace(context, **models))
 
     @property
     def notes(self) -> list[str]:
@@ -106,12 +106,12 @@ class Prepared:
         return [found for found in (overlap, own_words_note(self.loss, self.source), watching) if found]
 
 
-def prepare_run(config: DistillConfig, workshop: Workshop, device: Device | None = None) -> Prepared:
+def prepare_run(config: DistillConfig, session: Session, device: Device | None = None) -> Prepared:
     """Check everything that can be checked before weights are read.
 
     Args:
         config: the run's settings.
-        workshop: parts shared with other runs.
+        session: parts shared with other runs.
         device: what to plan for, which need not be here; None for what the settings name.
 
     Raises:
@@ -137,34 +137,34 @@ def prepare_run(config: DistillConfig, workshop: Workshop, device: Device | None
     device = device or prepare(config.hardware)
     if config.hardware.compile and here:
         check_toolchain(device.device.type)
-    pair = workshop.pair(config.student, config.teacher, config.teacher_quantization, server_of(config), across=True)
+    pair = session.pair(config.student, config.teacher, config.teacher_quantization, server_of(config), across=True)
     refuse_across(config, loss, source, label, pair)
     check_adapter(config.lora, student_is_random=pair.student_is_random)
-    dataset = splits.training_rows(config.data, pair.reader, workshop)
-    test = splits.measured_rows(config.data, split, pair.reader, workshop) if measured else None
-    corpus = splits.corpus_rows(config.data, pair.reader, workshop) if source.needs().corpus else None
+    dataset = splits.training_rows(config.data, pair.reader, session)
+    test = splits.measured_rows(config.data, split, pair.reader, session) if measured else None
+    corpus = splits.corpus_rows(config.data, pair.reader, session) if source.needs().corpus else None
     reads = loss.needs().anything_of_teacher or source.needs().teacher
-    theirs = rows_of_teacher(pair, dataset, config.data, workshop) if reads else None
-    steps = _opened(source, Ground(dataset, config.train, pad_id=0, corpus=corpus)).total_steps
+    theirs = rows_of_teacher(pair, dataset, config.data, session) if reads else None
+    steps = _opened(source, SourceContext(dataset, config.train, pad_id=0, corpus=corpus)).total_steps
     seen = None
     if loss.needs().anything_of_teacher and pair.teacher is not None:
         refuse_features(loss, label, pair, config.teacher_cache)
         fixed = source.needs().fixed
         seen = view_of(config.teacher_cache, pair.teacher, config.data, config.hardware, device, fixed=fixed)
         refuse_coarse(seen, loss, label)
-    watched = watched_by(config, pair.reader, workshop)
+    watched = validation_plan(config, pair.reader, session)
     ending = None
     if watched is not None and (watched.config.patience is not None or source.needs().monitor != ""):
         ending = watched.identity
-    identity = identity_of(config, label, loss, pair, dataset, device, steps, seen, ending, source)
+    identity = fingerprint_of(config, label, loss, pair, dataset, device, steps, seen, ending, source)
     identity |= source_identity(source, corpus, config, pair)
     return Prepared(config, loss, label, pair, dataset, test, device, steps, identity, source, corpus, watched, theirs)
 
 
-def _opened(source: Source, ground: Ground) -> Windows:
-    windows = source.open(ground)
-    if not isinstance(windows, Windows):
-        what = f"open() must return {Windows.__module__}.{Windows.__name__}, got {type(windows).__name__}"
+def _opened(source: Source, context: SourceContext) -> StepBatches:
+    windows = source.open(context)
+    if not isinstance(windows, StepBatches):
+        what = f"open() must return {StepBatches.__module__}.{StepBatches.__name__}, got {type(windows).__name__}"
         raise InputError("PLUG-10", what, where=f"source {tail_of(source)[1:]}", fix="mend the plug-in")
     return windows
 

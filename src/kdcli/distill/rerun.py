@@ -11,7 +11,7 @@ from kdcli.distill.prepare import prepare_run
 from kdcli.distill.run import distill, read_run
 from kdcli.errors import ExperimentChangedError, UsageError
 from kdcli.events import Report
-from kdcli.loading.session import Workshop
+from kdcli.loading.session import Session
 from kdcli.storage.atomic import verify_folder
 from kdcli.storage.run_dir import CONFIG, RunFolder
 from kdcli.text import typed
@@ -72,10 +72,10 @@ def rerun(run: Path, output: Path, report: Report, *, command: str = "") -> Reru
             where=str(run),
             fix=f"repeat it with: kd distill -c {typed(run / CONFIG)} -o {typed(output)}",
         )
-    workshop = Workshop()
-    prepared = prepare_run(config, workshop)
+    session = Session()
+    prepared = prepare_run(config, session)
     _refuse_changes(first.identity, prepared.identity, run)
-    again = distill(config, report, command=command, workshop=workshop)
+    again = distill(config, report, command=command, session=session)
     found = _weights(again.folder)
     same = weights == found
     return Rerun(run, again.folder, first.loss, first.seed, same, weights, found, _environment(run, again.folder))

@@ -23,19 +23,19 @@ from kdcli.distill.prepare import Prepared, prepare_run
 from kdcli.distill.records import RunRecord
 from kdcli.distill.setup import assemble_training, load_models
 from kdcli.errors import IntegrityError, UsageError
-from kdcli.evaluation.custody import held, logged, tidy, unneeded
+from kdcli.evaluation.custody import locked, record_failure, remove_superseded, superseded_files
 from kdcli.evaluation.evaluate import evaluate_student
 from kdcli.evaluation.records import EvalRecord
 from kdcli.events import Event, Report
-from kdcli.loading.session import Workshop
+from kdcli.loading.session import Session
 from kdcli.registry import plugins
-from kdcli.sources.token_counts import Effort, Made
+from kdcli.sources.token_counts import Made, TokenCounts
 from kdcli.storage import stored
 from kdcli.storage.run_dir import CONFIG, STATUS, RunFolder
-from kdcli.teachers.ensemble import living
-from kdcli.teachers.remote import ServedTeacher
+from kdcli.teachers.ensemble import live_models
+from kdcli.teachers.remote import RemoteTeacher
 from kdcli.text import typed
-from kdcli.training.job import Outcome
+from kdcli.training.job import TrainResult
 from kdcli.training.trainer import train
 
 __all__ = ["distill", "plan_distill", "read_run"]
@@ -47,7 +47,7 @@ def distill(
     *,
     resume: bool = True,
     command: str = "",
-    workshop: Workshop | None = None,
+    session: Session | None = None,
     prepared: Prepared | None = None,
 ) -> RunRecord:
     """Train a student, or go on where it was stopped, or return what is finished.
@@ -57,7 +57,7 @@ def distill(
         report: told what happens.
         resume: whether a folder that holds this run may be continued.
         command: what to type to go on after an interruption.
-        workshop: parts shared with other runs.
+        session: parts shared with other runs.
         prepared: the run as checked, and its notes told, before.
 
     Returns:
@@ -67,29 +67,29 @@ def distill(
         KDError: of the kind that fits; a mistake in the settings is found before weights are read.
         InterruptedRunError: stopped by a signal after saving.
     """
-    workshop = workshop or Workshop()
+    session = session or Session()
     told = prepared is not None
-    prepared = replace(prepared, config=config) if prepared else prepare_run(config, workshop)
+    prepared = replace(prepared, config=config) if prepared else prepare_run(config, session)
     if config.output is None:
         raise UsageError("CLI-20", "no run folder", where="-o", fix="give one, such as -o runs/akl")
     folder = RunFolder(Path(config.output))
     known = folder.check(prepared.identity, resume=resume or distributed.rank() > 0)
     if known and folder.is_done:
-        return _finished(folder, prepared, workshop, report)
+        return _finished(folder, prepared, session, report)
     if not told:
-        tell(prepared, report)
+        report_notes(prepared, report)
     report(Event("note", f"{prepared.device.description} · {prepared.label} · {prepared.steps:,} steps"))
-    with held(folder), logged(folder):
+    with locked(folder), record_failure(folder):
         if distributed.world() == 1 and folder.check(prepared.identity, resume=True) and folder.is_done:
             # a kill had set its model aside, and the sweep put it back
-            return _finished(folder, prepared, workshop, report)
+            return _finished(folder, prepared, session, report)
         _begin(folder, prepared, report)
-        outcome = _train(folder, prepared, workshop, report, command or _again(folder))
+        outcome = _train(folder, prepared, session, report, command or _again(folder))
         record = _record(folder, prepared.identity, outcome, already_done=False)
-        return _with_evaluation(record, prepared, workshop, report)
+        return _with_evaluation(record, prepared, session, report)
 
 
-def tell(prepared: Prepared, report: Report) -> None:
+def report_notes(prepared: Prepared, report: Report) -> None:
     """Report what was found in models and data."""
     for note in prepared.notes:
         report(Event("note", note))
@@ -114,15 +114,15 @@ def read_run(path: Path) -> RunRecord:
             fix=f"finish it with: {_again(folder)}",
         )
     folder.check_files()
-    outcome = stored.fit(status, Outcome, folder.path / STATUS, fix=f"train it again: {_again(folder)}")
+    outcome = stored.fit(status, TrainResult, folder.path / STATUS, fix=f"train it again: {_again(folder)}")
     return _record(folder, identity, outcome, already_done=True)
 
 
-def _finished(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Report) -> RunRecord:
+def _finished(folder: RunFolder, prepared: Prepared, session: Session, report: Report) -> RunRecord:
     report(Event("note", f"{folder.path} is already done"))
     if distributed.rank() == 0:
-        tidy(folder.path, keep_checkpoints=prepared.config.train.keep_finished)
-    return _with_evaluation(read_run(folder.path), prepared, workshop, report)
+        remove_superseded(folder.path, keep_checkpoints=prepared.config.train.keep_finished)
+    return _with_evaluation(read_run(folder.path), prepared, session, report)
 
 
 def is_complete(folder: RunFolder, prepared: Prepared) -> bool:
@@ -131,13 +131,13 @@ def is_complete(folder: RunFolder, prepared: Prepared) -> bool:
         scored = prepared.config.evaluation.split != "test" or card_has_scores(folder.model)
     except IntegrityError:  # the run itself says so when it is asked for
         return False
-    return scored and not unneeded(folder.path, keep_checkpoints=prepared.config.train.keep_finished)
+    return scored and not superseded_files(folder.path, keep_checkpoints=prepared.config.train.keep_finished)
 
 
-def _with_evaluation(record: RunRecord, prepared: Prepared, workshop: Workshop, report: Report) -> RunRecord:
+def _with_evaluation(record: RunRecord, prepared: Prepared, session: Session, report: Report) -> RunRecord:
     found: EvalRecord | None = None
     if prepared.test is not None and distributed.rank() == 0:
-        found = evaluate_student(record.folder, prepared.config, workshop, report)
+        found = evaluate_student(record.folder, prepared.config, session, report)
         if prepared.config.evaluation.split == "test":
             renew_card(record.model, model_card(prepared, found))
     return replace(record, evaluation=found)
@@ -155,26 +155,26 @@ def _begin(folder: RunFolder, prepared: Prepared, report: Report) -> None:
     folder.set_status("training", total=prepared.steps)
 
 
-def _train(folder: RunFolder, prepared: Prepared, workshop: Workshop, report: Report, command: str) -> Outcome:
-    models = load_models(prepared, workshop, report)
+def _train(folder: RunFolder, prepared: Prepared, session: Session, report: Report, command: str) -> TrainResult:
+    models = load_models(prepared, session, report)
     if distributed.rank() == 0:
         rehearse(models.student, folder.path, model_card(prepared), adapter=prepared.config.lora.keep)
     started = time.process_time()
-    training = assemble_training(folder, prepared, models, workshop, report, command)
+    training = assemble_training(folder, prepared, models, session, report, command)
     _note_text(folder, training.windows.made)
     outcome = train(training)
-    workshop.forget_emptied()
+    session.forget_emptied()
     if distributed.rank() == 0:
         about = {"loss": prepared.label, "seed": prepared.config.train.seed, SCORED: False}
         save_model(models.student, folder.model, about, model_card(prepared))
         if prepared.config.lora.keep:
             save_adapter_alone(models.student, folder.path)
         spent = folder.status().get("cpu_seconds", 0.0) + time.process_time() - started
-        teachers = len(living(models.teacher)) + isinstance(models.teacher, ServedTeacher)
+        teachers = len(live_models(models.teacher)) + isinstance(models.teacher, RemoteTeacher)
         taught = None if prepared.teacher_rows else outcome.student_tokens * teachers
         facts = {"teacher_tokens": taught, "asks_teacher": prepared.needs_teacher}
         folder.set_status("done", **vars(outcome), **facts, cpu_seconds=round(spent, 2))
-        tidy(folder.path, keep_checkpoints=prepared.config.train.keep_finished)
+        remove_superseded(folder.path, keep_checkpoints=prepared.config.train.keep_finished)
     return outcome
 
 
@@ -183,12 +183,12 @@ def _note_text(folder: RunFolder, made: Made) -> None:
     if not made.fresh or distributed.rank() != 0:
         return
     before = folder.status().get("wrote", {})
-    effort = Effort.of_counts(before.get("effort", {})) + made.fresh_effort
+    effort = TokenCounts.of_counts(before.get("effort", {})) + made.fresh_effort
     tokens, seconds = before.get("tokens", 0) + made.fresh, before.get("seconds", 0.0) + made.seconds
     folder.set_status("training", wrote={"tokens": tokens, "seconds": round(seconds, 3), "effort": asdict(effort)})
 
 
-def _record(folder: RunFolder, identity: dict[str, Any], outcome: Outcome, *, already_done: bool) -> RunRecord:
+def _record(folder: RunFolder, identity: dict[str, Any], outcome: TrainResult, *, already_done: bool) -> RunRecord:
     return RunRecord(
         folder=folder.path,
         loss=identity["loss"],

@@ -10,39 +10,39 @@ from accelerate.utils import gather_object
 
 from kdcli import distributed
 from kdcli.config.schema import EvalSettings
-from kdcli.data.alignment import NOWHERE, Reader, Translator
+from kdcli.data.alignment import NO_OFFSET, TokenAligner, TokenReader
 from kdcli.distill.model_card import model_card, save_model
 from kdcli.distill.prepare import Prepared
-from kdcli.distill.validation import StudentMonitor
+from kdcli.distill.validation import Validator
 from kdcli.errors import InputError
 from kdcli.events import Event, Report
-from kdcli.generation.decoder import Speaker
-from kdcli.loading.session import Workshop
+from kdcli.generation.decoder import Decoder
+from kdcli.loading.session import Session
 from kdcli.metrics.describe import describe
 from kdcli.models.devices import Device
 from kdcli.models.internals import position_bounds
 from kdcli.models.load import LanguageModel
-from kdcli.sources.base import Author, Windows
-from kdcli.sources.teacher_text.remote import ServedAuthor
+from kdcli.sources.base import StepBatches, TextGenerator
+from kdcli.sources.teacher_text.remote import RemoteGenerator
 from kdcli.storage.run_dir import MADE, RunFolder
 from kdcli.teachers.base import Teacher
-from kdcli.teachers.cross_tokenizer import AlignedTeacher
-from kdcli.teachers.ensemble import living
-from kdcli.teachers.load import live_teacher, mentor_for, teacher_for
-from kdcli.teachers.remote import ASKED, ServedTeacher
-from kdcli.training.job import Training
+from kdcli.teachers.cross_tokenizer import CrossTokenizerTeacher
+from kdcli.teachers.ensemble import live_models
+from kdcli.teachers.load import evaluation_teacher, live_teacher, teacher_for
+from kdcli.teachers.remote import ASKED, RemoteTeacher
+from kdcli.training.job import TrainJob
 from kdcli.training.placement import Side
 
 # Loads what a checked run's student learns from.
 
 
-def teacher_of(prepared: Prepared, start: Device, workshop: Workshop, report: Report) -> Teacher | None:
+def load_teacher(prepared: Prepared, start: Device, session: Session, report: Report) -> Teacher | None:
     """Return what the student learns from, None if the objective asks for nothing.
 
     Args:
         prepared: the run, checked.
         start: where models are loaded.
-        workshop: what is loaded already.
+        session: what is loaded already.
         report: told what was found.
 
     Raises:
@@ -52,14 +52,14 @@ def teacher_of(prepared: Prepared, start: Device, workshop: Workshop, report: Re
     if not prepared.needs_teacher or facts is None:
         return None
     if prepared.teacher_rows is not None:
-        return _aligned(prepared, start, workshop, report)
+        return _aligned(prepared, start, session, report)
     if facts.server is not None and config.teacher_cache is None:
         kept = Path(str(config.output)) / ASKED / f"rank-{distributed.rank()}"
-        return ServedTeacher(facts.server, facts.tokenizer, prepared.pair.vocab, facts.server.top_k, kept)
-    return teacher_for(config.teacher_cache, facts, prepared.dataset, config.data, config.hardware, start, workshop)
+        return RemoteTeacher(facts.server, facts.tokenizer, prepared.pair.vocab, facts.server.top_k, kept)
+    return teacher_for(config.teacher_cache, facts, prepared.dataset, config.data, config.hardware, start, session)
 
 
-def forgetting(report: Report, teacher: Teacher | None, checkpoints: int) -> Report:
+def prune_replies_on_checkpoint(report: Report, teacher: Teacher | None, checkpoints: int) -> Report:
     """Return a report that lets a server's answers go with the checkpoints that needed them.
 
     Args:
@@ -67,7 +67,7 @@ def forgetting(report: Report, teacher: Teacher | None, checkpoints: int) -> Rep
         teacher: what the student learns from.
         checkpoints: how many are kept.
     """
-    kept = teacher.kept if isinstance(teacher, ServedTeacher) else None
+    kept = teacher.kept if isinstance(teacher, RemoteTeacher) else None
     if kept is None:
         return report
 
@@ -79,31 +79,31 @@ def forgetting(report: Report, teacher: Teacher | None, checkpoints: int) -> Rep
     return listening
 
 
-def _aligned(prepared: Prepared, start: Device, workshop: Workshop, report: Report) -> AlignedTeacher:
+def _aligned(prepared: Prepared, start: Device, session: Session, report: Report) -> CrossTokenizerTeacher:
     """Return a teacher of another tokenizer, which reads the same text."""
     pair, rows = prepared.pair, prepared.teacher_rows
     assert pair.teacher is not None, "a pair of different tokenizers is a pair"
     assert pair.teacher_vocab is not None, "see Pair"
     assert rows is not None, "see Prepared"
-    inner = live_teacher(pair.teacher, start, workshop)
-    models = living(inner)
+    inner = live_teacher(pair.teacher, start, session)
+    models = live_models(inner)
     positions = min((model.positions for model in models if model.positions is not None), default=None)
     over = sum(length > positions for length in rows.lengths) if positions is not None else 0
     if over:
         what = f"{over:,} of {len(rows):,} rows have more tokens for the teacher than it has positions ({positions:,})"
         report(Event("note", f"{what}: it says nothing on their ends"))
-    return AlignedTeacher(
-        inner, translator_of(prepared), vocab=pair.teacher_vocab, pad_id=models[0].pad_id, positions=positions
+    return CrossTokenizerTeacher(
+        inner, token_aligner_of(prepared), vocab=pair.teacher_vocab, pad_id=models[0].pad_id, positions=positions
     )
 
 
-def translator_of(prepared: Prepared) -> Translator:
+def token_aligner_of(prepared: Prepared) -> TokenAligner:
     """Return what turns the student's sequences into those of a teacher of another tokenizer."""
     pair, rows = prepared.pair, prepared.teacher_rows
     assert pair.teacher is not None, "a pair of different tokenizers is a pair"
     assert rows is not None, "see Prepared"
-    own = Reader(pair.reader.tokenizer, pair.reader.ends, prepared.dataset)
-    return Translator(own, Reader(pair.teacher.tokenizer, pair.teacher.ends, rows))
+    own = TokenReader(pair.reader.tokenizer, pair.reader.ends, prepared.dataset)
+    return TokenAligner(own, TokenReader(pair.teacher.tokenizer, pair.teacher.ends, rows))
 
 
 def share_met(prepared: Prepared, rows: int) -> float:
@@ -111,9 +111,9 @@ def share_met(prepared: Prepared, rows: int) -> float:
 
     No weight is read. A bound on the teacher's positions is not looked at.
     """
-    translator, examples = translator_of(prepared), prepared.dataset.examples[:rows]
-    found = [translator.counterpart(one.ids, one.prompt_length, row).places for row, one in enumerate(examples)]
-    return sum(place != NOWHERE for places in found for place in places) / sum(map(len, found))
+    aligner, examples = token_aligner_of(prepared), prepared.dataset.examples[:rows]
+    found = [aligner.align(one.ids, one.prompt_length, row).places for row, one in enumerate(examples)]
+    return sum(place != NO_OFFSET for places in found for place in places) / sum(map(len, found))
 
 
 @dataclass(frozen=True)
@@ -130,26 +130,26 @@ class Models:
     student: LanguageModel
     teacher: Teacher | None
     writer: LanguageModel | None
-    author: Author | None = None
+    author: TextGenerator | None = None
 
     @property
     def live(self) -> Sequence[LanguageModel]:
         """The models besides the student that read what the student reads."""
-        return living(self.teacher) or ([] if self.writer is None else [self.writer])
+        return live_models(self.teacher) or ([] if self.writer is None else [self.writer])
 
 
-def load_models(prepared: Prepared, workshop: Workshop, report: Report) -> Models:
+def load_models(prepared: Prepared, session: Session, report: Report) -> Models:
     """Load a run's models, and tell what is found in them.
 
     Raises:
         KDError: of the kind that fits, for a model that cannot be loaded or rows longer than it reads.
     """
     pair, config = prepared.pair, prepared.config
-    student = workshop.load_student(pair, seed=config.train.seed, device=_start(prepared).device, lora=config.lora)
-    teacher = teacher_of(prepared, _start(prepared), workshop, report)
+    student = session.load_student(pair, seed=config.train.seed, device=_start(prepared).device, lora=config.lora)
+    teacher = load_teacher(prepared, _start(prepared), session, report)
     student.check_length(max(prepared.dataset.lengths))
     _check_measured(prepared, student)
-    models = Models(student, teacher, _writer(prepared, workshop), _author(prepared))
+    models = Models(student, teacher, _writer(prepared, session), _author(prepared))
     if config.hardware.shard != "ddp" and distributed.world() > 1:
         _refuse_regimes(prepared, (student, *models.live))
     for note in [note for model in (student, *models.live) for note in model.notes]:
@@ -165,7 +165,7 @@ def _check_measured(prepared: Prepared, student: LanguageModel) -> None:
     student.check_length(max(rows.lengths))
     answered = settings.metrics != EvalSettings().metrics or rows.without_prompt < len(rows)
     if answered and any(describe(name).eats == "texts" for name in settings.metrics):
-        Speaker(student, student.vocab).check([one.ids[: one.prompt_length] for one in rows.examples])
+        Decoder(student, student.vocab).check([one.ids[: one.prompt_length] for one in rows.examples])
 
 
 def _refuse_regimes(prepared: Prepared, models: Sequence[LanguageModel]) -> None:
@@ -180,19 +180,19 @@ def _refuse_regimes(prepared: Prepared, models: Sequence[LanguageModel]) -> None
 
 
 def assemble_training(
-    folder: RunFolder, prepared: Prepared, models: Models, workshop: Workshop, report: Report, command: str
-) -> Training:
+    folder: RunFolder, prepared: Prepared, models: Models, session: Session, report: Report, command: str
+) -> TrainJob:
     """Make everything one run trains with.
 
     Args:
         folder: the run's folder.
         prepared: the run as checked.
         models: its models.
-        workshop: parts shared with other runs.
+        session: parts shared with other runs.
         report: told what happens.
         command: what to type to go on after an interruption.
     """
-    return Training(
+    return TrainJob(
         student=models.student,
         teacher=models.teacher,
         loss=prepared.loss,
@@ -202,9 +202,9 @@ def assemble_training(
         device=prepared.device,
         folder=folder.path,
         identity=prepared.identity,
-        report=forgetting(report, models.teacher, prepared.config.train.keep),
+        report=prune_replies_on_checkpoint(report, models.teacher, prepared.config.train.keep),
         resume_command=command,
-        monitor=_monitor(folder, prepared, workshop, models.student, report),
+        monitor=_monitor(folder, prepared, session, models.student, report),
         hardware=prepared.config.hardware,
         **_whole_outside(prepared),
     )
@@ -230,23 +230,23 @@ def _whole_outside(prepared: Prepared) -> dict[str, frozenset[Side]]:
     }
 
 
-def _writer(prepared: Prepared, workshop: Workshop) -> LanguageModel | None:
+def _writer(prepared: Prepared, session: Session) -> LanguageModel | None:
     """Return the teacher whose weights the source reads or writes with, if it does."""
     facts, there = prepared.pair.teacher, _start(prepared) if prepared.needs_teacher else prepared.device
     if facts is None or facts.server is not None or not prepared.source.needs().teacher:
         return None
-    return workshop.load_teacher(facts.path, there.device)
+    return session.load_teacher(facts.path, there.device)
 
 
-def _author(prepared: Prepared) -> Author | None:
+def _author(prepared: Prepared) -> TextGenerator | None:
     """Return the server that writes the teacher's text, if it does."""
     facts = prepared.pair.teacher
     if facts is None or facts.server is None or not prepared.source.needs().teacher:
         return None
-    return ServedAuthor(facts.server, prepared.pair.reader)
+    return RemoteGenerator(facts.server, prepared.pair.reader)
 
 
-def _windows(folder: RunFolder, prepared: Prepared, models: Models, report: Report) -> Windows:
+def _windows(folder: RunFolder, prepared: Prepared, models: Models, report: Report) -> StepBatches:
     """Return the training windows, with everything they may write with."""
     student = models.student
     data = prepared.config.data
@@ -266,16 +266,16 @@ def _windows(folder: RunFolder, prepared: Prepared, models: Models, report: Repo
 
 
 def _monitor(
-    folder: RunFolder, prepared: Prepared, workshop: Workshop, student: LanguageModel, report: Report
-) -> StudentMonitor | None:
+    folder: RunFolder, prepared: Prepared, session: Session, student: LanguageModel, report: Report
+) -> Validator | None:
     """Return what looks at the student while it is trained."""
     watched, pair, config = prepared.watched, prepared.pair, prepared.config
     if watched is None:
         return None
     teacher = None
     if watched.needs_teacher and pair.teacher is not None:
-        teacher = mentor_for(
-            config.teacher_cache, pair.teacher, watched.rows, config.data, config.hardware, _start(prepared), workshop
+        teacher = evaluation_teacher(
+            config.teacher_cache, pair.teacher, watched.rows, config.data, config.hardware, _start(prepared), session
         )
 
     def keep(about: dict[str, Any]) -> None:
@@ -284,4 +284,4 @@ def _monitor(
 
     shown = replace(student, vocab=pair.vocab)
     shown.check_length(max(watched.rows.lengths))
-    return StudentMonitor(watched, shown, teacher, prepared.device, keep, report)
+    return Validator(watched, shown, teacher, prepared.device, keep, report)

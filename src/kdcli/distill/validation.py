@@ -14,12 +14,12 @@ from kdcli.config.schema import DistillConfig, EvalSettings, MonitorConfig
 from kdcli.data.tokenize import TokenDataset
 from kdcli.errors import NumericsError, UsageError
 from kdcli.evaluation import scoring
-from kdcli.evaluation.answer_sources import LocalModel
+from kdcli.evaluation.answer_sources import LocalAnswers
 from kdcli.evaluation.answers import answer
 from kdcli.events import Event, Report, silent
 from kdcli.loading import splits
-from kdcli.loading.info import ModelFacts
-from kdcli.loading.session import Workshop, evaluation_digest
+from kdcli.loading.info import ModelInfo
+from kdcli.loading.session import Session, evaluation_digest
 from kdcli.metrics.describe import MetricCard, describe
 from kdcli.models.devices import Device
 from kdcli.models.load import LanguageModel
@@ -30,7 +30,7 @@ _EATEN = ("texts", "tokens")
 
 
 @dataclass(frozen=True)
-class Watched:
+class ValidationPlan:
     """What is looked at while a run trains.
 
     Args:
@@ -68,7 +68,7 @@ class Watched:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def watched_by(config: DistillConfig, reader: ModelFacts, workshop: Workshop) -> Watched | None:
+def validation_plan(config: DistillConfig, reader: ModelInfo, session: Session) -> ValidationPlan | None:
     """Return what a run is asked to look at while it trains, None for nothing; no weight is read.
 
     Raises:
@@ -87,11 +87,11 @@ def watched_by(config: DistillConfig, reader: ModelFacts, workshop: Workshop) ->
     if not splits.measures_after_training(config.data, split):
         fix = "give --eval-data, or --set data.dev_share=0.1"
         raise UsageError("CLI-20", "no rows to evaluate on", where="--eval-every", fix=fix)
-    rows = sample_of(splits.measured_rows(config.data, split, reader, workshop), wanted.rows)
+    rows = sample_of(splits.measured_rows(config.data, split, reader, session), wanted.rows)
     generation = config.evaluation.generation
     changes = {"metrics": wanted.metrics, "generation": generation.model_copy(update={"seeds": generation.seeds[:1]})}
     settings = config.evaluation.model_copy(update=changes)
-    return Watched(wanted, score, better, settings, rows, any(card.needs_teacher for card in cards))
+    return ValidationPlan(wanted, score, better, settings, rows, any(card.needs_teacher for card in cards))
 
 
 def sample_of(dataset: TokenDataset, rows: int) -> TokenDataset:
@@ -109,7 +109,7 @@ def sample_of(dataset: TokenDataset, rows: int) -> TokenDataset:
 
 
 @dataclass
-class StudentMonitor:
+class Validator:
     """Measures a student every few steps; see ``engine.monitor.Monitor``.
 
     Args:
@@ -121,7 +121,7 @@ class StudentMonitor:
         report: told the outcome of every evaluation.
     """
 
-    watched: Watched
+    watched: ValidationPlan
     student: LanguageModel
     teacher: Teacher | None
     device: Device
@@ -182,10 +182,10 @@ class StudentMonitor:
         rows, chosen = self.watched.rows, self._chosen
         try:
             with _still(self.student):
-                found = scoring.Scored()
+                found = scoring.Scores()
                 if chosen.texts:
                     generation = self.watched.settings.generation
-                    source = LocalModel(self.student, generation, self.device)
+                    source = LocalAnswers(self.student, generation, self.device)
                     texts = answer(source, rows, generation, silent)
                     found += scoring.score_texts(chosen, scoring.beside(texts, rows, self.student.ends))
                     for said in (*scoring.answer_counts(texts, generation.max_new_tokens).sentences, *found.notes):

@@ -6,11 +6,11 @@ from typing import Any
 
 from kdcli.config.schema import GenerationConfig, ServerConfig
 from kdcli.end_tokens import UNTOLD
-from kdcli.evaluation.answers import Question, Said
+from kdcli.evaluation.answers import Answer, Prompt
 from kdcli.events import Event, Report
-from kdcli.generation import Answer, Asked, answers
+from kdcli.generation import Completion, GenerationRequest, answers
 from kdcli.models.devices import Device
-from kdcli.models.load import LanguageModel, twin
+from kdcli.models.load import LanguageModel, cast_copy
 from kdcli.models.tokenizer import answer_key
 from kdcli.remote.address import address_of
 from kdcli.remote.client import Client, Request
@@ -18,7 +18,7 @@ from kdcli.remote.schema import read_completion, request_seed
 from kdcli.text import one_line
 
 
-class LocalModel:
+class LocalAnswers:
     """Answers of a loaded model, in the precision of the device's computations.
 
     Args:
@@ -38,7 +38,7 @@ class LocalModel:
         dtype, model = self._dtype or self._model.head.weight.dtype, self._model
         return f"{model.digest} {dtype} {model.vocab} {answer_key(model.tokenizer, model.ends)}"
 
-    def answers_for(self, questions: Sequence[Question], report: Report) -> Iterator[Said]:
+    def answers_for(self, questions: Sequence[Prompt], report: Report) -> Iterator[Answer]:
         """Yield one answer per question and seed, as they end.
 
         Args:
@@ -49,14 +49,14 @@ class LocalModel:
             InputError: an empty prompt, one that fills the model's context, or a recurrent model.
             NumericsError: the model's logits are not finite.
         """
-        asked = [Asked(question.ids, question.number, question.seeds) for question in questions]
+        asked = [GenerationRequest(question.ids, question.number, question.seeds) for question in questions]
         pace = _Pace(sum(len(question.seeds) for question in questions), report)
-        model = self._model if self._dtype is None else twin(self._model, self._dtype)
+        model = self._model if self._dtype is None else cast_copy(self._model, self._dtype)
         for place, seed, answer in answers(model, asked, self._generation, rows=model.vocab, report=pace.count):
             pace.done += 1
-            yield Said(questions[place].number, seed, self._text(answer), answer)
+            yield Answer(questions[place].number, seed, self._text(answer), answer)
 
-    def _text(self, answer: Answer) -> str:
+    def _text(self, answer: Completion) -> str:
         text = self._model.tokenizer.decode(
             list(answer.ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
@@ -107,7 +107,7 @@ class ServedAnswers:
         """The server and its model."""
         return _identity(self._model, self._client.connection.address.url)
 
-    def answers_for(self, questions: Sequence[Question], report: Report) -> Iterator[Said]:
+    def answers_for(self, questions: Sequence[Prompt], report: Report) -> Iterator[Answer]:
         """Yield one answer per question and seed, as they come.
 
         Args:
@@ -128,9 +128,9 @@ class ServedAnswers:
             rate = tokens / max(time.monotonic() - started, 1e-9)
             values = {"tokens/s": rate} if tokens else {}
             report(Event("progress", "answering", done=done, total=len(asked), values=values))
-            yield Said(question.number, seed, written.text.strip(), Answer((), UNTOLD if written.ended else None))
+            yield Answer(question.number, seed, written.text.strip(), Completion((), UNTOLD if written.ended else None))
 
-    def _body(self, question: Question, seed: int) -> dict[str, Any]:
+    def _body(self, question: Prompt, seed: int) -> dict[str, Any]:
         settings = self._generation
         return {
             "model": self._model,

@@ -14,12 +14,12 @@ from kdcli.data.tokenize import TokenDataset
 from kdcli.end_tokens import UNTOLD
 from kdcli.errors import MachineError
 from kdcli.events import Event, Report
-from kdcli.generation import Answer
+from kdcli.generation import Completion
 from kdcli.storage import atomic, stored
 
 
 @dataclass(frozen=True)
-class Texts:
+class TextSamples:
     """What was asked and what was answered.
 
     Args:
@@ -38,7 +38,7 @@ class Texts:
     ended: list[list[bool]]
     reference_tokens: list[int] | None = None
     ended_is_known: bool = True
-    answers: list[list[Answer]] | None = None
+    answers: list[list[Completion]] | None = None
 
     @property
     def also(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Question:
+class Prompt:
     """A prompt, and the seeds it is still to be answered for.
 
     Args:
@@ -67,7 +67,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Said:
+class Answer:
     """One answer to one question.
 
     Args:
@@ -80,11 +80,11 @@ class Said:
     number: int
     seed: int
     text: str
-    answer: Answer
+    answer: Completion
 
 
 @runtime_checkable
-class Answerer(Protocol):
+class AnswerSource(Protocol):
     """A source of answers."""
 
     @property
@@ -92,7 +92,7 @@ class Answerer(Protocol):
         """What answers are kept under: another identity is another source."""
         ...
 
-    def answers_for(self, questions: Sequence[Question], report: Report) -> Iterator[Said]:
+    def answers_for(self, questions: Sequence[Prompt], report: Report) -> Iterator[Answer]:
         """Yield one answer per question and seed, in whatever order they are finished.
 
         Args:
@@ -110,7 +110,7 @@ _SECONDS_BETWEEN_SYNCS = 5.0
 
 
 @dataclass(frozen=True)
-class Asking:
+class AnswerKey:
     """Everything an answer follows from, but the question.
 
     Args:
@@ -121,14 +121,14 @@ class Asking:
     source: str
     generation: GenerationConfig
 
-    def key(self, question: Question, seed: int) -> str:
+    def key(self, question: Prompt, seed: int) -> str:
         """Return what an answer is found by: 32 hex digits over source, settings, prompt, example and seed."""
         settings = self.generation.model_dump(mode="json", exclude={"seeds", "batch_tokens"})
         parts = [self.source, settings, question.number, list(question.ids), question.text, seed]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-class KeptAnswers:
+class AnswerStore:
     """The answers of one evaluation, on disk.
 
     While the evaluation lasts they are beside its folder, in ``.<name>.answers.jsonl``; a finished one holds
@@ -142,17 +142,17 @@ class KeptAnswers:
         others: folders of further evaluations, whose answers are as good.
     """
 
-    def __init__(self, folder: Path, asking: Asking, others: Sequence[Path] = ()) -> None:
+    def __init__(self, folder: Path, asking: AnswerKey, others: Sequence[Path] = ()) -> None:
         self._path = folder.with_name(f".{folder.name}.{ANSWERS}")
         self._asking = asking
-        self._file: atomic.Lines | None = None
+        self._file: atomic.AppendOnlyFile | None = None
         self._synced = time.monotonic()
         self._found: dict[str, dict[str, Any]] = {}
         for path in (*(other / ANSWERS for other in others), folder / ANSWERS, self._path):
             self._found |= _read(path)
         self._used: dict[str, dict[str, Any]] = {}
 
-    def find(self, question: Question, seed: int) -> Said | None:
+    def find(self, question: Prompt, seed: int) -> Answer | None:
         """Return the answer that was made before, None if there is none."""
         key = self._asking.key(question, seed)
         entry = self._found.get(key)
@@ -160,9 +160,9 @@ class KeptAnswers:
             return None
         self._used[key] = entry
         end = entry.get("end", UNTOLD if entry["ended"] else None)  # an older line does not tell
-        return Said(question.number, seed, entry["text"], Answer(tuple(entry["ids"]), end))
+        return Answer(question.number, seed, entry["text"], Completion(tuple(entry["ids"]), end))
 
-    def add(self, question: Question, said: Said) -> None:
+    def add(self, question: Prompt, said: Answer) -> None:
         """Keep an answer.
 
         Raises:
@@ -175,7 +175,7 @@ class KeptAnswers:
         }  # fmt: skip
         self._used[key] = entry
         if self._file is None:
-            self._file = atomic.Lines(self._path)
+            self._file = atomic.AppendOnlyFile(self._path)
         self._file.add(_line(entry))
         if time.monotonic() - self._synced > _SECONDS_BETWEEN_SYNCS:
             self._file.settle()
@@ -204,10 +204,10 @@ class KeptAnswers:
         atomic.remove_file(self._path)
 
 
-def clear_beside(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove what killed evaluations left beside a finished one's folder, where the disk may be written."""
     with suppress(MachineError):
-        atomic.sweep(folder.parent)
+        atomic.remove_temporaries(folder.parent)
         kept = folder.with_name(f".{folder.name}.{ANSWERS}")
         if kept in superseded_answers(folder.parent):
             atomic.remove_file(kept)
@@ -238,7 +238,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise atomic.refused(error, path) from error
+        raise atomic.disk_error(error, path) from error
     entries = [entry for entry in map(_entry, lines) if entry is not None]
     return {entry["key"]: {name: value for name, value in entry.items() if name != "check"} for entry in entries}
 
@@ -251,21 +251,19 @@ def _entry(raw: bytes) -> dict[str, Any] | None:
     return entry if isinstance(entry, dict) and entry.get("check") == _check(entry) else None
 
 
-def questions_of(dataset: TokenDataset, config: GenerationConfig) -> list[Question]:
+def prompts_of(dataset: TokenDataset, config: GenerationConfig) -> list[Prompt]:
     """Return one question per row with all sampling seeds; greedy answers are all the same, so one seed does."""
     seeds = config.seeds if config.temperature > 0 else config.seeds[:1]
-    return [
-        Question(number, example.question, example.prompt, seeds) for number, example in enumerate(dataset.examples)
-    ]
+    return [Prompt(number, example.question, example.prompt, seeds) for number, example in enumerate(dataset.examples)]
 
 
 def answer(
-    source: Answerer,
+    source: AnswerSource,
     dataset: TokenDataset,
     config: GenerationConfig,
     report: Report,
-    kept: KeptAnswers | None = None,
-) -> Texts:
+    kept: AnswerStore | None = None,
+) -> TextSamples:
     """Return one answer per row and sampling seed, asking only for those that are not kept.
 
     Args:
@@ -278,10 +276,10 @@ def answer(
     Raises:
         KDError: whatever the source refuses; what was answered before is kept.
     """
-    questions = questions_of(dataset, config)
+    questions = prompts_of(dataset, config)
     said = ask(source, questions, report, kept)
     rows = [[said[question.number, seed] for seed in question.seeds] for question in questions]
-    return Texts(
+    return TextSamples(
         predictions=[[one.text for one in row] for row in rows],
         references=[list(example.references) for example in dataset.examples],
         prompts=[example.prompt for example in dataset.examples],
@@ -291,8 +289,8 @@ def answer(
 
 
 def ask(
-    source: Answerer, questions: Sequence[Question], report: Report, kept: KeptAnswers | None = None
-) -> dict[tuple[int, int], Said]:
+    source: AnswerSource, questions: Sequence[Prompt], report: Report, kept: AnswerStore | None = None
+) -> dict[tuple[int, int], Answer]:
     """Return the answer to every question and seed, by example and seed."""
     if kept is None:
         return {(one.number, one.seed): one for one in source.answers_for(questions, report)}

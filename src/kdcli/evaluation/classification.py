@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from kdcli.data.readers import kind_of
 from kdcli.data.tokenize import Example, TokenDataset, follow_all
 from kdcli.errors import InputError
-from kdcli.evaluation.scoring import Scored, info_of
+from kdcli.evaluation.scoring import Scores, info_of
 from kdcli.events import Event, Report
-from kdcli.generation.scoring import Reader
+from kdcli.generation.scoring import LogProbScorer
 from kdcli.metrics.classification import ChoiceMetric, ChoiceTable
 from kdcli.models.devices import Device
 from kdcli.models.load import LanguageModel
@@ -138,7 +138,7 @@ def score_choices(
     development: TokenDataset | None,
     device: Device,
     report: Report,
-) -> Scored:
+) -> Scores:
     """Read every choice, and score with every metric of choices.
 
     Args:
@@ -153,7 +153,7 @@ def score_choices(
         InputError: a row whose choices cannot be used.
     """
     if not metrics:
-        return Scored()
+        return Scores()
     table = read_choices(model, dataset, device, report)
     if development is not None and any(metric.needs_development for metric in metrics):
         table = replace(table, development=read_choices(model, development, device, report))
@@ -161,7 +161,7 @@ def score_choices(
     for metric in metrics:
         pairs += [(score, info_of(score, metric)) for score in metric.scores_from_choices(table)]
         curves += metric.curves(metric.checked(table))
-    return Scored(tuple(pairs), tuple(curves))
+    return Scores(tuple(pairs), tuple(curves))
 
 
 def read_choices(model: LanguageModel, dataset: TokenDataset, device: Device, report: Report) -> ChoiceTable:
@@ -172,7 +172,7 @@ def read_choices(model: LanguageModel, dataset: TokenDataset, device: Device, re
     """
     rows = encode_choices(model.tokenizer, dataset)
     model.check_length(max(len(row.context) + max(map(len, row.ids)) for row in rows))
-    reader, scores = Reader(model, device), []
+    reader, scores = LogProbScorer(model, device), []
     report(Event("stage", "reading choices", total=len(rows)))
     for row in rows:
         scores.append(reader.logp(row.context, row.ids))

@@ -15,17 +15,17 @@ from kdcli.training.checkpoint import checkpoints
 
 
 @contextmanager
-def held(folder: RunFolder) -> Iterator[None]:
+def locked(folder: RunFolder) -> Iterator[None]:
     """Make the folder and be alone in it, on the first rank only."""
     with ExitStack() as stack:
         if distributed.rank() == 0:
             atomic.make_folder(folder.path)
-            stack.enter_context(alone(folder.path))
+            stack.enter_context(exclusive(folder.path))
         yield
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Iterator[None]:
     """Hold a run folder's lock, and remove what killed writers left in it; within itself it does nothing.
 
     Raises:
@@ -38,11 +38,11 @@ def alone(folder: Path) -> Iterator[None]:
         return
     with lock.hold(folder):
         for one in (folder, folder / EVAL, folder / MADE):
-            atomic.sweep(one)
+            atomic.remove_temporaries(one)
         yield
 
 
-def unneeded(folder: Path, *, keep_checkpoints: bool) -> list[Path]:
+def superseded_files(folder: Path, *, keep_checkpoints: bool) -> list[Path]:
     """Return what a finished run does not need: checkpoints, leftovers of killed writers, answers kept twice.
 
     Args:
@@ -54,7 +54,7 @@ def unneeded(folder: Path, *, keep_checkpoints: bool) -> list[Path]:
     return found + [path for path in (folder / ASKED,) if path.is_dir()]
 
 
-def tidy(folder: Path, *, keep_checkpoints: bool) -> None:
+def remove_superseded(folder: Path, *, keep_checkpoints: bool) -> None:
     """Remove what a finished run does not need, where nobody else works in it and the disk may be written.
 
     Args:
@@ -64,10 +64,10 @@ def tidy(folder: Path, *, keep_checkpoints: bool) -> None:
     Raises:
         IntegrityError: its lock is a link.
     """
-    if not unneeded(folder, keep_checkpoints=keep_checkpoints):
+    if not superseded_files(folder, keep_checkpoints=keep_checkpoints):
         return
-    with suppress(BusyError, MachineError), alone(folder):
-        for path in unneeded(folder, keep_checkpoints=keep_checkpoints):
+    with suppress(BusyError, MachineError), exclusive(folder):
+        for path in superseded_files(folder, keep_checkpoints=keep_checkpoints):
             if path.is_dir() and not path.is_symlink():
                 atomic.remove_folder(path)
             else:
@@ -75,7 +75,7 @@ def tidy(folder: Path, *, keep_checkpoints: bool) -> None:
 
 
 @contextmanager
-def logged(folder: RunFolder) -> Iterator[None]:
+def record_failure(folder: RunFolder) -> Iterator[None]:
     """Record in the folder how a run ended that did not end well."""
     try:
         yield

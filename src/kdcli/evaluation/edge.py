@@ -290,7 +290,7 @@ TASKS = "tasks"
 
 
 @dataclass(frozen=True)
-class Beside:
+class ExtraMeasurements:
     """What was measured beside the rows.
 
     Args:
@@ -313,19 +313,19 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Ready:
+class ExtraTools:
     """What will run the tasks, and the tasks."""
 
     harness: Harness
     tasks: Tasks
 
 
-def asks_beside(config: EvalConfig) -> bool:
+def asks_extra_measurements(config: EvalConfig) -> bool:
     """Whether anything is to be measured beside the rows."""
     return config.edge.measure or bool(config.benchmarks.tasks)
 
 
-def ready_beside(config: EvalConfig) -> Ready | None:
+def load_extra_tools(config: EvalConfig) -> ExtraTools | None:
     """Return the loaded tasks, None without any; what is wrong with them is found before any weight is read.
 
     Raises:
@@ -336,12 +336,12 @@ def ready_beside(config: EvalConfig) -> Ready | None:
     if not config.benchmarks.tasks:
         return None
     harness = LmEval()
-    return Ready(harness, load_tasks(harness, config.benchmarks))
+    return ExtraTools(harness, load_tasks(harness, config.benchmarks))
 
 
-def measure_beside(
-    config: EvalConfig, model: str, device: Device, report: Report, ready: Ready | None = None
-) -> Beside:
+def measure_extras(
+    config: EvalConfig, model: str, device: Device, report: Report, ready: ExtraTools | None = None
+) -> ExtraMeasurements:
     """Measure what the settings ask for beside the rows; the model is loaded for it, and let go.
 
     Args:
@@ -357,6 +357,6 @@ def measure_beside(
     path = model_of(model)
     edge = measure_edge(path, config.edge, device, report) if config.edge.measure else None
     if ready is None:
-        return Beside(edge=edge)
+        return ExtraMeasurements(edge=edge)
     loaded = load_model(path, device=device.device, role="teacher", dtype=device.compute)
-    return Beside(run_tasks(loaded, ready.tasks, config.benchmarks, report, ready.harness), edge)
+    return ExtraMeasurements(run_tasks(loaded, ready.tasks, config.benchmarks, report, ready.harness), edge)

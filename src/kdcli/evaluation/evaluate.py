@@ -16,34 +16,34 @@ from kdcli.data.templates import check_template, choose_template, render, templa
 from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.errors import InputError, IntegrityError, UsageError
 from kdcli.evaluation import scoring
-from kdcli.evaluation.answer_sources import LocalModel, ServedAnswers, served_by
-from kdcli.evaluation.answers import Asking, KeptAnswers, Texts, answer, clear_beside
+from kdcli.evaluation.answer_sources import LocalAnswers, ServedAnswers, served_by
+from kdcli.evaluation.answers import AnswerKey, AnswerStore, TextSamples, answer, remove_leftovers
 from kdcli.evaluation.classification import score_choices
-from kdcli.evaluation.custody import alone
-from kdcli.evaluation.edge import Beside, asks_beside, measure_beside, ready_beside
+from kdcli.evaluation.custody import exclusive
+from kdcli.evaluation.edge import ExtraMeasurements, asks_extra_measurements, load_extra_tools, measure_extras
 from kdcli.evaluation.lm_eval.tasks import asked_of
-from kdcli.evaluation.on_policy import Speakers, check_own, live_teacher, score_own
+from kdcli.evaluation.on_policy import DecoderPair, check_on_policy, live_teacher, score_on_policy
 from kdcli.evaluation.predictions import read_predictions
 from kdcli.evaluation.protocol import protocol_of, samples_note
 from kdcli.evaluation.records import AnswerCounts, EvalRecord
 from kdcli.evaluation.results import RESULTS, Rows, make_place, read_results, write_results
-from kdcli.evaluation.scoring import Chosen, Scored
+from kdcli.evaluation.scoring import MetricSet, Scores
 from kdcli.evaluation.together import beside, holds, only, place_of
 from kdcli.events import Event, Report, silent
 from kdcli.loading import splits
-from kdcli.loading.info import ModelFacts, model_of
-from kdcli.loading.session import Workshop, check_data_path, evaluation_digest
+from kdcli.loading.info import ModelInfo, model_of
+from kdcli.loading.session import Session, check_data_path, evaluation_digest
 from kdcli.loading.splits import choice_note
 from kdcli.metrics.describe import describe
 from kdcli.models.devices import Device, prepare
 from kdcli.models.load import LanguageModel, load_model
 from kdcli.models.tokenizer import answer_key, difference, shared_vocabulary
-from kdcli.remote.address import is_served
+from kdcli.remote.address import is_url
 from kdcli.remote.client import Client
 from kdcli.statistics import over_examples
 from kdcli.storage import atomic
 from kdcli.storage.run_dir import RunFolder
-from kdcli.teachers.load import mentor_for
+from kdcli.teachers.load import evaluation_teacher
 
 # From what was measured to the record that is handed back and kept.
 
@@ -69,13 +69,13 @@ class Measured:
     model_digest: str
     folder: Path | None
     protocol: dict[str, Any]
-    scored: Scored
+    scored: Scores
     rows: Rows
     notes: tuple[str, ...]
-    beside: Beside = field(default_factory=Beside)
+    beside: ExtraMeasurements = field(default_factory=ExtraMeasurements)
 
 
-def keep(measured: Measured, config: EvalConfig) -> EvalRecord:
+def write_record(measured: Measured, config: EvalConfig) -> EvalRecord:
     """Make the record of what was measured, and write it if there is a place for it."""
     pairs = scoring.each_once(measured.scored.pairs)
     said = [note for score, _ in pairs for note in score.notes]
@@ -150,7 +150,7 @@ def score_served(config: EvalConfig, report: Report) -> EvalRecord:
     folder = Path(config.output) if config.output is not None else None
     if folder is not None:
         make_place(folder, config.output)
-    kept = KeptAnswers(folder, Asking(source.identity, generation)) if folder is not None else None
+    kept = AnswerStore(folder, AnswerKey(source.identity, generation)) if folder is not None else None
     texts = answer(source, data, generation, report, kept)
     protocol: dict[str, Any] = {
         **protocol_of(config).record(),
@@ -165,7 +165,7 @@ def score_served(config: EvalConfig, report: Report) -> EvalRecord:
     rows = Rows([example.where for example in data.examples], texts, kept)
     digest, name = hashlib.sha256(source.identity.encode()).hexdigest(), splits.evaluation_name(path)
     scored = scoring.score_texts(chosen, texts)
-    return keep(Measured(name, source.identity, digest, folder, protocol, scored, rows, chosen.notes), config)
+    return write_record(Measured(name, source.identity, digest, folder, protocol, scored, rows, chosen.notes), config)
 
 
 def _rows(config: EvalConfig, path: str) -> TokenDataset:
@@ -189,14 +189,14 @@ ENDINGS = "text"
 
 
 def evaluate_run(
-    config: EvalConfig, report: Report, *, workshop: Workshop | None = None, reuse: bool = False
+    config: EvalConfig, report: Report, *, session: Session | None = None, reuse: bool = False
 ) -> EvalRecord:
     """Evaluate a run, a model or a file of answers.
 
     Args:
         config: what to measure, and on what.
         report: told what happens.
-        workshop: parts shared with other evaluations.
+        session: parts shared with other evaluations.
         reuse: return what is there if it was measured by the same protocol.
 
     Returns:
@@ -213,14 +213,14 @@ def evaluate_run(
         return score_served(config, report)
     if config.model is None:
         raise UsageError("CLI-20", "nothing to evaluate", where="kd eval", fix="give a model, a run, or --predictions")
-    if asks_beside(config) and config.data.eval is None and config.data.train is None:
+    if asks_extra_measurements(config) and config.data.eval is None and config.data.train is None:
         return _score_beside(config, config.model, report)
-    return _score_model(config, config.model, report, workshop or Workshop(), reuse=reuse)
+    return _score_model(config, config.model, report, session or Session(), reuse=reuse)
 
 
-def evaluate_student(run: Path, config: DistillConfig, workshop: Workshop, report: Report) -> EvalRecord:
+def evaluate_student(run: Path, config: DistillConfig, session: Session, report: Report) -> EvalRecord:
     """Evaluate a run's student on the run's held-out rows, or its development rows, unless that is done."""
-    return evaluate_run(student_config(str(run), config), report, workshop=workshop, reuse=True)
+    return evaluate_run(student_config(str(run), config), report, session=session, reuse=True)
 
 
 @dataclass(frozen=True)
@@ -233,24 +233,24 @@ class Subject:
         load: gives the model on a device.
     """
 
-    facts: ModelFacts
-    reader: ModelFacts
+    facts: ModelInfo
+    reader: ModelInfo
     load: Callable[[Device], LanguageModel]
 
 
-def evaluate_subject(subject: Subject, config: EvalConfig, workshop: Workshop, report: Report) -> EvalRecord:
+def evaluate_subject(subject: Subject, config: EvalConfig, session: Session, report: Report) -> EvalRecord:
     """Evaluate a model on the rows that settings name, unless that is done by the same protocol; again if damaged.
 
     Args:
         subject: the model.
         config: what to measure, and on what; ``output`` is the folder of the record.
-        workshop: what is loaded already.
+        session: what is loaded already.
         report: told what happens.
 
     Raises:
         KDError: the model or the data cannot be used, or do not fit a metric.
     """
-    asked = _ask(config, subject.facts.path, workshop, subject)
+    asked = _ask(config, subject.facts.path, session, subject)
     try:
         there = asked.already_there()
     except IntegrityError as error:
@@ -258,14 +258,14 @@ def evaluate_subject(subject: Subject, config: EvalConfig, workshop: Workshop, r
         there = None
     if there is not None:
         if asked.folder is not None:
-            clear_beside(asked.folder)
+            remove_leftovers(asked.folder)
         return there
-    return _score_asked(config, subject.facts.path, asked, report, workshop)
+    return _score_asked(config, subject.facts.path, asked, report, session)
 
 
-def find_evaluation(run: Path, config: DistillConfig, workshop: Workshop) -> EvalRecord | None:
+def find_evaluation(run: Path, config: DistillConfig, session: Session) -> EvalRecord | None:
     """Return a run's evaluation if it was made by the protocol that these settings ask for, else None."""
-    asked = _ask(student_config(str(run), config), str(run), workshop)
+    asked = _ask(student_config(str(run), config), str(run), session)
     return asked.already_there()
 
 
@@ -273,9 +273,9 @@ def find_evaluation(run: Path, config: DistillConfig, workshop: Workshop) -> Eva
 class _Asked:
     """An evaluation, its parts looked at; no weight is read."""
 
-    chosen: Chosen
+    chosen: MetricSet
     subject: Subject
-    teacher: ModelFacts | None
+    teacher: ModelInfo | None
     data: TokenDataset
     device: Device
     protocol: dict[str, Any]
@@ -284,7 +284,7 @@ class _Asked:
     development: TokenDataset | None = None
 
     @property
-    def facts(self) -> ModelFacts:
+    def facts(self) -> ModelInfo:
         """What is known of the model before its weights are loaded."""
         return self.subject.facts
 
@@ -318,24 +318,24 @@ def student_config(model: str, config: DistillConfig) -> EvalConfig:
 
 
 def _ask(
-    config: EvalConfig, model: str, workshop: Workshop, subject: Subject | None = None, report: Report = silent
+    config: EvalConfig, model: str, session: Session, subject: Subject | None = None, report: Report = silent
 ) -> _Asked:
     fitted_on = splits.has_development_apart(config.data, config.evaluation.split)
-    own = Workshop()  # not the shared one: a run's student may have changed since
-    apart = _has_other_tokens(config, lambda: subject.reader if subject is not None else own.look(model), workshop)
+    own = Session()  # not the shared one: a run's student may have changed since
+    apart = _has_other_tokens(config, lambda: subject.reader if subject is not None else own.inspect(model), session)
     compared = config.teacher is not None and not apart
     chosen = scoring.choose_metrics(config.evaluation, teacher=compared, development=fitted_on, other_tokens=apart)
     path = splits.check_measured(config.data, config.evaluation.split)
     device = prepare(config.hardware)
     teacher = config.teacher if chosen.needs_teacher else None
     folder, given = _folder(config, model), subject is not None
-    subject = subject or _subject(own.look(model))
+    subject = subject or _subject(own.inspect(model))
     reader = subject.reader
-    other = workshop.look_teacher(teacher, config.teacher_quantization) if teacher else None
-    data = splits.measured_rows(config.data, config.evaluation.split, reader, workshop)
+    other = session.look_teacher(teacher, config.teacher_quantization) if teacher else None
+    data = splits.measured_rows(config.data, config.evaluation.split, reader, session)
     chosen = scoring.without_prompts(chosen, config.evaluation, data)
     protocol = _protocol(config, chosen, data, device, reader, other)
-    development = splits.measured_rows(config.data, "dev", reader, workshop) if chosen.needs_development else None
+    development = splits.measured_rows(config.data, "dev", reader, session) if chosen.needs_development else None
     if development is not None:
         protocol["development"] = evaluation_digest(development)
     if config.benchmarks.tasks:
@@ -350,41 +350,43 @@ def _there(folder: Path) -> EvalRecord | None:
     return read_results(folder) if (folder / RESULTS).is_file() else None
 
 
-def _subject(facts: ModelFacts) -> Subject:
+def _subject(facts: ModelInfo) -> Subject:
     """Return a model that reads its own tokens and lies in a folder."""
     return Subject(facts, facts, lambda device: load_model(model_of(facts.path), device=device.device, role="teacher"))
 
 
-def _has_other_tokens(config: EvalConfig, reader: Callable[[], ModelFacts], workshop: Workshop) -> bool:
+def _has_other_tokens(config: EvalConfig, reader: Callable[[], ModelInfo], session: Session) -> bool:
     """Whether a metric asks for the teacher, and the teacher's tokenizer is not the model's."""
     asked = any(describe(name).needs_teacher for name in config.evaluation.metrics)
-    if config.teacher is None or is_served(config.teacher) or not asked:
+    if config.teacher is None or is_url(config.teacher) or not asked:
         return False
-    return difference(reader().tokenizer, workshop.look(config.teacher).tokenizer) is not None
+    return difference(reader().tokenizer, session.inspect(config.teacher).tokenizer) is not None
 
 
 def _score_beside(config: EvalConfig, model: str, report: Report) -> EvalRecord:
     """Run benchmarks, or measure what the model costs; no row is read."""
-    facts, device, ready = Workshop().look(model), prepare(config.hardware), ready_beside(config)
-    beside = measure_beside(config, model, device, report, ready)
+    facts, device, ready = Session().inspect(model), prepare(config.hardware), load_extra_tools(config)
+    beside = measure_extras(config, model, device, report, ready)
     protocol = {"examples": beside.benchmarked.documents, "precision": str(device.compute).removeprefix("torch.")}
     folder = Path(config.output) if config.output is not None else None
     name = "tasks" if config.benchmarks.tasks else "edge"
-    return keep(Measured(name, model, facts.digest, folder, protocol, Scored(), Rows([], None), (), beside), config)
+    return write_record(
+        Measured(name, model, facts.digest, folder, protocol, Scores(), Rows([], None), (), beside), config
+    )
 
 
-def _score_model(config: EvalConfig, model: str, report: Report, workshop: Workshop, *, reuse: bool) -> EvalRecord:
-    asked = _ask(config, model, workshop, report=report)
+def _score_model(config: EvalConfig, model: str, report: Report, session: Session, *, reuse: bool) -> EvalRecord:
+    asked = _ask(config, model, session, report=report)
     shown = asked.folder is not None and asked.folder.is_dir() and not os.access(asked.folder.parent, os.W_OK)
     if (reuse or shown) and (there := asked.already_there()) is not None:
         if not reuse:
             report(Event("note", f"{asked.folder} may not be written: what was measured before is shown"))
         return there
-    return _score_asked(config, model, asked, report, workshop)
+    return _score_asked(config, model, asked, report, session)
 
 
-def _score_asked(config: EvalConfig, model: str, asked: _Asked, report: Report, workshop: Workshop) -> EvalRecord:
-    ready = ready_beside(config)
+def _score_asked(config: EvalConfig, model: str, asked: _Asked, report: Report, session: Session) -> EvalRecord:
+    ready = load_extra_tools(config)
     writes = asked.protocol["generation"] is not None
     told = asked.facts.writing_notes if writes else asked.facts.notes
     choice = choice_note(model, asked.name)
@@ -394,21 +396,21 @@ def _score_asked(config: EvalConfig, model: str, asked: _Asked, report: Report, 
     for note in (*told, *asked.data.notes, *asked.chosen.notes):
         report(Event("note", note))
     inside = asked.folder is not None and config.output is None
-    with alone(Path(model)) if inside else nullcontext():
-        beside = measure_beside(config, model, asked.device, report, ready)
-        scored, texts, kept = _measure(config, asked, report, workshop)
+    with exclusive(Path(model)) if inside else nullcontext():
+        beside = measure_extras(config, model, asked.device, report, ready)
+        scored, texts, kept = _measure(config, asked, report, session)
         examples = Rows([example.where for example in asked.data.examples], texts, kept)
         measured = Measured(
             asked.name, model, asked.facts.digest, asked.folder, asked.protocol, scored, examples, said,
             beside,
         )  # fmt: skip
-        return keep(measured, config)
+        return write_record(measured, config)
 
 
-_Measurement: TypeAlias = tuple[Scored, Texts | None, KeptAnswers | None]
+_Measurement: TypeAlias = tuple[Scores, TextSamples | None, AnswerStore | None]
 
 
-def _measure(config: EvalConfig, asked: _Asked, report: Report, workshop: Workshop) -> _Measurement:
+def _measure(config: EvalConfig, asked: _Asked, report: Report, session: Session) -> _Measurement:
     """Load what is needed, ask, and score."""
     facts, other, data, chosen = asked.facts, asked.teacher, asked.data, asked.chosen
     against = other or asked.subject.reader
@@ -416,39 +418,39 @@ def _measure(config: EvalConfig, asked: _Asked, report: Report, workshop: Worksh
     device = asked.device
     student = replace(asked.subject.load(device), vocab=vocab)
     student.check_length(max(data.lengths))
-    mentor = speakers = None
+    mentor = decoders = None
     if other is not None and any(metric.needs_teacher() for metric in chosen.tokens):
-        mentor = mentor_for(config.teacher_cache, other, data, config.data, config.hardware, device, workshop)
+        mentor = evaluation_teacher(config.teacher_cache, other, data, config.data, config.hardware, device, session)
     if chosen.own:
-        living = live_teacher(chosen.own, other, config, vocab, device, workshop, report)
+        living = live_teacher(chosen.own, other, config, vocab, device, session, report)
         settings = config.evaluation
-        speakers = Speakers(student, living, settings.generation, settings.draft_tokens, device, report)
-        check_own(chosen.own, data, speakers)
+        decoders = DecoderPair(student, living, settings.generation, settings.draft_tokens, device, report)
+        check_on_policy(chosen.own, data, decoders)
     texts, kept = _answers(config, asked, student, report)
     ends = asked.subject.reader.ends
-    scored = scoring.score_texts(chosen, scoring.beside(texts, data, ends)) if texts else Scored()
+    scored = scoring.score_texts(chosen, scoring.beside(texts, data, ends)) if texts else Scores()
     scored += scoring.score_tokens(chosen, student, mentor, data, device, report, asked.development)
     scored += score_choices(chosen.choices, student, data, asked.development, device, report)
-    if speakers is not None:
-        scored += score_own(chosen.own, data, speakers, texts.answers if texts else None)
+    if decoders is not None:
+        scored += score_on_policy(chosen.own, data, decoders, texts.answers if texts else None)
     return scored, texts, kept
 
 
 def _answers(
     config: EvalConfig, asked: _Asked, student: LanguageModel, report: Report
-) -> tuple[Texts | None, KeptAnswers | None]:
+) -> tuple[TextSamples | None, AnswerStore | None]:
     """Let the model answer, where a metric reads its answers; what it said before is not asked again."""
     if not asked.chosen.texts and not any("student" in metric.samplers for metric in asked.chosen.own):
         return None, None
     generation = config.evaluation.generation
     served = config.server.url is not None
-    source = ServedAnswers(config.server, generation) if served else LocalModel(student, generation, asked.device)
+    source = ServedAnswers(config.server, generation) if served else LocalAnswers(student, generation, asked.device)
     if asked.folder is not None:
         make_place(asked.folder, config.output)
     kept, base = None, _folder(config, asked.facts.path)
     if asked.folder is not None:
         others = [] if base is None else [base, *beside(base)]
-        kept = KeptAnswers(asked.folder, Asking(source.identity, generation), others)
+        kept = AnswerStore(asked.folder, AnswerKey(source.identity, generation), others)
     texts = answer(source, asked.data, generation, report, kept)
     return replace(texts, answers=None) if served else texts, kept
 
@@ -471,18 +473,18 @@ def _score_predictions(config: EvalConfig, report: Report) -> EvalRecord:
     name = splits.evaluation_name(str(path))
     if folder is not None:
         folder = place_of(folder, protocol, digest, _there, report)
-    return keep(
+    return write_record(
         Measured(name, str(path), digest, folder, protocol, scored, rows, (*chosen.notes, *protocol_notes)), config
     )
 
 
 def _protocol(
     config: EvalConfig,
-    chosen: Chosen,
+    chosen: MetricSet,
     data: TokenDataset,
     device: Device,
-    model: ModelFacts,
-    teacher: ModelFacts | None,
+    model: ModelInfo,
+    teacher: ModelInfo | None,
 ) -> dict[str, Any]:
     """Return everything but the model that the numbers follow from."""
     generation = config.evaluation.generation.model_dump(mode="json")

@@ -8,16 +8,16 @@ import numpy as np
 from kdcli.config.schema import EvalConfig, GenerationConfig
 from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.errors import InputError
-from kdcli.evaluation.answer_sources import LocalModel
+from kdcli.evaluation.answer_sources import LocalAnswers
 from kdcli.evaluation.answers import answer
-from kdcli.evaluation.scoring import Scored, info_of
+from kdcli.evaluation.scoring import Scores, info_of
 from kdcli.evaluation.token_facts import token_facts
 from kdcli.events import Event, Report
-from kdcli.generation import Answer
+from kdcli.generation import Completion
 from kdcli.generation.speculative import as_columns, speculate
-from kdcli.loading.info import ModelFacts
-from kdcli.loading.session import Workshop
-from kdcli.metrics.on_policy import OwnFacts, OwnMetric, Sampler
+from kdcli.loading.info import ModelInfo
+from kdcli.loading.session import Session
+from kdcli.metrics.on_policy import OnPolicyMetric, SampledTokenStats, Sampler
 from kdcli.models.devices import Device
 from kdcli.models.load import LanguageModel
 from kdcli.teachers.base import LiveTeacher
@@ -26,7 +26,7 @@ _MICRO_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class Speakers:
+class DecoderPair:
     """Who samples, who is compared with whom, and where.
 
     Args:
@@ -66,26 +66,28 @@ class Speakers:
             raise InputError("EVAL-06", what, where=model.path, fix=fix)
 
 
-def sample_answers(model: LanguageModel, dataset: TokenDataset, speakers: Speakers, whose: str) -> list[list[Answer]]:
+def sample_answers(
+    model: LanguageModel, dataset: TokenDataset, decoders: DecoderPair, whose: str
+) -> list[list[Completion]]:
     """Sample a model's answers to every row, ``[example][sampling seed]``."""
-    speakers.report(Event("note", f"sampling the {whose}'s answers"))
-    texts = answer(LocalModel(model, speakers.config, speakers.device), dataset, speakers.config, speakers.report)
+    decoders.report(Event("note", f"sampling the {whose}'s answers"))
+    texts = answer(LocalAnswers(model, decoders.config, decoders.device), dataset, decoders.config, decoders.report)
     assert texts.answers is not None, "a model in this process answers in tokens"
     return texts.answers
 
 
 def facts_of_answers(
-    answers: Sequence[Sequence[Answer]],
+    answers: Sequence[Sequence[Completion]],
     dataset: TokenDataset,
-    speakers: Speakers,
+    decoders: DecoderPair,
     names: Collection[str],
-) -> OwnFacts:
+) -> SampledTokenStats:
     """Measure every token of sampled answers with both models.
 
     Args:
         answers: ``[example][answer]``, equally many for each example; an end token counts as a token of its answer.
         dataset: the prompts.
-        speakers: both models.
+        decoders: both models.
         names: token facts wanted.
     """
     count = len(answers[0])
@@ -94,40 +96,42 @@ def facts_of_answers(
             _spoken(example, answer) for example, said in zip(dataset.examples, answers, strict=True) for answer in said
         )
     )
-    teacher = None if speakers.teacher is None else LiveTeacher(speakers.teacher)
+    teacher = None if decoders.teacher is None else LiveTeacher(decoders.teacher)
     facts, row = token_facts(
-        speakers.student, teacher, spoken,
-        vocab=speakers.student.vocab, micro_tokens=_MICRO_TOKENS, device=speakers.device, report=speakers.report,
+        decoders.student, teacher, spoken,
+        vocab=decoders.student.vocab, micro_tokens=_MICRO_TOKENS, device=decoders.device, report=decoders.report,
         names=names,
     )  # fmt: skip
     tokens = np.bincount(row, minlength=len(spoken))
     first = np.cumsum(tokens) - tokens
-    return OwnFacts(
+    return SampledTokenStats(
         facts, row // count, row % count, np.arange(len(row)) - first[row],
-        len(dataset), count, speakers.config.max_new_tokens,
+        len(dataset), count, decoders.config.max_new_tokens,
     )  # fmt: skip
 
 
-def facts_of_drafting(dataset: TokenDataset, speakers: Speakers) -> OwnFacts:
+def facts_of_drafting(dataset: TokenDataset, decoders: DecoderPair) -> SampledTokenStats:
     """Answer every row once per sampling seed by speculative sampling, and record every test of a drafted token."""
-    assert speakers.teacher is not None, "metrics that read it say that they need a teacher"
-    seeds, stage, tests = speakers.seeds, "drafting for the teacher", []
-    speakers.report(Event("stage", stage, total=len(dataset)))
+    assert decoders.teacher is not None, "metrics that read it say that they need a teacher"
+    seeds, stage, tests = decoders.seeds, "drafting for the teacher", []
+    decoders.report(Event("stage", stage, total=len(dataset)))
     for number, example in enumerate(dataset.examples):
         prompt = example.question
         for seed in seeds:
             _, found = speculate(
-                speakers.student, speakers.teacher, prompt, speakers.config,
-                draft_tokens=speakers.draft_tokens, seed=seed, example=number,
+                decoders.student, decoders.teacher, prompt, decoders.config,
+                draft_tokens=decoders.draft_tokens, seed=seed, example=number,
             )  # fmt: skip
             tests.append(found)
-        speakers.report(Event("progress", stage, done=number + 1, total=len(dataset)))
+        decoders.report(Event("progress", stage, done=number + 1, total=len(dataset)))
     facts, row, position = as_columns(tests)
     count = len(seeds)
-    return OwnFacts(facts, row // count, row % count, position, len(dataset), count, speakers.config.max_new_tokens)
+    return SampledTokenStats(
+        facts, row // count, row % count, position, len(dataset), count, decoders.config.max_new_tokens
+    )
 
 
-def _spoken(example: Example, answer: Answer) -> Example:
+def _spoken(example: Example, answer: Completion) -> Example:
     """A row whose response is a sampled answer."""
     prompt = example.question
     return Example((*prompt, *answer.tokens), len(prompt), example.prompt, (), example.where)
@@ -136,54 +140,54 @@ def _spoken(example: Example, answer: Answer) -> Example:
 # Scores of sampled answers: each sampler is asked once, for all metrics that read its answers.
 
 
-def score_own(
-    metrics: Sequence[OwnMetric],
+def score_on_policy(
+    metrics: Sequence[OnPolicyMetric],
     dataset: TokenDataset,
-    speakers: Speakers,
-    answers: Sequence[Sequence[Answer]] | None = None,
-) -> Scored:
+    decoders: DecoderPair,
+    answers: Sequence[Sequence[Completion]] | None = None,
+) -> Scores:
     """Sample what the metrics read, measure it, and score.
 
     Args:
         metrics: metrics of sampled answers.
         dataset: rows whose prompts are answered.
-        speakers: student and, where a metric compares, teacher.
+        decoders: student and, where a metric compares, teacher.
         answers: the student's answers, where they are known already, ``[example][sampling seed]``.
     """
     if not metrics:
-        return Scored()
+        return Scores()
     samplers: list[Sampler] = [sampler for metric in metrics for sampler in metric.samplers]
-    samples: dict[Sampler, OwnFacts] = {
-        sampler: _samples(sampler, _facts_read(metrics, sampler), dataset, speakers, answers)
+    samples: dict[Sampler, SampledTokenStats] = {
+        sampler: _samples(sampler, _facts_read(metrics, sampler), dataset, decoders, answers)
         for sampler in dict.fromkeys(samplers)
     }
     pairs, curves = [], []
     for metric in metrics:
-        notes = _sampling_notes(metric, speakers.config)
+        notes = _sampling_notes(metric, decoders.config)
         for score in metric.scores_from_own(samples):
             pairs.append((replace(score, notes=(*score.notes, *notes)), info_of(score, metric)))
         curves += metric.curves(metric.checked(samples))
-    return Scored(tuple(pairs), tuple(curves))
+    return Scores(tuple(pairs), tuple(curves))
 
 
-def check_own(metrics: Sequence[OwnMetric], dataset: TokenDataset, speakers: Speakers) -> None:
+def check_on_policy(metrics: Sequence[OnPolicyMetric], dataset: TokenDataset, decoders: DecoderPair) -> None:
     """Refuse what cannot work, before anything is sampled.
 
     Raises:
         InputError: a context too short for the answers, or answers too short for a metric.
     """
-    speakers.check_room(dataset)
+    decoders.check_room(dataset)
     for metric in metrics:
-        metric.check_length(speakers.config.max_new_tokens)
+        metric.check_length(decoders.config.max_new_tokens)
 
 
 def live_teacher(
-    metrics: Sequence[OwnMetric],
-    facts: ModelFacts | None,
+    metrics: Sequence[OnPolicyMetric],
+    facts: ModelInfo | None,
     config: EvalConfig,
     vocab: int,
     device: Device,
-    workshop: Workshop,
+    session: Session,
     report: Report,
 ) -> LanguageModel | None:
     """Return the teacher itself if a metric reads it; a cache cannot know answers that are yet to be sampled."""
@@ -192,10 +196,10 @@ def live_teacher(
         return None
     if config.teacher_cache is not None:
         report(Event("note", f"sampled answers are in no cache: the teacher itself is run for {', '.join(reading)}"))
-    return replace(workshop.load_teacher(facts.path, device.device, facts.quantization), vocab=vocab)
+    return replace(session.load_teacher(facts.path, device.device, facts.quantization), vocab=vocab)
 
 
-def _sampling_notes(metric: OwnMetric, config: GenerationConfig) -> tuple[str, ...]:
+def _sampling_notes(metric: OnPolicyMetric, config: GenerationConfig) -> tuple[str, ...]:
     """Say so where answers were not sampled as the metric's definition has it."""
     if not metric.plain_sampling or (config.temperature, config.top_p) == (1.0, 1.0):
         return ()
@@ -203,7 +207,7 @@ def _sampling_notes(metric: OwnMetric, config: GenerationConfig) -> tuple[str, .
     return (f"{metric.name} is defined on answers sampled at temperature 1 and top-p 1; here: {how}",)
 
 
-def _facts_read(metrics: Sequence[OwnMetric], sampler: Sampler) -> set[str]:
+def _facts_read(metrics: Sequence[OnPolicyMetric], sampler: Sampler) -> set[str]:
     return {fact for metric in metrics if sampler in metric.samplers for fact in metric.facts}
 
 
@@ -211,14 +215,14 @@ def _samples(
     sampler: Sampler,
     names: set[str],
     dataset: TokenDataset,
-    speakers: Speakers,
-    answers: Sequence[Sequence[Answer]] | None,
-) -> OwnFacts:
+    decoders: DecoderPair,
+    answers: Sequence[Sequence[Completion]] | None,
+) -> SampledTokenStats:
     if sampler == "student":
-        said = answers or sample_answers(speakers.student, dataset, speakers, sampler)
-        return facts_of_answers(said, dataset, speakers, names)
+        said = answers or sample_answers(decoders.student, dataset, decoders, sampler)
+        return facts_of_answers(said, dataset, decoders, names)
     if sampler == "speculative":
-        return facts_of_drafting(dataset, speakers)
-    assert speakers.teacher is not None, "metrics that read it say that they need a teacher"
-    said = sample_answers(speakers.teacher, dataset, speakers, sampler)
-    return facts_of_answers(said, dataset, speakers, names)
+        return facts_of_drafting(dataset, decoders)
+    assert decoders.teacher is not None, "metrics that read it say that they need a teacher"
+    said = sample_answers(decoders.teacher, dataset, decoders, sampler)
+    return facts_of_answers(said, dataset, decoders, names)

@@ -6,14 +6,14 @@ from typing import Any
 
 from kdcli.data.readers import kind_of
 from kdcli.errors import InputError, MachineError
-from kdcli.evaluation.answers import Texts
+from kdcli.evaluation.answers import TextSamples
 from kdcli.storage import stored
 from kdcli.text import one_line
 
 _FIX = 'write {"prediction": "...", "references": ["..."]} on each line'
 
 
-def read_predictions(path: Path, *, need_references: bool = True) -> tuple[Texts, list[str]]:
+def read_predictions(path: Path, *, need_references: bool = True) -> tuple[TextSamples, list[str]]:
     """Read answers and references.
 
     Args:
@@ -37,7 +37,7 @@ def read_predictions(path: Path, *, need_references: bool = True) -> tuple[Texts
     except OSError as error:
         what = f"cannot be read: {error.strerror}"
         raise MachineError("DATA-01", what, where=str(path), fix="check the path") from error
-    texts, where, known = Texts([], [], [], []), [], True
+    texts, where, known = TextSamples([], [], [], []), [], True
     for number, raw in enumerate(lines, start=1):
         if not raw.strip():
             continue
@@ -120,7 +120,7 @@ def _ended(row: dict[str, Any], answers: int, place: str) -> list[bool]:
     return found
 
 
-def _check_counts(texts: Texts, where: list[str]) -> None:
+def _check_counts(texts: TextSamples, where: list[str]) -> None:
     first = len(texts.predictions[0])
     for place, answers in zip(where, texts.predictions, strict=True):
         if len(answers) != first:

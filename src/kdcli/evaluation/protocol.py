@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from kdcli.config.presets import label_of, of_protocol
-from kdcli.config.resolve import Setting, leaves, preset
+from kdcli.config.resolve import Setting, iter_settings, preset
 from kdcli.config.schema import EvalConfig
 
 CUSTOM = "custom"
@@ -64,7 +64,7 @@ def protocol_of(config: EvalConfig) -> Protocol:
     >>> protocol_of(EvalConfig()).name
     'custom'
     """
-    known = leaves(EvalConfig)
+    known = iter_settings(EvalConfig)
     whole = config.model_dump(mode="json")
     settings = {path: _at(whole, path) for path in of_protocol(known)}
     named = config.evaluation.protocol
@@ -119,7 +119,7 @@ def differing_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> It
 def _defaults() -> Mapping[str, Any]:
     """Return every setting of a protocol with its default, as JSON knows it."""
     whole = EvalConfig().model_dump(mode="json")
-    return {path: _at(whole, path) for path in of_protocol(leaves(EvalConfig))}
+    return {path: _at(whole, path) for path in of_protocol(iter_settings(EvalConfig))}
 
 
 def _preset_values(named: str, known: Mapping[str, Setting]) -> Iterator[tuple[str, Any]]:

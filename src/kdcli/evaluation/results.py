@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from kdcli.bounded import ANYWHERE
 from kdcli.config.schema import EvalSettings
 from kdcli.errors import InputError, IntegrityError
-from kdcli.evaluation.answers import KeptAnswers, Texts
+from kdcli.evaluation.answers import AnswerStore, TextSamples
 from kdcli.evaluation.lm_eval.run import score_of
 from kdcli.evaluation.records import AnswerCounts, Edge, EvalRecord, ScoreInfo
 from kdcli.evaluation.scoring import choose_metrics, forms
@@ -123,8 +123,8 @@ class Rows:
     """
 
     where: Sequence[str]
-    texts: Texts | None
-    kept: KeptAnswers | None = None
+    texts: TextSamples | None
+    kept: AnswerStore | None = None
 
 
 def write_results(
@@ -238,7 +238,7 @@ def make_place(folder: Path, output: str | None) -> None:
         atomic.make_folder(folder.parent)
     else:
         atomic.make_inside(folder.parents[1], folder.parent.name)
-    atomic.sweep(folder.parent)
+    atomic.remove_temporaries(folder.parent)
 
 
 def read_results(folder: Path) -> EvalRecord:

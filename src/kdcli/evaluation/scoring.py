@@ -10,7 +10,7 @@ from kdcli.config.schema import EvalSettings
 from kdcli.data.tokenize import TokenDataset
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, UsageError
-from kdcli.evaluation.answers import Texts
+from kdcli.evaluation.answers import TextSamples
 from kdcli.evaluation.records import AnswerCounts, ScoreInfo
 from kdcli.evaluation.token_facts import fit_token_temperature, token_facts
 from kdcli.events import Report
@@ -20,7 +20,7 @@ from kdcli.metrics.build import build_metrics
 from kdcli.metrics.classification import ChoiceMetric, ChoiceTable
 from kdcli.metrics.curve import Curve
 from kdcli.metrics.diversity import unspaced_note
-from kdcli.metrics.on_policy import OwnMetric, one_token
+from kdcli.metrics.on_policy import OnPolicyMetric, one_token
 from kdcli.metrics.score import Score
 from kdcli.models.devices import Device
 from kdcli.models.load import LanguageModel
@@ -33,7 +33,7 @@ _NO_TEACHER = "needs a teacher; give --teacher"
 
 
 @dataclass(frozen=True)
-class Chosen:
+class MetricSet:
     """The metrics of an evaluation, split by what they eat.
 
     Args:
@@ -46,7 +46,7 @@ class Chosen:
 
     texts: tuple[TextMetric, ...]
     tokens: tuple[TokenMetric, ...]
-    own: tuple[OwnMetric, ...] = ()
+    own: tuple[OnPolicyMetric, ...] = ()
     choices: tuple[ChoiceMetric, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -67,7 +67,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Scored:
+class Scores:
     """What metrics say about a model.
 
     Args:
@@ -80,14 +80,14 @@ class Scored:
     curves: tuple[Curve, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def __add__(self, other: "Scored") -> "Scored":
+    def __add__(self, other: "Scores") -> "Scores":
         """Join what was measured on several roads."""
-        return Scored(self.pairs + other.pairs, self.curves + other.curves, self.notes + other.notes)
+        return Scores(self.pairs + other.pairs, self.curves + other.curves, self.notes + other.notes)
 
 
 def choose_metrics(
     settings: EvalSettings, *, teacher: bool, model: bool = True, development: bool = True, other_tokens: bool = False
-) -> Chosen:
+) -> MetricSet:
     """Construct the metrics; of the default list, leave out what cannot be had.
 
     Args:
@@ -114,11 +114,11 @@ def choose_metrics(
     notes = tuple(f"{name} left out: it {why}" for name, why in lacking.items())
     left = tuple(metric for metric in tokens if metric.name not in lacking)
     ours = tuple(metric for metric in own if metric.name not in lacking)
-    return Chosen(tuple(texts), left, ours, tuple(metric for metric in choices if metric.name not in lacking), notes)
+    return MetricSet(tuple(texts), left, ours, tuple(metric for metric in choices if metric.name not in lacking), notes)
 
 
 def _lacking(
-    build: tuple[Sequence[Metric], Sequence[TokenMetric], Sequence[OwnMetric], Sequence[ChoiceMetric]],
+    build: tuple[Sequence[Metric], Sequence[TokenMetric], Sequence[OnPolicyMetric], Sequence[ChoiceMetric]],
     no_teacher: str, *, model: bool, development: bool,
 ) -> dict[str, str]:  # fmt: skip
     """Return the metrics that cannot be had, each with why and, after a semicolon, what to do."""
@@ -136,7 +136,7 @@ def _lacking(
     return found
 
 
-def without_prompts(chosen: Chosen, settings: EvalSettings, dataset: TokenDataset) -> Chosen:
+def without_prompts(chosen: MetricSet, settings: EvalSettings, dataset: TokenDataset) -> MetricSet:
     """Leave the default metrics of answers out where no row has a prompt to answer; say so where some have none.
 
     Args:
@@ -154,13 +154,13 @@ def without_prompts(chosen: Chosen, settings: EvalSettings, dataset: TokenDatase
     return replace(chosen, notes=(*chosen.notes, note))
 
 
-def beside(texts: Texts, dataset: TokenDataset, ends: EndTokens) -> Texts:
+def beside(texts: TextSamples, dataset: TokenDataset, ends: EndTokens) -> TextSamples:
     """Return the texts with the number of tokens of each example's first reference, end token left out."""
     answers = [example.ids[example.prompt_length :] for example in dataset.examples]
     return replace(texts, reference_tokens=[len(ends.body(ids)) for ids in answers])
 
 
-def answer_counts(texts: Texts, most: int | None) -> AnswerCounts:
+def answer_counts(texts: TextSamples, most: int | None) -> AnswerCounts:
     """Count answers, cut ones and empty ones.
 
     Args:
@@ -172,7 +172,7 @@ def answer_counts(texts: Texts, most: int | None) -> AnswerCounts:
     return AnswerCounts(len(said), sum(not text.strip() for text in said), cut, most)
 
 
-def score_texts(chosen: Chosen, texts: Texts) -> Scored:
+def score_texts(chosen: MetricSet, texts: TextSamples) -> Scores:
     """Score answers with every metric of texts."""
     pairs, curves = [], []
     for metric in chosen.texts:
@@ -181,21 +181,21 @@ def score_texts(chosen: Chosen, texts: Texts) -> Scored:
         curves += metric.curves(texts.predictions, texts.references, **texts.also)
     names = [metric.name for metric in chosen.texts if metric.splits_at_spaces]
     note = unspaced_note(names, (text for several in (*texts.predictions, *texts.references) for text in several))
-    return Scored(tuple(pairs), tuple(curves), (note,) if note else ())
+    return Scores(tuple(pairs), tuple(curves), (note,) if note else ())
 
 
 def score_tokens(
-    chosen: Chosen,
+    chosen: MetricSet,
     student: LanguageModel,
     teacher: Teacher | None,
     dataset: TokenDataset,
     device: Device,
     report: Report,
     development: TokenDataset | None = None,
-) -> Scored:
+) -> Scores:
     """Measure every response token, and score with every metric of token facts."""
     if not chosen.tokens:
-        return Scored()
+        return Scores()
     temperature = None
     if development is not None and any(metric.needs_development for metric in chosen.tokens):
         temperature = fit_token_temperature(
@@ -211,10 +211,10 @@ def score_tokens(
         scores = metric.scores_from_tokens(facts, example, len(dataset))
         pairs += [(score, info_of(score, metric)) for score in scores]
         curves += metric.curves(facts, example, len(dataset))
-    return Scored(tuple(pairs), tuple(curves))
+    return Scores(tuple(pairs), tuple(curves))
 
 
-def forms(chosen: Chosen) -> dict[str, Score]:
+def forms(chosen: MetricSet) -> dict[str, Score]:
     """Return each score of one made-up example: what turns stored sums into it, and its bounds."""
     also = {"ended": [[True]], "reference_tokens": [1]}
     scores = [

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from kdcli.config.schema import GenerationConfig
 from kdcli.end_tokens import UNTOLD
-from kdcli.generation.batch_invariance import Settling
-from kdcli.generation.decoder import Read, Speaker
-from kdcli.generation.sampling import Row, choose, waits
-from kdcli.models.internals import evaluating
+from kdcli.generation.batch_invariance import BatchInvariance
+from kdcli.generation.decoder import Decoder, Prefill
+from kdcli.generation.sampling import SequenceState, choose, exponential_noise
+from kdcli.models.internals import eval_mode
 from kdcli.models.load import LanguageModel
 
 # The rows that are answered together: a new one joins as soon as there is room, one that has ended leaves.
@@ -21,23 +21,23 @@ _SPARE_COLUMNS = 64
 """Columns beyond the longest answer, so that kept columns seldom have to be moved to the left."""
 
 
-class Batch:
+class RunningBatch:
     """Answers rows under a budget of tokens.
 
     Args:
-        speaker: the model.
+        decoder: the model.
         config: length, temperature, nucleus mass and the budget.
         report: called with the number of tokens just generated.
     """
 
-    def __init__(self, speaker: Speaker, config: GenerationConfig, report: Callable[[int], None]) -> None:
-        self.speaker, self.config, self.report = speaker, config, report
-        self.rows: list[Row] = []
+    def __init__(self, decoder: Decoder, config: GenerationConfig, report: Callable[[int], None]) -> None:
+        self.decoder, self.config, self.report = decoder, config, report
+        self.rows: list[SequenceState] = []
         self._slots = 0
-        self.settling = None if speaker.is_exact else Settling(speaker, config)
-        self._last_read: tuple[int, Read] | None = None
+        self.settling = None if decoder.is_exact else BatchInvariance(decoder, config)
+        self._last_read: tuple[int, Prefill] | None = None
 
-    def run(self, waiting: Iterator[Row]) -> Iterator[Row]:
+    def run(self, waiting: Iterator[SequenceState]) -> Iterator[SequenceState]:
         """Answer rows, which come with the longest prompts first; yield each as it is finished."""
         coming = next(waiting, None)
         while coming is not None or self.rows:
@@ -47,97 +47,99 @@ class Batch:
                 coming = next(waiting, None)
             yield from self._step()
 
-    def has_room(self, coming: Row) -> bool:
+    def has_room(self, coming: SequenceState) -> bool:
         """Whether one more row fits the budget."""
         return not self.rows or (len(self.rows) + 1) * self._need(coming) <= self.config.batch_tokens
 
-    def _need(self, coming: Row) -> int:
+    def _need(self, coming: SequenceState) -> int:
         """Return tokens that the longest row may come to."""
         return max(len(row.prompt) for row in (*self.rows, coming)) + self.config.max_new_tokens
 
-    def _join(self, row: Row) -> bool:
+    def _join(self, row: SequenceState) -> bool:
         """Let a row say its first token; return whether that was all, else it is in the batch."""
         if self._last_read is None or self._last_read[0] != row.place:
-            self._last_read = row.place, self.speaker.read(row.prompt)
+            self._last_read = row.place, self.decoder.prefill(row.prompt)
         read = self._last_read[1]
-        self._say([row], read.logits)
+        self._append_tokens([row], read.logits)
         row.settled = 1
         self.report(1)
         if self._is_done(row):
             return True
         if len(self.rows) == self._slots or not self.rows:
             self._reserve(row)
-        self.speaker.cache.add(read.kept, len(row.prompt))
+        self.decoder.cache.add(read.kept, len(row.prompt))
         self.rows.append(row)
         return False
 
-    def _reserve(self, row: Row) -> None:
+    def _reserve(self, row: SequenceState) -> None:
         need = self._need(row)
         slots = max(self.config.batch_tokens // need, 1)
         if not self.rows and 0 < slots <= self._slots:
             return
         self._slots = slots
-        self.speaker.cache.reserve(slots, need + _SPARE_COLUMNS)
+        self.decoder.cache.reserve(slots, need + _SPARE_COLUMNS)
 
-    def _step(self) -> Iterator[Row]:
+    def _step(self) -> Iterator[SequenceState]:
         """Let every row say one more token; yield those that have finished."""
         if not self.rows:
             return
-        self._say(self.rows, self.speaker.step([row.said[-1] for row in self.rows]))
+        self._append_tokens(self.rows, self.decoder.decode_step([row.said[-1] for row in self.rows]))
         self.report(len(self.rows) if self.settling is None else self._settle(self.settling))
         finished = [place for place, row in enumerate(self.rows) if self._is_done(row)]
         for place in reversed(finished):
             yield self.rows[place]
-            self.speaker.cache.remove(place)
+            self.decoder.cache.remove(place)
             self.rows[place] = self.rows[-1]
             self.rows.pop()
 
-    def _settle(self, settling: Settling) -> int:
+    def _settle(self, settling: BatchInvariance) -> int:
         """Make rows final that have ended or filled a block; return how many tokens became so."""
         final = 0
         for place, row in enumerate(self.rows):
             if self._is_done(row) or settling.is_due(row):
                 known = row.settled
-                settling.settle(row, place)
+                settling.verify(row, place)
                 row.settled = len(row.tokens)
                 final += row.settled - known
         return final
 
-    def _say(self, rows: list[Row], logits: Tensor) -> None:
+    def _append_tokens(self, rows: list[SequenceState], logits: Tensor) -> None:
         """Append each row's next token."""
         for row, token in zip(rows, self._pick(rows, logits), strict=True):
-            row.take(token, self.speaker.model.ends)
+            row.take(token, self.decoder.model.ends)
 
-    def _is_done(self, row: Row) -> bool:
+    def _is_done(self, row: SequenceState) -> bool:
         return row.ended or not self.may_go_on(row)
 
-    def may_go_on(self, row: Row) -> bool:
+    def may_go_on(self, row: SequenceState) -> bool:
         """Whether an answer may get longer."""
-        limit = self.speaker.limit
+        limit = self.decoder.limit
         new = len(row.said)
         if row.most is not None and new >= row.most:
             return False
         return new < self.config.max_new_tokens and (limit is None or len(row.prompt) + new < limit)
 
-    def _pick(self, rows: list[Row], logits: Tensor) -> list[int]:
+    def _pick(self, rows: list[SequenceState], logits: Tensor) -> list[int]:
         """Pick next tokens; where rounding might decide, by the logits of the row alone."""
         times = None
         if self.config.temperature > 0.0:
-            times = torch.from_numpy(waits([row.stream for row in rows], self.speaker.ids)).to(logits.device)
-        tolerance = self.speaker.tolerance(logits)
+            times = torch.from_numpy(exponential_noise([row.stream for row in rows], self.decoder.ids)).to(
+                logits.device
+            )
+        tolerance = self.decoder.tolerance(logits)
         picks = choose(logits, times, self.config, tolerance)
         tokens = picks.tokens.tolist()
         if tolerance is not None:
             for place in (~picks.sure).nonzero().flatten().tolist():
                 row = rows[place]
-                alone = self.speaker.alone([*row.prompt, *row.said])
+                alone = self.decoder.forward_single([*row.prompt, *row.said])
                 own = None if times is None else times[place : place + 1]
                 tokens[place] = int(choose(alone, own, self.config).tokens)
         return tokens
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completion:
     """What a model said to one prompt.
 
     Args:
@@ -145,7 +147,7 @@ class Answer:
         end: the end token that was written; None where the answer was cut at a length, ``end_tokens.UNTOLD`` where the
             source ended it and does not tell by which token.
 
-    >>> Answer((5, 6), end=7).tokens, Answer((5, 6), end=None).ended
+    >>> Completion((5, 6), end=7).tokens, Completion((5, 6), end=None).ended
     ((5, 6, 7), False)
     """
 
@@ -165,7 +167,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Asked:
+class GenerationRequest:
     """A prompt, and the seeds it is to be answered for.
 
     Args:
@@ -190,7 +192,7 @@ def generate(
     examples: Sequence[int] | None = None,
     rows: int | None = None,
     report: Callable[[int], None] = lambda tokens: None,
-) -> list[Answer]:
+) -> list[Completion]:
     """Answer every prompt once, greedily at temperature 0, else by sampling.
 
     Args:
@@ -211,19 +213,19 @@ def generate(
         NumericsError: the model's logits are not finite.
     """
     numbers = range(len(prompts)) if examples is None else examples
-    asked = [Asked(prompt, number, (seed,)) for prompt, number in zip(prompts, numbers, strict=True)]
+    asked = [GenerationRequest(prompt, number, (seed,)) for prompt, number in zip(prompts, numbers, strict=True)]
     found = {place: answer for place, _, answer in answers(model, asked, config, rows=rows, report=report)}
     return [found[place] for place in range(len(prompts))]
 
 
 def answers(
     model: LanguageModel,
-    asked: Sequence[Asked],
+    asked: Sequence[GenerationRequest],
     config: GenerationConfig,
     *,
     rows: int | None = None,
     report: Callable[[int], None] = lambda tokens: None,
-) -> Iterator[tuple[int, int, Answer]]:
+) -> Iterator[tuple[int, int, Completion]]:
     """Answer every prompt once for each of its seeds.
 
     Args:
@@ -240,24 +242,24 @@ def answers(
         InputError: an empty prompt, one that fills the model's context, or a recurrent model.
         NumericsError: the model's logits are not finite.
     """
-    yield from spoken(Speaker(model, rows or model.vocab), asked, config, report)
+    yield from run_batches(Decoder(model, rows or model.vocab), asked, config, report)
 
 
-def spoken(
-    speaker: Speaker, asked: Sequence[Asked], config: GenerationConfig, report: Callable[[int], None]
-) -> Iterator[tuple[int, int, Answer]]:
+def run_batches(
+    decoder: Decoder, asked: Sequence[GenerationRequest], config: GenerationConfig, report: Callable[[int], None]
+) -> Iterator[tuple[int, int, Completion]]:
     """Let a speaker answer every prompt once for each of its seeds; as :func:`answers` does, and under no autocast."""
-    speaker.check([one.prompt for one in asked])
+    decoder.check([one.prompt for one in asked])
     order = sorted(range(len(asked)), key=lambda place: (-len(asked[place].prompt), place))
     waiting = (
-        Row.waiting(place, asked[place].prompt, asked[place].example, seed, asked[place].most)
+        SequenceState.waiting(place, asked[place].prompt, asked[place].example, seed, asked[place].most)
         for place in order
         for seed in asked[place].seeds
     )
-    finished, kind = Batch(speaker, config, report).run(waiting), speaker.device.type
+    finished, kind = RunningBatch(decoder, config, report).run(waiting), decoder.device.type
     while True:
-        with torch.no_grad(), torch.autocast(kind, enabled=False), evaluating(speaker.model.model):
+        with torch.no_grad(), torch.autocast(kind, enabled=False), eval_mode(decoder.model.model):
             row = next(finished, None)
         if row is None:
             return
-        yield row.place, row.seed, Answer(tuple(row.said), row.end)
+        yield row.place, row.seed, Completion(tuple(row.said), row.end)

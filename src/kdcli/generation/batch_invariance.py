@@ -13,63 +13,63 @@ import torch
 from torch import Tensor
 
 from kdcli.config.schema import GenerationConfig
-from kdcli.generation.decoder import Speaker
-from kdcli.generation.sampling import Row, choose, waits
+from kdcli.generation.decoder import Decoder
+from kdcli.generation.sampling import SequenceState, choose, exponential_noise
 
 _NARROWEST, _WIDEST = 8, 32
 """Tokens of a block: few at first, as many answers are short."""
 
 
-class Settling:
+class BatchInvariance:
     """Reads again, alone, what rows of a batch have said, and puts right what they would not have said alone.
 
     Args:
-        speaker: the model; its cache holds the rows.
+        decoder: the model; its cache holds the rows.
         config: temperature and nucleus mass.
     """
 
-    def __init__(self, speaker: Speaker, config: GenerationConfig) -> None:
-        self.speaker, self.config = speaker, config
+    def __init__(self, decoder: Decoder, config: GenerationConfig) -> None:
+        self.decoder, self.config = decoder, config
         self.repaired = 0
 
-    def is_due(self, row: Row) -> bool:
+    def is_due(self, row: SequenceState) -> bool:
         """Whether a row has said all that its open block can settle."""
         return len(row.tokens) > row.block + self.width(row)
 
-    def width(self, row: Row) -> int:
+    def width(self, row: SequenceState) -> int:
         """Return the tokens of a row's open block; they follow from where it begins."""
-        if not self.speaker.reads_blocks:
+        if not self.decoder.reads_blocks:
             return 1
         width = min(max(row.block, _NARROWEST), _WIDEST)
-        limit = self.speaker.limit
+        limit = self.decoder.limit
         return width if limit is None else min(width, limit - len(row.prompt) - row.block)
 
-    def settle(self, row: Row, place: int) -> None:
+    def verify(self, row: SequenceState, place: int) -> None:
         """Make a row's tokens final, up to the first that it would not have said alone, which is put right.
 
         Args:
             row: its tokens up to the first of its open block are final.
             place: where the speaker's cache holds it.
         """
-        speaker, tokens, begin, width = self.speaker, row.tokens, row.block, self.width(row)
+        decoder, tokens, begin, width = self.decoder, row.tokens, row.block, self.width(row)
         inside = tokens[begin : begin + width]
-        past = speaker.cache.kept(place, len(row.prompt) + begin)
-        read = speaker.reread(past, [*inside, *[row.prompt[0]] * (width - len(inside))])
+        past = decoder.cache.kept(place, len(row.prompt) + begin)
+        read = decoder.rescore(past, [*inside, *[row.prompt[0]] * (width - len(inside))])
         for at, (token, own) in enumerate(zip(tokens[begin + 1 :], self._picks(row, read.logits), strict=False)):
             if token != own:
-                row.correct(begin + 1 + at, own, speaker.model.ends, speaker.ids)
+                row.correct(begin + 1 + at, own, decoder.model.ends, decoder.ids)
                 self.repaired += 1
                 break
-        speaker.cache.replace(place, read.kept, len(row.prompt) + len(row.tokens) - 1)
+        decoder.cache.replace(place, read.kept, len(row.prompt) + len(row.tokens) - 1)
         if self.is_due(row):
             row.block += width
 
-    def _picks(self, row: Row, logits: Tensor) -> Iterator[int]:
+    def _picks(self, row: SequenceState, logits: Tensor) -> Iterator[int]:
         """Yield the tokens that follow those of the open block; one by one where rows of logits share work."""
         times = None
         if self.config.temperature > 0.0:
-            stream = row.stream_before(row.block + 1, self.speaker.ids)
-            times = torch.from_numpy(waits([stream] * len(logits), self.speaker.ids)).to(logits.device)
+            stream = row.stream_before(row.block + 1, self.decoder.ids)
+            times = torch.from_numpy(exponential_noise([stream] * len(logits), self.decoder.ids)).to(logits.device)
         step = len(logits) if self.config.top_p == 1.0 else 1
         for at in range(0, len(logits), step):
             own = None if times is None else times[at : at + step]

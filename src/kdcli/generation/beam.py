@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from kdcli.end_tokens import EndTokens
-from kdcli.generation.batch import Answer
+from kdcli.generation.batch import Completion
 from kdcli.models.load import LanguageModel
 from kdcli.models.plain import plain_generation
 
@@ -28,7 +28,7 @@ class _RealIds(LogitsProcessor):
 @torch.no_grad()
 def beam_answers(
     model: LanguageModel, prompt: Sequence[int], *, width: int, best: int, most: int, ids: int
-) -> list[Answer]:
+) -> list[Completion]:
     """Return the best answers that beam search finds, the likeliest per token first.
 
     Args:
@@ -60,6 +60,6 @@ def beam_answers(
     return [_answer(row[len(prompt) :].tolist(), model.ends) for row in found]
 
 
-def _answer(said: list[int], ends: EndTokens) -> Answer:
+def _answer(said: list[int], ends: EndTokens) -> Completion:
     place = next((at for at, token in enumerate(said) if token in ends), None)
-    return Answer(tuple(said[:place]), None if place is None else said[place])
+    return Completion(tuple(said[:place]), None if place is None else said[place])

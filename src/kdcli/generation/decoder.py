@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from kdcli.errors import InputError, NumericsError
-from kdcli.generation.kv_cache import Kept, RowCache, cache_of, kept_of
+from kdcli.generation.kv_cache import KVState, RowCache, cache_of, kv_state_of
 from kdcli.models.head import trunk_of, trunk_output
-from kdcli.models.internals import position_bounds, prompt_cache, read_into
+from kdcli.models.internals import forward_with_cache, position_bounds, prompt_cache
 from kdcli.models.kernels import product, worthwhile
 from kdcli.models.load import LanguageModel, positions_of
 
@@ -20,7 +20,7 @@ from kdcli.models.load import LanguageModel, positions_of
 _FINE = (torch.float32, torch.float64)
 
 
-def differs_little(model: PreTrainedModel) -> bool:
+def is_batch_invariant(model: PreTrainedModel) -> bool:
     """Whether a row's logits in a batch are those of the row alone, but for sums of fp32 or finer in another order.
 
     They are not in bf16 or fp16, with four-bit weights, with matrix products below fp32, in a mixture of experts,
@@ -45,7 +45,7 @@ _ROUNDINGS = 64
 
 
 @dataclass(frozen=True)
-class Read:
+class Prefill:
     """A prompt that was read.
 
     Args:
@@ -53,11 +53,11 @@ class Read:
         logits: of the token after it, ``[1, ids]``.
     """
 
-    kept: Kept
+    kept: KVState
     logits: Tensor
 
 
-class Speaker:
+class Decoder:
     """A model that reads prompts and speaks on.
 
     Args:
@@ -74,7 +74,7 @@ class Speaker:
         self.trunk = trunk_of(model.model)
         self.device = model.model.device
         self.limit = positions_of(model.model)
-        self.is_exact = differs_little(model.model)
+        self.is_exact = is_batch_invariant(model.model)
         self.reads_blocks = not has_experts(model.model)
         self.cache = RowCache(model.model.config)
 
@@ -93,15 +93,15 @@ class Speaker:
             fix = "choose metrics of tokens, such as perplexity"
             raise InputError("GEN-04", what, where=self.model.path, fix=fix)
 
-    def read(self, prompt: Sequence[int]) -> Read:
+    def prefill(self, prompt: Sequence[int]) -> Prefill:
         """Read a prompt, alone."""
         cache = prompt_cache(self.model.model.config)
         ids = torch.tensor([list(prompt)], device=self.device)
         positions = torch.arange(len(prompt), device=self.device)[None]
         hidden = self._read(ids, torch.ones_like(ids), cache, positions)
-        return Read(kept_of(cache), self._logits(hidden[:, -1]))
+        return Prefill(kv_state_of(cache), self._logits(hidden[:, -1]))
 
-    def step(self, tokens: Sequence[int]) -> Tensor:
+    def decode_step(self, tokens: Sequence[int]) -> Tensor:
         """Let every row in the cache read one token; returns the next one's logits, ``[rows, ids]``."""
         cache = self.cache
         cache.make_column()
@@ -113,12 +113,12 @@ class Speaker:
         cache.advance()
         return self._logits(hidden[:, -1])
 
-    def alone(self, tokens: Sequence[int]) -> Tensor:
+    def forward_single(self, tokens: Sequence[int]) -> Tensor:
         """Return the logits after a sequence that is read anew, by itself, ``[1, ids]``."""
         ids = torch.tensor([list(tokens)], device=self.device)
         return self._logits(trunk_output(self.trunk, ids, torch.ones_like(ids))[:, -1])
 
-    def reread(self, past: Kept, tokens: Sequence[int]) -> Read:
+    def rescore(self, past: KVState, tokens: Sequence[int]) -> Prefill:
         """Read some tokens of one row, by itself, after what it remembers.
 
         Args:
@@ -134,7 +134,7 @@ class Speaker:
         ids = torch.tensor([list(tokens)], device=self.device)
         mask = torch.ones(1, seen + len(tokens), dtype=torch.int64, device=self.device)
         hidden = self._read(ids, mask, cache, positions)
-        return Read(kept_of(cache), self._logits(hidden[0]))
+        return Prefill(kv_state_of(cache), self._logits(hidden[0]))
 
     def tolerance(self, logits: Tensor) -> Tensor | None:
         """Return by how much each row's logits may differ from those of the row alone, ``[b]``.
@@ -148,7 +148,7 @@ class Speaker:
         return largest * (_ROUNDINGS * torch.finfo(logits.dtype).eps)
 
     def _read(self, ids: Tensor, mask: Tensor, cache: DynamicCache, positions: Tensor) -> Tensor:
-        return read_into(self.trunk, self.model.reading, ids, mask, cache, positions)
+        return forward_with_cache(self.trunk, self.model.reading, ids, mask, cache, positions)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self._project(hidden)

@@ -9,7 +9,7 @@ from transformers import DynamicCache, PreTrainedConfig
 
 from kdcli.models.internals import PLAIN, DynamicLayer, prompt_cache
 
-Kept: TypeAlias = list[tuple[Tensor, Tensor]]
+KVState: TypeAlias = list[tuple[Tensor, Tensor]]
 """Keys and values of one row, a pair for each layer that has some, ``[heads seen d]``."""
 
 
@@ -88,7 +88,7 @@ class RowCache:
                 layer.all_values = _moved(layer.all_values, seen, slots, columns)
         self._shift_window()
 
-    def add(self, kept: Kept, length: int) -> None:
+    def add(self, kept: KVState, length: int) -> None:
         """Add a row that has read ``length`` tokens, no more than the longest row there is, if there is one."""
         assert len(self.lengths) < self._slots, "reserve room first"
         at = self.window
@@ -116,14 +116,14 @@ class RowCache:
         self.window.rows = last
         self.window.begin = self.window.end - max(self.lengths, default=0)
 
-    def kept(self, row: int, length: int) -> Kept:
+    def kept(self, row: int, length: int) -> KVState:
         """Return keys and values of a row's first ``length`` tokens."""
         begin = self.window.end - self.lengths[row]
         seen = row, slice(None), slice(begin, begin + length)
         pairs = [(layer.all_keys, layer.all_values) for layer in self._layers]
         return [(keys[seen], values[seen]) for keys, values in pairs if keys is not None and values is not None]
 
-    def replace(self, row: int, kept: Kept, length: int) -> None:
+    def replace(self, row: int, kept: KVState, length: int) -> None:
         """Let a row hold the first ``length`` tokens of what is kept, no more than it held, and nothing else."""
         span = row, slice(None), slice(self.window.end - length, self.window.end)
         for layer, (keys, values) in zip(self._layers, kept, strict=True):
@@ -155,7 +155,7 @@ class RowCache:
         self.window.begin, self.window.end = 0, self.window.end - self.window.begin
 
 
-def cache_of(config: PreTrainedConfig, kept: Kept) -> DynamicCache:
+def cache_of(config: PreTrainedConfig, kept: KVState) -> DynamicCache:
     """Return a cache that holds a copy of what was kept of one row, laid out the same wherever that lay."""
     cache = prompt_cache(config)
     plain = [layer for layer in cache.layers if type(layer) is DynamicLayer]
@@ -165,7 +165,7 @@ def cache_of(config: PreTrainedConfig, kept: Kept) -> DynamicCache:
     return cache
 
 
-def kept_of(cache: DynamicCache) -> Kept:
+def kv_state_of(cache: DynamicCache) -> KVState:
     """Return what a cache of a single row holds."""
     plain = [layer for layer in cache.layers if type(layer) is DynamicLayer]
     return [(layer.keys[0], layer.values[0]) for layer in plain if layer.keys is not None and layer.values is not None]

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from kdcli.config.schema import GenerationConfig
-from kdcli.generation.batch import Answer, Asked, spoken
-from kdcli.generation.decoder import Read, Speaker
-from kdcli.generation.kv_cache import Kept, RowCache
+from kdcli.generation.batch import Completion, GenerationRequest, run_batches
+from kdcli.generation.decoder import Decoder, Prefill
+from kdcli.generation.kv_cache import KVState, RowCache
 from kdcli.models.load import LanguageModel
 
 
@@ -17,12 +17,12 @@ def mixed_answers(
     student: LanguageModel,
     teacher: LanguageModel,
     alpha: float,
-    asked: Sequence[Asked],
+    asked: Sequence[GenerationRequest],
     config: GenerationConfig,
     *,
     rows: int | None = None,
     report: Callable[[int], None] = lambda tokens: None,
-) -> Iterator[tuple[int, int, Answer]]:
+) -> Iterator[tuple[int, int, Completion]]:
     """Answer every prompt from p~ = alpha p + (1 - alpha) q, step by step, both models with a key-value cache.
 
     Args:
@@ -41,11 +41,11 @@ def mixed_answers(
         InputError: an empty prompt, one that fills a model's context, or a recurrent model.
         NumericsError: a model's logits are not finite.
     """
-    speaker = MixedSpeaker(student, teacher, rows or min(student.vocab, teacher.vocab), alpha)
-    yield from spoken(speaker, asked, config, report)
+    decoder = MixtureDecoder(student, teacher, rows or min(student.vocab, teacher.vocab), alpha)
+    yield from run_batches(decoder, asked, config, report)
 
 
-class MixedSpeaker(Speaker):
+class MixtureDecoder(Decoder):
     """Speaks as the mixture of two models; its logits are the mixture's log-probabilities.
 
     Args:
@@ -57,7 +57,7 @@ class MixedSpeaker(Speaker):
 
     def __init__(self, student: LanguageModel, teacher: LanguageModel, ids: int, alpha: float) -> None:
         super().__init__(student, ids)
-        self.sides = Speaker(student, ids), Speaker(teacher, ids)
+        self.sides = Decoder(student, ids), Decoder(teacher, ids)
         self.alpha = alpha
         self.is_exact = all(side.is_exact for side in self.sides)
         self.reads_blocks = all(side.reads_blocks for side in self.sides)
@@ -71,25 +71,25 @@ class MixedSpeaker(Speaker):
         for side in self.sides:
             side.check(prompts)
 
-    def read(self, prompt: Sequence[int]) -> Read:
+    def prefill(self, prompt: Sequence[int]) -> Prefill:
         """Read a prompt, alone, with both models."""
-        own, other = (side.read(prompt) for side in self.sides)
+        own, other = (side.prefill(prompt) for side in self.sides)
         self.cache.cut = len(own.kept)
-        return Read([*own.kept, *other.kept], self._mixed(own.logits, other.logits))
+        return Prefill([*own.kept, *other.kept], self._mixed(own.logits, other.logits))
 
-    def step(self, tokens: Sequence[int]) -> Tensor:
+    def decode_step(self, tokens: Sequence[int]) -> Tensor:
         """Let every row read one token with both models; returns the mixture's log-probabilities, ``[rows, ids]``."""
-        return self._mixed(*(side.step(tokens) for side in self.sides))
+        return self._mixed(*(side.decode_step(tokens) for side in self.sides))
 
-    def alone(self, tokens: Sequence[int]) -> Tensor:
+    def forward_single(self, tokens: Sequence[int]) -> Tensor:
         """Return the mixture's log-probabilities after a sequence that is read anew, by itself, ``[1, ids]``."""
-        return self._mixture(*(side.alone(tokens) for side in self.sides))
+        return self._mixture(*(side.forward_single(tokens) for side in self.sides))
 
-    def reread(self, past: Kept, tokens: Sequence[int]) -> Read:
+    def rescore(self, past: KVState, tokens: Sequence[int]) -> Prefill:
         """Read some tokens of one row, by itself, with both models; as the speaker of one model does."""
         parts = past[: self.cache.cut], past[self.cache.cut :]
-        own, other = (side.reread(part, tokens) for side, part in zip(self.sides, parts, strict=True))
-        return Read([*own.kept, *other.kept], self._mixture(own.logits, other.logits))
+        own, other = (side.rescore(part, tokens) for side, part in zip(self.sides, parts, strict=True))
+        return Prefill([*own.kept, *other.kept], self._mixture(own.logits, other.logits))
 
     def tolerance(self, logits: Tensor) -> Tensor | None:
         """Return by how much each row of the log-probabilities given last may be off.
@@ -134,17 +134,17 @@ class PairCache:
         for cache in self.both:
             cache.reserve(slots, columns)
 
-    def add(self, kept: Kept, length: int) -> None:
+    def add(self, kept: KVState, length: int) -> None:
         """Add a row to both; the first ``cut`` layers are the first model's."""
         first, second = self.both
         first.add(kept[: self.cut], length)
         second.add(kept[self.cut :], length)
 
-    def kept(self, row: int, length: int) -> Kept:
+    def kept(self, row: int, length: int) -> KVState:
         """Return what both keep of a row's first ``length`` tokens."""
         return [pair for cache in self.both for pair in cache.kept(row, length)]
 
-    def replace(self, row: int, kept: Kept, length: int) -> None:
+    def replace(self, row: int, kept: KVState, length: int) -> None:
         """Let a row of both hold the first ``length`` tokens of what is kept, and nothing else."""
         first, second = self.both
         first.replace(row, kept[: self.cut], length)

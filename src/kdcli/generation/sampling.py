@@ -63,7 +63,7 @@ def draws_per_token(ids: int) -> int:
     return BLOCK + blocks(ids)
 
 
-def waits(streams: Sequence[np.random.Philox], ids: int) -> NDArray[np.float64]:
+def exponential_noise(streams: Sequence[np.random.Philox], ids: int) -> NDArray[np.float64]:
     """Draw the next step's waiting times of some answers, exponential with mean 1.
 
     Args:
@@ -73,7 +73,7 @@ def waits(streams: Sequence[np.random.Philox], ids: int) -> NDArray[np.float64]:
     Returns:
         times of shape ``[len(streams), BLOCK + blocks]``: those within a block, then those of the blocks.
 
-    >>> waits([stream(10, 3)], 1000).shape
+    >>> exponential_noise([stream(10, 3)], 1000).shape
     (1, 260)
     """
     count = draws_per_token(ids)
@@ -134,7 +134,7 @@ def sample(
 
     >>> import numpy as np
     >>> from kdcli.generation.sampling import stream, waits
-    >>> times = torch.from_numpy(waits([stream(0, example) for example in range(1000)], 2))
+    >>> times = torch.from_numpy(exponential_noise([stream(0, example) for example in range(1000)], 2))
     >>> drawn = sample(torch.tensor([[0.0, 1.0]]).expand(1000, 2), times, temperature=1.0)
     >>> round(drawn.tokens.double().mean().item(), 2)  # sigmoid(1) = 0.73
     0.73
@@ -234,7 +234,7 @@ def _ranked(mass: Tensor, top_p: float, total: Tensor) -> Tensor:
 
 
 @dataclass
-class Row:
+class SequenceState:
     """One answer on its way.
 
     Args:
@@ -262,7 +262,9 @@ class Row:
     settled: int = 0
 
     @classmethod
-    def waiting(cls, place: int, prompt: Sequence[int], example: int, seed: int, most: int | None = None) -> "Row":
+    def waiting(
+        cls, place: int, prompt: Sequence[int], example: int, seed: int, most: int | None = None
+    ) -> "SequenceState":
         """Return an answer that has not begun."""
         return cls(place, prompt, example, seed, stream(seed, example), most)
 

@@ -12,11 +12,11 @@ from kdcli.data.tokenize import Example
 from kdcli.losses.base import log_softmax
 from kdcli.models.devices import Device
 from kdcli.models.head import trunk_of
-from kdcli.models.internals import evaluating, position_bounds, prompt_cache, read_into
+from kdcli.models.internals import eval_mode, forward_with_cache, position_bounds, prompt_cache
 from kdcli.models.load import LanguageModel
 
 
-class Reader:
+class LogProbScorer:
     """Reads continuations of prompts.
 
     Args:
@@ -73,7 +73,7 @@ class Reader:
         padded = [[*row, *[self.model.pad_id] * (width - len(row))] for row in rows]
         mask = [[1] * (seen + len(row)) + [0] * (width - len(row)) for row in rows]
         ids, seen_or_new = (torch.tensor(one, device=self.device.device) for one in (padded, mask))
-        return read_into(self.trunk, self.model.reading, ids, seen_or_new, cache)
+        return forward_with_cache(self.trunk, self.model.reading, ids, seen_or_new, cache)
 
     def _sum(self, hidden: Tensor, tokens: Sequence[int]) -> float:
         labels = torch.tensor(list(tokens), device=hidden.device)
@@ -107,7 +107,7 @@ def label_log_probs(
     """
     device = model.model.device
     whole = torch.tensor([list(ids)], device=device)
-    with evaluating(model.model), torch.autocast(device.type, autocast, enabled=autocast is not None):
+    with eval_mode(model.model), torch.autocast(device.type, autocast, enabled=autocast is not None):
         hidden = model.hidden(whole[:, :-1], torch.ones_like(whole[:, :-1]))[0, prompt_length - 1 :]
         labels = whole[0, prompt_length:, None]
         pieces = [

@@ -13,10 +13,10 @@ from transformers import DynamicCache
 
 from kdcli.config.schema import GenerationConfig
 from kdcli.errors import InputError, NumericsError
-from kdcli.generation import Answer, uniforms
-from kdcli.generation.decoder import Speaker
+from kdcli.generation import Completion, uniforms
+from kdcli.generation.decoder import Decoder
 from kdcli.models.head import trunk_of
-from kdcli.models.internals import position_bounds, read_into
+from kdcli.models.internals import forward_with_cache, position_bounds
 from kdcli.models.load import LanguageModel
 
 # The accept-or-reject rule of speculative sampling, on whole distributions in float64.
@@ -136,7 +136,7 @@ def speculate(
     draft_tokens: int,
     seed: int,
     example: int,
-) -> tuple[Answer, list[Verdict]]:
+) -> tuple[Completion, list[Verdict]]:
     """Answer one prompt as the teacher would, with drafts of the student.
 
     In each round the student samples up to ``draft_tokens`` tokens; one pass of the teacher gives its
@@ -164,7 +164,7 @@ def speculate(
     """
     vocab, per_round = min(student.vocab, teacher.vocab), 2 * draft_tokens + 1
     for model in (student, teacher):
-        Speaker(model, vocab).check([prompt])
+        Decoder(model, vocab).check([prompt])
         _refuse_other_positions(model, len(prompt), len(prompt) + config.max_new_tokens)
     draws = uniforms(seed, [example], config.max_new_tokens * per_round).reshape(-1, per_round)
     run = _Run(_Reader(student, config, vocab), _Reader(teacher, config, vocab), list(prompt))
@@ -172,7 +172,7 @@ def speculate(
         width = min(draft_tokens, config.max_new_tokens - len(run.said))
         run.round(width, draws[run.rounds], room=config.max_new_tokens - len(run.said))
     ids, end = (run.said[:-1], run.said[-1]) if run.ended else (run.said, None)
-    return Answer(tuple(ids), end), run.tests
+    return Completion(tuple(ids), end), run.tests
 
 
 def _refuse_other_positions(model: LanguageModel, start: int, end: int) -> None:
@@ -201,7 +201,7 @@ class _Reader:
         device = self.model.model.device
         ids = torch.tensor([text[kept:]], device=device)
         mask = torch.ones(1, len(text), dtype=torch.int64, device=device)
-        hidden = read_into(self.trunk, self.model.reading, ids, mask, self.cache)
+        hidden = forward_with_cache(self.trunk, self.model.reading, ids, mask, self.cache)
         self.seen = list(text)
         logits = self.model.head.logits(hidden[0, -count:], self.vocab)
         self._check(logits)

@@ -14,7 +14,7 @@ from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, UsageError
 from kdcli.models.adapters import NONE
 from kdcli.models.checks import ModelFolder, model_digest
-from kdcli.models.plain import passed_over
+from kdcli.models.plain import ignored_generation_settings
 from kdcli.models.random_init import is_random
 from kdcli.models.sizes import sizes_of
 from kdcli.models.tokenizer import ends_differ, folder_end_tokens, shared_vocabulary, templates_differ
@@ -39,7 +39,7 @@ _TERM = re.compile(r"(?:(?P<weight>[0-9.eE]+)\*)?(?P<path>[^*]+)")
 
 
 @dataclass(frozen=True)
-class Blend:
+class Ensemble:
     """Teachers whose distributions are mixed.
 
     Args:
@@ -57,7 +57,7 @@ class Blend:
         return hashlib.sha256(repr((tuple(digests), self.weights, self.space)).encode()).hexdigest()
 
 
-def read_blend(text: str) -> Blend | None:
+def read_ensemble(text: str) -> Ensemble | None:
     """Read a teacher that is written as a sum of teachers; None if it is a single one.
 
     ``A+B`` mixes the probabilities in equal shares, ``0.7*A+0.3*B`` in others, ``log(0.7*A+0.3*B)`` the logarithms.
@@ -69,9 +69,9 @@ def read_blend(text: str) -> Blend | None:
     Raises:
         UsageError: a weight that is not above 0, or a sum that cannot be read.
 
-    >>> read_blend("0.6*big+0.2*small").weights
+    >>> read_ensemble("0.6*big+0.2*small").weights
     (0.7499999999999999, 0.25)
-    >>> read_blend("log(a+b)").space, read_blend("org/name")
+    >>> read_ensemble("log(a+b)").space, read_ensemble("org/name")
     ('log', None)
     """
     if "+" not in text or Path(text).expanduser().exists():
@@ -90,16 +90,16 @@ def read_blend(text: str) -> Blend | None:
         weights.append(weight)
     total = sum(weights)
     shares = tuple(weight / total for weight in weights)
-    return Blend(tuple(members), shares, "probability" if inner == text else "log")
+    return Ensemble(tuple(members), shares, "probability" if inner == text else "log")
 
 
-def refuse_blend(teacher: str | None, what: str, where: str, fix: str) -> None:
+def require_single(teacher: str | None, what: str, where: str, fix: str) -> None:
     """Refuse several teachers where only one will do.
 
     Raises:
         UsageError: names what is asked of them.
     """
-    if teacher is not None and read_blend(teacher) is not None:
+    if teacher is not None and read_ensemble(teacher) is not None:
         raise UsageError("CLI-22", f"{what}, and {one_line(teacher)} are several teachers", where=where, fix=fix)
 
 
@@ -114,7 +114,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_m
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelInfo:
     """What is known of a model before its weights are loaded.
 
     Args:
@@ -145,8 +145,8 @@ class ModelFacts:
     width: int = 0
     quantization: str = NONE
     server: ServerConfig | None = None
-    blend: Blend | None = None
-    members: tuple["ModelFacts", ...] = ()
+    blend: Ensemble | None = None
+    members: tuple["ModelInfo", ...] = ()
     notes: tuple[str, ...] = ()
     vocab: int | None = None
     passed_over: tuple[str, ...] = ()
@@ -161,7 +161,7 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ModelPair:
     """Student and teacher of a run, before their weights are loaded.
 
     Args:
@@ -175,8 +175,8 @@ class Pair:
     """
 
     student: str
-    reader: ModelFacts
-    teacher: ModelFacts | None
+    reader: ModelInfo
+    teacher: ModelInfo | None
     vocab: int
     notes: tuple[str, ...] = ()
     teacher_vocab: int | None = None
@@ -193,7 +193,7 @@ class Pair:
         return self.student if is_random(self.student) else self.reader.digest
 
 
-def facts_of(path: str, checked: ModelFolder, tokenizer: PreTrainedTokenizerBase) -> ModelFacts:
+def facts_of(path: str, checked: ModelFolder, tokenizer: PreTrainedTokenizerBase) -> ModelInfo:
     """Return what a folder's files say of a model; its weights are not read.
 
     Args:
@@ -208,7 +208,7 @@ def facts_of(path: str, checked: ModelFolder, tokenizer: PreTrainedTokenizerBase
     rows = table.get("vocab_size") or checked.settings.get("vocab_size") or len(tokenizer)
     ends, notes = folder_end_tokens(checked, tokenizer, rows, path)
     files = [checked.folder / name for name in _TOKENIZER_FILES if (checked.folder / name).is_file()]
-    return ModelFacts(
+    return ModelInfo(
         path=path,
         tokenizer=tokenizer,
         rows=rows,
@@ -218,7 +218,7 @@ def facts_of(path: str, checked: ModelFolder, tokenizer: PreTrainedTokenizerBase
         parameters=sum(info.numel for info in checked.tensors.values()) or _counted(checked),
         width=int(table.get("hidden_size") or table.get("n_embd") or table.get("d_model") or 0),
         notes=notes if checked.files else (*checked.notes, *notes),
-        passed_over=passed_over(read_generation_config(checked.folder)),
+        passed_over=ignored_generation_settings(read_generation_config(checked.folder)),
     )
 
 
@@ -227,7 +227,7 @@ def _counted(checked: ModelFolder) -> int:
     return sizes_of(build_config(checked.settings, str(checked.folder))).parameters
 
 
-def facts_of_several(path: str, blend: Blend, members: tuple[ModelFacts, ...]) -> ModelFacts:
+def facts_of_several(path: str, blend: Ensemble, members: tuple[ModelInfo, ...]) -> ModelInfo:
     """Return what identifies several teachers together.
 
     Raises:
@@ -241,7 +241,7 @@ def facts_of_several(path: str, blend: Blend, members: tuple[ModelFacts, ...]) -
             what = f"the teachers {first.path} and {other.path} do not share a tokenizer"
             fix = "mix teachers of one tokenizer"
             raise InputError(error.code, what, where=f"--teacher {path}", fix=fix) from error
-    return ModelFacts(
+    return ModelInfo(
         path=path,
         tokenizer=first.tokenizer,
         rows=min(member.rows for member in members),
@@ -256,7 +256,7 @@ def facts_of_several(path: str, blend: Blend, members: tuple[ModelFacts, ...]) -
     )
 
 
-def notes_on_pair(student: ModelFacts, teacher: ModelFacts, *, across: bool = False) -> tuple[str, ...]:
+def notes_on_pair(student: ModelInfo, teacher: ModelInfo, *, across: bool = False) -> tuple[str, ...]:
     """Return what to know about end tokens and chat templates of student and teacher.
 
     Args:
@@ -271,7 +271,7 @@ def notes_on_pair(student: ModelFacts, teacher: ModelFacts, *, across: bool = Fa
     return tuple(dict.fromkeys([*student.notes, *teacher.notes, *(one for one in found if one)]))
 
 
-def _notes_on_several(members: tuple[ModelFacts, ...]) -> tuple[str, ...]:
+def _notes_on_several(members: tuple[ModelInfo, ...]) -> tuple[str, ...]:
     notes = [note for member in members for note in member.notes]
     for other in members[1:]:
         if set(other.ends.ids) != set(members[0].ends.ids):

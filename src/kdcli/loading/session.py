@@ -10,21 +10,21 @@ from torch import Tensor
 
 from kdcli.config.schema import DataConfig, LoraConfig, ServerConfig
 from kdcli.data.dataset import Role, load_dataset
-from kdcli.data.files import find
+from kdcli.data.files import inspect_path
 from kdcli.data.tokenize import TokenDataset, refuse_rowless
 from kdcli.errors import UsageError
 from kdcli.loading.info import (
-    ModelFacts,
-    Pair,
+    ModelInfo,
+    ModelPair,
     facts_of,
     facts_of_several,
     model_of,
     notes_on_pair,
-    read_blend,
-    refuse_blend,
+    read_ensemble,
+    require_single,
 )
 from kdcli.models.adapters import NONE, attach, check_quantization
-from kdcli.models.checks import check_manifest, has_weights, open_folder, open_form
+from kdcli.models.checks import check_manifest, has_weights, open_config_only, open_folder
 from kdcli.models.load import LanguageModel, load_model
 from kdcli.models.random_init import is_random, random_student
 from kdcli.models.tokenizer import (
@@ -35,12 +35,12 @@ from kdcli.models.tokenizer import (
     refuse_same_model,
     shared_vocabulary,
 )
-from kdcli.remote.address import address_of, is_served
+from kdcli.remote.address import address_of, is_url
 from kdcli.remote.client import Client
 
 
 @dataclass
-class Workshop:
+class Session:
     """Everything loaded so far; shared by the cells of a comparison.
 
     Args:
@@ -49,28 +49,28 @@ class Workshop:
 
     planning: bool = False
 
-    _facts: dict[str, ModelFacts] = field(default_factory=dict)
+    _facts: dict[str, ModelInfo] = field(default_factory=dict)
     _data: dict[tuple[str, ...], TokenDataset] = field(default_factory=dict)
     _teachers: dict[tuple[str, torch.device, str], LanguageModel] = field(default_factory=dict)
     _names: dict[str, str] = field(default_factory=dict)
     caches: dict[Path, Any] = field(default_factory=dict)
     """Teacher caches opened and checked before."""
 
-    def look(self, path: str) -> ModelFacts:
+    def inspect(self, path: str) -> ModelInfo:
         """Return what identifies a model; its tokenizer is loaded, its weights are not."""
-        blend = read_blend(path)
+        blend = read_ensemble(path)
         if path not in self._facts and blend is not None:
-            self._facts[path] = facts_of_several(path, blend, tuple(self.look(one) for one in blend.members))
+            self._facts[path] = facts_of_several(path, blend, tuple(self.inspect(one) for one in blend.members))
         if path not in self._facts:
             folder = model_of(path)
-            checked = open_form(folder) if self.planning and not has_weights(folder) else open_folder(folder)
+            checked = open_config_only(folder) if self.planning and not has_weights(folder) else open_folder(folder)
             if folder != path:
                 check_manifest(checked.folder)
             tokenizer = load_tokenizer(folder)
             self._facts[path] = facts_of(path, checked, tokenizer)
         return self._facts[path]
 
-    def look_teacher(self, path: str, quantization: str = NONE) -> ModelFacts:
+    def look_teacher(self, path: str, quantization: str = NONE) -> ModelInfo:
         """Return what identifies a teacher, rounded or not.
 
         Raises:
@@ -78,12 +78,12 @@ class Workshop:
         """
         if not self.planning:
             check_quantization(quantization)
-        facts = self.look(path)
+        facts = self.inspect(path)
         if quantization == NONE:
             return facts
         return replace(facts, digest=f"{facts.digest}+{quantization}", quantization=quantization)
 
-    def look_served(self, server: ServerConfig, reader: ModelFacts) -> ModelFacts:
+    def look_served(self, server: ServerConfig, reader: ModelInfo) -> ModelInfo:
         """Return what identifies a teacher behind a server: its name there, and the student's tokenizer.
 
         Raises:
@@ -106,7 +106,7 @@ class Workshop:
         server: ServerConfig | None = None,
         *,
         across: bool = False,
-    ) -> Pair:
+    ) -> ModelPair:
         """Look at both models and check that they speak the same tokens, or say how they differ.
 
         Args:
@@ -123,28 +123,28 @@ class Workshop:
         if student is None:
             raise UsageError("CLI-20", "no student", where="--student", fix="give a folder, a hub id or random:...")
         random = is_random(student)
-        if teacher is not None and is_served(teacher):
+        if teacher is not None and is_url(teacher):
             if random:
                 raise UsageError(
                     "SERVE-10", "a random student takes its form from a teacher, and a server shows none",
                     where=f"--student {student}", fix="give a student folder",
                 )  # fmt: skip
-            here = self.look(student)
+            here = self.inspect(student)
             there = self.look_served((server or ServerConfig()).model_copy(update={"url": teacher}), here)
             shared = shared_vocabulary(here.tokenizer, here.tokenizer, here.rows, here.rows)
-            return Pair(student, here, there, shared, notes_on_pair(here, there))
+            return ModelPair(student, here, there, shared, notes_on_pair(here, there))
         if random and teacher is None:
             raise UsageError(
                 "CLI-20", "a random student takes its family and tokenizer from a teacher",
                 where=f"--student {student}", fix="give --teacher",
             )  # fmt: skip
         if teacher is not None and not random:
-            blend = read_blend(teacher)
+            blend = read_ensemble(teacher)
             for one in blend.members if blend is not None else (teacher,):
                 refuse_same_model(model_of(one), model_of(student))
         there = self.look_teacher(teacher, quantization) if teacher is not None else None
         first = there.members[0] if there is not None and there.members else there
-        here = first if random else self.look(student)
+        here = first if random else self.inspect(student)
         assert here is not None, "a random student has a teacher"
         other = there or here
         differ = difference(here.tokenizer, other.tokenizer, min(here.rows, other.rows)) if across else None
@@ -153,13 +153,15 @@ class Workshop:
                 real_ids(one.tokenizer, one.rows, role) for one, role in ((here, "student"), (other, "teacher"))
             )
             note = f"{differ}; each reads the text in its own"
-            return Pair(student, here, there, own, (note, *notes_on_pair(here, other, across=True)), theirs, differ)
+            return ModelPair(
+                student, here, there, own, (note, *notes_on_pair(here, other, across=True)), theirs, differ
+            )
         vocab = shared_vocabulary(here.tokenizer, other.tokenizer, here.rows, other.rows)
         note = padding_note(vocab, here.rows, other.rows)
         notes = (*((note,) if note else ()), *notes_on_pair(here, other))
-        return Pair(student, replace(here, vocab=vocab), there, vocab, notes)
+        return ModelPair(student, replace(here, vocab=vocab), there, vocab, notes)
 
-    def data(self, path: str, reader: ModelFacts, config: DataConfig, *, role: Role) -> TokenDataset:
+    def data(self, path: str, reader: ModelInfo, config: DataConfig, *, role: Role) -> TokenDataset:
         """Return tokenised rows; ``role`` is "train", "prompts" or "eval" and chooses split and limit."""
         limit = config.eval_limit if role == "eval" else config.limit
         shape = config.model_copy(update=dict.fromkeys(("train", "eval", "limit", "eval_limit", "corpus", "made")))
@@ -179,7 +181,7 @@ class Workshop:
         Raises:
             UsageError: it is several.
         """
-        refuse_blend(path, "one teacher is asked for", "--teacher", "give one of them")
+        require_single(path, "one teacher is asked for", "--teacher", "give one of them")
         key = (path, device, quantization)
         if key not in self._teachers:
             self._teachers[key] = load_model(model_of(path), device=device, role="teacher", quantization=quantization)
@@ -192,7 +194,7 @@ class Workshop:
                 del self._teachers[key]
 
     def load_student(
-        self, pair: Pair, *, seed: int, device: torch.device, lora: LoraConfig | None = None
+        self, pair: ModelPair, *, seed: int, device: torch.device, lora: LoraConfig | None = None
     ) -> LanguageModel:
         """Return a fresh student: its weights, or those of its adapter, are about to change."""
         if is_random(pair.student):
@@ -212,7 +214,7 @@ def check_data_path(path: str | None, flag: str) -> str:
     """
     if path is None:
         raise UsageError("CLI-20", "no data", where=flag, fix="give a file, a folder or a hub id")
-    find(path)
+    inspect_path(path)
     return path
 
 

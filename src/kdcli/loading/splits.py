@@ -4,19 +4,19 @@ from pathlib import Path
 
 from kdcli.config import resolve
 from kdcli.config.schema import DataConfig, DistillConfig, EvalSettings
-from kdcli.data.alignment import matched
+from kdcli.data.alignment import pair_rows
 from kdcli.data.dataset import Role, split_development
 from kdcli.data.tokenize import TokenDataset
 from kdcli.errors import KDError, UsageError
-from kdcli.loading.info import ModelFacts, Pair
-from kdcli.loading.session import Workshop, check_data_path
+from kdcli.loading.info import ModelInfo, ModelPair
+from kdcli.loading.session import Session, check_data_path
 from kdcli.storage.run_dir import BEST, CONFIG, EVAL, MODEL, RunFolder
 
 _ANY_LENGTH = 2**31 - 1
 
 
 def rows_of_teacher(
-    pair: Pair, rows: TokenDataset, data: DataConfig, workshop: Workshop, *, role: Role = "train"
+    pair: ModelPair, rows: TokenDataset, data: DataConfig, session: Session, *, role: Role = "train"
 ) -> TokenDataset | None:
     """Return training rows as a teacher of another tokenizer reads them, one for one; None where it reads as usual.
 
@@ -24,7 +24,7 @@ def rows_of_teacher(
         pair: student and teacher.
         rows: the rows as the student reads them.
         data: where they come from; no limit of length holds for the teacher but its own.
-        workshop: what is loaded already.
+        session: what is loaded already.
         role: "prompts" where answers are not read.
 
     Raises:
@@ -33,32 +33,32 @@ def rows_of_teacher(
     if pair.teacher_vocab is None or pair.teacher is None:
         return None
     whole = data.model_copy(update={"max_length": _ANY_LENGTH, "max_prompt_length": None})
-    return matched(rows, workshop.data(check_data_path(data.train, "--data"), pair.teacher, whole, role=role))
+    return pair_rows(rows, session.data(check_data_path(data.train, "--data"), pair.teacher, whole, role=role))
 
 
 DEV = "dev"
 
 
-def training_rows(data: DataConfig, reader: ModelFacts, workshop: Workshop) -> TokenDataset:
+def training_rows(data: DataConfig, reader: ModelInfo, session: Session) -> TokenDataset:
     """Return the rows to train on, without those kept for development."""
-    rows = workshop.data(check_data_path(data.train, "--data"), reader, data, role="train")
+    rows = session.data(check_data_path(data.train, "--data"), reader, data, role="train")
     return split_development(rows, data.dev_share)[0] if data.dev_share else rows
 
 
-def corpus_rows(data: DataConfig, reader: ModelFacts, workshop: Workshop) -> TokenDataset:
+def corpus_rows(data: DataConfig, reader: ModelInfo, session: Session) -> TokenDataset:
     """Return the rows of the second corpus, all of them."""
     path = check_data_path(data.corpus, "--set data.corpus")
-    return workshop.data(path, reader, data.model_copy(update={"limit": None}), role="train")
+    return session.data(path, reader, data.model_copy(update={"limit": None}), role="train")
 
 
-def measured_rows(data: DataConfig, split: str, reader: ModelFacts, workshop: Workshop) -> TokenDataset:
+def measured_rows(data: DataConfig, split: str, reader: ModelInfo, session: Session) -> TokenDataset:
     """Return the rows that scores are taken on.
 
     Args:
         data: where rows come from.
         split: "test" for held-out rows, "dev" for development rows.
         reader: the model whose tokenizer reads them.
-        workshop: what is loaded already.
+        session: what is loaded already.
 
     Raises:
         UsageError: there are none.
@@ -66,8 +66,8 @@ def measured_rows(data: DataConfig, split: str, reader: ModelFacts, workshop: Wo
     """
     path = check_measured(data, split)
     if split == "test" or data.dev is not None:
-        return workshop.data(path, reader, data, role="eval")
-    return split_development(workshop.data(path, reader, data, role="train"), data.dev_share)[1]
+        return session.data(path, reader, data, role="eval")
+    return split_development(session.data(path, reader, data, role="train"), data.dev_share)[1]
 
 
 def leaves_answers_out(settings: EvalSettings, rows: TokenDataset | None) -> bool:

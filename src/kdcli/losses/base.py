@@ -8,8 +8,8 @@ from typing import ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from kdcli.losses.topk import Coarse
-from kdcli.registry.options import Part
+from kdcli.losses.topk import TopKWithTail
+from kdcli.registry.options import Plugin
 from kdcli.shapes import Logits, TeacherLogits, TokenLabels, TokenValues
 
 # Layers inside the two models: how many there are, which are compared, and what they hold.
@@ -254,7 +254,7 @@ class Tokens:
     teacher: TeacherLogits | None = None
     facts: Facts = field(default_factory=dict)
     watched: dict[str, Tensor] = field(default_factory=dict)
-    coarse: Coarse | None = None
+    coarse: TopKWithTail | None = None
     progress: float = 0.0
     features: Features | None = None
 
@@ -264,7 +264,7 @@ class Tokens:
         return log_softmax(self.student, tau), log_softmax(self.teacher.detach(), tau)
 
 
-class DistillLoss(Part, ABC):
+class DistillLoss(Plugin, ABC):
     """An objective's value for each token; its fields are its options.
 
     Subclasses are final: to change behaviour, wrap. They hold no state, so an instance is

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, PlainSerializer
 from kdcli.errors import UsageError
 from kdcli.losses.base import DistillLoss, Needs
 from kdcli.registry import catalog
-from kdcli.registry.options import Option, asked, build_term, construct, nested_spec, options, value_text
+from kdcli.registry.options import Option, asked, build_plugin, build_term, nested_spec, options, value_text
 from kdcli.registry.registry import LOSSES
 from kdcli.registry.spec import ObjectiveSpec, Term, parse_objective
 from kdcli.text import one_line
@@ -36,7 +36,7 @@ def build_objective(spec: str | ObjectiveSpec) -> DistillLoss:
         asked(made, Needs, f'loss "{one_line(str(term))}"')
     if len(terms) == 1 and terms[0][0] == 1.0:
         return terms[0][1]
-    return construct(LOSSES.resolve(_SUM), {"terms": terms}, one_line(str(parsed)))
+    return build_plugin(LOSSES.resolve(_SUM), {"terms": terms}, one_line(str(parsed)))
 
 
 def spec_of(loss: DistillLoss) -> str:

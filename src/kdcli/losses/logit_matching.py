@@ -10,7 +10,7 @@ from torch.nn import functional
 from kdcli.losses.base import DistillLoss, Needs, Tokens, widen
 from kdcli.losses.divergences.base import Block, Divergence, column, dot
 from kdcli.losses.rows import host_may_read
-from kdcli.losses.sorting import falling, falling_order
+from kdcli.losses.sorting import order_descending, sort_descending
 from kdcli.losses.token_facts import ALIGNED
 from kdcli.shapes import Logits, TeacherLogits, TokenValues
 
@@ -115,14 +115,14 @@ class UniversalLogits(Divergence):
     def divergence(self, log_q: Logits, log_p: TeacherLogits) -> TokenValues:
         """Return the L1 distance of the probabilities in falling order."""
         q = log_q.exp()
-        ordered = q.gather(-1, falling_order(q))
-        return _apart(ordered, falling(log_p.exp())).abs().sum(-1)
+        ordered = q.gather(-1, order_descending(q))
+        return _apart(ordered, sort_descending(log_p.exp())).abs().sum(-1)
 
     def divergence_and_grad(self, block: Block) -> tuple[Tensor, Tensor]:
         """Return the distance and its gradient q (s - sum q s), s = sign(q - p) at the token's rank, sign(0) = 0."""
         q = block.q
-        order = falling_order(q)
-        apart = _apart(q.gather(-1, order), falling(block.p))
+        order = order_descending(q)
+        apart = _apart(q.gather(-1, order), sort_descending(block.p))
         side = torch.empty_like(q).scatter_(-1, order, torch.sign(apart[:, : q.shape[1]]))
         return apart.abs_().sum(-1), side.sub_(column(dot(q, side))).mul_(q)
 

@@ -26,7 +26,7 @@ Variant: TypeAlias = Literal["paper", "lmops", "single"]
 
 
 @dataclass(frozen=True)
-class Knobs:
+class MiniLLMOptions:
     """How the two parts are taken; the defaults are the paper's.
 
     Args:
@@ -59,12 +59,12 @@ class Knobs:
     clip: float = 0.2
 
 
-VARIANTS: dict[Variant, Knobs] = {
-    "paper": Knobs(),
-    "lmops": Knobs(
+VARIANTS: dict[Variant, MiniLLMOptions] = {
+    "paper": MiniLLMOptions(),
+    "lmops": MiniLLMOptions(
         rewards="sampling", include_present=True, gamma=0.95, reward_scale=0.5, reward_clip=100.0, whiten="padded"
     ),
-    "single": Knobs(long=False),
+    "single": MiniLLMOptions(long=False),
 }
 """What each variant sets."""
 
@@ -234,9 +234,9 @@ class MiniLLM(DistillLoss):
         return self
 
     @cached_property
-    def knobs(self) -> Knobs:
+    def knobs(self) -> MiniLLMOptions:
         """The variant's knobs, with those that were given in their place."""
-        given = {name: getattr(self, name) for name in asdict(Knobs()) if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in asdict(MiniLLMOptions()) if getattr(self, name) is not None}
         return replace(VARIANTS[self.variant], **given)
 
     @property

@@ -8,13 +8,13 @@ from kdcli.losses.rows import host_may_read
 from kdcli.shapes import Logits
 
 
-def falling(values: Logits) -> Tensor:
+def sort_descending(values: Logits) -> Tensor:
     """Return each row from its largest entry to its smallest, ``[t, v]``; takes no gradient.
 
     Args:
         values: shape ``[t, v]``, none of them NaN.
 
-    >>> falling(torch.tensor([[0.2, 0.5, 0.3]]))[0].tolist() == torch.tensor([0.5, 0.3, 0.2]).tolist()
+    >>> sort_descending(torch.tensor([[0.2, 0.5, 0.3]]))[0].tolist() == torch.tensor([0.5, 0.3, 0.2]).tolist()
     True
     """
     if host_may_read() and values.dtype in (torch.float32, torch.float64):
@@ -22,7 +22,7 @@ def falling(values: Logits) -> Tensor:
     return torch.sort(values.detach(), dim=-1, descending=True).values
 
 
-def falling_order(values: Logits) -> Tensor:
+def order_descending(values: Logits) -> Tensor:
     """Return the places of each row's entries from the largest to the smallest, equal ones by rising place, ``[t, v]``.
 
     Where the host may read them, the bits of a number that is not negative and its place make one whole number to
@@ -31,7 +31,7 @@ def falling_order(values: Logits) -> Tensor:
     Args:
         values: shape ``[t, v]``, at least 0, none of them NaN.
 
-    >>> falling_order(torch.tensor([[0.2, 0.4, 0.0, 0.4]])).tolist()
+    >>> order_descending(torch.tensor([[0.2, 0.4, 0.0, 0.4]])).tolist()
     [[1, 3, 0, 2]]
     """
     values = values.detach()

@@ -17,7 +17,7 @@ _FLOOR = -1e30
 
 
 @dataclass(frozen=True)
-class Coarse:
+class TopKWithTail:
     """A teacher's view of some tokens.
 
     Args:
@@ -28,27 +28,27 @@ class Coarse:
     ids: Int[Tensor, "t k"]
     log_probs: Float[Tensor, "t b"]
 
-    def __getitem__(self, rows: slice | Tensor) -> "Coarse":
-        return Coarse(self.ids[rows], self.log_probs[rows])
+    def __getitem__(self, rows: slice | Tensor) -> "TopKWithTail":
+        return TopKWithTail(self.ids[rows], self.log_probs[rows])
 
-    def to(self, device: torch.device) -> "Coarse":
+    def to(self, device: torch.device) -> "TopKWithTail":
         """Return the view on a device."""
-        return Coarse(self.ids.to(device, non_blocking=True), self.log_probs.to(device, non_blocking=True))
+        return TopKWithTail(self.ids.to(device, non_blocking=True), self.log_probs.to(device, non_blocking=True))
 
 
-def coarse_view(logits: Float[Tensor, "t v"], top_k: int) -> Coarse:
+def top_k_with_tail(logits: Float[Tensor, "t v"], top_k: int) -> TopKWithTail:
     """Sum up a distribution into its likeliest tokens, of equal ones those of the lowest ids, and the rest.
 
     Args:
         logits: shape ``[t, v]``, fp32 or wider.
         top_k: tokens to keep; fewer than v.
 
-    >>> view = coarse_view(torch.tensor([[0.5, 0.2, 0.2, 0.1]]).log(), 2)
+    >>> view = top_k_with_tail(torch.tensor([[0.5, 0.2, 0.2, 0.1]]).log(), 2)
     >>> view.ids.tolist(), [round(value, 4) for value in view.log_probs.exp()[0].tolist()]
     ([[0, 1]], [0.5, 0.2, 0.3])
     """
     _, ids = largest(logits, top_k)
-    return Coarse(ids, bins_of(logits, ids))
+    return TopKWithTail(ids, bins_of(logits, ids))
 
 
 def bins_of(logits: Float[Tensor, "t v"], ids: Int[Tensor, "t k"]) -> Float[Tensor, "t b"]:
@@ -64,7 +64,7 @@ def bins_of(logits: Float[Tensor, "t v"], ids: Int[Tensor, "t k"]) -> Float[Tens
 
 
 def value_and_grad(
-    divergence: Callable[[Tensor, Tensor], Tensor], student: Float[Tensor, "t v"], teacher: Coarse
+    divergence: Callable[[Tensor, Tensor], Tensor], student: Float[Tensor, "t v"], teacher: TopKWithTail
 ) -> tuple[Tensor, Tensor]:
     """Return a divergence between bins, ``[t]``, and its gradient over all student logits, ``[t, v]``.
 

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from kdcli.config.schema import EvalSettings
 from kdcli.metrics.base import Metric, TextMetric, TokenMetric
 from kdcli.metrics.classification import ChoiceMetric
-from kdcli.metrics.on_policy import OwnMetric
+from kdcli.metrics.on_policy import OnPolicyMetric
 from kdcli.registry.registry import METRICS
 
 
 def build_metrics(
     settings: EvalSettings,
-) -> tuple[list[TextMetric], list[TokenMetric], list[OwnMetric], list[ChoiceMetric]]:
+) -> tuple[list[TextMetric], list[TokenMetric], list[OnPolicyMetric], list[ChoiceMetric]]:
     """Construct the metrics named in the settings, each once, split by what they eat.
 
     Args:
@@ -30,7 +30,7 @@ def build_metrics(
     metrics = [build_metric(name, settings) for name in _unique(settings.metrics)]
     texts = [metric for metric in metrics if isinstance(metric, TextMetric)]
     tokens = [metric for metric in metrics if isinstance(metric, TokenMetric)]
-    own = [metric for metric in metrics if isinstance(metric, OwnMetric)]
+    own = [metric for metric in metrics if isinstance(metric, OnPolicyMetric)]
     return texts, tokens, own, [metric for metric in metrics if isinstance(metric, ChoiceMetric)]
 
 

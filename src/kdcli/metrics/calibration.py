@@ -11,7 +11,7 @@ from kdcli.bounded import NOT_NEGATIVE, SHARE, Bounds, score_interval
 from kdcli.errors import InputError
 from kdcli.metrics.base import TokenMetric
 from kdcli.metrics.curve import Curve, Series, series
-from kdcli.metrics.score import Array, Better, Redraw, Score, add_up, mean_and_count, ratio, redrawn
+from kdcli.metrics.score import Array, Better, Resampler, Score, add_up, mean_and_count, ratio, redrawn
 
 # Bins of predictions by confidence, as additive statistics: count, confidence, correctness of each bin.
 
@@ -370,7 +370,9 @@ _AT_ONCE = 2**20
 """Numbers of one table of weights, so that many draws of many predictions stay small."""
 
 
-def equal_mass_error(confidence: Array, correct: Array, example: NDArray[np.int64], examples: int, bins: int) -> Redraw:
+def equal_mass_error(
+    confidence: Array, correct: Array, example: NDArray[np.int64], examples: int, bins: int
+) -> Resampler:
     """Return the expected calibration error over equal-mass bins, as a function of the draw.
 
     A prediction's bin is ``floor(bins * below / n)``, with ``below`` the drawn predictions of lower confidence and
@@ -393,7 +395,7 @@ def equal_mass_error(confidence: Array, correct: Array, example: NDArray[np.int6
     order = np.lexsort((rank[example], correct, confidence))
     owner, sure, right = rank[example][order], confidence[order], correct[order]
     first = np.searchsorted(sure, sure, side="left")
-    return Redraw(partial(_errors, owner=owner, sure=sure, right=right, first=first, bins=bins), examples)
+    return Resampler(partial(_errors, owner=owner, sure=sure, right=right, first=first, bins=bins), examples)
 
 
 def _errors(drawn: Array, *, owner: np.ndarray, sure: Array, right: Array, first: np.ndarray, bins: int) -> Array:

@@ -27,9 +27,15 @@ from kdcli.metrics.calibration import (
     reliability_curve,
 )
 from kdcli.metrics.curve import Curve
-from kdcli.metrics.score import Array, Better, Redraw, Score, facts_from_logits, mean_and_count, ratio, redrawn
+from kdcli.metrics.score import Array, Better, Resampler, Score, facts_from_logits, mean_and_count, ratio, redrawn
 from kdcli.metrics.signature import Option
-from kdcli.metrics.temperature_scaling import before_and_after, fit_temperature, scaled_facts, scaling_curve, slopes_of
+from kdcli.metrics.temperature_scaling import (
+    fit_temperature,
+    scaled_facts,
+    scaling_curve,
+    slopes_of,
+    temperature_scaling_scores,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +214,7 @@ class AnswerBins(ChoiceMetric):
         return [
             Score("answer_ece_classwise", np.concatenate(apart, axis=-1), classwise, "lower", notes=note),
             redrawn("answer_ece_mass", top),
-            redrawn("answer_ace", Redraw(lambda drawn: np.mean([one.value(drawn) for one in errors], axis=0), rows)),
+            redrawn("answer_ace", Resampler(lambda drawn: np.mean([one.value(drawn) for one in errors], axis=0), rows)),
         ]
 
 
@@ -317,7 +323,7 @@ class AnswerTemperature(ChoiceMetric):
         """Fit on the development rows, score the others."""
         temperature, rows = self._fit(table), len(table.right)
         facts = scaled_facts(table.scores, table.right, temperature)
-        return before_and_after("answer_", temperature, facts, np.arange(rows), rows, self.chosen["bins"])
+        return temperature_scaling_scores("answer_", temperature, facts, np.arange(rows), rows, self.chosen["bins"])
 
     def curves(self, table: ChoiceTable) -> list[Curve]:
         """Return the reliability diagrams before and after."""

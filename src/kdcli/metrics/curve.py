@@ -135,7 +135,7 @@ def _plain(values: Any) -> Any:
 # A line over positions with its 95 % interval over examples, from the same additive statistics as a score.
 
 
-def banded(
+def mean_with_interval(
     label: str, x: Values, sums: Array, finish: Finish, count: Values | None = None, bounds: Bounds = ANYWHERE
 ) -> Series:
     """Make a series whose every point is a score, with the jackknife's interval.
@@ -156,7 +156,7 @@ def banded(
     Reference: Efron and Tibshirani 1993, An Introduction to the Bootstrap, equation 11.5.
 
     >>> from kdcli.metrics.score import ratio
-    >>> line = banded("mean", [1], np.array([[[1.0, 1.0]], [[3.0, 1.0]]]), ratio())
+    >>> line = mean_with_interval("mean", [1], np.array([[[1.0, 1.0]], [[3.0, 1.0]]]), ratio())
     >>> line.y, round(line.low[0], 4), round(line.high[0], 4)
     ((2.0,), -10.7062, 14.7062)
     """

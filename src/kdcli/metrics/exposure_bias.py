@@ -7,12 +7,12 @@ import numpy as np
 
 from kdcli.bounded import NOT_NEGATIVE
 from kdcli.errors import InputError
-from kdcli.metrics.curve import Curve, banded
-from kdcli.metrics.on_policy import OwnFacts, OwnMetric, Sampler
+from kdcli.metrics.curve import Curve, mean_with_interval
+from kdcli.metrics.on_policy import OnPolicyMetric, SampledTokenStats, Sampler
 from kdcli.metrics.score import Array, Better, Score, ratio
 
 
-class ExposureBias(OwnMetric):
+class ExposureBias(OnPolicyMetric):
     """Excess accumulated error of the student on its own prefixes over the teacher's, in percent.
 
     ``R(l) = sum_{t<=l} E_{y_<t ~ q}[KL(p || q)_t]`` on prefixes that the student q sampled,
@@ -43,7 +43,7 @@ class ExposureBias(OwnMetric):
     facts: ClassVar[tuple[str, ...]] = ("kl_from_teacher",)
     plain_sampling: ClassVar[bool] = True
 
-    def measure(self, samples: Mapping[Sampler, OwnFacts]) -> list[Score]:
+    def measure(self, samples: Mapping[Sampler, SampledTokenStats]) -> list[Score]:
         """Accumulate the divergence along both models' answers up to each length."""
         longest = samples["student"].length
         self.check_length(longest)
@@ -57,7 +57,7 @@ class ExposureBias(OwnMetric):
             what = f"exposure_lengths={wrong}, but answers have 1 to {longest} tokens"
             raise InputError("METRIC-02", what, where=f"metric {self.name}", fix="raise max_new_tokens")
 
-    def curves(self, samples: Mapping[Sampler, OwnFacts]) -> list[Curve]:
+    def curves(self, samples: Mapping[Sampler, SampledTokenStats]) -> list[Curve]:
         """Draw the excess over the answer's length, and the two accumulated errors it is made of."""
         errors = _accumulated(samples)
         seen = 1 + max(int(own.position.max()) for own in samples.values())
@@ -65,12 +65,20 @@ class ExposureBias(OwnMetric):
         ones = np.ones_like(errors[..., :1])
         sides = (("on the student's prefixes, R(l)", 0), ("on the teacher's prefixes, l eps(l)", 1))
         lines = [
-            banded(label, steps, np.concatenate([errors[..., side, None], ones], axis=-1), ratio(), bounds=NOT_NEGATIVE)
+            mean_with_interval(
+                label, steps, np.concatenate([errors[..., side, None], ones], axis=-1), ratio(), bounds=NOT_NEGATIVE
+            )
             for label, side in sides
         ]
         axis = "length of the answer l, tokens"
         return [
-            Curve("ex_acc_err", "Exposure bias", axis, "ExAccErr(l), %", (banded("ExAccErr", steps, errors, excess),)),
+            Curve(
+                "ex_acc_err",
+                "Exposure bias",
+                axis,
+                "ExAccErr(l), %",
+                (mean_with_interval("ExAccErr", steps, errors, excess),),
+            ),
             Curve("accumulated_error", "Accumulated error", axis, "sum of KL(teacher‖student), nats", tuple(lines)),
         ]
 
@@ -90,13 +98,13 @@ def excess(sums: Array) -> Array:
         return np.where((ours == 0.0) & (theirs == 0.0), 0.0, 100.0 * (ours - theirs) / theirs)
 
 
-def _accumulated(samples: Mapping[Sampler, OwnFacts]) -> Array:
+def _accumulated(samples: Mapping[Sampler, SampledTokenStats]) -> Array:
     """Return both sums of each example up to each length, ``[examples, length, 2]``."""
     sides = (samples["student"], samples["teacher"])
     return np.stack([own.per_position(own.facts["kl_from_teacher"]).cumsum(1) for own in sides], axis=-1)
 
 
-def _score(name: str, samples: Mapping[Sampler, OwnFacts], length: int) -> Score:
+def _score(name: str, samples: Mapping[Sampler, SampledTokenStats], length: int) -> Score:
     """Return the excess up to a length, from both sums of each answer, ``[examples, answers, 2]``."""
     sides = (samples["student"], samples["teacher"])
     values = [np.where(own.position < length, own.facts["kl_from_teacher"], 0.0) for own in sides]

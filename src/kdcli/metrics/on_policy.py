@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kdcli.bounded import NOT_NEGATIVE, PERCENT, SHARE, Bounds
 from kdcli.metrics.base import FactMetric
 from kdcli.metrics.calibration import bin_sums, calibration_error, check_bins, reliability_curve
-from kdcli.metrics.curve import Curve, Series, banded
+from kdcli.metrics.curve import Curve, Series, mean_with_interval
 from kdcli.metrics.score import Array, Better, Finish, Score, facts_from_logits, ratio
 from kdcli.metrics.signature import Option
 
@@ -23,7 +23,7 @@ _LONGEST = 2**20
 
 
 @dataclass(frozen=True)
-class OwnFacts:
+class SampledTokenStats:
     """Facts of the tokens of sampled answers, every example answered equally often.
 
     An answer's tokens are those sampled, its end token included.
@@ -67,7 +67,7 @@ class OwnFacts:
         return summed.reshape(self.examples, width).astype(np.float64)
 
 
-class OwnMetric(FactMetric):
+class OnPolicyMetric(FactMetric):
     """A metric of what the models say about answers that a model sampled.
 
     Class attributes:
@@ -93,14 +93,14 @@ class OwnMetric(FactMetric):
         """
 
     @abstractmethod
-    def measure(self, samples: Mapping[Sampler, OwnFacts]) -> list[Score]:
+    def measure(self, samples: Mapping[Sampler, SampledTokenStats]) -> list[Score]:
         """Score checked facts; see ``scores_from_own``."""
 
-    def curves(self, samples: Mapping[Sampler, OwnFacts]) -> list[Curve]:
+    def curves(self, samples: Mapping[Sampler, SampledTokenStats]) -> list[Curve]:
         """Return what is worth a picture, from the facts that ``measure`` takes; nothing by default."""
         return []
 
-    def scores_from_own(self, samples: Mapping[Sampler, OwnFacts]) -> list[Score]:
+    def scores_from_own(self, samples: Mapping[Sampler, SampledTokenStats]) -> list[Score]:
         """Score facts of sampled answers.
 
         Args:
@@ -115,14 +115,14 @@ class OwnMetric(FactMetric):
         """
         return self._proven(self.measure(self.checked(samples)))
 
-    def checked(self, samples: Mapping[Sampler, OwnFacts]) -> dict[Sampler, OwnFacts]:
+    def checked(self, samples: Mapping[Sampler, SampledTokenStats]) -> dict[Sampler, SampledTokenStats]:
         """Return the samples this metric reads, with its facts alone and in float64; errors as for the scores."""
         missing = [sampler for sampler in self.samplers if sampler not in samples]
         if missing:
             raise self._refuse("METRIC-06", f"the {missing[0]}'s samples are missing", "give them")
         return {sampler: self._checked(samples[sampler]) for sampler in self.samplers}
 
-    def _checked(self, own: OwnFacts) -> OwnFacts:
+    def _checked(self, own: SampledTokenStats) -> SampledTokenStats:
         count = len(own.example)
         if count == 0:
             raise self._refuse("METRIC-04", "nothing to score: no sampled tokens", "sample answers")
@@ -133,14 +133,14 @@ class OwnMetric(FactMetric):
                 what = f"{len(index)} {name} numbers, {index.min()} to {index.max()}, for {count} tokens and {bound}"
                 raise self._refuse("METRIC-03", what, f"number every token's {name} from 0")
         facts = {name: self._fact(own.facts, name, count) for name in self.facts}
-        return OwnFacts(facts, own.example, own.answer, own.position, own.examples, own.answers, own.length)
+        return SampledTokenStats(facts, own.example, own.answer, own.position, own.examples, own.answers, own.length)
 
     def _compute(self, *, predictions: Sequence[Any], references: Sequence[Any], **_: Any) -> dict[str, float]:
         sides = {"teacher": references} if self.needs_teacher() else {"labels": references}
         count = len(predictions)
         row, first = np.arange(count), np.zeros(count, dtype=np.int64)
         facts = self._facts_of_rows(facts_from_logits(predictions, **sides))
-        own = OwnFacts(facts, row, first, first, count, 1, 1)
+        own = SampledTokenStats(facts, row, first, first, count, 1, 1)
         return {score.name: score.value for score in self.scores_from_own(dict.fromkeys(self.samplers, own))}
 
     def _facts_of_rows(self, facts: dict[str, Array]) -> dict[str, Array]:
@@ -148,16 +148,16 @@ class OwnMetric(FactMetric):
         return facts
 
 
-def one_token(names: Iterable[str]) -> OwnFacts:
+def one_token(names: Iterable[str]) -> SampledTokenStats:
     """Return facts of one made-up token, every one a half, from which a metric tells what its scores are made of."""
     here = np.zeros(1, dtype=np.int64)
-    return OwnFacts({name: np.array([0.5]) for name in names}, here, here, here, 1, 1, _LONGEST)
+    return SampledTokenStats({name: np.array([0.5]) for name in names}, here, here, here, 1, 1, _LONGEST)
 
 
 # Calibration along the student's own answers, with the teacher for a judge.
 
 
-class OwnCalibration(OwnMetric):
+class OwnCalibration(OnPolicyMetric):
     """Expected calibration error of the top token on the student's own answers, with Brier score and NLL.
 
     A sampled token is no label: a model is right about its own samples as often as it says. So the label
@@ -188,7 +188,7 @@ class OwnCalibration(OwnMetric):
         super().__init__(**options)
         check_bins(self.chosen["bins"], self.name)
 
-    def measure(self, samples: Mapping[Sampler, OwnFacts]) -> list[Score]:
+    def measure(self, samples: Mapping[Sampler, SampledTokenStats]) -> list[Score]:
         """Add up each bin of each answer, and the two proper scores."""
         own = samples["student"]
         bins = self._bins(own)
@@ -198,14 +198,14 @@ class OwnCalibration(OwnMetric):
             own.mean_over_tokens("own_nll", own.facts["nll_by_teacher"], ratio(), "lower"),
         ]
 
-    def curves(self, samples: Mapping[Sampler, OwnFacts]) -> list[Curve]:
+    def curves(self, samples: Mapping[Sampler, SampledTokenStats]) -> list[Curve]:
         """Return the reliability diagram of the sampled tokens, with the teacher's probability as accuracy."""
         sums = self._bins(samples["student"]).sum(1)
         error = float(calibration_error(sums.sum(0)))
         title = f"Calibration on own answers, ECE {error:.3f}"
         return [reliability_curve("reliability_own", title, (expected_series("by the teacher", sums),))]
 
-    def _bins(self, own: OwnFacts) -> Array:
+    def _bins(self, own: SampledTokenStats) -> Array:
         """Return count, confidence and expected correctness of each bin, ``[examples, answers, 3 * bins]``."""
         bins, answer = self.chosen["bins"], own.example * own.answers + own.answer
         sums = bin_sums(own.facts["top1_prob"], own.facts["top1_by_teacher"], answer, own.examples * own.answers, bins)
@@ -227,14 +227,14 @@ def expected_series(label: str, sums: Array) -> Series:
     number = parts[..., 0].sum(0)
     held = number > 0
     confidence = parts[..., 1].sum(0)[held] / number[held]
-    line = banded(label, confidence, parts[:, held][..., [2, 0]], ratio(), number[held], SHARE)
+    line = mean_with_interval(label, confidence, parts[:, held][..., [2, 0]], ratio(), number[held], SHARE)
     return replace(line, left=tuple(edges[:-1][held].tolist()), right=tuple(edges[1:][held].tolist()))
 
 
 # Agreement of student and teacher along the student's own answers.
 
 
-class OwnDistance(OwnMetric):
+class OwnDistance(OnPolicyMetric):
     """Agreement, Jensen-Shannon divergence, total variation and acceptance rate on the student's own answers.
 
     The same quantities as ``agreement`` and ``teacher_distance``, at the tokens of answers that the
@@ -266,7 +266,7 @@ class OwnDistance(OwnMetric):
     samplers: ClassVar[tuple[Sampler, ...]] = ("student",)
     facts: ClassVar[tuple[str, ...]] = ("agree", "jsd", "total_variation")
 
-    def measure(self, samples: Mapping[Sampler, OwnFacts]) -> list[Score]:
+    def measure(self, samples: Mapping[Sampler, SampledTokenStats]) -> list[Score]:
         """Sum each quantity over each answer."""
         own = samples["student"]
         tvd = own.facts["total_variation"]
@@ -284,7 +284,7 @@ class OwnDistance(OwnMetric):
 _DIRECTIONS = {"kl_from_teacher": "KL(teacher‖student)", "kl_to_teacher": "KL(student‖teacher)"}
 
 
-class OwnKL(OwnMetric):
+class OwnKL(OnPolicyMetric):
     """KL divergence per token of answers the student sampled, in nats, both ways.
 
     ``own_kl_from_teacher`` is KL(teacher‖student), ``own_kl_to_teacher`` is KL(student‖teacher), each the
@@ -304,19 +304,19 @@ class OwnKL(OwnMetric):
     samplers: ClassVar[tuple[Sampler, ...]] = ("student",)
     facts: ClassVar[tuple[str, ...]] = ("kl_from_teacher", "kl_to_teacher")
 
-    def measure(self, samples: Mapping[Sampler, OwnFacts]) -> list[Score]:
+    def measure(self, samples: Mapping[Sampler, SampledTokenStats]) -> list[Score]:
         """Sum both divergences of each answer."""
         own = samples["student"]
         return [own.mean_over_tokens(f"own_{name}", own.facts[name], ratio(), "lower") for name in self.facts]
 
-    def curves(self, samples: Mapping[Sampler, OwnFacts]) -> list[Curve]:
+    def curves(self, samples: Mapping[Sampler, SampledTokenStats]) -> list[Curve]:
         """Draw both divergences by position in the answer."""
         own = samples["student"]
         seen = 1 + int(own.position.max())
         tokens = own.per_position(np.ones(len(own.position)))[:, :seen]
         count, steps = np.bincount(own.position, minlength=seen), np.arange(1, seen + 1)
         lines = [
-            banded(
+            mean_with_interval(
                 label,
                 steps,
                 np.stack([own.per_position(own.facts[name])[:, :seen], tokens], -1),

@@ -17,7 +17,7 @@ Finish: TypeAlias = Callable[[Array], Array]
 
 
 @dataclass(frozen=True, eq=False)
-class Redraw:
+class Resampler:
     """How a score without additive statistics answers to other draws of the examples.
 
     Args:
@@ -63,7 +63,7 @@ class Score:
     notes: tuple[str, ...] = ()
     answers: Array | None = None
     optional: bool = False
-    redraw: Redraw | None = None
+    redraw: Resampler | None = None
     bounds: Bounds = ANYWHERE
 
     @property
@@ -77,10 +77,10 @@ class Score:
         return None if self.sums is None else np.asarray(self.finish(self.sums), dtype=np.float64)
 
 
-def redrawn(name: str, redraw: Redraw, better: Better = "lower") -> Score:
+def redrawn(name: str, redraw: Resampler, better: Better = "lower") -> Score:
     """Return a score of the whole set that knows its value on other draws of the examples.
 
-    >>> redrawn("n", Redraw(lambda drawn: drawn.sum(1), 3)).value
+    >>> redrawn("n", Resampler(lambda drawn: drawn.sum(1), 3)).value
     3.0
     """
     return Score(name, None, np.asarray, better, corpus=redraw.whole(), redraw=redraw)

@@ -8,13 +8,13 @@ import numpy as np
 
 from kdcli.bounded import NOT_NEGATIVE, PERCENT, Bounds
 from kdcli.errors import InputError
-from kdcli.metrics.curve import Curve, banded
-from kdcli.metrics.on_policy import OwnFacts, OwnMetric, Sampler
+from kdcli.metrics.curve import Curve, mean_with_interval
+from kdcli.metrics.on_policy import OnPolicyMetric, SampledTokenStats, Sampler
 from kdcli.metrics.score import Array, Better, Score, ratio
 from kdcli.metrics.signature import Option
 
 
-class Speculative(OwnMetric):
+class Speculative(OnPolicyMetric):
     """Acceptance rate and tokens per teacher call of a real speculative sampling run.
 
     In each teacher call the student drafts ``draft_tokens`` tokens; each is kept with probability
@@ -65,7 +65,7 @@ class Speculative(OwnMetric):
             raise InputError("METRIC-02", what, where="metric speculative", fix="draft_tokens=4")
         self.draft_tokens = drafts
 
-    def measure(self, samples: Mapping[Sampler, OwnFacts]) -> list[Score]:
+    def measure(self, samples: Mapping[Sampler, SampledTokenStats]) -> list[Score]:
         """Add up tests, acceptances, calls and tokens of each answer."""
         own = samples["speculative"]
         kept, calls, emitted = own.facts["accepted"], own.facts["opens"], own.facts["emitted"]
@@ -83,7 +83,7 @@ class Speculative(OwnMetric):
             scores.append(Score(name, answers.mean(1), finish, "higher", answers=answers))
         return scores
 
-    def curves(self, samples: Mapping[Sampler, OwnFacts]) -> list[Curve]:
+    def curves(self, samples: Mapping[Sampler, SampledTokenStats]) -> list[Curve]:
         """Draw the share accepted, measured and expected, by position in the answer."""
         own = samples["speculative"]
         seen = 1 + int(own.position.max())
@@ -91,7 +91,7 @@ class Speculative(OwnMetric):
         count, steps = np.bincount(own.position, minlength=seen), np.arange(1, seen + 1)
         shares = {"measured": own.facts["accepted"], "expected, 1 - TV": 1.0 - own.facts["total_variation"]}
         lines = [
-            banded(
+            mean_with_interval(
                 label, steps, np.stack([own.per_position(values)[:, :seen], tests], -1), ratio(100.0), count, PERCENT
             )
             for label, values in shares.items()

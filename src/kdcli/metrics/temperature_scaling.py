@@ -104,7 +104,7 @@ SCALED = "scaled_"
 """What the name of a fact begins with that was taken at the fitted temperature."""
 
 
-def before_and_after(
+def temperature_scaling_scores(
     prefix: str, temperature: float, facts: Mapping[str, Array], example: NDArray[np.int64], examples: int, bins: int
 ) -> list[Score]:
     """Return the temperature, and ECE, Brier score and NLL each as they are and at that temperature.
@@ -137,7 +137,7 @@ def scaling_curve(
     name: str, what: str, temperature: float, facts: Mapping[str, Array], example: NDArray[np.int64], examples: int,
     bins: int,
 ) -> Curve:  # fmt: skip
-    """Return the reliability diagrams before and after scaling; arguments as for ``before_and_after``."""
+    """Return the reliability diagrams before and after scaling; arguments as for ``temperature_scaling_scores``."""
     parts = [
         equal_width_series(label, bin_sums(facts[f"{mark}top1_prob"], facts["top1_correct"], example, examples, bins))
         for mark, label in (("", "as it is"), (SCALED, f"temperature {temperature:.3g}"))
@@ -204,7 +204,9 @@ class TokenTemperature(TokenMetric):
 
     def measure(self, facts: Mapping[str, Array], example: NDArray[np.int64], examples: int) -> list[Score]:
         """Score the facts at temperature 1 and at the fitted one."""
-        return before_and_after("", float(facts["temperature"][0]), facts, example, examples, self.chosen["bins"])
+        return temperature_scaling_scores(
+            "", float(facts["temperature"][0]), facts, example, examples, self.chosen["bins"]
+        )
 
     def curves(self, facts: Mapping[str, Array], example: NDArray[np.int64], examples: int) -> list[Curve]:
         """Return the reliability diagrams before and after."""

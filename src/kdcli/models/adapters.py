@@ -13,8 +13,8 @@ from kdcli.config.schema import LoraConfig
 from kdcli.errors import InputError, MachineError, UsageError, raise_machine_fault
 from kdcli.models.head import trunk_of
 from kdcli.models.internals import Conv1D
-from kdcli.models.kernels import quicken
-from kdcli.models.weights import quiet
+from kdcli.models.kernels import use_onednn
+from kdcli.models.weights import silence_transformers
 from kdcli.text import one_line
 
 ALL_LINEAR = "all-linear"
@@ -70,14 +70,14 @@ def attach(model: PreTrainedModel, settings: LoraConfig, *, seed: int, name: str
     }
     config = peft.LoraConfig(**wanted, target_modules=targets, task_type="CAUSAL_LM")
     try:
-        with quiet(), torch.random.fork_rng(devices=[]):
+        with silence_transformers(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
     except (ValueError, TypeError) as error:
         raise InputError("LORA-03", one_line(str(error), 160), where="lora.targets", fix=_FIX) from error
     wrapped.peft_config["default"].base_model_name_or_path = name
     _check_places(model)
-    quicken(model)
+    use_onednn(model)
     return wrapped
 
 
@@ -96,13 +96,13 @@ def merged(wrapped: Any) -> PreTrainedModel:
     Args:
         wrapped: what :func:`attach` returned; left as it is.
     """
-    with quiet(), torch.no_grad():
+    with silence_transformers(), torch.no_grad():
         return copy.deepcopy(wrapped).merge_and_unload()
 
 
 def save_adapter(wrapped: Any, folder: Path) -> None:
     """Write the adapter alone, as peft reads it: ``adapter_config.json`` and ``adapter_model.safetensors``."""
-    with quiet():
+    with silence_transformers():
         wrapped.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)
 
@@ -144,7 +144,7 @@ def check_quantization(kind: str) -> None:
         )  # fmt: skip
 
 
-def quantise(model: PreTrainedModel, kind: str, device: torch.device) -> int:
+def quantize(model: PreTrainedModel, kind: str, device: torch.device) -> int:
     """Round the linear layers below the head; the head stays one dense matrix.
 
     int8: one scale per output row, weights only. nf4: the sixteen levels of a normal distribution's

@@ -157,10 +157,10 @@ def _check_sizes(table: dict[str, Any], path: Path) -> None:
         raise InputError("MOD-14", what, where=str(path), fix="restore the config.json of these weights")
 
 
-def scrub(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def drop_unsafe_keys(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return settings without keys that could load code, and the names of those worth a note.
 
-    >>> scrub({"model_type": "llama", "auto_map": {}, "_name_or_path": "x"})
+    >>> drop_unsafe_keys({"model_type": "llama", "auto_map": {}, "_name_or_path": "x"})
     ({'model_type': 'llama'}, ['auto_map'])
     """
     kept: dict[str, Any] = {}
@@ -169,7 +169,7 @@ def scrub(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if _steers_loading(key):
             ignored += [] if key in _HARMLESS else [one_line(key, 40)]
         elif isinstance(value, dict) and "__float__" not in value:
-            kept[key], inner = scrub(value)
+            kept[key], inner = drop_unsafe_keys(value)
             ignored += inner
         else:
             kept[key] = value
@@ -237,7 +237,7 @@ def open_folder(path: str) -> ModelFolder:
     return ModelFolder(path, folder, settings, files, tensors, notes)
 
 
-def open_form(path: str) -> ModelFolder:
+def open_config_only(path: str) -> ModelFolder:
     """Find a model folder that holds no weights, and check its config.json: enough to plan, not to train.
 
     Args:
@@ -265,7 +265,7 @@ def open_settings(path: str) -> tuple[dict[str, Any], Path, tuple[str, ...]]:
         raise InputError("MOD-01", f"no model at {one_line(path)} (looked for {one_line(str(config))})", fix=fix)
     raw = read_table(config, "MOD-02")
     check_settings(raw, config)
-    settings, ignored = scrub(raw)
+    settings, ignored = drop_unsafe_keys(raw)
     notes = (f"{one_line(path)}: config.json's {', '.join(ignored)} ignored",) if ignored else ()
     return settings, folder, notes
 

@@ -34,7 +34,7 @@ class Device:
         return self.autocast or torch.float32
 
 
-def imagined(hardware: HardwareConfig, memory: int) -> Device:
+def planned_device(hardware: HardwareConfig, memory: int) -> Device:
     """Return GPUs to plan for that need not be here; bf16 unless another dtype is set.
 
     Args:

@@ -177,7 +177,7 @@ def _softcap(config: Any) -> float | None:
 
 
 @torch.no_grad()
-def prove_split(model: PreTrainedModel, head: Head) -> None:
+def verify_split(model: PreTrainedModel, head: Head) -> None:
     """Check on a random, partly padded batch that the head on the trunk gives the model's logits.
 
     Also checks that the model is causal: no logit may depend on a later token.

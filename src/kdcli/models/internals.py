@@ -27,18 +27,18 @@ __all__ = [
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "PLAIN",
     "RUN_ERRORS",
+    "CacheInterface",
     "Conv1D",
     "DynamicLayer",
     "FastGELUActivation",
     "NewGELUActivation",
-    "Reading",
     "attention_of",
     "cache_in",
+    "cache_interface_of",
+    "forward_with_cache",
     "layers_of",
     "position_bounds",
     "prompt_cache",
-    "read_into",
-    "reading_of",
     "tokenizer_class_from_name",
 ]
 
@@ -47,7 +47,7 @@ __all__ = [
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Switch dropout off, and put it back."""
     training = model.training
     model.eval()
@@ -67,7 +67,7 @@ RUN_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
 
 
 @dataclass(frozen=True)
-class Reading:
+class CacheInterface:
     """How a decoder reads tokens behind others that a cache of keys and values holds.
 
     Args:
@@ -93,7 +93,7 @@ def cache_in(output: Mapping[str, Any]) -> tuple[str, Cache] | None:
     return next(((name, value) for name, value in output.items() if isinstance(value, Cache)), None)
 
 
-def reading_of(trunk: nn.Module, config: PreTrainedConfig) -> Reading:
+def cache_interface_of(trunk: nn.Module, config: PreTrainedConfig) -> CacheInterface:
     """Find out how a decoder is handed a cache: it reads a token with its own, and one with a given one.
 
     Args:
@@ -101,23 +101,23 @@ def reading_of(trunk: nn.Module, config: PreTrainedConfig) -> Reading:
         config: the model's config.
     """
     token = torch.zeros(1, 1, dtype=torch.int64, device=next(trunk.parameters()).device)
-    with torch.no_grad(), evaluating(trunk):
+    with torch.no_grad(), eval_mode(trunk):
         try:
             own = cache_in(trunk(input_ids=token, use_cache=True))
         except RUN_ERRORS as error:
             raise_machine_fault(error, type(trunk).__name__)
-            return Reading(seen=f"reading a token with a cache fails: {one_line(str(error), 120)}")
+            return CacheInterface(seen=f"reading a token with a cache fails: {one_line(str(error), 120)}")
         if own is None:
-            return Reading(seen="it hands back no cache when it is asked for one")
+            return CacheInterface(seen="it hands back no cache when it is asked for one")
         return _reading_with(trunk, own[0], token, config)
 
 
-def _reading_with(trunk: nn.Module, name: str, token: Tensor, config: PreTrainedConfig) -> Reading:
+def _reading_with(trunk: nn.Module, name: str, token: Tensor, config: PreTrainedConfig) -> CacheInterface:
     why = ""
-    for reading in (Reading(name, positions=True), Reading(name)):
+    for reading in (CacheInterface(name, positions=True), CacheInterface(name)):
         cache = prompt_cache(config)
         try:
-            read_into(trunk, reading, token, torch.ones_like(token), cache, torch.zeros_like(token))
+            forward_with_cache(trunk, reading, token, torch.ones_like(token), cache, torch.zeros_like(token))
         except RUN_ERRORS as error:
             raise_machine_fault(error, type(trunk).__name__)
             why = why or f"reading a token into a given cache ({name}) fails: {one_line(str(error), 120)}"
@@ -125,11 +125,13 @@ def _reading_with(trunk: nn.Module, name: str, token: Tensor, config: PreTrained
         states = Counter(type(layer).__name__ for layer in cache.layers if _holds_a_state(layer))
         if states:
             kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(states.items()))
-            return Reading(seen=f"{states.total()} of the {len(cache.layers)} layers hold something else ({kinds})")
+            return CacheInterface(
+                seen=f"{states.total()} of the {len(cache.layers)} layers hold something else ({kinds})"
+            )
         if cache.get_seq_length() == 1:
             return reading
         why = why or f"a given cache ({name}) holds {cache.get_seq_length()} tokens after one was read"
-    return Reading(seen=why)
+    return CacheInterface(seen=why)
 
 
 def _holds_a_state(layer: object) -> bool:
@@ -139,8 +141,8 @@ def _holds_a_state(layer: object) -> bool:
     return any(isinstance(one, Tensor) for one in inside)
 
 
-def read_into(
-    trunk: nn.Module, reading: Reading, ids: Tensor, mask: Tensor, cache: Cache, positions: Tensor | None = None
+def forward_with_cache(
+    trunk: nn.Module, reading: CacheInterface, ids: Tensor, mask: Tensor, cache: Cache, positions: Tensor | None = None
 ) -> Tensor:
     """Read tokens behind those that a cache holds, and put them into it; return the last hidden states, ``[b s d]``.
 

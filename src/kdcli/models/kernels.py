@@ -192,7 +192,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _linear.register_autograd(_backward, setup_context=_remember)
 
 
-class QuickLinear(nn.Linear):
+class OneDNNLinear(nn.Linear):
     """``y = x W' + b``: ``nn.Linear``, to rounding."""
 
     @no_type_check
@@ -205,7 +205,7 @@ class QuickLinear(nn.Linear):
         return super().forward(input)
 
 
-class QuickConv1D(Conv1D):
+class OneDNNConv1D(Conv1D):
     """``y = x W + b``: GPT-2's linear layer, whose weight is ``[in, out]``, to rounding."""
 
     @no_type_check
@@ -218,7 +218,7 @@ class QuickConv1D(Conv1D):
         return super().forward(x)
 
 
-def quicken(model: nn.Module) -> int:
+def use_onednn(model: nn.Module) -> int:
     """Turn a model's linear layers into those above; return how many.
 
     A layer whose weight is no plain parameter, but rounded to fewer bits, stays as it is.
@@ -228,10 +228,10 @@ def quicken(model: nn.Module) -> int:
     Args:
         model: changed in place.
 
-    >>> quicken(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    >>> use_onednn(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
     1
     """
-    kinds = {nn.Linear: QuickLinear, Conv1D: QuickConv1D}
+    kinds = {nn.Linear: OneDNNLinear, Conv1D: OneDNNConv1D}
     found = [module for module in model.modules() if type(module) in kinds and type(module.weight) is nn.Parameter]
     for module in found:
         module.__class__ = kinds[type(module)]

@@ -23,7 +23,7 @@ _SUM_OF_A_ROW = 1e-3
 
 
 @dataclass(frozen=True)
-class Observed:
+class CapturedLayers:
     """What one forward pass of a trunk showed.
 
     Args:
@@ -43,9 +43,9 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
     return ModelShape(text.num_hidden_layers, text.hidden_size, text.num_attention_heads)
 
 
-def observe(
+def capture_layers(
     model: PreTrainedModel, input_ids: Int[Tensor, "b s"], attention_mask: Int[Tensor, "b s"], layers: Layers
-) -> Observed:
+) -> CapturedLayers:
     """Run a trunk once and keep the layers asked for.
 
     Args:
@@ -60,9 +60,11 @@ def observe(
         raise _refuse(model, "the longest row of a batch chooses the positions of all, and these rows need several")
     with _kept(model, layers.hidden) as hidden:
         if not layers.attention:
-            return Observed(trunk_output(trunk, input_ids, attention_mask), hidden, {})
+            return CapturedLayers(trunk_output(trunk, input_ids, attention_mask), hidden, {})
         out: Any = trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_attentions=True)
-    return Observed(out.last_hidden_state, hidden, {layer: out.attentions[layer - 1] for layer in layers.attention})
+    return CapturedLayers(
+        out.last_hidden_state, hidden, {layer: out.attentions[layer - 1] for layer in layers.attention}
+    )
 
 
 def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
@@ -142,7 +144,7 @@ def drop_no_attention(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def prove_layers(model: PreTrainedModel, layers: Layers, *, learns: bool) -> None:
+def verify_layers(model: PreTrainedModel, layers: Layers, *, learns: bool) -> None:
     """Check on a small batch that what is collected are the model's own layers, and its own maps.
 
     Args:
@@ -156,7 +158,7 @@ def prove_layers(model: PreTrainedModel, layers: Layers, *, learns: bool) -> Non
     ids = torch.arange(6, device=model.device).reshape(1, 6) % model.config.get_text_config(decoder=True).vocab_size
     training = model.training
     try:
-        found = observe(model.eval(), ids, torch.ones_like(ids), Layers(hidden=layers.hidden))
+        found = capture_layers(model.eval(), ids, torch.ones_like(ids), Layers(hidden=layers.hidden))
         out: Any = trunk_of(model)(input_ids=ids, use_cache=False, output_hidden_states=True)
         _check_hidden(model, found.hidden, out.hidden_states)
         if layers.attention:
@@ -197,7 +199,7 @@ def _refuse(model: PreTrainedModel, why: str) -> InputError:
 
 
 @dataclass(frozen=True)
-class Look:
+class LayerOutputs:
     """One model at the valid tokens of a micro-batch.
 
     Args:
@@ -209,34 +211,34 @@ class Look:
     inner: Inner
 
 
-def look(model: LanguageModel, batch: Batch, packing: Packing, layers: Layers) -> Look:
+def layer_outputs(model: LanguageModel, batch: Batch, packing: Packing, layers: Layers) -> LayerOutputs:
     """Run a model's trunk once over a micro-batch and pack the layers asked for."""
-    seen = observe(model.model, batch.input_ids, batch.attention_mask, layers)
+    seen = capture_layers(model.model, batch.input_ids, batch.attention_mask, layers)
     hidden = {layer: packing.pack(value) for layer, value in seen.hidden.items()}
     rows = {layer: _rows(value, packing) for layer, value in seen.attention.items()}
-    return Look(Projection(packing.pack(seen.last), model.head), Inner(hidden, rows))
+    return LayerOutputs(Projection(packing.pack(seen.last), model.head), Inner(hidden, rows))
 
 
 @torch.no_grad()
-def look_at_teacher(model: LanguageModel, batch: Batch, packing: Packing, layers: Layers) -> Look:
+def teacher_layer_outputs(model: LanguageModel, batch: Batch, packing: Packing, layers: Layers) -> LayerOutputs:
     """Do the same without gradient; on a CPU every sequence alone, so that none depends on its company."""
     with eager_attention(model.model, wanted=bool(layers.attention)):
         return _look_at_teacher(model, batch, packing, layers)
 
 
-def _look_at_teacher(model: LanguageModel, batch: Batch, packing: Packing, layers: Layers) -> Look:
+def _look_at_teacher(model: LanguageModel, batch: Batch, packing: Packing, layers: Layers) -> LayerOutputs:
     if batch.input_ids.device.type != "cpu" or not packing.count:
-        return look(model, batch, packing, layers)
+        return layer_outputs(model, batch, packing, layers)
     valid = packing.mask(batch.input_ids.shape)
     alone = []
     for row, length in enumerate(batch.attention_mask.sum(dim=1).tolist()):
         span = slice(row, row + 1), slice(0, length)
         if valid[span].any():
-            seen = observe(model.model, batch.input_ids[span], batch.attention_mask[span], layers)
+            seen = capture_layers(model.model, batch.input_ids[span], batch.attention_mask[span], layers)
             alone.append(_valid(seen, valid[span][0], batch.input_ids.shape[1]))
     hidden = {layer: torch.cat([one.hidden[layer] for one in alone]) for layer in layers.hidden}
     rows = {layer: torch.cat([one.attention[layer] for one in alone]) for layer in layers.attention}
-    return Look(Projection(torch.cat([one.last for one in alone]), model.head), Inner(hidden, rows))
+    return LayerOutputs(Projection(torch.cat([one.last for one in alone]), model.head), Inner(hidden, rows))
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,7 @@ class _Alone:
     attention: dict[int, Tensor]
 
 
-def _valid(seen: Observed, valid: Tensor, size: int) -> _Alone:
+def _valid(seen: CapturedLayers, valid: Tensor, size: int) -> _Alone:
     maps = {layer: value[0, :, valid].transpose(0, 1) for layer, value in seen.attention.items()}
     padded = {layer: functional.pad(value, (0, size - value.shape[-1])) for layer, value in maps.items()}
     return _Alone(seen.last[0, valid], {layer: value[0, valid] for layer, value in seen.hidden.items()}, padded)

@@ -12,13 +12,13 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, raise_machine_fault
-from kdcli.models.adapters import NONE, merged, quantise
+from kdcli.models.adapters import NONE, merged, quantize
 from kdcli.models.checks import model_digest, open_folder, open_settings
-from kdcli.models.head import Head, prove_split, split_head, trunk_of, trunk_output
-from kdcli.models.internals import Reading, reading_of
-from kdcli.models.kernels import fuse_activations, quicken
+from kdcli.models.head import Head, split_head, trunk_of, trunk_output, verify_split
+from kdcli.models.internals import CacheInterface, cache_interface_of
+from kdcli.models.kernels import fuse_activations, use_onednn
 from kdcli.models.tokenizer import end_tokens, folder_end_tokens, load_tokenizer, pad_id, real_ids
-from kdcli.models.weights import build_config, load_weights, quiet
+from kdcli.models.weights import build_config, load_weights, silence_transformers
 from kdcli.storage import atomic
 from kdcli.text import one_line
 
@@ -56,7 +56,7 @@ class LanguageModel:
     vocab: int
     notes: tuple[str, ...] = ()
     adapter: Any = None
-    reading: Reading = field(default_factory=Reading)
+    reading: CacheInterface = field(default_factory=CacheInterface)
 
     @property
     def positions(self) -> int | None:
@@ -67,7 +67,7 @@ class LanguageModel:
         """Return the logits of hidden states over the ids that have a token, ``[.., vocab]``."""
         return self.head.logits(hidden, self.vocab)
 
-    def present_head(self) -> Head:
+    def current_head(self) -> Head:
         """Return the head around the parameters that the model holds now; sharding exchanges them."""
         return split_head(self.model)
 
@@ -143,7 +143,7 @@ def load_model(
     checked = open_folder(path)
     tokenizer = load_tokenizer(path)
     model = load_weights(checked, build_config(checked.settings, str(checked.folder)), dtype)
-    quantise(model, quantization, device)
+    quantize(model, quantization, device)
     digest = model_digest(checked)
     ends, _ = folder_end_tokens(checked, tokenizer, split_head(model).rows, path)
     return assemble(model, tokenizer, path, digest, device=device, role=role, notes=checked.notes, ends=ends)
@@ -178,13 +178,13 @@ def assemble(
     torch.nn.Module.to(model, device).eval()
     model.requires_grad_(role == "student")
     fuse_activations(model)
-    quicken(model)
+    use_onednn(model)
     head = split_head(model)
     vocab = real_ids(tokenizer, head.rows, role, where=path)
-    prove_split(model, head)
+    verify_split(model, head)
     if ends is None:
         ends, _ = end_tokens(getattr(model.generation_config, "eos_token_id", None), tokenizer, head.rows, path)
-    padding, reading = pad_id(tokenizer, ends, head.rows), reading_of(trunk_of(model), model.config)
+    padding, reading = pad_id(tokenizer, ends, head.rows), cache_interface_of(trunk_of(model), model.config)
     return LanguageModel(model, tokenizer, head, path, digest, ends, padding, vocab, notes, reading=reading)
 
 
@@ -221,14 +221,14 @@ def rehearse_saving(model: LanguageModel, folder: Path) -> None:
         raise_machine_fault(error, str(folder))
         refusal = atomic.system_error(error)
         if refusal is not None and refusal.errno in atomic.MACHINE:
-            raise atomic.refused(refusal, folder) from error
+            raise atomic.disk_error(refusal, folder) from error
         what = f"the student could not be saved after training: {one_line(str(error), 200)}"
         fix = "correct config.json, generation_config.json or the tokenizer's files"
         raise InputError("MOD-25", what, where=one_line(model.path), fix=fix) from error
 
 
 def _save(inner: PreTrainedModel, model: LanguageModel, folder: Path, **given: Any) -> None:
-    with quiet(), torch.no_grad():
+    with silence_transformers(), torch.no_grad():
         generation = inner.generation_config
         inner.generation_config = _with_ends(generation, model.ends)
         try:
@@ -262,7 +262,7 @@ def _ids_only(config: GenerationConfig) -> GenerationConfig:
 # A copy of a model in another precision.
 
 
-def twin(model: LanguageModel, dtype: torch.dtype) -> LanguageModel:
+def cast_copy(model: LanguageModel, dtype: torch.dtype) -> LanguageModel:
     """Return the model with parameters of another type; autocast would convert them anew at each token."""
     copied = copy.deepcopy(model.model)
     torch.nn.Module.to(copied, dtype)

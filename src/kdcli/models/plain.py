@@ -20,10 +20,10 @@ _STATED = frozenset({
 """What a settings string says itself, or changes no answer."""
 
 
-def passed_over(config: GenerationConfig | None) -> tuple[str, ...]:
+def ignored_generation_settings(config: GenerationConfig | None) -> tuple[str, ...]:
     """Return the settings of a generation config that change what is written and are applied in no way of writing.
 
-    >>> passed_over(GenerationConfig(repetition_penalty=1.3, top_k=20, temperature=0.6, eos_token_id=2))
+    >>> ignored_generation_settings(GenerationConfig(repetition_penalty=1.3, top_k=20, temperature=0.6, eos_token_id=2))
     ('repetition_penalty', 'top_k')
     """
     if config is None:

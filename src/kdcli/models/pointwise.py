@@ -19,7 +19,7 @@ from torch.fx.node import map_aggregate
 from kdcli.errors import KDError
 from kdcli.losses.base import DistillLoss, Tokens, widen
 from kdcli.losses.rows import without_host_reads
-from kdcli.losses.topk import Coarse
+from kdcli.losses.topk import TopKWithTail
 from kdcli.models.block import block_gradient
 from kdcli.models.head import Head
 from kdcli.text import one_line
@@ -172,7 +172,7 @@ def _given(tok: Tokens, into: Tensor) -> dict[str, Tensor]:
 
 def _tokens(given: dict[str, Tensor], like: Tokens, progress: float) -> Tokens:
     facts = {name.removeprefix("fact/"): value for name, value in given.items() if name.startswith("fact/")}
-    coarse = Coarse(given["coarse/ids"], given["coarse/log_probs"]) if like.coarse is not None else None
+    coarse = TopKWithTail(given["coarse/ids"], given["coarse/log_probs"]) if like.coarse is not None else None
     teacher = widen(given["teacher"]).clone() if like.teacher is not None else None
     return Tokens(given["labels"], given["student"], teacher, facts, coarse=coarse, progress=progress)
 

@@ -14,7 +14,7 @@ from kdcli.models.checks import open_folder, open_settings
 from kdcli.models.internals import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 from kdcli.models.load import LanguageModel, assemble
 from kdcli.models.tokenizer import folder_end_tokens, load_tokenizer
-from kdcli.models.weights import build_config, quiet, read_generation_config
+from kdcli.models.weights import build_config, read_generation_config, silence_transformers
 from kdcli.text import one_line
 
 # Rewrites a family's settings for another number of layers, another width, other heads.
@@ -240,7 +240,7 @@ def _resized(teacher: PreTrainedConfig, options: Mapping[str, Any], spec: str) -
 
 def _build(settings: dict[str, Any], spec: str, seed: int) -> PreTrainedModel:
     try:
-        with quiet(), torch.random.fork_rng(devices=[]):
+        with silence_transformers(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config: PreTrainedConfig = CONFIG_MAPPING[settings["model_type"]](**settings)
             return AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -17,7 +17,7 @@ from kdcli.models.head import trunk_of
 from kdcli.models.internals import Conv1D, layers_of
 from kdcli.models.kernels import fuse_activations
 from kdcli.models.random_init import is_random, random_config
-from kdcli.models.weights import build_config, quiet
+from kdcli.models.weights import build_config, silence_transformers
 from kdcli.text import one_line
 
 _WALKED = 2
@@ -116,7 +116,7 @@ def sizes_of(
     autocast: torch.dtype | None = None,
 ) -> Footprint:  # fmt: skip
     """Return the sizes of the model that a config describes; see ``footprint`` for the arguments."""
-    with torch.device("meta"), quiet():
+    with torch.device("meta"), silence_transformers():
         built = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
     fuse_activations(built)
     trunk = trunk_of(built)
@@ -181,7 +181,7 @@ def _kept(model: PreTrainedModel, rows: int, length: int, autocast: torch.dtype 
     if layers is not None and len({_shapes(layer) for layer in layers}) == 1:
         del layers[_WALKED:]
     found: Counter[int | None] = Counter()
-    with FakeTensorMode(allow_non_fake_inputs=True), quiet():
+    with FakeTensorMode(allow_non_fake_inputs=True), silence_transformers():
         model.to_empty(device="cpu")
         own = {one.untyped_storage()._cdata for one in model.parameters()}
         seen: dict[int, Tensor] = {}  # holds the tensors: a freed storage's address may come again

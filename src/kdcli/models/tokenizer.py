@@ -15,7 +15,7 @@ from kdcli.errors import InputError, MachineError, raise_machine_fault
 from kdcli.models.checks import ModelFolder, locate
 from kdcli.models.headers import read_table
 from kdcli.models.internals import tokenizer_class_from_name
-from kdcli.models.weights import quiet, read_generation_config
+from kdcli.models.weights import read_generation_config, silence_transformers
 from kdcli.storage import forked
 from kdcli.storage.forked import ExceededError, bounded
 from kdcli.text import one_line
@@ -37,7 +37,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     folder = locate(path, looked_for="tokenizer.json", code="TOK-01")
     _check_files(folder)
     try:
-        with quiet():
+        with silence_transformers():
             tokenizer = AutoTokenizer.from_pretrained(
                 str(folder), config=_config(folder), trust_remote_code=False, local_files_only=True
             )

@@ -29,7 +29,7 @@ from kdcli.text import one_line
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """Silence transformers inside the block and restore its settings after it."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(CRITICAL)
@@ -55,7 +55,7 @@ def build_config(settings: dict[str, Any], where: str) -> PreTrainedConfig:
         InputError: MOD-14 where the family refuses a value.
     """
     try:
-        with quiet():
+        with silence_transformers():
             config = CONFIG_MAPPING[settings["model_type"]](**settings)
             model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     except Exception as error:
@@ -87,7 +87,7 @@ def load_weights(checked: ModelFolder, config: PreTrainedConfig, dtype: torch.dt
     check_shapes(config, checked.tensors, where)
     tensors = _read(checked.files)
     try:
-        with quiet():
+        with silence_transformers():
             loaded: Any = model_class_of(config).from_pretrained(
                 None,
                 config=config,
@@ -120,7 +120,7 @@ def read_generation_config(folder: Path) -> GenerationConfig | None:
         return None
     read_table(path, "MOD-02")
     try:
-        with quiet():
+        with silence_transformers():
             return GenerationConfig.from_pretrained(str(folder), local_files_only=True)
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise_machine_fault(error, str(path))
@@ -136,7 +136,7 @@ def check_shapes(config: PreTrainedConfig, tensors: dict[str, TensorInfo], where
         InputError: MOD-12 naming a tensor, MOD-10 where most are absent, MOD-14 for huge buffers.
     """
     try:
-        with quiet(), torch.device("meta"):
+        with silence_transformers(), torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config)
     except Exception as error:
         # A family's constructor fails in its own ways on values that contradict each other.

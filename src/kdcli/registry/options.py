@@ -16,7 +16,7 @@ from kdcli.registry.spec import ObjectiveSpec, Term, parse_objective
 from kdcli.text import one_line
 
 
-class Part(BaseModel):
+class Plugin(BaseModel):
     """Something that a spec string names; its fields are its options.
 
     Class attributes:
@@ -49,7 +49,7 @@ class Option:
     text: str
 
 
-def options(part: type[Part]) -> tuple[Option, ...]:
+def options(part: type[Plugin]) -> tuple[Option, ...]:
     """Return the options of a part's class, from its fields.
 
     >>> from pydantic import Field
@@ -83,11 +83,11 @@ def _without_none(annotation: Any) -> Any:
     return kinds[0] if optional else annotation
 
 
-def nested_kind(field: FieldInfo) -> type[Part] | None:
+def nested_kind(field: FieldInfo) -> type[Plugin] | None:
     """Return the class of the parts that an option itself holds; None if it holds a plain value."""
     kinds = [field.annotation, *get_args(field.annotation)]
     kinds += [get_args(kind)[0] for kind in kinds if hasattr(kind, "__metadata__")]
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Part)), None)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Plugin)), None)
 
 
 def bounds_text(field: FieldInfo) -> str:
@@ -125,7 +125,7 @@ def value_text(value: object) -> str:
     """
     if value is None:
         return "none"
-    if isinstance(value, Part):
+    if isinstance(value, Plugin):
         return value.name
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -133,7 +133,7 @@ def value_text(value: object) -> str:
 # Says in one line what is wrong with an option of a part (a loss, a source).
 
 
-def explain(kind: type[Part], detail: ErrorDetails, where: str) -> NoReturn:
+def option_error(kind: type[Plugin], detail: ErrorDetails, where: str) -> NoReturn:
     """Raise what pydantic found wrong with the options of a part as one line in the user's words.
 
     Args:
@@ -152,7 +152,7 @@ def explain(kind: type[Part], detail: ErrorDetails, where: str) -> NoReturn:
     raise out_of_bounds(kind, option, got, where)
 
 
-def no_such_option(kind: type[Part], option: str, where: str) -> UsageError:
+def no_such_option(kind: type[Plugin], option: str, where: str) -> UsageError:
     """Return the error for an option that a part does not have; lists those it has."""
     known = list(kind.model_fields)
     near = difflib.get_close_matches(option, known, n=1)
@@ -165,7 +165,7 @@ def no_such_option(kind: type[Part], option: str, where: str) -> UsageError:
     )
 
 
-def out_of_bounds(kind: type[Part], option: str, got: str, where: str) -> UsageError:
+def out_of_bounds(kind: type[Plugin], option: str, got: str, where: str) -> UsageError:
     """Return the error for a value that is of the wrong type or outside the option's range."""
     field = kind.model_fields[option]
     kind_text, bounds = type_text(field), bounds_text(field)
@@ -186,12 +186,12 @@ def out_of_bounds(kind: type[Part], option: str, got: str, where: str) -> UsageE
     )
 
 
-def listing(kind: type[Part]) -> str:
+def listing(kind: type[Plugin]) -> str:
     """Return the command that lists parts of a kind: losses, sources."""
     return "losses" if kind.part == "loss" else f"{kind.part}s"
 
 
-def _bad_temperature(kind: type[Part], got: str, where: str) -> UsageError:
+def _bad_temperature(kind: type[Plugin], got: str, where: str) -> UsageError:
     if kind.part == "loss" and _is_number(got) and float(got) == 0:
         return UsageError("CLI-03", "temperature must be > 0", where=where, fix="for argmax targets use ce")
     return UsageError(
@@ -217,7 +217,7 @@ def _example(field: Any) -> str:
 _LARGEST = 3.4e38
 """About the greatest number of float32, in which objectives are computed."""
 
-_Part = TypeVar("_Part", bound=Part)
+_Part = TypeVar("_Part", bound=Plugin)
 
 
 def build_term(kind: type[_Part], term: Term) -> _Part:
@@ -227,7 +227,7 @@ def build_term(kind: type[_Part], term: Term) -> _Part:
         UsageError: an unknown option, or a value out of bounds; says what there is.
         InputError: a guest that cannot be built.
     """
-    return construct(kind, _fold(kind, term), one_line(str(term)))
+    return build_plugin(kind, _fold(kind, term), one_line(str(term)))
 
 
 def nested_spec(text: str) -> ObjectiveSpec:
@@ -236,7 +236,7 @@ def nested_spec(text: str) -> ObjectiveSpec:
     return parse_objective(inside[1:-1] if inside.startswith("(") and inside.endswith(")") else inside)
 
 
-def construct(kind: type[_Part], values: Mapping[str, Any], where: str) -> _Part:
+def build_plugin(kind: type[_Part], values: Mapping[str, Any], where: str) -> _Part:
     """Build a part from values, and turn whatever goes wrong into one line.
 
     Args:
@@ -250,7 +250,7 @@ def construct(kind: type[_Part], values: Mapping[str, Any], where: str) -> _Part
     try:
         made = kind(**values)
     except ValidationError as error:
-        explain(kind, error.errors()[0], where)
+        option_error(kind, error.errors()[0], where)
     except KDError:
         raise
     except (Exception, SystemExit) as error:
@@ -293,7 +293,7 @@ def asked(made: Any, answer: type, where: str) -> None:
         raise InputError("PLUG-10", what, where=where, fix="mend the plug-in, or leave needs() out")
 
 
-def _fold(kind: type[Part], term: Term) -> dict[str, str]:
+def _fold(kind: type[Plugin], term: Term) -> dict[str, str]:
     """Move dotted options, as in ``hard.mu=0.7``, into the spec of the option before the dot."""
     folded = {key: value for key, value in term.options.items() if "." not in key}
     for key, value in term.options.items():

@@ -52,10 +52,10 @@ class Address:
         return one_line(text.replace(self.key, _HIDDEN) if self.key else text, width)
 
 
-def is_served(teacher: str) -> bool:
+def is_url(teacher: str) -> bool:
     """Tell whether a teacher is a server's address rather than a folder or hub id.
 
-    >>> is_served("http://localhost:8000/v1"), is_served("org/model")
+    >>> is_url("http://localhost:8000/v1"), is_url("org/model")
     (True, False)
     """
     return teacher.startswith(("http://", "https://"))

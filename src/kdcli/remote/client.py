@@ -15,7 +15,7 @@ from kdcli.config.schema import ServerConfig
 from kdcli.distributed import check_count
 from kdcli.errors import InputError, KDError, MachineError, UsageError
 from kdcli.remote.address import Address, address_of
-from kdcli.remote.replies import Kept
+from kdcli.remote.replies import ReplyStore
 from kdcli.remote.schema import read_models
 from kdcli.text import one_line
 
@@ -25,7 +25,7 @@ from kdcli.text import one_line
 KEPT = "what was answered so far is kept with -o; run the same command again to go on"
 
 
-class TryAgain(Exception):
+class RetryableError(Exception):
     """A failure that may pass.
 
     Args:
@@ -155,7 +155,7 @@ class Connection:
         for wait in _waits(self._config.wait, self._config.retries):
             try:
                 return await self._once(http, method, path, body, read)
-            except TryAgain as trouble:
+            except RetryableError as trouble:
                 if wait is None:
                     raise trouble.error from None
                 await asyncio.sleep(min(trouble.seconds if trouble.seconds is not None else wait, _LONGEST_WAIT))
@@ -169,19 +169,19 @@ class Connection:
             async with asyncio.timeout(self._config.timeout):
                 status, after, raw = await self._send(http, method, f"{address.url}/{path}", body)
         except (TimeoutError, httpx2.TimeoutException) as error:
-            raise TryAgain(stalled(address, self._config.timeout)) from error
+            raise RetryableError(stalled(address, self._config.timeout)) from error
         except (httpx2.HTTPError, httpx2.StreamError) as error:
-            raise TryAgain(unreachable(address, str(error))) from error
+            raise RetryableError(unreachable(address, str(error))) from error
         except (httpx2.InvalidURL, ValueError) as error:
             raise unreachable(address, str(error)) from error
         if status in _PASSING or status >= 500:
-            raise TryAgain(failing(address, status, raw), after)
+            raise RetryableError(failing(address, status, raw), after)
         if status != 200:
             raise refusing(address, status, raw)
         try:
             read(raw)
         except ValueError as error:
-            raise TryAgain(nonsense(address, error, raw)) from error
+            raise RetryableError(nonsense(address, error, raw)) from error
         return raw
 
     async def _send(
@@ -249,7 +249,7 @@ class Client:
         UsageError: SERVE-01, an address that no server can have.
     """
 
-    def __init__(self, config: ServerConfig, kept: Kept | None = None) -> None:
+    def __init__(self, config: ServerConfig, kept: ReplyStore | None = None) -> None:
         self._config = config
         self._kept = kept
         self.connection = Connection(config)

@@ -9,7 +9,7 @@ from typing import Any
 from kdcli.storage import atomic, stored
 
 
-class Kept:
+class ReplyStore:
     """An append-only file of replies, found again by what was asked.
 
     A line that a kill left half written is cut off when the file is opened again.
@@ -47,7 +47,7 @@ class Kept:
         entry = {"key": _key(question), "asked": question[1], "reply": reply}
         line = json.dumps({**entry, "check": _check(entry)}) + "\n"
         atomic.make_folder(self._path.parent)
-        file = atomic.Lines(self._path, self._size)
+        file = atomic.AppendOnlyFile(self._path, self._size)
         try:
             file.add(line.encode())
         finally:

@@ -61,7 +61,7 @@ class _Models(_Reply):
 
 
 @dataclass(frozen=True)
-class Written:
+class CompletionReply:
     """One answer of a server.
 
     Args:
@@ -75,7 +75,7 @@ class Written:
     tokens: int = 0
 
 
-def read_completion(raw: bytes | str) -> Written:
+def read_completion(raw: bytes | str) -> CompletionReply:
     """Read a reply of ``/completions``; the first choice counts.
 
     Raises:
@@ -86,10 +86,10 @@ def read_completion(raw: bytes | str) -> Written:
     """
     reply = _Completion.model_validate_json(raw)
     first = reply.choices[0]
-    return Written(first.text, first.finish_reason == "stop", _tokens(reply.usage))
+    return CompletionReply(first.text, first.finish_reason == "stop", _tokens(reply.usage))
 
 
-def read_chat(raw: bytes | str) -> Written:
+def read_chat(raw: bytes | str) -> CompletionReply:
     """Read a reply of ``/chat/completions``; the first choice counts.
 
     Raises:
@@ -100,7 +100,7 @@ def read_chat(raw: bytes | str) -> Written:
     """
     reply = _Chat.model_validate_json(raw)
     first = reply.choices[0]
-    return Written(first.message.content, first.finish_reason == "stop", _tokens(reply.usage))
+    return CompletionReply(first.message.content, first.finish_reason == "stop", _tokens(reply.usage))
 
 
 def read_models(raw: bytes | str) -> tuple[str, ...]:
@@ -122,7 +122,7 @@ def _tokens(usage: _Usage | None) -> int:
 # What a server says of a given text: at each place its likeliest tokens and their log-probabilities.
 
 
-Known = dict[int, float]
+TopLogprobs = dict[int, float]
 """Token id -> log-probability."""
 
 _SLACK = 1e-2
@@ -148,7 +148,7 @@ class _Answer(_Reply):
 
 
 @dataclass(frozen=True)
-class Reader:
+class ReplyParser:
     """Reads the reply about one sequence.
 
     Args:
@@ -163,7 +163,7 @@ class Reader:
     vocab: int
     id_of: Callable[[str], int | None]
 
-    def __call__(self, raw: bytes | str) -> list[Known]:
+    def __call__(self, raw: bytes | str) -> list[TopLogprobs]:
         """Return what is known of each token after the first, given those before it.
 
         Raises:
@@ -183,7 +183,7 @@ class Reader:
             self._check_own(places)
         return [self._checked(known) for known in places[1:]]
 
-    def _check_own(self, places: Sequence[Known]) -> None:
+    def _check_own(self, places: Sequence[TopLogprobs]) -> None:
         """The token that stands in the text is always among those listed."""
         for known, own in zip(places[1:], self.ids[1:], strict=True):
             if own not in known:
@@ -195,15 +195,15 @@ class Reader:
             if found is not None and found != own:
                 raise ValueError(f'it reads "{one_line(text, 20)}" where token {own} was sent: another tokenizer')
 
-    def _by_text(self, entry: dict[str, float] | None) -> Known:
-        found: Known = {}
+    def _by_text(self, entry: dict[str, float] | None) -> TopLogprobs:
+        found: TopLogprobs = {}
         for text, value in (entry or {}).items():
             number = self.id_of(text)
             if number is not None:
                 found[number] = value
         return found
 
-    def _checked(self, known: Known) -> Known:
+    def _checked(self, known: TopLogprobs) -> TopLogprobs:
         top = sorted(known.items(), key=lambda item: (-item[1], item[0]))[: self.top_k]
         if len(top) < self.top_k:
             raise ValueError(f"it knows {len(top)} tokens at a place where {self.top_k} were asked for")
@@ -215,10 +215,10 @@ class Reader:
         return dict(top)
 
 
-def spelled(raw: bytes | str) -> dict[int, str]:
+def token_texts(raw: bytes | str) -> dict[int, str]:
     """Return how a server writes the tokens that it names by number.
 
-    >>> spelled('{"choices": [{"prompt_logprobs": [null, {"5": {"logprob": -1, "decoded_token": " a"}}]}]}')
+    >>> token_texts('{"choices": [{"prompt_logprobs": [null, {"5": {"logprob": -1, "decoded_token": " a"}}]}]}')
     {5: ' a'}
     """
     places = _Answer.model_validate_json(raw).choices[0].prompt_logprobs or ()
@@ -226,7 +226,7 @@ def spelled(raw: bytes | str) -> dict[int, str]:
     return {int(number): text for number, text in named if text is not None}
 
 
-def _by_id(entry: dict[str, _Entry] | None) -> Known:
+def _by_id(entry: dict[str, _Entry] | None) -> TopLogprobs:
     return {int(number): value.logprob for number, value in (entry or {}).items()}
 
 
@@ -266,7 +266,7 @@ class _spoken_Completion(_Reply):
 
 
 @dataclass(frozen=True)
-class Spoken:
+class LogProbReply:
     """One text of a server.
 
     Args:
@@ -284,7 +284,7 @@ class Spoken:
     stop: int | None = None
 
 
-def read_spoken(raw: bytes | str) -> Spoken:
+def read_spoken(raw: bytes | str) -> LogProbReply:
     """Read a reply of ``/completions`` that was asked for log-probabilities; the first choice counts.
 
     Raises:
@@ -301,7 +301,7 @@ def read_spoken(raw: bytes | str) -> Spoken:
     nll = _mean_nll(told.token_logprobs) if told is not None and told.token_logprobs else None
     ids = _numbers(told.tokens) if told is not None and told.tokens else None
     stop = first.stop_reason if isinstance(first.stop_reason, int) else None
-    return Spoken(first.text, ended, nll, ids, stop)
+    return LogProbReply(first.text, ended, nll, ids, stop)
 
 
 def _mean_nll(values: Sequence[float | None]) -> float:

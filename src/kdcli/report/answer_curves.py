@@ -16,14 +16,14 @@ from kdcli.metrics.diversity import length_unit
 from kdcli.metrics.on_policy import expected_series
 from kdcli.plots import DASHES, GREY, figure_of, look, panels
 from kdcli.registry.registry import METRICS
-from kdcli.report.sections import Material, Picture, Section, Table, short
+from kdcli.report.sections import Picture, ReportData, Section, Table, short
 from kdcli.report.svg import inline
 
 Found: TypeAlias = Mapping[str, Sequence[Curve]]
 """From the label of a contender to one curve per seed."""
 
 
-def along(material: Material) -> Section | None:
+def answer_curves(material: ReportData) -> Section | None:
     """Return one picture for each line of each curve that was measured; None if there are none."""
     pictures = [
         picture
@@ -83,7 +83,7 @@ def _curves(seeds: Sequence[EvalRecord], name: str) -> list[Curve]:
     return [curve for (curve,) in found] if all(len(curves) == 1 for curves in found) else []
 
 
-def _pictures(material: Material, name: str, found: Found, number: int) -> list[Picture]:
+def _pictures(material: ReportData, name: str, found: Found, number: int) -> list[Picture]:
     kept = {label: curves for label, curves in found.items() if curves}
     if not kept:
         return []
@@ -141,7 +141,7 @@ _READING = (
 )
 
 
-def reliability(material: Material) -> Section | None:
+def reliability(material: ReportData) -> Section | None:
     """Return one diagram per score and contender, its seeds taken together; None if calibration was not measured."""
     pictures, words = [], []
     for kind in KINDS:
@@ -161,7 +161,7 @@ def reliability(material: Material) -> Section | None:
     return Section("calibration", "Reliability diagrams", [*words, _READING], pictures=pictures)
 
 
-def bins(material: Material, seeds: Sequence[EvalRecord], kind: str = "ece") -> np.ndarray | None:
+def bins(material: ReportData, seeds: Sequence[EvalRecord], kind: str = "ece") -> np.ndarray | None:
     """Return count, confidence and correct of each bin, added up over all seeds, ``[examples, 3 * bins]``.
 
     Args:
@@ -179,7 +179,7 @@ def bins(material: Material, seeds: Sequence[EvalRecord], kind: str = "ece") -> 
     return total
 
 
-def _draw(material: Material, label: str, kind: str, sums: np.ndarray, error: float, index: int) -> Picture:
+def _draw(material: ReportData, label: str, kind: str, sums: np.ndarray, error: float, index: int) -> Picture:
     part = KINDS[kind](f"{short(label)}, {kind} {error:.3f}", sums)
     with look():
         figure = figure_of(reliability_curve(f"reliability{index}", "", (part,)), (material.colour(label),))
@@ -217,7 +217,7 @@ class Buckets:
         return [int((self.member == index).sum()) for index in range(len(self.names))]
 
 
-def quality_by_length(material: Material) -> Section | None:
+def quality_by_length(material: ReportData) -> Section | None:
     """Return scores of answers by length of the reference; None if no answers were generated."""
     infos = [info for info in material.ranked if info.eats == "texts"]
     buckets = _buckets(material)
@@ -262,7 +262,7 @@ def make_buckets(words: np.ndarray, most: int = BUCKETS, unit: str = "words") ->
     return Buckets(tuple(names), np.searchsorted(kept, member), unit)
 
 
-def _buckets(material: Material) -> Buckets | None:
+def _buckets(material: ReportData) -> Buckets | None:
     for group in material.groups:
         for _, found in group.runs.values():
             samples = material.samples(found)
@@ -274,7 +274,7 @@ def _buckets(material: Material) -> Buckets | None:
     return None
 
 
-def _lengths_draw(material: Material, info: ScoreInfo, buckets: Buckets, index: int) -> Picture | None:
+def _lengths_draw(material: ReportData, info: ScoreInfo, buckets: Buckets, index: int) -> Picture | None:
     with look():
         figure, (ax,) = panels(1, width=4.2, height=2.9)
         drawn = 0
@@ -300,7 +300,7 @@ def _lengths_draw(material: Material, info: ScoreInfo, buckets: Buckets, index: 
         return Picture(inline(figure, f"length{index}", f"{info.name} by length of the reference, for each contender"))
 
 
-def _values(material: Material, seeds: Sequence[EvalRecord], score: str, examples: int) -> np.ndarray | None:
+def _values(material: ReportData, seeds: Sequence[EvalRecord], score: str, examples: int) -> np.ndarray | None:
     """Return the mean over seeds of each example's score, ``[examples]``; NaN where no seed has one."""
     found = []
     for record in seeds:
@@ -332,7 +332,7 @@ def _means(values: np.ndarray, buckets: Buckets, bounds: Bounds) -> tuple[np.nda
     return np.array(means), np.array(ends).T
 
 
-def _answer_lengths(material: Material, buckets: Buckets) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+def _answer_lengths(material: ReportData, buckets: Buckets) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     rows = []
     for label, seeds in material.evaluations.items():
         lengths = []
@@ -348,5 +348,5 @@ def _answer_lengths(material: Material, buckets: Buckets) -> tuple[tuple[str, ..
     return ("objective", *buckets.names), tuple(rows)
 
 
-def _long(material: Material) -> bool:
+def _long(material: ReportData) -> bool:
     return max(map(len, material.evaluations)) > 18

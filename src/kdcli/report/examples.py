@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdcli.evaluation.records import EvalRecord
-from kdcli.report.sections import Material, Section, Sheet
+from kdcli.report.sections import AnswerExample, ReportData, Section
 from kdcli.text import visible
 
 APART, DRAWN = 3, 3
@@ -19,7 +19,7 @@ _SYMBOLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"
 Rows = dict[str, list[dict[str, Any]]]
 
 
-def side_by_side(material: Material) -> Section | None:
+def side_by_side(material: ReportData) -> Section | None:
     """Return the answers of each contender's first seed to a few prompts; None if none were generated."""
     rows = _rows(material)
     if not rows:
@@ -74,15 +74,15 @@ def shown(text: str, most: int = LONGEST) -> str:
     return safe if len(safe) <= most else safe[: most - 1] + "…"
 
 
-def _rows(material: Material) -> Rows:
+def _rows(material: ReportData) -> Rows:
     return _answered(material, {group.label: group.runs[min(group.runs)][1] for group in material.groups})
 
 
-def _references(material: Material) -> Rows:
+def _references(material: ReportData) -> Rows:
     return _answered(material, {one.label: next(iter(one.found.values())) for one in material.references})
 
 
-def _answered(material: Material, records: Mapping[str, EvalRecord]) -> Rows:
+def _answered(material: ReportData, records: Mapping[str, EvalRecord]) -> Rows:
     found: Rows = {}
     for label, record in records.items():
         samples = material.samples(record)
@@ -92,7 +92,7 @@ def _answered(material: Material, records: Mapping[str, EvalRecord]) -> Rows:
     return found
 
 
-def _sheet(rows: Rows, index: int, why: str, score: str) -> Sheet:
+def _sheet(rows: Rows, index: int, why: str, score: str) -> AnswerExample:
     first = next(iter(rows.values()))[index]
     answers = []
     for label, table in rows.items():
@@ -103,4 +103,4 @@ def _sheet(rows: Rows, index: int, why: str, score: str) -> Sheet:
         remark += "" if ended[0] else f"{' · ' if remark else ''}not ended by the model"
         answers.append((label, shown(text), remark))
     references = tuple(shown(text) for text in first["references"][:3])
-    return Sheet(first["where"], why, shown(first["prompt"]), references, tuple(answers))
+    return AnswerExample(first["where"], why, shown(first["prompt"]), references, tuple(answers))

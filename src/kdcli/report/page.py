@@ -16,7 +16,7 @@ from kdcli.comparison.records import Comparison
 from kdcli.distill.records import Reference
 from kdcli.report import answer_curves, examples, provenance, ranking, training_curves
 from kdcli.report import ranking as pareto
-from kdcli.report.sections import Material, Section
+from kdcli.report.sections import ReportData, Section
 from kdcli.storage import atomic
 from kdcli.text import visible
 from kdcli.version import __version__
@@ -44,7 +44,7 @@ def write_report(
 
 def report(comparison: Comparison, groups: Sequence[Group], references: Sequence[Reference] = ()) -> str:
     """Return the page; a section whose data do not exist is left out."""
-    material = Material(comparison, tuple(groups), tuple(references))
+    material = ReportData(comparison, tuple(groups), tuple(references))
     made = [
         _findings(comparison),
         ranking.ranking(material) if material.scores else None,
@@ -54,7 +54,7 @@ def report(comparison: Comparison, groups: Sequence[Group], references: Sequence
         training_curves.adaptive(material),
         answer_curves.reliability(material),
         answer_curves.quality_by_length(material),
-        answer_curves.along(material),
+        answer_curves.answer_curves(material),
         pareto.pareto(material),
         examples.side_by_side(material),
         provenance.configurations(material),
@@ -89,7 +89,7 @@ def _title(comparison: Comparison) -> str:
     return f"{count} contenders compared" if count > 1 else comparison.rows[0].label
 
 
-def _facts(material: Material) -> list[tuple[str, str]]:
+def _facts(material: ReportData) -> list[tuple[str, str]]:
     records = [found for group in material.groups for _, found in group.runs.values()]
     seeds = sorted({seed for group in material.groups for seed in group.runs})
     first = material.comparison.rows[0]

@@ -10,7 +10,7 @@ from kdcli.config.resolve import resolve
 from kdcli.config.schema import DistillConfig
 from kdcli.distill.records import RunRecord
 from kdcli.errors import KDError
-from kdcli.report.sections import Material, Section, Table
+from kdcli.report.sections import ReportData, Section, Table
 from kdcli.storage import atomic, stored
 from kdcli.storage.run_dir import CONFIG, RunFolder
 
@@ -30,7 +30,7 @@ class _Listed:
     files: dict[str, _File]
 
 
-def configurations(material: Material) -> Section:
+def configurations(material: ReportData) -> Section:
     """Return the settings in which contenders differ."""
     settings = {group.label: _settings(group.runs[min(group.runs)][0].folder) for group in material.groups}
     keys = list(dict.fromkeys(key for table in settings.values() for key in table if key not in _OWN))
@@ -48,7 +48,7 @@ def configurations(material: Material) -> Section:
     return Section("settings", "Differences in settings", words, tables=[Table("", heads, rows, numbers=False)])
 
 
-def manifest(material: Material) -> Section:
+def manifest(material: ReportData) -> Section:
     """Return versions, digests and command lines."""
     runs = [run for group in material.groups for _, (run, _) in sorted(group.runs.items())]
     facts = [_facts(run) for run in runs]
@@ -97,7 +97,7 @@ def _facts(run: RunRecord) -> dict[str, str]:
     return {key: _text(value) for key, value in facts.items() if value is not None}
 
 
-def _runs(material: Material) -> Table:
+def _runs(material: ReportData) -> Table:
     rows = []
     for group in material.groups:
         for seed, (run, found) in sorted(group.runs.items()):
@@ -109,7 +109,7 @@ def _runs(material: Material) -> Table:
     return Table("Runs", heads, tuple(rows), numbers=False)
 
 
-def _references(material: Material) -> list[Table]:
+def _references(material: ReportData) -> list[Table]:
     """Return the models that were not trained here, if there are any."""
     rows = tuple(
         (one.label, "" if seed is None else str(seed), found.model_digest)
@@ -120,7 +120,7 @@ def _references(material: Material) -> list[Table]:
     return [Table("Reference models", heads, rows, numbers=False)] if rows else []
 
 
-def _scores(material: Material) -> Table:
+def _scores(material: ReportData) -> Table:
     rows = tuple((info.name, info.settings) for info in material.scores)
     return Table("How each score was taken", ("score", "signature"), rows, numbers=False)
 

@@ -12,7 +12,7 @@ from kdcli.comparison.records import ComparisonRow, ReferenceRow
 from kdcli.distill.records import BEFORE
 from kdcli.evaluation.records import ScoreInfo
 from kdcli.plots import GREY, look, panels
-from kdcli.report.sections import Material, Picture, Section, Table, short
+from kdcli.report.sections import Picture, ReportData, Section, Table, short
 from kdcli.report.svg import inline
 from kdcli.report.tables import BEFORE_TITLE, CLOSED_TITLE
 from kdcli.statistics import Estimate
@@ -23,7 +23,7 @@ SIGNIFICANT = 0.05
 ENDS = {"higher": "higher is better →", "lower": "← lower is better", "neither": "neither end is better"}
 
 
-def ranking(material: Material) -> Section:
+def ranking(material: ReportData) -> Section:
     """Return the table of all scores and a picture of each."""
     rows, infos = material.comparison.rows, material.scores
     units = dict.fromkeys(one.unit for row in rows for one in row.scores.values() if one.unit != "none")
@@ -44,7 +44,7 @@ def ranking(material: Material) -> Section:
     return Section("ranking", "Ranking", words, pictures=pictures, tables=[table])
 
 
-def differences(material: Material) -> Section | None:
+def differences(material: ReportData) -> Section | None:
     """Return the differences to the baseline, None where there is nothing to differ from."""
     baseline, outside = material.comparison.baseline, material.comparison.references
     rows: list[Row] = [row for row in outside if any(row.differences.values())]
@@ -64,7 +64,7 @@ def differences(material: Material) -> Section | None:
     return Section("differences", "Paired differences", words, pictures=pictures, tables=[table])
 
 
-def since_start(material: Material) -> Section | None:
+def since_start(material: ReportData) -> Section | None:
     """Return the differences to the student before training; None where it was not measured."""
     start = [row for row in material.comparison.references if row.role == BEFORE]
     rows = [row for row in (*material.comparison.references, *material.comparison.rows) if any(row.before.values())]
@@ -98,7 +98,7 @@ def ordered(rows: Sequence[Row], info: ScoreInfo) -> list[Row]:
     return sorted(known, key=lambda row: sign * row.scores[info.name].mean) + [row for row in rows if row not in known]
 
 
-def _draw(material: Material, info: ScoreInfo, index: int) -> Picture:
+def _draw(material: ReportData, info: ScoreInfo, index: int) -> Picture:
     every = [*material.comparison.rows, *material.comparison.references]
     rows = [row for row in ordered(every, info) if info.name in row.scores]
     first = next((row for row in rows if isinstance(row, ComparisonRow)), rows[0])
@@ -118,7 +118,7 @@ def _draw(material: Material, info: ScoreInfo, index: int) -> Picture:
 
 
 def _forest(
-    material: Material, rows: Sequence[Row], info: ScoreInfo, index: int, against: str = "differences"
+    material: ReportData, rows: Sequence[Row], info: ScoreInfo, index: int, against: str = "differences"
 ) -> Picture:
     shown = [(row, change) for row in rows if (change := getattr(row, against).get(info.name)) is not None]
     with look():
@@ -217,7 +217,7 @@ COSTS = (
 )
 
 
-def pareto(material: Material) -> Section | None:
+def pareto(material: ReportData) -> Section | None:
     """Return quality against each cost that differs between contenders; None if none does."""
     rows = material.comparison.rows
     infos = _chosen(material.ranked)
@@ -260,7 +260,7 @@ def front(points: Sequence[tuple[float, float]], *, higher: bool) -> list[int]:
     return kept
 
 
-def _pareto_draw(material: Material, info: ScoreInfo, cost: Cost, key: str) -> Picture:
+def _pareto_draw(material: ReportData, info: ScoreInfo, cost: Cost, key: str) -> Picture:
     labels, points, spreads = [], [], []
     for row in material.comparison.rows:
         spent = cost.of(row)

@@ -49,7 +49,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class AnswerExample:
     """Answers to one prompt.
 
     Args:
@@ -88,7 +88,7 @@ class Section:
     remarks: Sequence[str] = ()
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
-    sheets: Sequence[Sheet] = ()
+    sheets: Sequence[AnswerExample] = ()
     texts: Sequence[str] = ()
 
 
@@ -103,7 +103,7 @@ LONGEST = 44
 
 
 @dataclass
-class Material:
+class ReportData:
     """A comparison with its runs.
 
     Args:

@@ -33,7 +33,7 @@ CLOSED_TITLE = "Share of the gap from the student before training to the teacher
 
 
 @dataclass(frozen=True)
-class Entry:
+class TableCell:
     """One cell.
 
     Args:
@@ -57,7 +57,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Line:
+class TableRow:
     """One objective's cells.
 
     Args:
@@ -66,11 +66,11 @@ class Line:
     """
 
     label: str
-    cells: tuple[Entry, ...]
+    cells: tuple[TableCell, ...]
 
 
 @dataclass(frozen=True)
-class Sheet:
+class TableView:
     """A comparison as strings.
 
     Args:
@@ -85,17 +85,17 @@ class Sheet:
     """
 
     scores: tuple[ScoreInfo, ...]
-    means: tuple[Line, ...]
-    differences: tuple[Line, ...]
+    means: tuple[TableRow, ...]
+    differences: tuple[TableRow, ...]
     costs: tuple[tuple[str, tuple[str, ...]], ...]
     baseline: str
     cost_names: tuple[str, ...] = COSTS
-    references: tuple[Line, ...] = ()
-    before: tuple[Line, ...] = ()
-    closed: tuple[Line, ...] = ()
+    references: tuple[TableRow, ...] = ()
+    before: tuple[TableRow, ...] = ()
+    closed: tuple[TableRow, ...] = ()
 
 
-def make_sheet(comparison: Comparison, digits: int | None = None) -> Sheet:
+def make_table_view(comparison: Comparison, digits: int | None = None) -> TableView:
     """Round a comparison to what its intervals support.
 
     Args:
@@ -106,18 +106,18 @@ def make_sheet(comparison: Comparison, digits: int | None = None) -> Sheet:
     generates = any(row.generated_tokens for row in rows)
     places = {info.name: digits if digits is not None else _places(rows, info.name) for info in comparison.scores}
 
-    def changes(lines: Iterable[ComparisonRow | ReferenceRow], field: str) -> tuple[Line, ...]:
+    def changes(lines: Iterable[ComparisonRow | ReferenceRow], field: str) -> tuple[TableRow, ...]:
         return tuple(
-            Line(row.label, tuple(_difference(getattr(row, field).get(name), places[name]) for name in places))
+            TableRow(row.label, tuple(_difference(getattr(row, field).get(name), places[name]) for name in places))
             for row in lines
         )
 
     outside = [row for row in others if row.differences]
     start = any(row.role == BEFORE for row in others)
     closed = [row for row in (*outside, *rows) if any(row.closed.values())]
-    return Sheet(
+    return TableView(
         scores=comparison.scores,
-        means=tuple(Line(row.label, tuple(_mean(row, name, places[name]) for name in places)) for row in rows),
+        means=tuple(TableRow(row.label, tuple(_mean(row, name, places[name]) for name in places)) for row in rows),
         differences=changes([*outside, *(row for row in rows if row.label != comparison.baseline)], "differences"),
         costs=(
             *((row.label, _size(row) + (ABSENT,) * generates) for row in others),
@@ -125,9 +125,11 @@ def make_sheet(comparison: Comparison, digits: int | None = None) -> Sheet:
         ),
         baseline=comparison.baseline,
         cost_names=COSTS + (GENERATED,) * generates,
-        references=tuple(Line(row.label, tuple(_mean(row, name, places[name]) for name in places)) for row in others),
+        references=tuple(
+            TableRow(row.label, tuple(_mean(row, name, places[name]) for name in places)) for row in others
+        ),
         before=changes([*outside, *rows], "before") if start else (),
-        closed=tuple(Line(row.label, tuple(_share(row.closed.get(name)) for name in places)) for row in closed),
+        closed=tuple(TableRow(row.label, tuple(_share(row.closed.get(name)) for name in places)) for row in closed),
     )
 
 
@@ -152,21 +154,21 @@ def _values(estimates: Iterable[Estimate]) -> list[float]:
     return [one.mean for one in estimates]
 
 
-def _mean(row: ComparisonRow | ReferenceRow, name: str, places: int) -> Entry:
+def _mean(row: ComparisonRow | ReferenceRow, name: str, places: int) -> TableCell:
     one = row.scores.get(name)
     if one is None or one.mean != one.mean:
-        return Entry(ABSENT)
+        return TableCell(ABSENT)
     mean, shown = plain(one.mean, places), interval(one.mean, one.low, one.high, places)
     if isinstance(row, ReferenceRow):
-        return Entry(mean, shown)
-    return Entry(mean, shown, best=name in row.best, tied=name in row.tied)
+        return TableCell(mean, shown)
+    return TableCell(mean, shown, best=name in row.best, tied=name in row.tied)
 
 
-def _share(one: Estimate | None) -> Entry:
+def _share(one: Estimate | None) -> TableCell:
     if one is None:
-        return Entry(ABSENT)
+        return TableCell(ABSENT)
     mean, _, interval = percent(one).partition(" [")
-    return Entry(mean, f"[{interval}" if interval else "")
+    return TableCell(mean, f"[{interval}" if interval else "")
 
 
 def _size(row: ReferenceRow) -> tuple[str, ...]:
@@ -174,12 +176,12 @@ def _size(row: ReferenceRow) -> tuple[str, ...]:
     return tuple(count(row.parameters) if name == "parameters" else ABSENT for name in COSTS)
 
 
-def _difference(one: Estimate | None, places: int) -> Entry:
+def _difference(one: Estimate | None, places: int) -> TableCell:
     if one is None or one.mean != one.mean:
-        return Entry(ABSENT)
+        return TableCell(ABSENT)
     sure = one.p_value is not None and one.p_value < LEVEL
     ends = bracketed(one.low, one.high, places, signed=True)
-    return Entry(plain(one.mean, places, signed=True), ends, sure=sure)
+    return TableCell(plain(one.mean, places, signed=True), ends, sure=sure)
 
 
 def _costs(row: ComparisonRow) -> tuple[str, ...]:
@@ -195,7 +197,7 @@ def _generated(row: ComparisonRow) -> tuple[str, ...]:
 # A comparison as a fragment of HTML: tables and notes, no script, no style of its own.
 
 
-def html_fragment(comparison: Comparison, sheet: Sheet, caption: str = "") -> str:
+def html_fragment(comparison: Comparison, sheet: TableView, caption: str = "") -> str:
     """Return the tables of scores, differences and costs, and the notes.
 
     Args:
@@ -233,11 +235,11 @@ def _table(caption: str, heads: Sequence[str], lines: Iterable[Sequence[str]]) -
     return [*top, "<tbody>", *body, "</tbody>", "</table>"]
 
 
-def _html_table_line(line: Line) -> list[str]:
+def _html_table_line(line: TableRow) -> list[str]:
     return [html_cell(line.label), *(_cell(cell) for cell in line.cells)]
 
 
-def _cell(cell: Entry) -> str:
+def _cell(cell: TableCell) -> str:
     mean = html_cell(cell.mean)
     mean = f"<strong>{mean}</strong>" if cell.best else f"<u>{mean}</u>" if cell.tied else mean
     return " ".join(part for part in (mean, html_cell(cell.interval), "*" if cell.sure else "") if part)
@@ -250,7 +252,7 @@ _ARROWS = {"higher": r" $\uparrow$", "lower": r" $\downarrow$", "neither": ""}
 _INFINITE = {"inf": r"$\infty$", "-inf": r"$-\infty$"}
 
 
-def latex(sheet: Sheet, caption: str = "", label: str = "") -> str:
+def latex(sheet: TableView, caption: str = "", label: str = "") -> str:
     r"""Return a table for ``\input``; the document needs ``\usepackage{booktabs}``.
 
     Args:
@@ -278,7 +280,7 @@ def latex(sheet: Sheet, caption: str = "", label: str = "") -> str:
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
-def _latex_table_line(line: Line) -> str:
+def _latex_table_line(line: TableRow) -> str:
     return _row([latex_cell(line.label), *(_latex_table_cell(cell) for cell in line.cells)])
 
 
@@ -286,7 +288,7 @@ def _row(cells: Sequence[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
-def _latex_table_cell(cell: Entry) -> str:
+def _latex_table_cell(cell: TableCell) -> str:
     mean = _number(cell.mean)
     mean = rf"\textbf{{{mean}}}" if cell.best else rf"\underline{{{mean}}}" if cell.tied else mean
     half = cell.interval.removeprefix("± ")
@@ -335,7 +337,7 @@ def render(comparison: Comparison, form: str, *, digits: int | None = None, capt
         caption: of a LaTeX or HTML table.
         label: of a LaTeX table.
     """
-    sheet = make_sheet(comparison, digits)
+    sheet = make_table_view(comparison, digits)
     if form == "md":
         return markdown(comparison, sheet)
     if form == "csv":
@@ -345,7 +347,7 @@ def render(comparison: Comparison, form: str, *, digits: int | None = None, capt
     return latex(sheet, caption, label) if form == "tex" else html_fragment(comparison, sheet, caption)
 
 
-def markdown(comparison: Comparison, sheet: Sheet) -> str:
+def markdown(comparison: Comparison, sheet: TableView) -> str:
     """Return the tables of scores, differences and costs, and the notes, as Markdown."""
     heads = ["objective", *(f"{markdown_cell(info.name)} {ARROWS[info.better]}".strip() for info in sheet.scores)]
     parts = ["## Scores", "", *_grid(heads, [_line(line) for line in (*sheet.references, *sheet.means)]), ""]
@@ -371,7 +373,7 @@ def markdown(comparison: Comparison, sheet: Sheet) -> str:
     return "\n".join(parts) + "\n"
 
 
-def comma_separated(comparison: Comparison, sheet: Sheet) -> str:
+def comma_separated(comparison: Comparison, sheet: TableView) -> str:
     """Return one line per objective and score as CSV: unrounded numbers, and the cell as it is printed."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -400,7 +402,7 @@ def comma_separated(comparison: Comparison, sheet: Sheet) -> str:
     return buffer.getvalue()
 
 
-def as_json(comparison: Comparison, sheet: Sheet) -> str:
+def as_json(comparison: Comparison, sheet: TableView) -> str:
     """Return everything a comparison holds but what depends on the machine."""
     changed = {line.label: line for line in sheet.differences}
     rows = []
@@ -432,11 +434,11 @@ def as_json(comparison: Comparison, sheet: Sheet) -> str:
     return json.dumps(_finite(document), indent=1) + "\n"
 
 
-def _line(line: Line) -> list[str]:
+def _line(line: TableRow) -> list[str]:
     return [markdown_cell(line.label), *(_marked(cell) for cell in line.cells)]
 
 
-def _marked(cell: Entry) -> str:
+def _marked(cell: TableCell) -> str:
     mean = f"**{cell.mean}**" if cell.best else f"<u>{cell.mean}</u>" if cell.tied else cell.mean
     text = " ".join(part for part in (mean, markdown_cell(cell.interval)) if part)
     return f"{text} \\*" if cell.sure else text
@@ -470,7 +472,7 @@ def _fields(estimate: Estimate | None, names: Sequence[str]) -> list[Any]:
     return [getattr(estimate, name) if estimate else None for name in names]
 
 
-def _shown(infos: Sequence[ScoreInfo], line: Line) -> dict[str, str]:
+def _shown(infos: Sequence[ScoreInfo], line: TableRow) -> dict[str, str]:
     return {info.name: cell.text for info, cell in zip(infos, line.cells, strict=True) if cell.mean != ABSENT}
 
 

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from kdcli.comparison.aggregate import Group
 from kdcli.plots import COLOURS, DASHES, look, panels, save, smooth
-from kdcli.report.sections import Material, Picture, Section, short, thin
+from kdcli.report.sections import Picture, ReportData, Section, short, thin
 from kdcli.report.svg import inline
 from kdcli.text import one_line
 from kdcli.training.metrics_log import read_metrics
@@ -17,7 +17,7 @@ from kdcli.training.metrics_log import read_metrics
 Line = dict[str, int | float]
 
 
-def curves(material: Material) -> Section | None:
+def curves(material: ReportData) -> Section | None:
     """Return one picture of the training loss per contender."""
     pictures = []
     for index, group in enumerate(material.groups):
@@ -80,7 +80,7 @@ _ATKD = _Watched(
 )
 
 
-def adaptive(material: Material) -> Section | None:
+def adaptive(material: ReportData) -> Section | None:
     """Return what AKL's weights and ATKD's groups did over training; None if neither was used."""
     pictures: list[Picture] = []
     words: list[str] = []
@@ -93,7 +93,7 @@ def adaptive(material: Material) -> Section | None:
     return Section("adaptive", "What the adaptive objectives did", words, pictures=pictures)
 
 
-def _pictures(material: Material, watched: _Watched, number: int) -> Iterable[Picture]:
+def _pictures(material: ReportData, watched: _Watched, number: int) -> Iterable[Picture]:
     for group in material.groups:
         logs = {seed: material.metrics(run) for seed, (run, _) in sorted(group.runs.items())}
         names = [name for log in logs.values() if log for name in log[0] if name.endswith(watched.suffix)]
@@ -112,7 +112,7 @@ def _pictures(material: Material, watched: _Watched, number: int) -> Iterable[Pi
 
 
 def _draw(
-    material: Material,
+    material: ReportData,
     label: str,
     logs: dict[int, list[Line]],
     value: Callable[[Line], float],

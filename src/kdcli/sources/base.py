@@ -15,9 +15,9 @@ from kdcli.data.batching import Batch
 from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.end_tokens import EndTokens
 from kdcli.models.load import LanguageModel
-from kdcli.registry.options import Part
-from kdcli.sources.completions import Sentence
-from kdcli.sources.token_counts import Effort, Made
+from kdcli.registry.options import Plugin
+from kdcli.sources.completions import TeacherCompletion
+from kdcli.sources.token_counts import Made, TokenCounts
 
 # What the teacher's text asks of whoever writes it.
 
@@ -27,7 +27,7 @@ Wanted = Mapping[int, Sequence[int]]
 
 
 @runtime_checkable
-class Author(Protocol):
+class TextGenerator(Protocol):
     """Writes answers to prompts.
 
     Attributes:
@@ -43,13 +43,13 @@ class Author(Protocol):
     precision: str
 
     def write(
-        self, source: Any, ground: "Ground", prompts: Mapping[int, Example], wanted: Wanted
-    ) -> Iterator[Sentence]:
+        self, source: Any, context: "SourceContext", prompts: Mapping[int, Example], wanted: Wanted
+    ) -> Iterator[TeacherCompletion]:
         """Yield the answers wanted, as they end.
 
         Args:
             source: how they are chosen and how long they may be.
-            ground: real ids, longest sequence, and who is told of tokens.
+            context: real ids, longest sequence, and who is told of tokens.
             prompts: row -> an example, of which only the prompt is read.
             wanted: which answers.
 
@@ -100,7 +100,7 @@ class SourceNeeds:
 
 
 @dataclass(frozen=True)
-class Ground:
+class SourceContext:
     """What a source stands on.
 
     Args:
@@ -132,7 +132,7 @@ class Ground:
     world: int = 1
     student: LanguageModel | None = None
     teacher: LanguageModel | None = None
-    author: Author | None = None
+    author: TextGenerator | None = None
     vocab: int | None = None
     corpus: TokenDataset | None = None
     longest: int | None = None
@@ -151,7 +151,7 @@ class Ground:
             raise ValueError(f"expected a rank in 0..{self.world - 1}, got {self.rank}")
 
 
-class Windows(ABC):
+class StepBatches(ABC):
     """Supplies training windows; a window is what one optimizer step reads.
 
     The window of a step follows from settings, step, the student's weights and the state alone: a run that
@@ -178,9 +178,9 @@ class Windows(ABC):
         return 0
 
     @property
-    def effort(self) -> Effort:
+    def effort(self) -> TokenCounts:
         """What this process' writing for the window given last took; nothing by default."""
-        return Effort()
+        return TokenCounts()
 
     @property
     def made(self) -> Made:
@@ -208,10 +208,10 @@ class Windows(ABC):
         assert not state, "a checkpoint holds the state of another source"
 
 
-class Source(Part, ABC):
+class Source(Plugin, ABC):
     """Where training sequences come from; its fields are its options.
 
-    Subclasses are final and hold no state: all of that is in the :class:`Windows` they open.
+    Subclasses are final and hold no state: all of that is in the :class:`StepBatches` they open.
 
     Class attributes:
         name: the registered name.
@@ -230,5 +230,5 @@ class Source(Part, ABC):
         return SourceNeeds()
 
     @abstractmethod
-    def open(self, ground: Ground) -> Windows:
+    def open(self, context: SourceContext) -> StepBatches:
         """Return the windows of a run."""

@@ -14,7 +14,7 @@ from kdcli.storage import stored
 
 
 @dataclass(frozen=True)
-class Sentence:
+class TeacherCompletion:
     """One answer of the teacher.
 
     Args:
@@ -38,22 +38,22 @@ class Sentence:
         return len(self.example.ids) - self.example.prompt_length
 
 
-def said(one: Sentence, tokenizer: PreTrainedTokenizerBase) -> str:
+def completion_text(one: TeacherCompletion, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return an answer as text, without special tokens and without the token that ended it."""
     cut, end = one.example.prompt_length, len(one.example.ids) - one.ended
     return decode_after(tokenizer, one.example.ids[:cut], one.example.ids[cut:end])
 
 
-def line_of(one: Sentence, tokenizer: PreTrainedTokenizerBase) -> bytes:
+def line_of(one: TeacherCompletion, tokenizer: PreTrainedTokenizerBase) -> bytes:
     """Return the line that holds a sentence."""
     entry = {
-        "prompt": one.example.prompt, "response": said(one, tokenizer), "row": one.row, "answer": one.answer,
+        "prompt": one.example.prompt, "response": completion_text(one, tokenizer), "row": one.row, "answer": one.answer,
         "ended": one.ended, "nll": one.nll, "prompt_tokens": one.example.prompt_length, "ids": list(one.example.ids),
     }  # fmt: skip
     return (json.dumps({**entry, "check": _check(entry)}, ensure_ascii=False) + "\n").encode()
 
 
-def read_sentences(path: Path, prompts: Mapping[int, Example]) -> list[Sentence]:
+def read_completions(path: Path, prompts: Mapping[int, Example]) -> list[TeacherCompletion]:
     """Return the sentences of a file; a damaged line counts as none."""
     found = []
     for raw in path.read_bytes().split(b"\n"):
@@ -64,11 +64,11 @@ def read_sentences(path: Path, prompts: Mapping[int, Example]) -> list[Sentence]
         if isinstance(entry, dict) and entry.get("check") == _check(entry):
             ids, cut = tuple(entry["ids"]), entry["prompt_tokens"]
             example = replace(prompts[entry["row"]], ids=ids, prompt_length=cut, response="", asked=())
-            found.append(Sentence(example, entry["row"], entry["answer"], entry["ended"], entry["nll"]))
+            found.append(TeacherCompletion(example, entry["row"], entry["answer"], entry["ended"], entry["nll"]))
     return found
 
 
-def ordered(sentences: Iterable[Sentence]) -> tuple[Sentence, ...]:
+def ordered(sentences: Iterable[TeacherCompletion]) -> tuple[TeacherCompletion, ...]:
     """Return sentences by row and answer."""
     return tuple(sorted(sentences, key=lambda one: (one.row, one.answer)))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kdcli.data.batching import IGNORED, collate, micro_batches, random_bits
 from kdcli.models.load import LanguageModel
-from kdcli.sources.base import Ground, Source, SourceNeeds
+from kdcli.sources.base import Source, SourceContext, SourceNeeds
 from kdcli.sources.dataset import DatasetSource, DatasetWindows
 from kdcli.storage import atomic, stored
 
@@ -29,7 +29,7 @@ _ROWS_BYTES = 80 * 2**20
 _BATCH_TOKENS = 8192
 
 
-def difficulties(by: Difficulty, ground: Ground) -> list[float]:
+def difficulties(by: Difficulty, context: SourceContext) -> list[float]:
     """Return the difficulty of each row of the data set, the same in every process.
 
     length: response tokens. teacher_nll, student_nll: mean of -log p of the labels, in nats, the student as it
@@ -40,32 +40,32 @@ def difficulties(by: Difficulty, ground: Ground) -> list[float]:
 
     Args:
         by: the measure.
-        ground: data set, the model that is measured with, processes, and the folder.
+        context: data set, the model that is measured with, processes, and the folder.
     """
     if by == "length":
-        return [float(len(one.ids) - one.prompt_length) for one in ground.dataset.examples]
-    model = ground.student if by == "student_nll" else ground.teacher
+        return [float(len(one.ids) - one.prompt_length) for one in context.dataset.examples]
+    model = context.student if by == "student_nll" else context.teacher
     assert model is not None, "the source's needs() declare the model"
-    path = _kept_at(by, model, ground)
-    known = _read(path, len(ground.dataset))
-    if all(ground.gather([known is not None])) and known is not None:
+    path = _kept_at(by, model, context)
+    known = _read(path, len(context.dataset))
+    if all(context.gather([known is not None])) and known is not None:
         return known
-    if path is not None and ground.rank == 0:
+    if path is not None and context.rank == 0:
         atomic.make_folder(path.parent)
-    mine = list(range(len(ground.dataset)))[ground.rank :: ground.world]
-    joined = dict(ground.gather(list(zip(mine, _measured(by, model, mine, ground), strict=True))))
-    found = [joined[row] for row in range(len(ground.dataset))]
-    if path is not None and ground.rank == 0:
+    mine = list(range(len(context.dataset)))[context.rank :: context.world]
+    joined = dict(context.gather(list(zip(mine, _measured(by, model, mine, context), strict=True))))
+    found = [joined[row] for row in range(len(context.dataset))]
+    if path is not None and context.rank == 0:
         atomic.write_file(path, json.dumps({"by": by, "model": model.digest, "digest": _digest(found), "rows": found}))
     return found
 
 
-def _kept_at(by: Difficulty, model: LanguageModel, ground: Ground) -> Path | None:
-    if ground.folder is None:
+def _kept_at(by: Difficulty, model: LanguageModel, context: SourceContext) -> Path | None:
+    if context.folder is None:
         return None
     restricted = [] if model.vocab == model.head.rows else [model.vocab]
-    key = json.dumps([by, model.digest, ground.dataset.digest, *restricted])
-    return ground.folder / f"difficulty-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    key = json.dumps([by, model.digest, context.dataset.digest, *restricted])
+    return context.folder / f"difficulty-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def _read(path: Path | None, rows: int) -> list[float] | None:
@@ -83,16 +83,16 @@ def _digest(values: Sequence[float]) -> str:
 
 
 @torch.no_grad()
-def _measured(by: Difficulty, model: LanguageModel, rows: Sequence[int], ground: Ground) -> list[float]:
+def _measured(by: Difficulty, model: LanguageModel, rows: Sequence[int], context: SourceContext) -> list[float]:
     """Measure some rows with a model in evaluation mode, which is put back."""
-    examples, lengths = ground.dataset.examples, ground.dataset.lengths
+    examples, lengths = context.dataset.examples, context.dataset.lengths
     alone = model.head.weight.is_cpu  # so that a row's number does not depend on its company
     groups = [[row] for row in rows] if alone else micro_batches(rows, lengths, _BATCH_TOKENS)
     training, found = model.model.training, dict[int, float]()
     model.model.eval()
     try:
         for group in groups:
-            batch = collate(examples, group, ground.pad_id).to(model.head.weight.device)
+            batch = collate(examples, group, context.pad_id).to(model.head.weight.device)
             hidden = model.hidden(batch.input_ids, batch.attention_mask)
             for at, row in enumerate(group):
                 valid = batch.labels[at] != IGNORED
@@ -149,9 +149,9 @@ class CurriculumSource(Source):
         measured = {"student": self.by == "student_nll", "teacher": self.by.startswith("teacher")}
         return replace(DatasetSource().needs(), **measured)
 
-    def open(self, ground: Ground) -> "CurriculumWindows":
+    def open(self, context: SourceContext) -> "CurriculumWindows":
         """Return the windows of a run; rows are measured now, while the student is as it starts."""
-        return CurriculumWindows(ground, self)
+        return CurriculumWindows(context, self)
 
     def open_share(self, progress: float) -> float:
         """Return the share of rows open at a share of the run, from 0 to 1."""
@@ -167,19 +167,19 @@ class CurriculumWindows(DatasetWindows):
     """Windows of a data set whose rows are opened one after the other.
 
     Args:
-        ground: what the source stands on; without the model that measures, only steps are counted.
+        context: what the source stands on; without the model that measures, only steps are counted.
         source: its options.
     """
 
-    def __init__(self, ground: Ground, source: CurriculumSource) -> None:
-        super().__init__(ground)
+    def __init__(self, context: SourceContext, source: CurriculumSource) -> None:
+        super().__init__(context)
         self.source = source
         self._plan: list[list[int]] = []
         self._step = 0
         needs = source.needs()
-        absent = (needs.student and ground.student is None) or (needs.teacher and ground.teacher is None)
+        absent = (needs.student and context.student is None) or (needs.teacher and context.teacher is None)
         if source.start < 1.0 and not absent:
-            self._plan = list(self._drawn(self._ranked(difficulties(source.by, ground))))
+            self._plan = list(self._drawn(self._ranked(difficulties(source.by, context))))
 
     def steps(self, epoch: int) -> list[list[int]]:
         """Return the examples of each step of an epoch, over all processes."""
@@ -208,7 +208,7 @@ class CurriculumWindows(DatasetWindows):
 
     def _drawn(self, ranked: Sequence[int]) -> Iterator[list[int]]:
         """Yield the rows of each step: of the open ones those used least often, ties by lot."""
-        train, count = self.ground.train, len(ranked)
+        train, count = self.context.train, len(ranked)
         lots: list[np.ndarray] = []
         pool: list[tuple[int, int, int]] = []
 

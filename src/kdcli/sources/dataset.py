@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from kdcli.sources.base import Ground, Source, SourceNeeds
-from kdcli.sources.sequences import KNOWN, RowWindows, Written
+from kdcli.sources.base import Source, SourceContext, SourceNeeds
+from kdcli.sources.sequences import KNOWN, RowWindows, TrainingSequence
 
 
 class DatasetSource(Source):
@@ -26,18 +26,18 @@ class DatasetSource(Source):
         """Ask for nothing; say who wrote each label."""
         return SourceNeeds(facts=KNOWN)
 
-    def open(self, ground: Ground) -> "DatasetWindows":
+    def open(self, context: SourceContext) -> "DatasetWindows":
         """Return the windows of a run."""
-        return DatasetWindows(ground)
+        return DatasetWindows(context)
 
 
 class DatasetWindows(RowWindows):
     """Windows of a data set; every process takes a strided part of each step's sequences.
 
     Args:
-        ground: data set, settings, and which process this is.
+        context: data set, settings, and which process this is.
     """
 
-    def write(self, step: int, rows: Sequence[int]) -> list[Written]:
+    def write(self, step: int, rows: Sequence[int]) -> list[TrainingSequence]:
         """Return the rows as they are."""
-        return [Written(self.ground.dataset.examples[row], row) for row in rows]
+        return [TrainingSequence(self.context.dataset.examples[row], row) for row in rows]

@@ -8,10 +8,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdcli.generation.sampling import uniforms
-from kdcli.sources.base import Ground, Source, SourceNeeds
+from kdcli.sources.base import Source, SourceContext, SourceNeeds
 from kdcli.sources.build import NestedSource
-from kdcli.sources.sequences import RowWindows, Written, draw_seed
-from kdcli.sources.token_counts import Effort, Made
+from kdcli.sources.sequences import RowWindows, TrainingSequence, draw_seed
+from kdcli.sources.token_counts import Made, TokenCounts
 
 _CHOICE = 0x6D6978
 _DATASET: Any = "dataset"
@@ -60,34 +60,34 @@ class MixtureSource(Source):
         both = one | other
         return replace(both, facts=one.facts & other.facts)
 
-    def open(self, ground: Ground) -> "MixtureWindows":
+    def open(self, context: SourceContext) -> "MixtureWindows":
         """Return the windows of a run."""
-        return MixtureWindows(ground, self)
+        return MixtureWindows(context, self)
 
 
 class MixtureWindows(RowWindows):
     """Windows whose sequences come from one of two others.
 
     Args:
-        ground: what both sources stand on.
+        context: what both sources stand on.
         source: the two, and their share.
     """
 
-    def __init__(self, ground: Ground, source: MixtureSource) -> None:
-        super().__init__(ground)
+    def __init__(self, context: SourceContext, source: MixtureSource) -> None:
+        super().__init__(context)
         self.source = source
-        self.parts = {"first": _rows_of(source.first, ground), "second": _rows_of(source.second, ground)}
+        self.parts = {"first": _rows_of(source.first, context), "second": _rows_of(source.second, context)}
         self._share = 0.0
 
     def is_first(self, step: int, rows: Sequence[int]) -> list[bool]:
         """Return for each of some rows whether the first source is asked."""
         share = self.source.share_at(step / self.total_steps)
-        seed = draw_seed(self.ground.train.seed, _CHOICE, step)
+        seed = draw_seed(self.context.train.seed, _CHOICE, step)
         if self.source.per == "batch":
             return [uniforms(seed, [0], 1).item() < share] * len(rows)
         return (uniforms(seed, rows, 1)[:, 0] < share).tolist() if rows else []
 
-    def write(self, step: int, rows: Sequence[int]) -> list[Written]:
+    def write(self, step: int, rows: Sequence[int]) -> list[TrainingSequence]:
         """Return each row's sequence from the source that a draw names; both are asked, if with no row."""
         chosen = self.is_first(step, rows)
         asked = {
@@ -114,7 +114,7 @@ class MixtureWindows(RowWindows):
         return sum(part.generated for part in self.parts.values())
 
     @property
-    def effort(self) -> Effort:
+    def effort(self) -> TokenCounts:
         """What the writing of both took for the window given last."""
         return self.parts["first"].effort + self.parts["second"].effort
 
@@ -147,7 +147,7 @@ class MixtureWindows(RowWindows):
             part.restore({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
 
 
-def _rows_of(source: Source, ground: Ground) -> RowWindows:
-    windows = source.open(ground)
+def _rows_of(source: Source, context: SourceContext) -> RowWindows:
+    windows = source.open(context)
     assert isinstance(windows, RowWindows), "checked when the mixture was built"
     return windows

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kdcli.config.schema import GenerationConfig
 from kdcli.data.tokenize import Example
-from kdcli.sources.base import Ground, Source, SourceNeeds
-from kdcli.sources.sequences import KNOWN, RowWindows, Written, coins, step_coin, write
+from kdcli.sources.base import Source, SourceContext, SourceNeeds
+from kdcli.sources.sequences import KNOWN, RowWindows, TrainingSequence, row_uniforms, step_uniform, write
 
 
 class ReplaySource(Source):
@@ -60,9 +60,9 @@ class ReplaySource(Source):
             origins=frozenset({"data", "student"}),
         )  # fmt: skip
 
-    def open(self, ground: Ground) -> "ReplayWindows":
+    def open(self, context: SourceContext) -> "ReplayWindows":
         """Return the windows of a run."""
-        return ReplayWindows(ground, self)
+        return ReplayWindows(context, self)
 
     @property
     def sampling(self) -> GenerationConfig:
@@ -76,40 +76,41 @@ class ReplayWindows(RowWindows):
     """Windows that write, replay, or give the rows as they are.
 
     Args:
-        ground: what the source stands on.
+        context: what the source stands on.
         source: its options.
     """
 
-    def __init__(self, ground: Ground, source: ReplaySource) -> None:
-        super().__init__(ground)
+    def __init__(self, context: SourceContext, source: ReplaySource) -> None:
+        super().__init__(context)
         self.source = source
         self.phi = source.phi
         self.previous: float | None = None
-        self.buffer: list[Written] = []
+        self.buffer: list[TrainingSequence] = []
 
-    def write(self, step: int, rows: Sequence[int]) -> list[Written]:
+    def write(self, step: int, rows: Sequence[int]) -> list[TrainingSequence]:
         """Return the step's sequences; every process must ask, if with no row."""
-        examples = self.ground.dataset.examples
-        drawn = step_coin(self.ground.train.seed, step)
+        examples = self.context.dataset.examples
+        drawn = step_uniform(self.context.train.seed, step)
         if drawn >= self.phi:
-            return [Written(examples[row], row) for row in rows]
+            return [TrainingSequence(examples[row], row) for row in rows]
         if drawn < self.phi * (1.0 - step / self.total_steps) or not self.buffer:
             fresh = self._say(step, rows)
             if self.source.fresh:
                 return fresh
         size = len(self.buffer)
         return [
-            self.buffer[int(coin * size)] for coin in coins(self.ground.train.seed, step, [row + 1 for row in rows])
+            self.buffer[int(coin * size)]
+            for coin in row_uniforms(self.context.train.seed, step, [row + 1 for row in rows])
         ]
 
-    def _say(self, step: int, rows: Sequence[int]) -> list[Written]:
+    def _say(self, step: int, rows: Sequence[int]) -> list[TrainingSequence]:
         """Let the student answer, and every process keep all processes' answers in one order."""
-        assert self.ground.student is not None, "the source declares needs().student"
-        examples = self.ground.dataset.examples
+        assert self.context.student is not None, "the source declares needs().student"
+        examples = self.context.dataset.examples
         asked = {row: examples[row] for row in rows}
-        fresh = write(self.ground.student, asked, self.ground, self.source.sampling, step=step, origin="student")
+        fresh = write(self.context.student, asked, self.context, self.source.sampling, step=step, origin="student")
         self.count(fresh)
-        joined = sorted(self.ground.gather(list(fresh)), key=lambda one: one.row)
+        joined = sorted(self.context.gather(list(fresh)), key=lambda one: one.row)
         self.buffer = [*self.buffer, *joined][-self.source.capacity :]
         return fresh
 
@@ -145,8 +146,10 @@ class ReplayWindows(RowWindows):
         self.previous = None if known != known else known
         self.buffer, at, ids = [], 0, state["ids"].tolist()
         for length, prompt_length, row in state["parts"].tolist():
-            self.buffer.append(Written(self._example(row, tuple(ids[at : at + length]), prompt_length), row, "student"))
+            self.buffer.append(
+                TrainingSequence(self._example(row, tuple(ids[at : at + length]), prompt_length), row, "student")
+            )
             at += length
 
     def _example(self, row: int, ids: tuple[int, ...], prompt_length: int) -> Example:
-        return replace(self.ground.dataset.examples[row], ids=ids, prompt_length=prompt_length, response="", asked=())
+        return replace(self.context.dataset.examples[row], ids=ids, prompt_length=prompt_length, response="", asked=())

@@ -13,14 +13,14 @@ from kdcli.config.schema import GenerationConfig
 from kdcli.data.batching import Batch, epoch_steps
 from kdcli.data.tokenize import Example
 from kdcli.generation import answers
-from kdcli.generation.batch import Asked
+from kdcli.generation.batch import GenerationRequest
 from kdcli.generation.mixture import mixed_answers
 from kdcli.generation.scoring import label_log_probs
 from kdcli.losses.token_facts import BEHAVIOUR_LOGP, STUDENT_LOGP
-from kdcli.models.load import twin
-from kdcli.sources.base import Ground, Source, SourceNeeds, Windows
-from kdcli.sources.sequences import KNOWN, SAID, Written, batches, continued, draw_seed, room
-from kdcli.sources.token_counts import Effort
+from kdcli.models.load import cast_copy
+from kdcli.sources.base import Source, SourceContext, SourceNeeds, StepBatches
+from kdcli.sources.sequences import KNOWN, SAID, TrainingSequence, batches, draw_seed, max_completion, with_completion
+from kdcli.sources.token_counts import TokenCounts
 
 # Sequences drawn from a mixture of two models: drawing, scoring, what they look like, and how they are kept.
 
@@ -62,20 +62,20 @@ class Rollout:
         return len(self.example.ids) - self.example.prompt_length
 
     @property
-    def written(self) -> Written:
+    def written(self) -> TrainingSequence:
         """The sequence to train on, with its facts."""
         facts = {BEHAVIOUR_LOGP: self.behaviour, STUDENT_LOGP: self.student}
-        return Written(self.example, self.row, "rollout", facts)
+        return TrainingSequence(self.example, self.row, "rollout", facts)
 
     @staticmethod
-    def text(example: Example) -> Written:
+    def text(example: Example) -> TrainingSequence:
         """Return a text of the corpus; nobody drew it, so its log-probabilities stand at 0 and are not read."""
         nothing = torch.zeros(len(example.ids) - example.prompt_length)
-        return Written(example, -1, "corpus", {BEHAVIOUR_LOGP: nothing, STUDENT_LOGP: nothing})
+        return TrainingSequence(example, -1, "corpus", {BEHAVIOUR_LOGP: nothing, STUDENT_LOGP: nothing})
 
 
 def drawn(
-    prompts: Mapping[int, int], ground: Ground, sampling: GenerationConfig, *, alpha: float, number: int
+    prompts: Mapping[int, int], context: SourceContext, sampling: GenerationConfig, *, alpha: float, number: int
 ) -> list[Rollout]:
     """Draw one sequence for each prompt, and score it with both models.
 
@@ -83,7 +83,7 @@ def drawn(
 
     Args:
         prompts: place in the round -> training row.
-        ground: both models, seed, real ids, longest sequence, precision, and who is told of tokens.
+        context: both models, seed, real ids, longest sequence, precision, and who is told of tokens.
         sampling: length; temperature 1 and nothing cut off.
         alpha: the teacher's share.
         number: of the round, from 0.
@@ -92,19 +92,19 @@ def drawn(
         InputError: a prompt that leaves no room for an answer, or a recurrent model.
         NumericsError: a model's logits are not finite.
     """
-    student, teacher = ground.student, ground.teacher
+    student, teacher = context.student, context.teacher
     assert student is not None, "the source declares needs().student"
     assert teacher is not None, "the source declares needs().teacher"
     if not prompts:
         return []
-    examples, places = ground.dataset.examples, list(prompts)
-    seed = draw_seed(ground.train.seed, SAID, number)
+    examples, places = context.dataset.examples, list(prompts)
+    seed = draw_seed(context.train.seed, SAID, number)
     asked = [
-        Asked(one.question, place, (seed,), room(one, ground))
+        GenerationRequest(one.question, place, (seed,), max_completion(one, context))
         for place, one in ((place, examples[row]) for place, row in prompts.items())
     ]
-    speaking = student if ground.autocast is None else twin(student, ground.autocast)
-    shared = {"rows": ground.vocab, "report": ground.report}
+    speaking = student if context.autocast is None else cast_copy(student, context.autocast)
+    shared = {"rows": context.vocab, "report": context.report}
     if alpha > 0:
         coming = mixed_answers(speaking, teacher, alpha, asked, sampling, **shared)
     else:
@@ -113,18 +113,18 @@ def drawn(
     found = []
     for at, place in enumerate(places):
         row = prompts[place]
-        example = continued(examples[row], said[at])
-        found.append(_scored(place, row, example, said[at].ended, alpha, ground))
+        example = with_completion(examples[row], said[at])
+        found.append(_scored(place, row, example, said[at].ended, alpha, context))
     return found
 
 
-def _scored(place: int, row: int, example: Example, ended: bool, alpha: float, ground: Ground) -> Rollout:
-    assert ground.student is not None
-    assert ground.teacher is not None
-    vocab = ground.vocab or min(ground.student.vocab, ground.teacher.vocab)
+def _scored(place: int, row: int, example: Example, ended: bool, alpha: float, context: SourceContext) -> Rollout:
+    assert context.student is not None
+    assert context.teacher is not None
+    vocab = context.vocab or min(context.student.vocab, context.teacher.vocab)
     log_q, log_p = (
-        label_log_probs(model, example.ids, example.prompt_length, vocab, ground.autocast)
-        for model in (ground.student, ground.teacher)
+        label_log_probs(model, example.ids, example.prompt_length, vocab, context.autocast)
+        for model in (context.student, context.teacher)
     )
     return Rollout(place, row, example, ended, mixture_logp(log_q, log_p, alpha), log_q, log_p)
 
@@ -246,9 +246,9 @@ class RolloutSource(Source):
             origins=frozenset(origins),
         )
 
-    def open(self, ground: Ground) -> "RolloutWindows":
+    def open(self, context: SourceContext) -> "RolloutWindows":
         """Return the windows of a run."""
-        return RolloutWindows(ground, self)
+        return RolloutWindows(context, self)
 
     @property
     def sampling(self) -> GenerationConfig:
@@ -256,37 +256,37 @@ class RolloutSource(Source):
         return GenerationConfig(max_new_tokens=self.max_new_tokens, temperature=1.0, top_p=1.0, seeds=(0,))
 
 
-class RolloutWindows(Windows):
+class RolloutWindows(StepBatches):
     """Windows over rounds of drawn sequences; every process takes a strided part of each step.
 
     Args:
-        ground: what the source stands on; both models are asked at the first step of a round.
+        context: what the source stands on; both models are asked at the first step of a round.
         source: its options.
     """
 
-    def __init__(self, ground: Ground, source: RolloutSource) -> None:
-        self.ground, self.source = ground, source
-        self.size = min(source.rollouts, len(ground.dataset))
+    def __init__(self, context: SourceContext, source: RolloutSource) -> None:
+        self.context, self.source = context, source
+        self.size = min(source.rollouts, len(context.dataset))
         self._round: tuple[int, list[Rollout]] | None = None
-        self._generated, self._effort = 0, Effort()
-        self._given: list[Written] = []
+        self._generated, self._effort = 0, TokenCounts()
+        self._given: list[TrainingSequence] = []
 
     @property
     def steps_per_round(self) -> int:
         """Optimizer steps between two draws."""
-        return self.source.epochs * math.ceil(self.size / self.ground.train.batch_size)
+        return self.source.epochs * math.ceil(self.size / self.context.train.batch_size)
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps until as many prompts were answered as there are rows."""
-        return math.ceil(len(self.ground.dataset) / self.size) * self.steps_per_round
+        return math.ceil(len(self.context.dataset) / self.size) * self.steps_per_round
 
     @property
     def total_steps(self) -> int:
         """``max_steps`` if given, else as many steps as the epochs hold, at least 1."""
-        if self.ground.train.max_steps is not None:
-            return self.ground.train.max_steps
-        return max(1, math.ceil(self.ground.train.epochs * self.steps_per_epoch - 1e-6))
+        if self.context.train.max_steps is not None:
+            return self.context.train.max_steps
+        return max(1, math.ceil(self.context.train.epochs * self.steps_per_epoch - 1e-6))
 
     def window(self, step: int) -> list[Batch]:
         """Return this process' micro-batches of a step, longest first.
@@ -297,38 +297,38 @@ class RolloutWindows(Windows):
         if not 0 <= step < self.total_steps:
             raise ValueError(f"expected a step in 0..{self.total_steps - 1}, got {step}")
         number, at = divmod(step, self.steps_per_round)
-        self._generated, self._effort = 0, Effort()
+        self._generated, self._effort = 0, TokenCounts()
         rollouts = self._drawn(number, at)
         epoch, place = divmod(at, self.steps_per_round // self.source.epochs)
-        mine = slice(self.ground.rank, None, self.ground.world)
+        mine = slice(self.context.rank, None, self.context.world)
         chosen = [rollouts[index].written for index in self._order(number, epoch, rollouts)[place][mine]]
         self._given = [*chosen, *(self._text(index) for index in self._texts(step)[mine])]
-        return batches(self._given, self.ground)
+        return batches(self._given, self.context)
 
     def _drawn(self, number: int, at: int) -> list[Rollout]:
         """Return the sequences of a round, which are drawn at its first step."""
         if self._round is None or self._round[0] != number:
             assert at == 0, "a checkpoint within a round holds its sequences"
             prompts = self._prompts(number)
-            mine = {place: prompts[place] for place in range(self.ground.rank, len(prompts), self.ground.world)}
-            made = drawn(mine, self.ground, self.source.sampling, alpha=self.source.alpha, number=number)
+            mine = {place: prompts[place] for place in range(self.context.rank, len(prompts), self.context.world)}
+            made = drawn(mine, self.context, self.source.sampling, alpha=self.source.alpha, number=number)
             self._generated, self._effort = sum(one.targets for one in made), self._took(made)
-            self._round = number, sorted(self.ground.gather(made), key=lambda one: one.place)
+            self._round = number, sorted(self.context.gather(made), key=lambda one: one.place)
         return self._round[1]
 
-    def _took(self, made: Sequence[Rollout]) -> Effort:
+    def _took(self, made: Sequence[Rollout]) -> TokenCounts:
         """Return what a round takes: both models draw, unless the teacher has no share, and both score."""
         lengths = [(one.example.prompt_length, one.targets) for one in made]
-        student, teacher = (Effort.of_answers(who, lengths) for who in ("student", "teacher"))
-        return student + student + teacher + (teacher if self.source.alpha else Effort())
+        student, teacher = (TokenCounts.of_answers(who, lengths) for who in ("student", "teacher"))
+        return student + student + teacher + (teacher if self.source.alpha else TokenCounts())
 
     def _prompts(self, number: int) -> list[int]:
         """Return the rows whose prompts a round answers: the next ones of a new permutation at each pass."""
-        return _stretch(len(self.ground.dataset), number * self.size, self.size, self.ground.train.seed, _PROMPTS)
+        return _stretch(len(self.context.dataset), number * self.size, self.size, self.context.train.seed, _PROMPTS)
 
     def _order(self, number: int, epoch: int, rollouts: Sequence[Rollout]) -> list[list[int]]:
         """Return which of a round's sequences each step of an inner epoch reads."""
-        train = self.ground.train
+        train = self.context.train
         lengths = [len(one.ids) for one in rollouts]
         seed = draw_seed(train.seed, _ORDER, number)
         return epoch_steps(lengths, train.batch_size, seed=seed, epoch=epoch, window=train.length_window)
@@ -338,12 +338,12 @@ class RolloutWindows(Windows):
         count = self.source.corpus
         if not count:
             return []
-        assert self.ground.corpus is not None, "the source declares needs().corpus"
-        return _stretch(len(self.ground.corpus), step * count, count, self.ground.train.seed, _CORPUS)
+        assert self.context.corpus is not None, "the source declares needs().corpus"
+        return _stretch(len(self.context.corpus), step * count, count, self.context.train.seed, _CORPUS)
 
-    def _text(self, row: int) -> Written:
-        assert self.ground.corpus is not None, "the source declares needs().corpus"
-        return Rollout.text(self.ground.corpus.examples[row])
+    def _text(self, row: int) -> TrainingSequence:
+        assert self.context.corpus is not None, "the source declares needs().corpus"
+        return Rollout.text(self.context.corpus.examples[row])
 
     @property
     def generated(self) -> int:
@@ -351,7 +351,7 @@ class RolloutWindows(Windows):
         return self._generated
 
     @property
-    def effort(self) -> Effort:
+    def effort(self) -> TokenCounts:
         """What this process' drawing for the window given last took."""
         return self._effort
 
@@ -370,7 +370,7 @@ class RolloutWindows(Windows):
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on with the sequences of a round under way."""
-        self._round = unpacked(state, self.ground.dataset.examples) if state else None
+        self._round = unpacked(state, self.context.dataset.examples) if state else None
 
 
 def _stretch(rows: int, start: int, count: int, *key: int) -> list[int]:

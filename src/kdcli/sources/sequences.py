@@ -13,12 +13,12 @@ from kdcli.config.schema import GenerationConfig
 from kdcli.data.batching import IGNORED, Batch, collate, epoch_steps, micro_batches
 from kdcli.data.tokenize import Example
 from kdcli.generation import answers
-from kdcli.generation.batch import Answer, Asked
+from kdcli.generation.batch import Completion, GenerationRequest
 from kdcli.generation.sampling import uniforms
 from kdcli.losses.token_facts import ORIGIN, ORIGIN_SHARE, ORIGINS, code_of
-from kdcli.models.load import LanguageModel, twin
-from kdcli.sources.base import Ground, Windows
-from kdcli.sources.token_counts import Effort
+from kdcli.models.load import LanguageModel, cast_copy
+from kdcli.sources.base import SourceContext, StepBatches
+from kdcli.sources.token_counts import TokenCounts
 
 KNOWN = frozenset({ORIGIN, ORIGIN_SHARE})
 """Facts that every label of :func:`batches` has."""
@@ -28,7 +28,7 @@ COIN, SAID = 0x636F696E, 0x73616964
 
 
 @dataclass(frozen=True)
-class Written:
+class TrainingSequence:
     """One sequence to train on.
 
     Args:
@@ -58,29 +58,29 @@ def draw_seed(seed: int, *numbers: int) -> int:
     return int(np.random.SeedSequence((seed, *numbers)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def coins(seed: int, step: int, rows: Sequence[int]) -> list[float]:
+def row_uniforms(seed: int, step: int, rows: Sequence[int]) -> list[float]:
     """Return a number in [0, 1) for each row of a step, whatever other rows the step has.
 
-    >>> coins(0, 5, [3, 7])[1] == coins(0, 5, [7])[0]
+    >>> row_uniforms(0, 5, [3, 7])[1] == row_uniforms(0, 5, [7])[0]
     True
     """
     return uniforms(draw_seed(seed, COIN, step), rows, 1)[:, 0].tolist() if rows else []
 
 
-def step_coin(seed: int, step: int) -> float:
+def step_uniform(seed: int, step: int) -> float:
     """Return one number in [0, 1) for a whole step."""
-    return coins(seed, step, [0])[0]
+    return row_uniforms(seed, step, [0])[0]
 
 
 def write(
     model: LanguageModel,
     prompts: Mapping[int, Example],
-    ground: Ground,
+    context: SourceContext,
     sampling: GenerationConfig,
     *,
     step: int,
     origin: str,
-) -> list[Written]:
+) -> list[TrainingSequence]:
     """Let a model answer the prompts of some examples.
 
     The answer to a prompt follows from the model, the run's seed, the step and the example's number; it does
@@ -89,7 +89,7 @@ def write(
     Args:
         model: who writes; its training mode is put back, and no gradient is recorded.
         prompts: number -> an example, of which only the prompt is read.
-        ground: seed, real ids, longest sequence, precision, and who is told of tokens.
+        context: seed, real ids, longest sequence, precision, and who is told of tokens.
         sampling: temperature, nucleus mass and length.
         step: optimizer step, from 0.
         origin: one of ``losses.supplied.ORIGINS``.
@@ -102,32 +102,38 @@ def write(
         NumericsError: the model's logits are not finite.
     """
     numbers = list(prompts)
-    seed = draw_seed(ground.train.seed, SAID, step)
-    speaking = model if ground.autocast is None else twin(model, ground.autocast)
-    asked = [Asked(one.question, number, (seed,), room(one, ground)) for number, one in prompts.items()]
-    said: dict[int, Answer] = {}
-    for place, _, answer in answers(speaking, asked, sampling, rows=ground.vocab, report=ground.report):
+    seed = draw_seed(context.train.seed, SAID, step)
+    speaking = model if context.autocast is None else cast_copy(model, context.autocast)
+    asked = [
+        GenerationRequest(one.question, number, (seed,), max_completion(one, context))
+        for number, one in prompts.items()
+    ]
+    said: dict[int, Completion] = {}
+    for place, _, answer in answers(speaking, asked, sampling, rows=context.vocab, report=context.report):
         said[place] = answer
-    return [Written(continued(prompts[number], said[place]), number, origin) for place, number in enumerate(numbers)]
+    return [
+        TrainingSequence(with_completion(prompts[number], said[place]), number, origin)
+        for place, number in enumerate(numbers)
+    ]
 
 
-def room(example: Example, ground: Ground) -> int | None:
+def max_completion(example: Example, context: SourceContext) -> int | None:
     """Return how many tokens may follow a prompt, end token included, at least 1; None for any number."""
-    return None if ground.longest is None else max(1, ground.longest - len(example.question))
+    return None if context.longest is None else max(1, context.longest - len(example.question))
 
 
-def continued(example: Example, answer: Answer) -> Example:
+def with_completion(example: Example, answer: Completion) -> Example:
     """Return an example with its response replaced by an answer and, unless it was cut, the end token it was given.
 
     >>> one = Example((5, 6, 7, 2), 2, "", (), "")
-    >>> continued(one, Answer((8, 9), end=3)).ids
+    >>> with_completion(one, Completion((8, 9), end=3)).ids
     (5, 6, 8, 9, 3)
     """
     asked = example.question
     return replace(example, ids=(*asked, *answer.tokens), prompt_length=len(asked), response="", asked=())
 
 
-def batches(written: Sequence[Written], ground: Ground) -> list[Batch]:
+def batches(written: Sequence[TrainingSequence], context: SourceContext) -> list[Batch]:
     """Cut sequences into padded micro-batches, longest first; every label gets the facts of its sequence.
 
     The facts in ``KNOWN`` are always there; another one must be known of every sequence. Every process must call
@@ -135,14 +141,14 @@ def batches(written: Sequence[Written], ground: Ground) -> list[Batch]:
 
     Args:
         written: this process' sequences of one step.
-        ground: token budget, padding, and what a step's loss is divided by.
+        context: token budget, padding, and what a step's loss is divided by.
     """
     examples = [one.example for one in written]
     lengths = [len(one.ids) for one in examples]
-    shares = origin_shares(ground.gather([(one.origin, one.targets) for one in written]), ground.train.reduce)
+    shares = origin_shares(context.gather([(one.origin, one.targets) for one in written]), context.train.reduce)
     found = []
-    for places in micro_batches(range(len(written)), lengths, ground.train.micro_tokens):
-        batch = collate(examples, places, ground.pad_id)
+    for places in micro_batches(range(len(written)), lengths, context.train.micro_tokens):
+        batch = collate(examples, places, context.pad_id)
         chosen = [written[place] for place in places]
         rows = torch.tensor([one.row for one in chosen], dtype=torch.int64)
         found.append(replace(batch, example=rows, facts=_facts(chosen, batch, shares)))
@@ -165,7 +171,7 @@ def origin_shares(counted: Sequence[tuple[str, int]], reduce: str) -> dict[str, 
     return {origin: count / max(sum(sums.values()), 1) for origin, count in sums.items()}
 
 
-def _facts(written: Sequence[Written], batch: Batch, shares: Mapping[str, float]) -> dict[str, Tensor]:
+def _facts(written: Sequence[TrainingSequence], batch: Batch, shares: Mapping[str, float]) -> dict[str, Tensor]:
     valid = batch.labels != IGNORED
     codes = torch.tensor([code_of(one.origin) for one in written], dtype=torch.int64)
     share = torch.tensor([shares[one.origin] for one in written], dtype=torch.float32)
@@ -179,37 +185,37 @@ def _facts(written: Sequence[Written], batch: Batch, shares: Mapping[str, float]
 # Windows over the rows of a data set: which of them form a step, whatever becomes of each.
 
 
-class RowWindows(Windows):
+class RowWindows(StepBatches):
     """Windows in which each row of a step becomes one sequence; every process takes a strided part of the rows.
 
     Args:
-        ground: data set, settings, and which process this is.
+        context: data set, settings, and which process this is.
     """
 
-    def __init__(self, ground: Ground) -> None:
-        self.ground = ground
+    def __init__(self, context: SourceContext) -> None:
+        self.context = context
         self._epoch: tuple[int, list[list[int]]] | None = None
-        self._given: list[Written] = []
-        self._written, self._effort = 0, Effort()
+        self._given: list[TrainingSequence] = []
+        self._written, self._effort = 0, TokenCounts()
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one pass over the data; the last of them may be short."""
-        return math.ceil(len(self.ground.dataset) / self.ground.train.batch_size)
+        return math.ceil(len(self.context.dataset) / self.context.train.batch_size)
 
     @property
     def total_steps(self) -> int:
         """``max_steps`` if given, else as many steps as the epochs hold, at least 1."""
-        if self.ground.train.max_steps is not None:
-            return self.ground.train.max_steps
-        return max(1, math.ceil(self.ground.train.epochs * self.steps_per_epoch - 1e-6))
+        if self.context.train.max_steps is not None:
+            return self.context.train.max_steps
+        return max(1, math.ceil(self.context.train.epochs * self.steps_per_epoch - 1e-6))
 
     def steps(self, epoch: int) -> list[list[int]]:
         """Return the examples of each step of an epoch, over all processes."""
         if self._epoch is None or self._epoch[0] != epoch:  # computed once per epoch, the same whenever asked
-            train = self.ground.train
+            train = self.context.train
             steps = epoch_steps(
-                self.ground.dataset.lengths,
+                self.context.dataset.lengths,
                 train.batch_size,
                 seed=train.seed,
                 epoch=epoch,
@@ -224,7 +230,7 @@ class RowWindows(Windows):
         Raises:
             ValueError: no such step.
         """
-        return self.all_members(step)[self.ground.rank :: self.ground.world]
+        return self.all_members(step)[self.context.rank :: self.context.world]
 
     def all_members(self, step: int) -> list[int]:
         """Return the examples of a step, over all processes.
@@ -245,19 +251,19 @@ class RowWindows(Windows):
         """
         self.begin()
         self._given = self.write(step, self.members(step))
-        return batches(self._given, self.ground)
+        return batches(self._given, self.context)
 
     def begin(self) -> None:
         """Start to count the tokens of a step."""
-        self._written, self._effort = 0, Effort()
+        self._written, self._effort = 0, TokenCounts()
 
-    def count(self, fresh: Sequence[Written]) -> None:
+    def count(self, fresh: Sequence[TrainingSequence]) -> None:
         """Count what the student has just written for the step."""
         self._written += sum(one.targets for one in fresh)
-        self._effort += Effort.of_answers("student", [(one.example.prompt_length, one.targets) for one in fresh])
+        self._effort += TokenCounts.of_answers("student", [(one.example.prompt_length, one.targets) for one in fresh])
 
     @abstractmethod
-    def write(self, step: int, rows: Sequence[int]) -> list[Written]:
+    def write(self, step: int, rows: Sequence[int]) -> list[TrainingSequence]:
         """Return the sequence that each of some rows becomes at a step, in their order.
 
         Args:
@@ -271,7 +277,7 @@ class RowWindows(Windows):
         return self._written
 
     @property
-    def effort(self) -> Effort:
+    def effort(self) -> TokenCounts:
         """What this process' writing for the window given last took."""
         return self._effort
 

@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from kdcli.config.schema import GenerationConfig
-from kdcli.sources.base import Ground, Source, SourceNeeds
-from kdcli.sources.sequences import KNOWN, RowWindows, Written, coins, step_coin, write
+from kdcli.sources.base import Source, SourceContext, SourceNeeds
+from kdcli.sources.sequences import KNOWN, RowWindows, TrainingSequence, row_uniforms, step_uniform, write
 
 
 class StudentSource(Source):
@@ -43,9 +43,9 @@ class StudentSource(Source):
         origins = frozenset(name for name, is_there in whose.items() if is_there)
         return SourceNeeds(student=True, fixed=False, facts=KNOWN, origins=origins)
 
-    def open(self, ground: Ground) -> "StudentWindows":
+    def open(self, context: SourceContext) -> "StudentWindows":
         """Return the windows of a run."""
-        return StudentWindows(ground, self)
+        return StudentWindows(context, self)
 
     @property
     def sampling(self) -> GenerationConfig:
@@ -59,29 +59,29 @@ class StudentWindows(RowWindows):
     """Windows in which the student writes a share of the responses.
 
     Args:
-        ground: what the source stands on; the student is asked at the first on-policy row.
+        context: what the source stands on; the student is asked at the first on-policy row.
         source: its options.
     """
 
-    def __init__(self, ground: Ground, source: StudentSource) -> None:
-        super().__init__(ground)
+    def __init__(self, context: SourceContext, source: StudentSource) -> None:
+        super().__init__(context)
         self.source = source
 
     def on_policy(self, step: int, rows: Sequence[int]) -> list[int]:
         """Return which of some rows the student answers at a step."""
-        rate, seed = self.source.rate, self.ground.train.seed
+        rate, seed = self.source.rate, self.context.train.seed
         if self.source.per == "batch":
-            return list(rows) if step_coin(seed, step) < rate else []
-        return [row for row, coin in zip(rows, coins(seed, step, rows), strict=True) if coin < rate]
+            return list(rows) if step_uniform(seed, step) < rate else []
+        return [row for row, coin in zip(rows, row_uniforms(seed, step, rows), strict=True) if coin < rate]
 
-    def write(self, step: int, rows: Sequence[int]) -> list[Written]:
+    def write(self, step: int, rows: Sequence[int]) -> list[TrainingSequence]:
         """Return the student's answers where a draw says so, and the rows as they are elsewhere."""
-        examples = self.ground.dataset.examples
+        examples = self.context.dataset.examples
         asked = {row: examples[row] for row in self.on_policy(step, rows)}
-        said: dict[int, Written] = {}
+        said: dict[int, TrainingSequence] = {}
         if asked:
-            assert self.ground.student is not None, "the source declares needs().student"
-            found = write(self.ground.student, asked, self.ground, self.source.sampling, step=step, origin="student")
+            assert self.context.student is not None, "the source declares needs().student"
+            found = write(self.context.student, asked, self.context, self.source.sampling, step=step, origin="student")
             said = {one.row: one for one in found}
             self.count(found)
-        return [said.get(row) or Written(examples[row], row) for row in rows]
+        return [said.get(row) or TrainingSequence(examples[row], row) for row in rows]

@@ -8,13 +8,13 @@ from typing import ClassVar
 from kdcli.data.tokenize import Example, first_context, follow, refuse_rowless
 from kdcli.errors import InputError, UsageError
 from kdcli.models.load import LanguageModel
-from kdcli.sources.base import Ground, Source, SourceNeeds
+from kdcli.sources.base import Source, SourceContext, SourceNeeds
 from kdcli.sources.build import cards
-from kdcli.sources.completions import Sentence, said
-from kdcli.sources.sequences import KNOWN, RowWindows, Written, coins
+from kdcli.sources.completions import TeacherCompletion, completion_text
+from kdcli.sources.sequences import KNOWN, RowWindows, TrainingSequence, row_uniforms
 from kdcli.sources.teacher_text.options import TeacherTextOptions
-from kdcli.sources.teacher_text.store import MadeText, made_text
-from kdcli.sources.token_counts import Effort, Made
+from kdcli.sources.teacher_text.store import TeacherText, teacher_text
+from kdcli.sources.token_counts import Made, TokenCounts
 from kdcli.text import one_line
 
 
@@ -36,21 +36,21 @@ def refuse_wordless(source: Source, label: str) -> None:
 # What a teacher of another tokenizer wrote, in the student's tokens.
 
 
-def as_teacher(ground: Ground) -> Ground:
+def teacher_view(context: SourceContext) -> SourceContext:
     """Return the ground that a teacher stands on while it writes: its own rows, ids and longest sequence.
 
     Args:
-        ground: of the run; returned as it is where both models share a tokenizer.
+        context: of the run; returned as it is where both models share a tokenizer.
     """
-    if ground.teacher_rows is None or ground.teacher is None:
-        return ground
+    if context.teacher_rows is None or context.teacher is None:
+        return context
     return replace(
-        ground, dataset=ground.teacher_rows, vocab=ground.teacher_vocab, longest=ground.teacher.positions,
+        context, dataset=context.teacher_rows, vocab=context.teacher_vocab, longest=context.teacher.positions,
         teacher_rows=None, teacher_vocab=None,
     )  # fmt: skip
 
 
-def retold(sentences: Iterable[Sentence], ground: Ground) -> list[Sentence]:
+def retokenized(sentences: Iterable[TeacherCompletion], context: SourceContext) -> list[TeacherCompletion]:
     """Return a teacher's sentences in the student's tokens, each once: the row's own prompt, and the answer's text.
 
     An answer that the teacher ended ends with the end token of the same name, or with the student's usual one where
@@ -58,15 +58,15 @@ def retold(sentences: Iterable[Sentence], ground: Ground) -> list[Sentence]:
 
     Args:
         sentences: in the teacher's tokens.
-        ground: of the run; where both models share a tokenizer, the sentences stay as they are.
+        context: of the run; where both models share a tokenizer, the sentences stay as they are.
 
     Raises:
         InputError: SRC-01, nothing is left.
     """
-    if ground.teacher_rows is None:
+    if context.teacher_rows is None:
         return list(sentences)
-    found: dict[tuple[int, ...], Sentence] = {}
-    for one in _in_students_tokens(sentences, ground):
+    found: dict[tuple[int, ...], TeacherCompletion] = {}
+    for one in _in_students_tokens(sentences, context):
         found.setdefault(one.example.ids, one)
     if not found:
         what = "the teacher's answers say nothing in the student's tokens"
@@ -74,29 +74,29 @@ def retold(sentences: Iterable[Sentence], ground: Ground) -> list[Sentence]:
     return list(found.values())
 
 
-def _in_students_tokens(sentences: Iterable[Sentence], ground: Ground) -> Iterator[Sentence]:
-    student, teacher, rows = ground.student, ground.teacher, ground.teacher_rows
+def _in_students_tokens(sentences: Iterable[TeacherCompletion], context: SourceContext) -> Iterator[TeacherCompletion]:
+    student, teacher, rows = context.student, context.teacher, context.teacher_rows
     assert student is not None, "a student reads what is written"
     assert teacher is not None, "somebody wrote"
     assert rows is not None, "asked before"
     beginning = (first_context(student.tokenizer, student.ends),)
     for one in sentences:
-        cut, mine = one.example.prompt_length, ground.dataset.examples[one.row]
+        cut, mine = one.example.prompt_length, context.dataset.examples[one.row]
         asked = one.example.ids[:cut] == rows.examples[one.row].question
         base = mine if asked else Example(beginning, 1, "", (), one.example.where)
-        ((ids, border),) = follow(student.tokenizer, base, [said(one, teacher.tokenizer)])
+        ((ids, border),) = follow(student.tokenizer, base, [completion_text(one, teacher.tokenizer)])
         end = (_end_of(one, teacher, student),) if one.ended else ()
-        ids = (*ids, *end)[: ground.longest]
+        ids = (*ids, *end)[: context.longest]
         if len(ids) > border:
             example = replace(
                 mine if asked else one.example, ids=ids, prompt_length=border, response="",
                 asked=base.question if ids[:border] != base.question else (),
             )  # fmt: skip
-            refuse_rowless([example], student.tokenizer, ground.vocab or student.vocab)
+            refuse_rowless([example], student.tokenizer, context.vocab or student.vocab)
             yield replace(one, example=example)
 
 
-def _end_of(one: Sentence, teacher: LanguageModel, student: LanguageModel) -> int:
+def _end_of(one: TeacherCompletion, teacher: LanguageModel, student: LanguageModel) -> int:
     """Return the student's end token that has the name of the one the teacher wrote; else its usual one."""
     name = teacher.tokenizer.convert_ids_to_tokens(one.example.ids[-1])
     same = (token for token in student.ends.ids if student.tokenizer.convert_ids_to_tokens(token) == name)
@@ -129,17 +129,17 @@ class TeacherSource(TeacherTextOptions):
         words = self.decode != "beam"
         return SourceNeeds(teacher=True, fixed=False, facts=KNOWN, origins=frozenset({"teacher"}), words=words)
 
-    def open(self, ground: Ground) -> "TeacherWindows":
+    def open(self, context: SourceContext) -> "TeacherWindows":
         """Return the windows of a run; what is not made yet is made now, if the teacher is there."""
-        return TeacherWindows(ground, self)
+        return TeacherWindows(context, self)
 
-    def kept(self, text: MadeText) -> list[Sentence]:
+    def kept(self, text: TeacherText) -> list[TeacherCompletion]:
         """Return the sentences that pass the filters, each once.
 
         Raises:
             InputError: none does, or one without a likelihood is to be judged by it.
         """
-        found: dict[tuple[int, ...], Sentence] = {}
+        found: dict[tuple[int, ...], TeacherCompletion] = {}
         for one in text.sentences:
             if self.fault(one) is None:
                 found.setdefault(one.example.ids, one)
@@ -155,24 +155,24 @@ class TeacherWindows(RowWindows):
     """Windows in which each row's prompt is followed by an answer of the teacher.
 
     Args:
-        ground: what the source stands on.
+        context: what the source stands on.
         source: its options.
     """
 
-    def __init__(self, ground: Ground, source: TeacherSource) -> None:
-        super().__init__(ground)
+    def __init__(self, context: SourceContext, source: TeacherSource) -> None:
+        super().__init__(context)
         self.source = source
-        if ground.teacher is not None or ground.author is not None:
+        if context.teacher is not None or context.author is not None:
             assert self.pool, "answers are there before the first step"
 
     @cached_property
-    def _text(self) -> MadeText:
-        return made_text(self.source, as_teacher(self.ground))
+    def _text(self) -> TeacherText:
+        return teacher_text(self.source, teacher_view(self.context))
 
     @cached_property
-    def pool(self) -> list[Sentence]:
+    def pool(self) -> list[TeacherCompletion]:
         """Every answer that may be trained on."""
-        return retold(self.source.kept(self._text), self.ground)
+        return retokenized(self.source.kept(self._text), self.context)
 
     @property
     def made(self) -> Made:
@@ -184,37 +184,37 @@ class TeacherWindows(RowWindows):
             self._text.seconds,
         )  # fmt: skip
 
-    def _took(self, sentences: Sequence[Sentence]) -> Effort:
+    def _took(self, sentences: Sequence[TeacherCompletion]) -> TokenCounts:
         """Return what answers take: a prompt is read once for all of its answers, and a model here reads them again."""
         by_prompt: dict[int, list[tuple[int, int]]] = {}
         for one in sentences:
             by_prompt.setdefault(one.row, []).append((one.example.prompt_length, one.targets))
-        total = Effort()
+        total = TokenCounts()
         for lengths in by_prompt.values():
             prompt, longest = lengths[0][0], max(said for _, said in lengths)
             if self.source.decode == "beam":
                 width = self.source.beams
-                total += Effort.of("teacher", width * (prompt + longest - 1), width * longest)
+                total += TokenCounts.of("teacher", width * (prompt + longest - 1), width * longest)
             else:
                 later = sum(said - 1 for _, said in lengths)
-                total += Effort.of("teacher", prompt + later, 1 + later)
-            total += Effort() if self.ground.author is not None else Effort.of_answers("teacher", lengths)
+                total += TokenCounts.of("teacher", prompt + later, 1 + later)
+            total += TokenCounts() if self.context.author is not None else TokenCounts.of_answers("teacher", lengths)
         return total
 
     @cached_property
-    def by_row(self) -> dict[int, list[Sentence]]:
+    def by_row(self) -> dict[int, list[TeacherCompletion]]:
         """The answers to each row's prompt."""
-        found: dict[int, list[Sentence]] = {}
+        found: dict[int, list[TeacherCompletion]] = {}
         for one in self.pool:
             found.setdefault(one.row, []).append(one)
         return found
 
-    def write(self, step: int, rows: Sequence[int]) -> list[Written]:
+    def write(self, step: int, rows: Sequence[int]) -> list[TrainingSequence]:
         """Return, for each row, one of the teacher's answers."""
-        drawn = coins(self.ground.train.seed, step, rows)
+        drawn = row_uniforms(self.context.train.seed, step, rows)
         epoch = step // self.steps_per_epoch
         found = []
         for row, coin in zip(rows, drawn, strict=True):
             own = self.by_row.get(row) or [self.pool[int(coin * len(self.pool))]]
-            found.append(Written(own[epoch % len(own)].example, row, "teacher"))
+            found.append(TrainingSequence(own[epoch % len(own)].example, row, "teacher"))
         return found

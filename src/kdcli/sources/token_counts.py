@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 
 @dataclass(frozen=True)
-class Effort:
+class TokenCounts:
     """Tokens that went through models so that sequences were written; every pass goes forward only.
 
     A prompt of P tokens and an answer of n are P + n - 1 tokens through the trunk, for nobody reads the last one, and
@@ -26,8 +26,8 @@ class Effort:
     teacher_read: int = 0
     teacher_said: int = 0
 
-    def __add__(self, other: "Effort") -> "Effort":
-        return Effort(*(mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)))
+    def __add__(self, other: "TokenCounts") -> "TokenCounts":
+        return TokenCounts(*(mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)))
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -35,7 +35,7 @@ class Effort:
         return tuple(asdict(self).values())
 
     @classmethod
-    def of(cls, who: str, read: int, said: int) -> "Effort":
+    def of(cls, who: str, read: int, said: int) -> "TokenCounts":
         """Return the effort of one model.
 
         Args:
@@ -46,7 +46,7 @@ class Effort:
         return cls(**{f"{who}_read": read, f"{who}_said": said})
 
     @classmethod
-    def of_answers(cls, who: str, lengths: Iterable[tuple[int, int]]) -> "Effort":
+    def of_answers(cls, who: str, lengths: Iterable[tuple[int, int]]) -> "TokenCounts":
         """Return what it takes to answer prompts once each, or to read prompts with their answers once.
 
         Args:
@@ -58,7 +58,7 @@ class Effort:
         return cls.of(who, sum(prompt for prompt, _ in listed) + said - len(listed), said)
 
     @classmethod
-    def of_counts(cls, counts: Mapping[str, int]) -> "Effort":
+    def of_counts(cls, counts: Mapping[str, int]) -> "TokenCounts":
         """Return the effort that :func:`dataclasses.asdict` made a table of."""
         return cls(**{one.name: counts.get(one.name, 0) for one in fields(cls)})
 
@@ -76,7 +76,7 @@ class Made:
     """
 
     tokens: int = 0
-    effort: Effort = field(default_factory=Effort)
+    effort: TokenCounts = field(default_factory=TokenCounts)
     fresh: int = 0
-    fresh_effort: Effort = field(default_factory=Effort)
+    fresh_effort: TokenCounts = field(default_factory=TokenCounts)
     seconds: float = 0.0

@@ -90,7 +90,7 @@ def write_file(path: Path, data: bytes | str) -> None:
         flush_folder(path.parent)
     except OSError as error:
         _forget(temporary)
-        raise refused(error, path) from error
+        raise disk_error(error, path) from error
 
 
 def commit_folder(final: Path, fill: Callable[[Path], None], extra: Mapping[str, Any] | None = None) -> None:
@@ -98,8 +98,8 @@ def commit_folder(final: Path, fill: Callable[[Path], None], extra: Mapping[str,
 
     Args:
         final: the folder's name, in a folder that is there; an existing folder of that name is exchanged for the
-            new one. Where the file system cannot exchange names it is set aside first; :func:`sweep` puts it back
-            if a kill came at that instant.
+            new one. Where the file system cannot exchange names it is set aside first;
+            :func:`remove_temporaries` puts it back if a kill came at that instant.
         fill: writes the files into the temporary folder it is given.
         extra: further entries of the manifest, such as the step.
 
@@ -107,7 +107,7 @@ def commit_folder(final: Path, fill: Callable[[Path], None], extra: Mapping[str,
         MachineError: the disk is full or may not be written, or the folder around it is gone.
     """
     temporary = _temporary(final)
-    with refusals(final):
+    with disk_errors(final):
         try:
             temporary.mkdir()
             with _in_use(os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)):
@@ -129,13 +129,13 @@ def commit_folder(final: Path, fill: Callable[[Path], None], extra: Mapping[str,
 
 @contextlib.contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
-    """Give a folder inside another that is removed again; after a kill, by :func:`sweep`.
+    """Give a folder inside another that is removed again; after a kill, by :func:`remove_temporaries`.
 
     Raises:
         MachineError: the disk refuses.
     """
     place = _temporary(folder / "scratch")
-    with refusals(folder):
+    with disk_errors(folder):
         place.mkdir()
         try:
             with _in_use(os.open(place, os.O_RDONLY | os.O_CLOEXEC)):
@@ -158,7 +158,7 @@ def make_folder(folder: Path) -> None:
         for one in missing:
             flush_folder(one.parent)
     except OSError as error:
-        raise refused(error, folder) from error
+        raise disk_error(error, folder) from error
 
 
 def make_inside(root: Path, *names: str) -> Path:
@@ -180,9 +180,9 @@ def make_inside(root: Path, *names: str) -> Path:
                 folder.mkdir(exist_ok=True)
                 flush_folder(folder.parent)
         except OSError as error:
-            raise refused(error, folder) from error
+            raise disk_error(error, folder) from error
         if folder.is_symlink():
-            raise linked(folder)
+            raise link_error(folder)
     return folder
 
 
@@ -197,7 +197,7 @@ def remove_folder(folder: Path) -> None:
         os.replace(folder, doomed)
         shutil.rmtree(doomed)
     except OSError as error:
-        raise refused(error, folder) from error
+        raise disk_error(error, folder) from error
 
 
 def remove_file(path: Path) -> None:
@@ -209,7 +209,7 @@ def remove_file(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise refused(error, path) from error
+        raise disk_error(error, path) from error
 
 
 def verify_folder(folder: Path) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def leftovers(folder: Path) -> list[Path]:
     return [item for item in found if not _is_used(item)]
 
 
-def sweep(folder: Path) -> None:
+def remove_temporaries(folder: Path) -> None:
     """Remove what interrupted writers left, and put back a folder that was set aside for a new one that never came.
 
     What another process writes just now stays.
@@ -253,7 +253,7 @@ def sweep(folder: Path) -> None:
             else:
                 _remove(item)
         except OSError as error:
-            raise refused(error, item) from error
+            raise disk_error(error, item) from error
 
 
 def flush_folder(folder: Path) -> None:
@@ -282,7 +282,7 @@ def open_handle(path: Path | str, flags: int) -> int:
     return handle
 
 
-class Lines:
+class AppendOnlyFile:
     """An append-only file of lines. After a write that failed, nothing more is written, and nothing is tried again.
 
     Args:
@@ -305,7 +305,7 @@ class Lines:
         except OSError as error:
             self._failed = True
             self.close()
-            raise refused(error, path) from error
+            raise disk_error(error, path) from error
 
     def add(self, data: bytes) -> None:
         """Append whole lines.
@@ -338,7 +338,7 @@ class Lines:
             if not self._failed:
                 _flush(handle)
         except OSError as error:
-            raise refused(error, self.path) from error
+            raise disk_error(error, self.path) from error
         finally:
             os.close(handle)
 
@@ -349,7 +349,7 @@ class Lines:
             work()
         except OSError as error:
             self._failed = True
-            raise refused(error, self.path) from error
+            raise disk_error(error, self.path) from error
 
     def _whole_lines(self) -> int:
         """Return the length up to the end of the last whole line."""
@@ -385,7 +385,7 @@ def system_error(error: BaseException) -> OSError | None:
 
 
 @contextlib.contextmanager
-def refusals(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Turn a refusal of the operating system, in whatever form a library raises it, into the one-line form.
 
     Args:
@@ -402,13 +402,13 @@ def refusals(path: Path) -> Iterator[None]:
         found = system_error(error)
         if found is None:
             raise
-        raise refused(found, path) from error
+        raise disk_error(found, path) from error
 
 
-def refused(error: OSError, path: Path) -> KDError:
+def disk_error(error: OSError, path: Path) -> KDError:
     """Turn a refusal of the operating system into the one-line form."""
     if error.errno == errno.ELOOP and path.is_symlink():
-        return linked(path)
+        return link_error(path)
     return MachineError(
         "DISK-01",
         f"cannot be written: {error.strerror or error}",
@@ -417,7 +417,7 @@ def refused(error: OSError, path: Path) -> KDError:
     )
 
 
-def linked(path: Path) -> IntegrityError:
+def link_error(path: Path) -> IntegrityError:
     """Return the error that names a link where none is followed."""
     what = "is a link; links are not followed in run folders"
     return IntegrityError("RUN-01", what, where=str(path), fix="remove the link, then run the same command again")
@@ -548,7 +548,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if folder.is_symlink():
-        raise linked(folder)
+        raise link_error(folder)
     if not path.is_file() or path.is_symlink():
         raise _damaged(path, "is missing")
     if path.stat().st_size > _MANIFEST_LIMIT:

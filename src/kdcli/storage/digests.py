@@ -39,14 +39,14 @@ class _Digests:
     files: dict[str, str]
 
 
-def seal(folder: Path, names: Sequence[str] = _SEALED, kind: str = "comparison") -> None:
+def write_digests(folder: Path, names: Sequence[str] = _SEALED, kind: str = "comparison") -> None:
     """Write the digests of the files that a command writes into its folder; by default, those of a comparison."""
     digests = {name: atomic.digest_file(folder / name) for name in names if (folder / name).is_file()}
     before = _read(folder / NAME) if (folder / NAME).is_file() else {}
     _write(folder / NAME, digests | {name: before[name] for name in _BEFORE if name in before}, kind)
 
 
-def unseal(folder: Path) -> None:
+def remove_digests(folder: Path) -> None:
     """Take out the digests of the files that a comparison is about to write anew, until they are sealed again.
 
     What a kill leaves between the two is so told from damage: such files have no digest.
@@ -85,7 +85,7 @@ def remove_file(path: Path) -> None:
     atomic.remove_file(path)
 
 
-def seal_again(path: Path) -> None:
+def update_digest(path: Path) -> None:
     """Bring a file's digest up to date after it was written on purpose; those of other files stay what they are."""
     digests = path.parent / NAME
     if path.name in _SEALED and digests.is_file():
@@ -135,7 +135,7 @@ def check_named(folder: Path, names: Sequence[str], fix: str, *, needed: bool = 
     check_files({folder / name: known[name] for name in names if name in known}, fix)
 
 
-def check_seal(folder: Path) -> int:
+def verify_digests(folder: Path) -> int:
     """Check the files that a folder's digests name.
 
     Returns:

@@ -35,7 +35,7 @@ def hold(folder: Path) -> Iterator[None]:
     try:
         handle = atomic.open_handle(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
-        raise atomic.refused(error, path) from error
+        raise atomic.disk_error(error, path) from error
     try:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -44,7 +44,7 @@ def hold(folder: Path) -> Iterator[None]:
         try:
             _sign(handle)
         except OSError as error:
-            raise atomic.refused(error, path) from error
+            raise atomic.disk_error(error, path) from error
         _HELD.add(path.resolve())
         yield
     finally:

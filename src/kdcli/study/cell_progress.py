@@ -13,7 +13,7 @@ _RECENT = 20
 
 
 @dataclass(frozen=True)
-class Seen:
+class CellProgress:
     """How far a cell is.
 
     Args:
@@ -38,7 +38,7 @@ class Seen:
         return self.seconds_per_step * max(self.total - self.step, 0)
 
 
-def look(folder: Path, evaluation: str, *, held: bool) -> Seen:
+def read_progress(folder: Path, evaluation: str, *, held: bool) -> CellProgress:
     """Look at a cell.
 
     Args:
@@ -51,7 +51,7 @@ def look(folder: Path, evaluation: str, *, held: bool) -> Seen:
     measured = (folder / evaluation / "results.json").is_file()
     paces = [line["seconds"] for line in _last_lines(folder / "timing.jsonl") if "seconds" in line]
     lines = _last_lines(folder / "metrics.jsonl")
-    seen = Seen(
+    seen = CellProgress(
         "waiting",
         step=status.get("steps", 0) if trained or not lines else lines[-1].get("step", 0),
         total=status.get("total", status.get("steps", 0) if trained else 0),

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from kdcli.config.names import nearest
 from kdcli.config.schema import CompareConfig, DistillConfig
-from kdcli.config.sweep import Choice, applied, combinations, labelled, read_axes, words
+from kdcli.config.sweep import Choice, apply_choice, combinations, format_choice, label_with, read_axes
 from kdcli.data.tokenize import TokenDataset
 from kdcli.distill.fingerprint import short_hash
 from kdcli.distill.plan import folder_state
 from kdcli.distill.prepare import Prepared, objective_of, prepare_run
 from kdcli.errors import KDError, UsageError
 from kdcli.loading import splits
-from kdcli.loading.session import Workshop
+from kdcli.loading.session import Session
 from kdcli.loading.splits import leaves_answers_out
 from kdcli.metrics.describe import MetricCard, cards, describe
 from kdcli.storage.run_dir import MADE, RunFolder
@@ -88,7 +88,7 @@ SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Contender:
+class Variant:
     """One line of the table.
 
     Args:
@@ -126,7 +126,7 @@ class Cell:
         if not self.tried:
             return f"{self.label} · seed {self.seed}"
         rows = "" if self.prepared.config.evaluation.split == "dev" else " · test rows"
-        return f"{self.label} · {words(self.tried)} · seed {self.seed}{rows}"
+        return f"{self.label} · {format_choice(self.tried)} · seed {self.seed}{rows}"
 
     @property
     def config(self) -> DistillConfig:
@@ -146,42 +146,42 @@ class Cell:
         except KDError as error:
             return str(error)
 
-    def reported(self, seed: int, metrics: tuple[str, ...], workshop: Workshop) -> "Cell":
+    def reported(self, seed: int, metrics: tuple[str, ...], session: Session) -> "Cell":
         """Return the run with the same settings and this seed, to be measured on the test rows.
 
         Args:
             seed: training seed.
             metrics: what to measure.
-            workshop: what is loaded already.
+            session: what is loaded already.
         """
         config = self.prepared.config
         evaluation = config.evaluation.model_copy(update={"split": "test", "metrics": metrics})
         train = config.train.model_copy(update={"seed": seed})
-        prepared = prepare_run(config.model_copy(update={"evaluation": evaluation, "train": train}), workshop)
+        prepared = prepare_run(config.model_copy(update={"evaluation": evaluation, "train": train}), session)
         folder = RunFolder(self.folder.path.parent / _name(prepared))
         return replace(self, seed=seed, prepared=prepared, folder=folder)
 
 
-def contenders(config: CompareConfig) -> list[Contender]:
+def variants(config: CompareConfig) -> list[Variant]:
     """Return the lines of the table: each objective with each combination of varied settings.
 
     Raises:
         UsageError: fewer than two, one given twice, or a setting that cannot vary.
     """
     choices = combinations(read_axes(config.vary, "--vary"))
-    found: list[Contender] = []
+    found: list[Variant] = []
     for text in config.losses:
         label = objective_of(text)[1]
-        if any(other.label == labelled(label, choices[0]) for other in found):
+        if any(other.label == label_with(label, choices[0]) for other in found):
             raise UsageError("CLI-08", f"{label} is given twice", where=f'objective "{text}"', fix="leave one out")
-        found += [Contender(labelled(label, choice), text, choice) for choice in choices]
+        found += [Variant(label_with(label, choice), text, choice) for choice in choices]
     if len(found) < 2:
         what = f"needs two objectives or more, got {len(found)}"
         raise UsageError("CLI-18", what, where="kd compare", fix="name another, or use kd distill")
     return found
 
 
-def make_cells(config: CompareConfig, workshop: Workshop) -> list[Cell]:
+def make_cells(config: CompareConfig, session: Session) -> list[Cell]:
     """Check a comparison's settings and name its cells, contender by contender.
 
     With ``--tune``, a cell for each value tried, measured on development rows.
@@ -190,17 +190,17 @@ def make_cells(config: CompareConfig, workshop: Workshop) -> list[Cell]:
         UsageError: fewer than two contenders, one given twice, or a baseline that is not among them.
         KDError: what any of its runs would stop at before weights are read.
     """
-    lines, tried = contenders(config), combinations(read_axes(config.tune, "--tune"))
+    lines, tried = variants(config), combinations(read_axes(config.tune, "--tune"))
     baseline_of(config, lines)
     root = Path(config.output) if config.output is not None else None
     cells, by = [], tuned_by(config).metric if config.tune else None
     for line in lines:
         for choice in tried:
             for seed in tuning_seeds(config) or config.seeds:
-                prepared = prepare_run(_run_config(config, line, choice, seed, by), workshop)
+                prepared = prepare_run(_run_config(config, line, choice, seed, by), session)
                 if by is not None and (fitting := tuned_by(config, prepared.test).metric) != by:
                     by = fitting
-                    prepared = prepare_run(_run_config(config, line, choice, seed, by), workshop)
+                    prepared = prepare_run(_run_config(config, line, choice, seed, by), session)
                 cells.append(Cell(line.label, seed, prepared, _folder(root, prepared), choice))
     return cells
 
@@ -228,7 +228,7 @@ def tuning_seeds(config: CompareConfig) -> tuple[int, ...]:
     return tuple(islice(fresh, len(config.seeds)))
 
 
-def baseline_of(config: CompareConfig, lines: Sequence[Contender]) -> str:
+def baseline_of(config: CompareConfig, lines: Sequence[Variant]) -> str:
     """Return the label that differences are taken to: the one asked for, else the first."""
     if config.baseline is None:
         return lines[0].label
@@ -257,7 +257,7 @@ def slug(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", short).strip("-.")[:40] or "objective"
 
 
-def _run_config(config: CompareConfig, line: Contender, tried: Choice, seed: int, by: str | None) -> DistillConfig:
+def _run_config(config: CompareConfig, line: Variant, tried: Choice, seed: int, by: str | None) -> DistillConfig:
     data, evaluation = config.data, config.evaluation
     if by is not None:
         share = 0.0 if data.dev else data.dev_share or SHARE
@@ -265,7 +265,7 @@ def _run_config(config: CompareConfig, line: Contender, tried: Choice, seed: int
         evaluation = evaluation.model_copy(update={"split": "dev", "metrics": (by,)})
     if config.output is not None and data.made is None:
         data = data.model_copy(update={"made": str(Path(config.output) / MADE)})
-    train = applied(config.train, line.varied, tried)
+    train = apply_choice(config.train, line.varied, tried)
     return DistillConfig(
         teacher=config.teacher,
         teacher_cache=None if config.teacher_cache in ("auto", "none") else config.teacher_cache,

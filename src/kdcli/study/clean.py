@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdcli.config.yaml_file import read_config
 from kdcli.errors import InputError
-from kdcli.evaluation.custody import alone, unneeded
+from kdcli.evaluation.custody import exclusive, superseded_files
 from kdcli.storage import atomic
 from kdcli.storage.run_dir import CONFIG, EVAL, RunFolder
 from kdcli.study.study_dir import is_study
@@ -55,10 +55,10 @@ def clean(folder: Path, *, keep_checkpoints: bool, dry_run: bool) -> list[Remove
         raise InputError("RUN-03", "nothing here was written by kd", where=str(folder), fix="give a run or a study")
     for inner in () if dry_run else places:
         run = RunFolder(inner)
-        with alone(inner) if run.is_run else nullcontext():
+        with exclusive(inner) if run.is_run else nullcontext():
             for path in _superseded(run, keep_checkpoints=keep_checkpoints):
                 atomic.remove_folder(path) if path.is_dir() else atomic.remove_file(path)
-            atomic.sweep(inner)
+            atomic.remove_temporaries(inner)
     return removed
 
 
@@ -77,7 +77,7 @@ def _superseded(run: RunFolder, *, keep_checkpoints: bool) -> list[Path]:
         return []
     train = read_config(run.path / CONFIG).get("train")
     asked = train.plain().get("keep_finished") is True if train is not None else False
-    found = unneeded(run.path, keep_checkpoints=keep_checkpoints or asked)
+    found = superseded_files(run.path, keep_checkpoints=keep_checkpoints or asked)
     return [path for path in found if not path.is_symlink() and path not in _temporary(run.path)]
 
 

@@ -10,7 +10,7 @@ from kdcli.comparison import conclusions
 from kdcli.comparison.records import Comparison, Failure
 from kdcli.config import resolve
 from kdcli.config.schema import CompareConfig
-from kdcli.config.sweep import read_axes, words
+from kdcli.config.sweep import format_choice, read_axes
 from kdcli.distill.plan import (
     CostEstimate,
     Plan,
@@ -21,19 +21,19 @@ from kdcli.distill.plan import (
     estimate,
     shown_examples,
 )
-from kdcli.distill.run import tell
+from kdcli.distill.run import report_notes
 from kdcli.errors import MachineError, UsageError
 from kdcli.events import Event, Report
-from kdcli.loading.session import Workshop
+from kdcli.loading.session import Session
 from kdcli.registry import plugins
 from kdcli.storage import atomic
 from kdcli.storage.run_dir import MADE
-from kdcli.study.cells import Cell, baseline_of, contenders, make_cells, tuned_by, tuning_seeds
+from kdcli.study.cells import Cell, baseline_of, make_cells, tuned_by, tuning_seeds, variants
 from kdcli.study.executors.select import check_executor, executor_name, make_executor, with_threads
 from kdcli.study.finished import compare_runs
 from kdcli.study.references import Measured, measure_references, plan_references
 from kdcli.study.results import Finished, tabulate
-from kdcli.study.scheduler import LOGS, PLAN, Grid, Outcome, named
+from kdcli.study.scheduler import LOGS, PLAN, Outcome, Scheduler, named
 from kdcli.study.shared_cache import with_cache
 from kdcli.study.study_dir import Entry, ReferenceEntry, Study, is_study, read_study, write_study
 from kdcli.study.tuning import Tuning, choose, forget_tuning, real_failures, winners, write_tuning
@@ -48,9 +48,9 @@ __all__ = ["compare", "compare_runs", "named", "plan_compare"]
 def plan_compare(config: CompareConfig) -> Plan:
     """Check a comparison's settings and say what it would do; nothing is written."""
     config, said = with_threads(config)
-    workshop = Workshop()
-    cells = make_cells(config, workshop)
-    later = _reported(config, cells, workshop)
+    session = Session()
+    cells = make_cells(config, session)
+    later = _reported(config, cells, session)
     both = [*cells, *later]
     states = [cell.state() if config.output else "to run" for cell in both]
     costs = [estimate(cell.prepared) for cell in both]
@@ -59,7 +59,7 @@ def plan_compare(config: CompareConfig) -> Plan:
     facts["objective"] = ", ".join(dict.fromkeys(cell.label for cell in cells))
     facts["cells"] = _count(cells, len(later))
     if first.test is not None:
-        planned = plan_references(first, config.seeds, workshop)
+        planned = plan_references(first, config.seeds, session)
         names = ", ".join(dict.fromkeys(one.label for one in planned.measurements))
         facts["reference lines"] = f"{names}: {len(planned.measurements)} evaluations on the same rows, no training"
     facts |= cost_facts(max(costs, key=lambda one: one.peak_bytes))
@@ -70,17 +70,17 @@ def plan_compare(config: CompareConfig) -> Plan:
     return Plan(facts, named, shown_examples(first), notes, cost_numbers(costs, first.steps))
 
 
-def _reported(config: CompareConfig, cells: Sequence[Cell], workshop: Workshop) -> list[Cell]:
+def _reported(config: CompareConfig, cells: Sequence[Cell], session: Session) -> list[Cell]:
     """Return the runs after tuning, with the seeds of the table; of the first value where none is chosen yet."""
     output = Path(config.output) if config.output is not None else None
     chosen = read_study(output).chosen if output is not None and config.tune and is_study(output) else {}
     lines: dict[str, Cell] = {}
     for cell in cells:
-        if chosen.get(cell.label, words(cell.tried)) == words(cell.tried):
+        if chosen.get(cell.label, format_choice(cell.tried)) == format_choice(cell.tried):
             lines.setdefault(cell.label, cell)
     tried = {cell.seed for cell in cells}
     seeds = [seed for seed in config.seeds if seed not in tried]
-    return [cell.reported(seed, config.evaluation.metrics, workshop) for cell in lines.values() for seed in seeds]
+    return [cell.reported(seed, config.evaluation.metrics, session) for cell in lines.values() for seed in seeds]
 
 
 def _count(cells: Sequence[Cell], later: int) -> str:
@@ -117,7 +117,7 @@ def compare(
     *,
     command: str = "",
     repeat: str = "",
-    workshop: Workshop | None = None,
+    session: Session | None = None,
 ) -> Comparison:
     """Train what is missing, evaluate, and put every cell into one table.
 
@@ -128,35 +128,35 @@ def compare(
         report: told what happens.
         command: what to type to go on after an interruption; default the study's folder alone.
         repeat: the command line to which more seeds can be added; default the study's folder alone.
-        workshop: parts loaded before.
+        session: parts loaded before.
 
     Raises:
         KDError: a mistake in the settings, found before weights are read, or every cell failed.
         InterruptedRunError: stopped by a signal after saving.
     """
     output = _check(config)
-    workshop = workshop or Workshop()
+    session = session or Session()
     config, said = with_threads(config.model_copy(update={"tune_seeds": tuning_seeds(config) or None}))
     for note in said:
         report(Event("note", note))
-    cells = make_cells(config, workshop)
-    tell(cells[0].prepared, report)
+    cells = make_cells(config, session)
+    report_notes(cells[0].prepared, report)
     states = [cell.state() for cell in cells]
     done, resumed = states.count("done"), sum(state.startswith("to resume") for state in states)
     report(Event("note", f"{len(cells)} cells: {done} done, {resumed} to resume, {len(cells) - done - resumed} to run"))
-    _write(config, output, cells, workshop)
+    _write(config, output, cells, session)
     with suppress(MachineError):  # a study that is done can be read where nothing may be written
         for one in (output, *(output / name for name in (MADE, PLAN, LOGS))):
-            atomic.sweep(one)
-    cells = with_cache(config, output, cells, report, workshop, command or _again(output))
-    executor = make_executor(config, cells[0].prepared.device, workshop, command or _again(output))
+            atomic.remove_temporaries(one)
+    cells = with_cache(config, output, cells, report, session, command or _again(output))
+    executor = make_executor(config, cells[0].prepared.device, session, command or _again(output))
     try:
-        grid = Grid(executor, output, report, workshop, command or _again(output))
-        cells, outcome, tuning, lost = _tuned(config, output, cells, grid, report, workshop)
+        grid = Scheduler(executor, output, report, session, command or _again(output))
+        cells, outcome, tuning, lost = _tuned(config, output, cells, grid, report, session)
     finally:
         executor.close()
     failed = [*lost, *(outcome.failed[index] for index in sorted(outcome.failed))]
-    lines = _references(config, output, cells, outcome, report, workshop)
+    lines = _references(config, output, cells, outcome, report, session)
     failed += lines.failed
     return _conclude(config, output, cells, outcome, failed, tuning, repeat or _again(output), lines)
 
@@ -179,13 +179,13 @@ def _again(output: Path) -> str:
 
 
 def _tuned(
-    config: CompareConfig, output: Path, cells: list[Cell], grid: Grid, report: Report, workshop: Workshop
+    config: CompareConfig, output: Path, cells: list[Cell], grid: Scheduler, report: Report, session: Session
 ) -> tuple[list[Cell], Outcome, Tuning | None, list[Failure]]:
     """Run the cells; with ``--tune``, choose on development rows, then measure the chosen ones on the test rows."""
     outcome = grid.run(cells)
     if not config.tune:
         forget_tuning(output)
-        _write(config, output, cells, workshop, measured=_measured(cells, outcome))
+        _write(config, output, cells, session, measured=_measured(cells, outcome))
         return cells, outcome, None, []
     tuning = choose(cells, outcome, tuned_by(config, cells[0].prepared.test), config.seeds)
     write_tuning(output, tuning)
@@ -193,11 +193,11 @@ def _tuned(
         report(Event("note", sentence))
     lost = real_failures([outcome.failed[index] for index in sorted(outcome.failed)], tuning)
     metrics = config.evaluation.metrics
-    final = [cell.reported(seed, metrics, workshop) for cell in winners(cells, tuning) for seed in config.seeds]
-    _write(config, output, [*cells, *final], workshop, tuning)
+    final = [cell.reported(seed, metrics, session) for cell in winners(cells, tuning) for seed in config.seeds]
+    _write(config, output, [*cells, *final], session, tuning)
     found = grid.run(final)
     measured = _measured(cells, outcome) | _measured(final, found)
-    _write(config, output, [*cells, *final], workshop, tuning, measured)
+    _write(config, output, [*cells, *final], session, tuning, measured)
     return final, found, tuning, lost
 
 
@@ -208,21 +208,21 @@ def _measured(cells: Sequence[Cell], outcome: Outcome) -> dict[str, Path]:
 
 
 def _references(
-    config: CompareConfig, output: Path, cells: Sequence[Cell], outcome: Outcome, report: Report, workshop: Workshop
+    config: CompareConfig, output: Path, cells: Sequence[Cell], outcome: Outcome, report: Report, session: Session
 ) -> Measured:
     """Measure the student before training and the teacher on the rows that the finished cells were measured on."""
     if not outcome.finished:
         return Measured()
     index = min(outcome.finished)
-    planned = plan_references(cells[index].prepared, config.seeds, workshop)
-    return measure_references(planned, output, outcome.finished[index][1], workshop, report)
+    planned = plan_references(cells[index].prepared, config.seeds, session)
+    return measure_references(planned, output, outcome.finished[index][1], session, report)
 
 
 def _write(
     config: CompareConfig,
     output: Path,
     cells: Sequence[Cell],
-    workshop: Workshop,
+    session: Session,
     tuning: Tuning | None = None,
     measured: Mapping[str, Path] = MappingProxyType({}),
 ) -> None:
@@ -232,17 +232,17 @@ def _write(
         config: the study.
         output: its folder.
         cells: all of them.
-        workshop: what is loaded already.
+        session: what is loaded already.
         tuning: what was tried and chosen; None before that is known.
         measured: cell -> folder of its evaluation, where that is known.
     """
-    lines = contenders(config)
+    lines = variants(config)
     entries = tuple(
         Entry(
             name=cell.name,
             label=cell.label,
             seed=cell.seed,
-            tried=words(cell.tried),
+            tried=format_choice(cell.tried),
             folder=str(cell.folder.path.relative_to(output)),
             evaluation=str(measured.get(cell.name, cell.evaluation).relative_to(cell.folder.path)),
             steps=cell.prepared.steps,
@@ -251,7 +251,7 @@ def _write(
     )
     labels = tuple(line.label for line in lines)
     chosen = tuning.chosen if tuning is not None else {}
-    planned = plan_references(cells[-1].prepared, config.seeds, workshop).measurements
+    planned = plan_references(cells[-1].prepared, config.seeds, session).measurements
     references = tuple(ReferenceEntry(one.label, one.role, one.seed, one.folder) for one in planned)
     study = Study(baseline_of(config, lines), labels, config.seeds, entries, chosen, references)
     write_study(output, study, resolve.to_yaml(config))
@@ -275,20 +275,20 @@ def _conclude(
         machine = [one for one in failed if one.exit_code == MachineError.exit_code]
         first, kind = (machine[0], MachineError) if machine else (failed[0], UsageError)
         raise kind("CMP-02", f"every cell failed; the first: {first.message}", fix=f"see {first.log}")
-    baseline = baseline_of(config, contenders(config))
+    baseline = baseline_of(config, variants(config))
     remarks = tuple(tuning.sentences()) if tuning is not None else ()
     if baseline not in groups:
         remarks += (f"the baseline {baseline} has no finished run: differences are taken to {next(iter(groups))}",)
         baseline = next(iter(groups))
     remarks += tuple(lines.remarks)
-    after, rates = conclusions.Next(repeat, config.seeds), _rates(config, cells)
+    after, rates = conclusions.SuggestedCommand(repeat, config.seeds), _rates(config, cells)
     return tabulate(groups, baseline, tuple(failed), output, remarks, after, lines.references, rates)
 
 
 def _rates(config: CompareConfig, cells: Sequence[Cell]) -> dict[str, tuple[float, tuple[float, ...]]]:
     """Return label -> its learning rate, and all that the study tries for its objective."""
     tuned = [value for axis in read_axes(config.tune, "--tune") if axis.name == "lr" for value in axis.values]
-    objectives = {line.label: line.objective for line in contenders(config)}
+    objectives = {line.label: line.objective for line in variants(config)}
     used: dict[str, set[float]] = {}
     for cell in cells:
         used.setdefault(objectives[cell.label], set()).add(cell.prepared.config.train.lr)

@@ -11,7 +11,7 @@ from kdcli.comparison import conclusions
 from kdcli.comparison.aggregate import Group
 from kdcli.comparison.comparable import check_same, label_runs
 from kdcli.comparison.records import Comparison
-from kdcli.comparison.tables_store import RESULTS, About
+from kdcli.comparison.tables_store import RESULTS, ComparisonMeta
 from kdcli.config import resolve
 from kdcli.config.schema import DistillConfig, EvalSettings
 from kdcli.distill.prepare import objective_of
@@ -23,14 +23,14 @@ from kdcli.evaluation.records import EvalRecord
 from kdcli.evaluation.results import read_evaluation_settings, read_results
 from kdcli.evaluation.together import same_protocol
 from kdcli.events import Event, Report, silent
-from kdcli.loading.info import Pair
-from kdcli.loading.session import Workshop
+from kdcli.loading.info import ModelPair
+from kdcli.loading.session import Session
 from kdcli.loading.splits import choice_note
 from kdcli.metrics.describe import describe
 from kdcli.models.random_init import is_random
 from kdcli.report.page import write_report
 from kdcli.storage import atomic
-from kdcli.storage.digests import seal_again
+from kdcli.storage.digests import update_digest
 from kdcli.storage.run_dir import CONFIG, RunFolder
 from kdcli.study.cells import CELLS
 from kdcli.study.references import (
@@ -95,10 +95,10 @@ def lines_of(
     if not (missing or models):
         return done
     run, found = finished[0]
-    workshop = Workshop()
+    session = Session()
     try:
-        config, pair, absent = _models_of(run, found, rows, workshop)
-        planned = plan_lines(config, pair, sorted({one.seed for one, _ in finished}), workshop)
+        config, pair, absent = _models_of(run, found, rows, session)
+        planned = plan_lines(config, pair, sorted({one.seed for one, _ in finished}), session)
         outside = tuple(_outside(models, config, pair))
     except (KDError, OSError) as error:
         why = error.what if isinstance(error, KDError) else str(error)
@@ -114,7 +114,7 @@ def lines_of(
             wanted.append(one)
         elif one.role in missing:
             absent.setdefault(one.role, f"no line for {one.label}: its folder holds another model than then")
-    made = measure_references(Planned((*wanted, *outside)), place, found, workshop, report)
+    made = measure_references(Planned((*wanted, *outside)), place, found, session, report)
     done.references += [one for one in made.references if _fit(one, finished)]
     for why in planned.remarks:
         absent.setdefault(TEACHER, why)
@@ -132,8 +132,8 @@ def lines_of(
 
 
 def _models_of(
-    run: RunRecord, found: EvalRecord, rows: str | None, workshop: Workshop
-) -> tuple[DistillConfig, Pair, dict[str, str]]:
+    run: RunRecord, found: EvalRecord, rows: str | None, session: Session
+) -> tuple[DistillConfig, ModelPair, dict[str, str]]:
     """Return a run's settings as it was evaluated, and its models; only what lies on this disk is looked at.
 
     Returns:
@@ -158,10 +158,10 @@ def _models_of(
         raise InputError("CMP-06", f"the student before training, {student}, is no folder here", where=str(run.folder))
     changes = {"teacher": teacher, "evaluation": measured, "data": data, "teacher_cache": None}
     config = config.model_copy(update=changes)
-    return config, workshop.pair(config.student, teacher, config.teacher_quantization, across=True), absent
+    return config, session.pair(config.student, teacher, config.teacher_quantization, across=True), absent
 
 
-def _outside(models: Sequence[Path], config: DistillConfig, pair: Pair) -> Iterator[Measurement]:
+def _outside(models: Sequence[Path], config: DistillConfig, pair: ModelPair) -> Iterator[Measurement]:
     names = [path.resolve().name for path in models]
     for number, (path, name) in enumerate(zip(models, names, strict=True)):
         label = name if names.count(name) == 1 and name not in LABELS.values() else f"model {path}"
@@ -222,7 +222,7 @@ def compare_runs(
             "CLI-18", f"needs two runs or more, got {len(folders)}", where="kd compare", fix="name another run or model"
         )
     models = [folder for folder in folders if is_model(folder)]
-    groups, remarks = gather([folder for folder in folders if folder not in models] or folders, report)
+    groups, remarks = load_runs([folder for folder in folders if folder not in models] or folders, report)
     chosen = _chosen_baseline(baseline, groups)
     if output is not None:
         atomic.make_folder(output)
@@ -233,7 +233,7 @@ def compare_runs(
         if output is None:  # the story of what went wrong is not kept
             said += tuple(f"no line for {one.loss}: {one.message}" for one in failed)
         kept = failed if output is not None else ()
-        return tabulate(groups, chosen, kept, output, said, conclusions.Next(), lines.references)
+        return tabulate(groups, chosen, kept, output, said, conclusions.SuggestedCommand(), lines.references)
 
 
 def is_model(folder: Path) -> bool:
@@ -241,7 +241,7 @@ def is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() and not (folder / CONFIG).is_file()
 
 
-def gather(folders: Sequence[Path], report: Report) -> tuple[dict[str, dict[int, Finished]], tuple[str, ...]]:
+def load_runs(folders: Sequence[Path], report: Report) -> tuple[dict[str, dict[int, Finished]], tuple[str, ...]]:
     """Read finished runs that may stand in one table.
 
     Args:
@@ -332,13 +332,13 @@ def load(folders: Sequence[Path]) -> tuple[Comparison, list[Group], list[Referen
     if len(folders) == 1 and not RunFolder(first).is_run:
         fix = "give a folder of kd compare -o, or of kd distill"
         raise InputError("CMP-05", "neither a study nor a run", where=str(first), fix=fix)
-    groups, remarks = gather(folders, silent)
+    groups, remarks = load_runs(folders, silent)
     made = [Group(label, runs) for label, runs in groups.items()]
     lines = recorded_lines([one for group in made for one in group.runs.values()])
     absent = [LABELS[role] for role in LABELS if role not in {one.role for one in lines}]
     if absent:
         remarks += (f"no line for {' or '.join(absent)}: no study keeps it; kd compare with these runs measures it",)
-    return conclude(made, About(next(iter(groups)), remarks), None, lines), made, lines
+    return conclude(made, ComparisonMeta(next(iter(groups)), remarks), None, lines), made, lines
 
 
 def finished_table(folder: Path) -> Comparison | None:
@@ -391,4 +391,4 @@ def write_page(folders: Sequence[Path], target: Path) -> None:
     """
     comparison, groups, references = load(folders)
     write_report(target, comparison, groups, references)
-    seal_again(target)
+    update_digest(target)

@@ -16,8 +16,8 @@ from kdcli.evaluation.evaluate import Subject, evaluate_subject, student_config
 from kdcli.evaluation.records import EvalRecord
 from kdcli.evaluation.results import RESULTS, read_results, read_samples
 from kdcli.events import Event, Report
-from kdcli.loading.info import ModelFacts, Pair, model_of
-from kdcli.loading.session import Workshop
+from kdcli.loading.info import ModelInfo, ModelPair, model_of
+from kdcli.loading.session import Session
 from kdcli.metrics.describe import MetricCard, describe
 from kdcli.models.adapters import NONE
 from kdcli.models.devices import Device, prepare
@@ -84,41 +84,39 @@ class Measured:
     failed: list[Failure] = field(default_factory=list)
 
 
-def plan_references(prepared: Prepared, seeds: Sequence[int], workshop: Workshop) -> Planned:
+def plan_references(prepared: Prepared, seeds: Sequence[int], session: Session) -> Planned:
     """Say which reference models can be measured for a study, and how; no weight is read.
 
     Args:
         prepared: any of its runs, as measured last.
         seeds: its training seeds.
-        workshop: what is loaded already.
+        session: what is loaded already.
     """
-    return plan_lines(prepared.config, prepared.pair, seeds, workshop) if prepared.test is not None else Planned()
+    return plan_lines(prepared.config, prepared.pair, seeds, session) if prepared.test is not None else Planned()
 
 
-def plan_lines(config: DistillConfig, pair: Pair, seeds: Sequence[int], workshop: Workshop) -> Planned:
+def plan_lines(config: DistillConfig, pair: ModelPair, seeds: Sequence[int], session: Session) -> Planned:
     """Say the same for settings and models.
 
     Args:
         config: the settings of any of the runs.
         pair: student and teacher.
         seeds: training seeds, for a student made at random.
-        workshop: what is loaded already.
+        session: what is loaded already.
     """
-    before = [_before(config, pair, seed, workshop) for seed in (seeds if pair.student_is_random else [None])]
-    teacher, why = _teacher(config, pair, workshop)
+    before = [_before(config, pair, seed, session) for seed in (seeds if pair.student_is_random else [None])]
+    teacher, why = _teacher(config, pair, session)
     return Planned((*before, *([teacher] if teacher is not None else [])), (why,) if why else ())
 
 
-def measure_references(
-    planned: Planned, study: Path, beside: EvalRecord, workshop: Workshop, report: Report
-) -> Measured:
+def measure_references(planned: Planned, study: Path, beside: EvalRecord, session: Session, report: Report) -> Measured:
     """Measure what is missing of the reference models; one that cannot be measured stops nothing.
 
     Args:
         planned: what to measure.
         study: folder under which the evaluations are kept.
         beside: the evaluation of any of the study's students: other lines must be of the same rows.
-        workshop: what is loaded already.
+        session: what is loaded already.
         report: told what happens.
 
     Raises:
@@ -132,7 +130,7 @@ def measure_references(
         try:
             config = _reduced(one, beside).model_copy(update={"output": str(study / one.folder)})
             _check_precision(config, beside)
-            found = evaluate_subject(one.subject, config, workshop, _named(report, one))
+            found = evaluate_subject(one.subject, config, session, _named(report, one))
             with suppress(MachineError):  # an earlier failure's story, on a disk that may be read only
                 atomic.remove_file(_log(one, study))
             if why := _other_rows(found, beside):
@@ -156,7 +154,7 @@ def measure_references(
     return done
 
 
-def plan_model(path: str, label: str, config: DistillConfig, pair: Pair) -> Measurement:
+def plan_model(path: str, label: str, config: DistillConfig, pair: ModelPair) -> Measurement:
     """Return how a model that was trained elsewhere is measured as the students of a comparison are.
 
     Args:
@@ -168,7 +166,7 @@ def plan_model(path: str, label: str, config: DistillConfig, pair: Pair) -> Meas
     Raises:
         InputError: the folder cannot be used.
     """
-    facts, reader = Workshop().look(path), pair.reader
+    facts, reader = Session().inspect(path), pair.reader
     measured, metrics = student_config(path, config), config.evaluation.metrics
     apart = difference(facts.tokenizer, reader.tokenizer) is not None
     if apart or (pair.teacher is not None and facts.digest == pair.teacher.digest):
@@ -197,19 +195,19 @@ def read_references(study: Path, entries: Sequence[ReferenceEntry]) -> list[Refe
     return [Reference(role, label, found) for (role, label), found in lines.items()]
 
 
-def _before(config: DistillConfig, pair: Pair, seed: int | None, workshop: Workshop) -> Measurement:
+def _before(config: DistillConfig, pair: ModelPair, seed: int | None, session: Session) -> Measurement:
     """Return the student before training, measured as every student is after it."""
     measured = student_config(pair.student, config)
     name = BEFORE if seed is None else f"{BEFORE}-s{seed}"
     subject = Subject(pair.reader, pair.reader, _in_folder(pair.reader))
     if seed is not None:
         facts = replace(pair.reader, path=pair.student, digest=f"{pair.student} seed {seed}", parameters=0)
-        subject = Subject(facts, pair.reader, _at_random(pair, seed, workshop))
+        subject = Subject(facts, pair.reader, _at_random(pair, seed, session))
         measured = measured.model_copy(update={"benchmarks": BenchmarkConfig()})
     return Measurement(BEFORE, LABELS[BEFORE], seed, f"{REFERENCES}/{name}", subject, measured)
 
 
-def _teacher(config: DistillConfig, pair: Pair, workshop: Workshop) -> tuple[Measurement | None, str]:
+def _teacher(config: DistillConfig, pair: ModelPair, session: Session) -> tuple[Measurement | None, str]:
     """Return the teacher as it is read in training, or why there is no line for it, or no number in some columns."""
     facts = pair.teacher
     if facts is None:
@@ -239,7 +237,7 @@ def _teacher(config: DistillConfig, pair: Pair, workshop: Workshop) -> tuple[Mea
     reader = facts if apart else pair.reader
 
     def load(device: Device) -> LanguageModel:
-        return workshop.load_teacher(facts.path, device.device, facts.quantization)
+        return session.load_teacher(facts.path, device.device, facts.quantization)
 
     measured = measured.model_copy(update=changes)
     return Measurement(
@@ -260,13 +258,13 @@ def _is_per_token(card: MetricCard) -> bool:
     return card.eats == "tokens"
 
 
-def _in_folder(facts: ModelFacts) -> Load:
+def _in_folder(facts: ModelInfo) -> Load:
     return lambda device: load_model(model_of(facts.path), device=device.device, role="teacher")
 
 
-def _at_random(pair: Pair, seed: int, workshop: Workshop) -> Load:
+def _at_random(pair: ModelPair, seed: int, session: Session) -> Load:
     def load(device: Device) -> LanguageModel:
-        student = workshop.load_student(pair, seed=seed, device=device.device)
+        student = session.load_student(pair, seed=seed, device=device.device)
         student.model.requires_grad_(False)
         return student
 

@@ -7,10 +7,19 @@ from typing import TypeAlias
 
 from kdcli.comparison import conclusions
 from kdcli.comparison.against_start import against_start
-from kdcli.comparison.aggregate import Group, Machine, judge, make_references, make_rows, pareto
+from kdcli.comparison.aggregate import Group, Machine, make_references, make_rows, pareto, test_of_score
 from kdcli.comparison.cost import COSTS, cost_of, machine_table, read_machine
 from kdcli.comparison.records import Comparison, Failure
-from kdcli.comparison.tables_store import MAKE, RESULTS, About, Cell, Tidy, make_tidy, read_tidy, write_tidy
+from kdcli.comparison.tables_store import (
+    MAKE,
+    RESULTS,
+    Cell,
+    ComparisonMeta,
+    LongFormat,
+    make_tidy,
+    read_tidy,
+    write_tidy,
+)
 from kdcli.distill.records import Reference, RunRecord
 from kdcli.errors import UsageError
 from kdcli.evaluation.records import EvalRecord, ScoreInfo
@@ -19,13 +28,13 @@ from kdcli.report.page import NAME, write_report
 from kdcli.report.tables import FORMS, render, write_tables
 from kdcli.report.training_curves import draw_curves
 from kdcli.storage import atomic, digests
-from kdcli.storage.digests import seal, seal_again
+from kdcli.storage.digests import update_digest, write_digests
 from kdcli.study.study_dir import is_study
 from kdcli.text import one_line
 
 
 def conclude(
-    groups: Sequence[Group], about: About, folder: Path | None, references: Sequence[Reference] = ()
+    groups: Sequence[Group], about: ComparisonMeta, folder: Path | None, references: Sequence[Reference] = ()
 ) -> Comparison:
     """Put finished runs into one comparison, and write it.
 
@@ -48,18 +57,18 @@ def conclude(
     machine = {(cell.label, cell.run.seed): (cell.run.seconds, cell.run.peak_bytes) for cell in cells}
     if folder is None:
         return _with_next(compare_tidy(tidy, machine, None), about)
-    digests.unseal(folder)
+    digests.remove_digests(folder)
     write_tidy(folder, tidy)
     atomic.write_file(folder / COSTS, machine_table([(cell.label, cell.run, cell.cost) for cell in cells]))
     comparison = _computed(folder)
     write_tables(folder, comparison)
-    digests.seal(folder)
+    digests.write_digests(folder)
     return _with_next(comparison, about)
 
 
-def _with_next(comparison: Comparison, about: About) -> Comparison:
+def _with_next(comparison: Comparison, about: ComparisonMeta) -> Comparison:
     """Add what to type next: it names folders, so no table holds it."""
-    after = conclusions.Next(about.command, about.seeds).sentences(comparison.rows)
+    after = conclusions.SuggestedCommand(about.command, about.seeds).sentences(comparison.rows)
     return replace(comparison, notes=(*comparison.notes, *after))
 
 
@@ -84,7 +93,7 @@ def _computed(folder: Path) -> Comparison:
     return compare_tidy(tidy, read_machine(folder / COSTS, list(tidy.runs)), folder)
 
 
-def compare_tidy(tidy: Tidy, machine: Machine, folder: Path | None) -> Comparison:
+def compare_tidy(tidy: LongFormat, machine: Machine, folder: Path | None) -> Comparison:
     """Compute a comparison from tidy tables.
 
     Args:
@@ -93,12 +102,12 @@ def compare_tidy(tidy: Tidy, machine: Machine, folder: Path | None) -> Compariso
         folder: where the tables lie.
     """
     infos, about = tidy.infos, tidy.about
-    verdicts = {info.name: judge(tidy, info) for info in infos}
+    verdicts = {info.name: test_of_score(tidy, info) for info in infos}
     rows = make_rows(tidy, verdicts, machine)
     detectable = {name: one.detectable for name, one in verdicts.items()}
     variance = {name: one.variance for name, one in verdicts.items() if one.variance is not None}
     fronts = pareto(rows, infos)
-    after = conclusions.Next(about.command, about.seeds)
+    after = conclusions.SuggestedCommand(about.command, about.seeds)
     tuned = any(remark.startswith("tuned on ") for remark in about.remarks)
     references = make_references(tidy, verdicts)
     start = against_start(rows, references, infos, about.rates)
@@ -144,11 +153,11 @@ def export(study: Path, target: Path, *, caption: str = "", label: str = "", dig
     if form == "parquet":
         read_comparison(study)
         atomic.write_file(target, (study / RESULTS).read_bytes())
-        seal_again(target)
+        update_digest(target)
         return target
     text = render(read_comparison(study), form, digits=digits, caption=caption, label=label)
     atomic.write_file(target, text)
-    seal_again(target)
+    update_digest(target)
     return target
 
 
@@ -188,7 +197,7 @@ def publish(
     """
     draw_curves(folder, groups)
     write_report(folder / NAME, comparison, groups, references)
-    seal(folder)
+    write_digests(folder)
 
 
 # From evaluated runs to their comparison, its files and its pictures.
@@ -203,7 +212,7 @@ def tabulate(
     failed: tuple[Failure, ...],
     output: Path | None,
     remarks: tuple[str, ...],
-    after: conclusions.Next,
+    after: conclusions.SuggestedCommand,
     references: Sequence[Reference] = (),
     rates: Mapping[str, tuple[float, tuple[float, ...]]] | None = None,
 ) -> Comparison:
@@ -220,7 +229,7 @@ def tabulate(
         rates: label -> its learning rate, and all that were tried for its objective; by default those of the runs.
     """
     made = [Group(label, runs) for label, runs in groups.items()]
-    about = About(baseline, remarks, after.command, after.seeds, failed, rates or rates_of(groups))
+    about = ComparisonMeta(baseline, remarks, after.command, after.seeds, failed, rates or rates_of(groups))
     comparison = conclude(made, about, output, references)
     if output is not None:
         publish(output, comparison, made, references)

@@ -15,18 +15,18 @@ from kdcli.errors import InterruptedRunError, KDError, explained
 from kdcli.evaluation.evaluate import find_evaluation
 from kdcli.evaluation.records import EvalRecord
 from kdcli.events import Event, Report
-from kdcli.loading.session import Workshop
+from kdcli.loading.session import Session
 from kdcli.registry import plugins
 from kdcli.signals import StopRequest
 from kdcli.storage import atomic, lock
 from kdcli.study import cell_progress
 from kdcli.study.cells import CELLS, Cell
-from kdcli.study.executors.base import Ended, Executor, Job
+from kdcli.study.executors.base import Executor, Job, JobResult
 
 # Why a cell failed, in one line, and where the whole story is.
 
 
-def failure_of(ended: Ended) -> Failure:
+def failure_of(ended: JobResult) -> Failure:
     """Say in one line why a cell failed, and where the whole story is."""
     cell, error = ended.job.cell, ended.error
     log = cell.folder.path / "error.log"
@@ -72,7 +72,7 @@ class _Turn:
     job: Job
     starts: int = 0
     not_before: float = 0.0
-    seen: tuple[float, cell_progress.Seen | None] = (0.0, None)
+    seen: tuple[float, cell_progress.CellProgress | None] = (0.0, None)
 
 
 @dataclass
@@ -88,20 +88,20 @@ class Outcome:
     failed: dict[int, Failure] = field(default_factory=dict)
 
 
-class Grid:
+class Scheduler:
     """One comparison's cells under way.
 
     Args:
         executor: where they run.
         folder: the study's folder, for settings and logs of cells that run elsewhere.
         report: told how far every cell is.
-        workshop: what is loaded already.
+        session: what is loaded already.
         command: what to type to go on after an interruption.
     """
 
-    def __init__(self, executor: Executor, folder: Path, report: Report, workshop: Workshop, command: str) -> None:
+    def __init__(self, executor: Executor, folder: Path, report: Report, session: Session, command: str) -> None:
         self.executor, self.folder, self.report = executor, folder, report
-        self.workshop, self.command = workshop, command
+        self.session, self.command = session, command
         self._cells: list[Cell] = []
         self._outcome = Outcome()
         self._waiting: list[_Turn] = []
@@ -118,7 +118,7 @@ class Grid:
         self._cells, self._outcome = list(cells), Outcome()
         for index, cell in enumerate(cells):
             self._say(cell, "waiting", total=cell.prepared.steps)
-            found = collect(cell, self.workshop)
+            found = collect(cell, self.session)
             if found is not None and is_complete(cell.folder, cell.prepared):
                 self._outcome.finished[index] = found
                 self._say(cell, "done", cell.prepared.steps, cell.prepared.steps)
@@ -160,7 +160,7 @@ class Grid:
         if place and turn.starts == 1 and not place.startswith("process"):
             self.report(Event("note", f"{cell.name}: {place}"))
 
-    def _settle(self, ended: Ended) -> None:
+    def _settle(self, ended: JobResult) -> None:
         """Book a job that is over, or put it back in the queue."""
         turn = next(turn for turn in self._running if turn.job is ended.job)
         self._running.remove(turn)
@@ -169,9 +169,9 @@ class Grid:
         if self._stopping and ended.exit_code:
             self._say(cell, "stopped")
         elif ended.exit_code == 0:
-            found = ended.found or collect(cell, self.workshop)
+            found = ended.found or collect(cell, self.session)
             if found is None:
-                self._fail(index, Ended(ended.job, 1, RuntimeError("ended without results")))
+                self._fail(index, JobResult(ended.job, 1, RuntimeError("ended without results")))
                 return
             self._outcome.finished[index] = found
             self._say(cell, "done", found[0].steps, found[0].steps, seconds=found[0].seconds)
@@ -181,7 +181,7 @@ class Grid:
         else:
             self._fail(index, ended)
 
-    def _may_try_again(self, turn: _Turn, ended: Ended) -> bool:
+    def _may_try_again(self, turn: _Turn, ended: JobResult) -> bool:
         """Whether a job was stopped from outside, or met another process that still makes progress."""
         if ended.exit_code in _STOPPED and self.executor.elsewhere:
             return turn.starts < _STARTS
@@ -196,7 +196,7 @@ class Grid:
             time.sleep(0.5)
         return now - turn.seen[0] < _PATIENCE
 
-    def _fail(self, index: int, ended: Ended) -> None:
+    def _fail(self, index: int, ended: JobResult) -> None:
         failure = failure_of(ended)
         self._outcome.failed[index] = failure
         self._say(ended.job.cell, "failed", log=str(failure.log))
@@ -212,9 +212,9 @@ class Grid:
             if seen.step:
                 self._say(cell, "running", seen.step, cell.prepared.steps, left=seen.seconds_left)
 
-    def _seen(self, cell: Cell) -> cell_progress.Seen:
+    def _seen(self, cell: Cell) -> cell_progress.CellProgress:
         evaluation = str(cell.evaluation.relative_to(cell.folder.path))
-        return cell_progress.look(cell.folder.path, evaluation, held=lock.is_held(cell.folder.path))
+        return cell_progress.read_progress(cell.folder.path, evaluation, held=lock.is_held(cell.folder.path))
 
     def _heard(self, cell: Cell) -> Report:
         """Return the report of a cell that runs in this process: its steps are the grid's progress too."""
@@ -244,12 +244,12 @@ class Grid:
         return InterruptedRunError(self._stopping, what, fix=f"go on with: {self.command}")
 
 
-def collect(cell: Cell, workshop: Workshop) -> Finished | None:
+def collect(cell: Cell, session: Session) -> Finished | None:
     """Return the records of a cell that is trained and measured as its settings ask, else None."""
     try:
         if not (cell.folder.check(cell.prepared.identity, resume=True) and cell.folder.is_done):
             return None
-        found = find_evaluation(cell.folder.path, cell.config, workshop)
+        found = find_evaluation(cell.folder.path, cell.config, session)
         return (read_run(cell.folder.path), found) if found is not None else None
     except KDError:  # damaged: the cell itself says so when it runs
         return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from kdcli.config.schema import CompareConfig
 from kdcli.data.tokenize import TokenDataset
 from kdcli.events import Event, Report
-from kdcli.loading.session import Workshop
+from kdcli.loading.session import Session
 from kdcli.metrics.describe import describe
 from kdcli.storage import atomic
 from kdcli.study.cells import Cell
@@ -24,7 +24,7 @@ _SHARE = 0.25
 
 
 def with_cache(
-    config: CompareConfig, output: Path, cells: list[Cell], report: Report, workshop: Workshop, command: str
+    config: CompareConfig, output: Path, cells: list[Cell], report: Report, session: Session, command: str
 ) -> list[Cell]:
     """Return the cells, reading from a cache built beside them if ``teacher_cache`` is auto and it pays.
 
@@ -52,7 +52,7 @@ def with_cache(
     if passes < _WORTH or size > _SHARE * shutil.disk_usage(output).free:
         return cells
     atomic.make_inside(output, FOLDER)
-    build_cache(folder, key, datasets, teacher, workshop, first.device, report, command=command)
+    build_cache(folder, key, datasets, teacher, session, first.device, report, command=command)
     report(Event("note", f"the teacher ran once; {len(open_cells)} cells would have run it {passes:.1f} times"))
     return [_reading(cell, folder) if _knows(cell) else cell for cell in cells]
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kdcli.comparison.records import Failure
-from kdcli.config.sweep import words
+from kdcli.config.sweep import format_choice
 from kdcli.errors import NumericsError
 from kdcli.storage import stored
 from kdcli.storage.digests import check_named, remove_file, replace_file
@@ -99,19 +99,19 @@ def choose(cells: Sequence[Cell], outcome: Outcome, by: TunedBy, reported: Seque
         rows = found[1].examples if found else rows
         value = found[1].estimates[by.score].mean if found else None
         usable = value if value is not None and math.isfinite(value) else None
-        scores.setdefault(cell.label, {}).setdefault(words(cell.tried), []).append(usable)
+        scores.setdefault(cell.label, {}).setdefault(format_choice(cell.tried), []).append(usable)
     trials: list[Trial] = []
     for label, tried in scores.items():
         means = {value: _mean(found) for value, found in tried.items()}
         winner = _best(means, higher=by.higher)
         trials += [Trial(label, value, tuple(tried[value]), means[value], value == winner) for value in tried]
-    tried, seeds = len({words(cell.tried) for cell in cells}), tuple(dict.fromkeys(cell.seed for cell in cells))
+    tried, seeds = len({format_choice(cell.tried) for cell in cells}), tuple(dict.fromkeys(cell.seed for cell in cells))
     return Tuning(by.score, by.higher, rows, tried, tuple(trials), seeds, tuple(reported))
 
 
 def winners(cells: Sequence[Cell], tuning: Tuning) -> list[Cell]:
     """Return one cell of each value that won."""
-    won = {cell.label: cell for cell in cells if tuning.chosen.get(cell.label) == words(cell.tried)}
+    won = {cell.label: cell for cell in cells if tuning.chosen.get(cell.label) == format_choice(cell.tried)}
     return list(won.values())
 
 

@@ -60,7 +60,7 @@ Piece = tuple[Path, str, Callable[[Path], int]]
 def _pieces(folder: Path, deep: int) -> Iterator[Piece]:
     """Yield what is to be checked, in reading order."""
     if (folder / digests.NAME).is_file() or is_study(folder):
-        yield folder, digests.kind_of(folder), digests.check_seal
+        yield folder, digests.kind_of(folder), digests.verify_digests
     if _looks_like_run(folder):
         yield from _run(folder)
         return

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kdcli.data.batching import Batch
 from kdcli.losses.base import Layers
-from kdcli.losses.topk import Coarse
-from kdcli.models.layers import Look, look_at_teacher
+from kdcli.losses.topk import TopKWithTail
+from kdcli.models.layers import LayerOutputs, teacher_layer_outputs
 from kdcli.models.load import LanguageModel
 from kdcli.models.packing import AppliedHead, Packing, Projection, Workspace
 
@@ -83,7 +83,7 @@ def applied(
 class Teacher(Protocol):
     """A teacher as the engine sees it, running or remembered."""
 
-    def side(self, batch: Batch, packing: Packing) -> Projection | Mixture | Coarse:
+    def side(self, batch: Batch, packing: Packing) -> Projection | Mixture | TopKWithTail:
         """Return what it says of a micro-batch's valid tokens, without gradient.
 
         Hidden states and the head that reads them, or those of several models and how to mix them; or, of a
@@ -98,7 +98,7 @@ class OpenTeacher(Teacher, Protocol):
 
     model: LanguageModel
 
-    def look(self, batch: Batch, packing: Packing, layers: Layers) -> Look:
+    def look(self, batch: Batch, packing: Packing, layers: Layers) -> LayerOutputs:
         """Return what :meth:`side` does, and the layers asked for."""
         ...
 
@@ -121,6 +121,6 @@ class LiveTeacher:
         """Run the trunk and gather the valid tokens' hidden states."""
         return self.look(batch, packing, Layers()).side
 
-    def look(self, batch: Batch, packing: Packing, layers: Layers) -> Look:
+    def look(self, batch: Batch, packing: Packing, layers: Layers) -> LayerOutputs:
         """Run the trunk once and gather the valid tokens' states in the layers asked for, too."""
-        return look_at_teacher(self.model, batch, packing, layers)
+        return teacher_layer_outputs(self.model, batch, packing, layers)

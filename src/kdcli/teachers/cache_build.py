@@ -15,9 +15,9 @@ from kdcli.data.readers import size_text
 from kdcli.data.tokenize import TokenDataset
 from kdcli.errors import InputError, IntegrityError, InterruptedRunError, MachineError
 from kdcli.events import Event, Report
-from kdcli.loading.info import ModelFacts
-from kdcli.loading.session import Workshop
-from kdcli.losses.topk import Coarse
+from kdcli.loading.info import ModelInfo
+from kdcli.loading.session import Session
+from kdcli.losses.topk import TopKWithTail
 from kdcli.models.devices import Device
 from kdcli.models.internals import attention_of
 from kdcli.models.load import LanguageModel
@@ -45,7 +45,7 @@ from kdcli.teachers.cached import (
     tried_of,
     write_key,
 )
-from kdcli.teachers.remote import ServedTeacher
+from kdcli.teachers.remote import RemoteTeacher
 from kdcli.teachers.token_store import TokenStore, sequence_keys
 
 _SHARD_BYTES, _SHARD_SECONDS = 64 * 2**20, 60.0
@@ -56,8 +56,8 @@ def build_cache(
     folder: Path,
     key: dict[str, Any],
     datasets: Sequence[TokenDataset],
-    teacher: ModelFacts,
-    workshop: Workshop,
+    teacher: ModelInfo,
+    session: Session,
     device: Device,
     report: Report,
     *,
@@ -70,7 +70,7 @@ def build_cache(
         key: what it is made of.
         datasets: rows to cover.
         teacher: the model; its weights are loaded only if something is missing.
-        workshop: loads it.
+        session: loads it.
         device: where to compute.
         report: told how large it will be and how far it is.
         command: what to type to go on after an interruption.
@@ -84,7 +84,7 @@ def build_cache(
     atomic.make_folder(folder)
     _refuse_others(folder)
     with lock.hold(folder), StopRequest() as stop:
-        atomic.sweep(folder)
+        atomic.remove_temporaries(folder)
         key = _as_begun(folder, key, report)
         known = _known(folder, key, report)
         store, of = TokenStore(folder), atomic.digest_record(key)
@@ -94,9 +94,9 @@ def build_cache(
         if len(missing) or not whole:
             _check_room(folder, estimated_bytes(key, teacher.width, teacher.rows, missing.targets), missing, report)
             if teacher.server is None:
-                source = workshop.load_teacher(teacher.path, device.device, teacher.quantization)
+                source = session.load_teacher(teacher.path, device.device, teacher.quantization)
             else:
-                source = ServedTeacher(teacher.server, teacher.tokenizer, teacher.rows, key["top_k"])
+                source = RemoteTeacher(teacher.server, teacher.tokenizer, teacher.rows, key["top_k"])
             if not whole:
                 _write_key(folder, key, source if isinstance(source, LanguageModel) else None)
             _through(_Build(folder, key, store, source, device, report), missing, stop, command)
@@ -191,7 +191,7 @@ class _Build:
         folder: Path,
         key: dict[str, Any],
         store: TokenStore,
-        source: LanguageModel | ServedTeacher,
+        source: LanguageModel | RemoteTeacher,
         device: Device,
         report: Report,
     ) -> None:
@@ -235,7 +235,7 @@ class _Build:
         packing = find_valid(moved.labels)
         with torch.autocast(self.device.device.type, self.device.autocast, enabled=self.device.autocast is not None):
             side = self.teacher.side(moved, packing)
-        if isinstance(side, Coarse):
+        if isinstance(side, TopKWithTail):
             tensors = {IDS: side.ids.int(), LOG_PROBS: side.log_probs}
         elif isinstance(side, Mixture):
             raise ValueError("expected one teacher; a mixture of several has no hidden states of its own")

@@ -17,11 +17,11 @@ from kdcli.config.schema import DataConfig, HardwareConfig
 from kdcli.data.batching import Batch, collate
 from kdcli.data.tokenize import TokenDataset
 from kdcli.errors import ExperimentChangedError, InputError, IntegrityError
-from kdcli.loading.info import ModelFacts
+from kdcli.loading.info import ModelInfo
 from kdcli.losses.base import Tokens
 from kdcli.losses.build import build_objective
 from kdcli.losses.divergences.base import Divergence
-from kdcli.losses.topk import Coarse, coarse_view
+from kdcli.losses.topk import TopKWithTail, top_k_with_tail
 from kdcli.models.devices import Device
 from kdcli.models.head import Head
 from kdcli.models.load import LanguageModel
@@ -55,7 +55,7 @@ class CachedTeacher:
         return Projection(hidden.to(device, non_blocking=True), self.head)
 
 
-class CompactTeacher:
+class TopKTeacher:
     """Gives the likeliest tokens of a teacher that was run before, and the mass of the rest.
 
     Args:
@@ -66,12 +66,12 @@ class CompactTeacher:
     def __init__(self, store: TokenStore, top_k: int) -> None:
         self.store, self.top_k = store, top_k
 
-    def side(self, batch: Batch, packing: Packing) -> Coarse:
+    def side(self, batch: Batch, packing: Packing) -> TopKWithTail:
         """Read what is known of a micro-batch's valid tokens."""
         if not packing.count:
-            return Coarse(torch.zeros((0, self.top_k), dtype=torch.int64), torch.zeros((0, self.top_k + 1)))
+            return TopKWithTail(torch.zeros((0, self.top_k), dtype=torch.int64), torch.zeros((0, self.top_k + 1)))
         found = self.store.read(sequence_keys(batch), [IDS, LOG_PROBS])
-        return Coarse(found[IDS].long(), found[LOG_PROBS]).to(batch.input_ids.device)
+        return TopKWithTail(found[IDS].long(), found[LOG_PROBS]).to(batch.input_ids.device)
 
 
 def save_head(head: Head, target: Path) -> None:
@@ -124,7 +124,7 @@ class _Cache(BaseModel):
 
 
 def cache_key(
-    teacher: ModelFacts,
+    teacher: ModelInfo,
     data: DataConfig,
     hardware: HardwareConfig,
     device: Device,
@@ -270,7 +270,7 @@ class Summary:
         ids, values = [], []
         for start in range(0, len(side.hidden), size):
             logits = wide(head.logits(slice(start, min(start + size, len(side.hidden)))))
-            view = coarse_view(logits, self.top_k)
+            view = top_k_with_tail(logits, self.top_k)
             ids.append(view.ids.int())
             values.append(view.log_probs)
             if self.tried < _SAMPLE:
@@ -285,7 +285,7 @@ class Summary:
 
     def _measure(self, logits: Tensor) -> None:
         labels = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-        view = coarse_view(logits, self.top_k)
+        view = top_k_with_tail(logits, self.top_k)
         for name in LOSSES.names():
             loss = build_objective(name)
             if isinstance(loss, Divergence) and not loss.needs().whole:
@@ -328,7 +328,7 @@ def errors_text(key: dict[str, Any], store: TokenStore) -> str | None:
 HEAD = "head"
 _SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-Remembered = CachedTeacher | CompactTeacher
+Remembered = CachedTeacher | TopKTeacher
 
 
 @dataclass(frozen=True)
@@ -383,7 +383,7 @@ def open_cache(folder: Path, key: dict[str, Any], device: torch.device) -> Remem
     check_key(found["key"], key, folder)
     store = checked_store(folder, found)
     if found["key"]["kind"] == "compact":
-        return CompactTeacher(store, found["key"]["top_k"])
+        return TopKTeacher(store, found["key"]["top_k"])
     return CachedTeacher(store, load_head(folder / HEAD, device, **found["head"]))
 
 

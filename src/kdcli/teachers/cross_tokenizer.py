@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kdcli.data.alignment import NOWHERE, Counterpart, Translator
+from kdcli.data.alignment import NO_OFFSET, AlignedSequence, TokenAligner
 from kdcli.data.batching import IGNORED, Batch, collate
 from kdcli.data.tokenize import Example
-from kdcli.losses.topk import Coarse
+from kdcli.losses.topk import TopKWithTail
 from kdcli.models.packing import Packing, Projection, find_valid
 from kdcli.teachers.base import Mixture, Teacher
 
@@ -29,7 +29,7 @@ class Aligned:
     vocab: int
 
 
-class AlignedTeacher:
+class CrossTokenizerTeacher:
     """A teacher that reads each sequence of the student in its own tokens.
 
     For a token of the student it speaks from the place where it has read exactly the text that stands before that
@@ -37,19 +37,19 @@ class AlignedTeacher:
 
     Args:
         inner: the teacher, live, one or several.
-        translator: from the student's sequences to the teacher's.
+        aligner: from the student's sequences to the teacher's.
         vocab: the teacher's real ids.
         pad_id: an id to fill the teacher's batches with.
         positions: the longest sequence that the teacher can read; None for any.
     """
 
     def __init__(
-        self, inner: Teacher, translator: Translator, *, vocab: int, pad_id: int, positions: int | None
+        self, inner: Teacher, aligner: TokenAligner, *, vocab: int, pad_id: int, positions: int | None
     ) -> None:
-        self.inner, self.translator = inner, translator
+        self.inner, self.aligner = inner, aligner
         self.vocab, self.pad_id, self.positions = vocab, pad_id, positions
 
-    def side(self, batch: Batch, packing: Packing) -> Projection | Mixture | Coarse:
+    def side(self, batch: Batch, packing: Packing) -> Projection | Mixture | TopKWithTail:
         """Return hidden states of the student's valid tokens, 0 where it is silent."""
         return self.aligned(batch, packing).side
 
@@ -59,18 +59,18 @@ class AlignedTeacher:
         examples: list[Example] = []
         read = 0
         for one in self._counterparts(batch):
-            places += [read + place if place != NOWHERE else NOWHERE for place in one.places]
+            places += [read + place if place != NO_OFFSET else NO_OFFSET for place in one.places]
             if one.speaks:
                 examples.append(Example((*one.ids, 0), one.prompt_length, "", (), ""))
                 read += len(one.ids) - one.prompt_length + 1
         theirs = collate(examples, range(len(examples)), self.pad_id) if examples else _nothing()
         theirs = theirs.to(batch.input_ids.device)
         seen = self.inner.side(theirs, find_valid(theirs.labels))
-        assert not isinstance(seen, Coarse), "refused before: a teacher of another tokenizer runs"
+        assert not isinstance(seen, TopKWithTail), "refused before: a teacher of another tokenizer runs"
         index = torch.tensor(places, dtype=torch.int64, device=batch.input_ids.device)
-        return Aligned(_gathered(seen, index), (index != NOWHERE).float(), self.vocab)
+        return Aligned(_gathered(seen, index), (index != NO_OFFSET).float(), self.vocab)
 
-    def _counterparts(self, batch: Batch) -> Iterator[Counterpart]:
+    def _counterparts(self, batch: Batch) -> Iterator[AlignedSequence]:
         """Yield what the teacher reads of each sequence that holds a valid token."""
         ids, labels = batch.input_ids.tolist(), batch.labels.tolist()
         lengths, rows = batch.attention_mask.sum(1).tolist(), batch.example.tolist()
@@ -78,7 +78,7 @@ class AlignedTeacher:
             first = next((place for place in range(length) if targets[place] != IGNORED), None)
             if first is not None:
                 sequence = (*own[:length], targets[length - 1])
-                yield self.translator.counterpart(sequence, first + 1, row).within(self.positions)
+                yield self.aligner.align(sequence, first + 1, row).within(self.positions)
 
 
 def _nothing() -> Batch:
@@ -95,6 +95,6 @@ def _gathered(seen: Projection | Mixture, index: Tensor) -> Projection | Mixture
 
 def _rows(side: Projection, index: Tensor) -> Projection:
     hidden = side.hidden.new_zeros((len(index), side.hidden.shape[1]))
-    known = index != NOWHERE
+    known = index != NO_OFFSET
     hidden[known] = side.hidden[index[known]]
     return Projection(hidden, side.head)

@@ -6,7 +6,7 @@ from kdcli.data.batching import Batch
 from kdcli.models.load import LanguageModel
 from kdcli.models.packing import Packing
 from kdcli.teachers.base import LiveTeacher, Mixture, Teacher
-from kdcli.teachers.cross_tokenizer import AlignedTeacher
+from kdcli.teachers.cross_tokenizer import CrossTokenizerTeacher
 
 
 class EnsembleTeacher:
@@ -30,10 +30,10 @@ class EnsembleTeacher:
         return Mixture(members, self.weights, self.space)
 
 
-def living(teacher: Teacher | None) -> list[LanguageModel]:
+def live_models(teacher: Teacher | None) -> list[LanguageModel]:
     """Return the models that run whenever a teacher is asked: none for a cache."""
-    if isinstance(teacher, AlignedTeacher):
-        return living(teacher.inner)
+    if isinstance(teacher, CrossTokenizerTeacher):
+        return live_models(teacher.inner)
     if isinstance(teacher, EnsembleTeacher):
         return list(teacher.models)
     return [teacher.model] if isinstance(teacher, LiveTeacher) else []

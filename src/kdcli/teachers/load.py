@@ -8,11 +8,11 @@ from kdcli.config.schema import CacheConfig, DataConfig, HardwareConfig
 from kdcli.data.tokenize import TokenDataset
 from kdcli.errors import InputError, UsageError
 from kdcli.events import Report
-from kdcli.loading.info import ModelFacts, refuse_blend
-from kdcli.loading.session import Workshop, check_data_path
+from kdcli.loading.info import ModelInfo, require_single
+from kdcli.loading.session import Session, check_data_path
 from kdcli.models.devices import Device, prepare
 from kdcli.models.tokenizer import real_ids
-from kdcli.remote.address import is_served
+from kdcli.remote.address import is_url
 from kdcli.teachers.base import LiveTeacher, Teacher
 from kdcli.teachers.cache_build import build_cache
 from kdcli.teachers.cached import (
@@ -26,17 +26,17 @@ from kdcli.teachers.cached import (
     read_key,
     seen_as,
 )
-from kdcli.teachers.ensemble import EnsembleTeacher, living
+from kdcli.teachers.ensemble import EnsembleTeacher, live_models
 
 
 def teacher_for(
     cache: str | None,
-    facts: ModelFacts,
+    facts: ModelInfo,
     dataset: TokenDataset,
     data: DataConfig,
     hardware: HardwareConfig,
     device: Device,
-    workshop: Workshop,
+    session: Session,
 ) -> Teacher:
     """Return the teacher, or the cache that stands for it on these rows.
 
@@ -45,11 +45,11 @@ def teacher_for(
         IntegrityError: a file of it is damaged.
     """
     if cache is None:
-        teacher = live_teacher(facts, device, workshop)
-        for model in living(teacher):
+        teacher = live_teacher(facts, device, session)
+        for model in live_models(teacher):
             model.check_length(max(dataset.lengths))
         return teacher
-    found = _opened(Path(cache), cache_key(facts, data, hardware, device), device, workshop)
+    found = _opened(Path(cache), cache_key(facts, data, hardware, device), device, session)
     missing = missing_rows(found, dataset)
     if missing:
         raise InputError(
@@ -59,49 +59,49 @@ def teacher_for(
     return found
 
 
-def live_teacher(facts: ModelFacts, device: Device, workshop: Workshop) -> LiveTeacher | EnsembleTeacher:
+def live_teacher(facts: ModelInfo, device: Device, session: Session) -> LiveTeacher | EnsembleTeacher:
     """Return a teacher that runs, or several that speak as one."""
     if facts.blend is not None:
-        models = tuple(workshop.load_teacher(one.path, device.device, facts.quantization) for one in facts.members)
+        models = tuple(session.load_teacher(one.path, device.device, facts.quantization) for one in facts.members)
         return EnsembleTeacher(models, facts.blend.weights, facts.blend.space)
-    return LiveTeacher(workshop.load_teacher(facts.path, device.device, facts.quantization))
+    return LiveTeacher(session.load_teacher(facts.path, device.device, facts.quantization))
 
 
-def mentor_for(
+def evaluation_teacher(
     cache: str | None,
-    facts: ModelFacts,
+    facts: ModelInfo,
     dataset: TokenDataset,
     data: DataConfig,
     hardware: HardwareConfig,
     device: Device,
-    workshop: Workshop,
+    session: Session,
 ) -> Teacher:
     """Return what a student is measured against: a cache only if nothing is lost and every row is in it."""
     wanted = cache_key(facts, data, hardware, device)
     if cache is not None and seen_as(read_key(Path(cache))["key"]) == WHOLE:
-        found = _opened(Path(cache), wanted, device, workshop)
+        found = _opened(Path(cache), wanted, device, session)
         if not missing_rows(found, dataset):
             return found
-    return teacher_for(None, facts, dataset, data, hardware, device, workshop)
+    return teacher_for(None, facts, dataset, data, hardware, device, session)
 
 
-def cache(config: CacheConfig, report: Report, *, command: str = "", workshop: Workshop | None = None) -> CacheRecord:
+def cache(config: CacheConfig, report: Report, *, command: str = "", session: Session | None = None) -> CacheRecord:
     """Run a teacher over rows once and keep what it says.
 
     Raises:
         KDError: of the kind that fits, before weights are read where that is possible.
     """
-    workshop = workshop or Workshop()
+    session = session or Session()
     if config.output is None:
         raise UsageError("CLI-20", "no cache folder", where="-o", fix="give one, such as -o cache")
-    facts, datasets, device = _rows(config, workshop)
-    return build_cache(Path(config.output), _key(config, facts, device), datasets, facts, workshop, device, report,
+    facts, datasets, device = _rows(config, session)
+    return build_cache(Path(config.output), _key(config, facts, device), datasets, facts, session, device, report,
                        command=command)  # fmt: skip
 
 
 def plan_cache(config: CacheConfig) -> dict[str, Any]:
     """Say what a cache would hold and how large it would be; nothing is written, no weight is read."""
-    facts, datasets, device = _rows(config, Workshop())
+    facts, datasets, device = _rows(config, Session())
     key, targets = _key(config, facts, device), sum(dataset.targets for dataset in datasets)
     return {
         "teacher": facts.path,
@@ -114,25 +114,25 @@ def plan_cache(config: CacheConfig) -> dict[str, Any]:
     }
 
 
-def _rows(config: CacheConfig, workshop: Workshop) -> tuple[ModelFacts, Sequence[TokenDataset], Device]:
+def _rows(config: CacheConfig, session: Session) -> tuple[ModelInfo, Sequence[TokenDataset], Device]:
     if config.teacher is None:
         raise UsageError("CLI-20", "no teacher", where="--teacher", fix="give a folder or a hub id")
-    refuse_blend(config.teacher, "a cache remembers one teacher", "--teacher", "train from the teachers themselves")
+    require_single(config.teacher, "a cache remembers one teacher", "--teacher", "train from the teachers themselves")
     path = check_data_path(config.data.train, "--data")
     device = prepare(config.hardware)
-    if is_served(config.teacher):
+    if is_url(config.teacher):
         _check_served(config)
     if config.student is None:
-        facts = reader = workshop.look_teacher(config.teacher, config.teacher_quantization)
+        facts = reader = session.look_teacher(config.teacher, config.teacher_quantization)
     else:
-        pair = workshop.pair(config.student, config.teacher, config.teacher_quantization, config.server)
+        pair = session.pair(config.student, config.teacher, config.teacher_quantization, config.server)
         reader, found = pair.reader, pair.teacher
         assert found is not None, "one is named"
         facts = found
-    datasets = [workshop.data(path, reader, config.data, role="train")]
+    datasets = [session.data(path, reader, config.data, role="train")]
     if config.data.eval is not None:
         datasets.append(
-            workshop.data(check_data_path(config.data.eval, "--eval-data"), reader, config.data, role="eval")
+            session.data(check_data_path(config.data.eval, "--eval-data"), reader, config.data, role="eval")
         )
     return facts, datasets, device
 
@@ -146,7 +146,7 @@ def _check_served(config: CacheConfig) -> None:
         raise UsageError("SERVE-10", what, where="--student", fix="give the student, whose tokenizer it must share")
 
 
-def _key(config: CacheConfig, facts: ModelFacts, device: Device) -> dict[str, Any]:
+def _key(config: CacheConfig, facts: ModelInfo, device: Device) -> dict[str, Any]:
     top_k = config.top_k if config.kind == "compact" else None
     real = real_ids(facts.tokenizer, facts.rows, "teacher") if top_k is not None else 0
     if top_k is not None and top_k >= real:
@@ -157,9 +157,9 @@ def _key(config: CacheConfig, facts: ModelFacts, device: Device) -> dict[str, An
     )
 
 
-def _opened(folder: Path, key: dict[str, Any], device: Device, workshop: Workshop) -> Remembered:
-    if folder not in workshop.caches:
-        workshop.caches[folder] = open_cache(folder, key, device.device)
-    found = workshop.caches[folder]
+def _opened(folder: Path, key: dict[str, Any], device: Device, session: Session) -> Remembered:
+    if folder not in session.caches:
+        session.caches[folder] = open_cache(folder, key, device.device)
+    found = session.caches[folder]
     assert isinstance(found, Remembered), "only caches are kept there"
     return found

@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerBase
 from kdcli.config.schema import ServerConfig
 from kdcli.data.batching import IGNORED, Batch
 from kdcli.errors import InputError, KDError
-from kdcli.losses.topk import Coarse
+from kdcli.losses.topk import TopKWithTail
 from kdcli.models.packing import Packing
 from kdcli.remote.client import Client, Request, UnreadError
-from kdcli.remote.schema import Known, Reader, bodies, spelled
+from kdcli.remote.schema import ReplyParser, TopLogprobs, bodies, token_texts
 from kdcli.storage import atomic, stored
 from kdcli.text import one_line
 
@@ -32,7 +32,7 @@ ASKED = "asked"
 """Where it lies in a run folder, until the run is done."""
 
 
-class KeptPlaces:
+class LogProbStore:
     """An append-only file of log-probabilities, found again by the sequence; only places in it are held in memory.
 
     A line that a kill left half written is cut off when the file is opened again. At 20 tokens a place, a response
@@ -53,7 +53,7 @@ class KeptPlaces:
     def __len__(self) -> int:
         return len(self._places)
 
-    def find(self, ids: Sequence[int]) -> list[Known] | None:
+    def find(self, ids: Sequence[int]) -> list[TopLogprobs] | None:
         """Return what is known of each token of a sequence after the first, None if it was not asked for."""
         place = self._places.get(self._key(ids))
         if place is None:
@@ -62,14 +62,14 @@ class KeptPlaces:
             file.seek(place[0])
             return _unpacked(file.read(place[1]))[1]
 
-    def add(self, found: Mapping[tuple[int, ...], Sequence[Known]]) -> None:
+    def add(self, found: Mapping[tuple[int, ...], Sequence[TopLogprobs]]) -> None:
         """Append what was said of some sequences, and flush it to disk once.
 
         Raises:
             MachineError: the disk is full or may not be written.
         """
         lines = [(self._key(ids), _packed(self._key(ids), known)) for ids, known in found.items()]
-        file = atomic.Lines(self._path, self._size)
+        file = atomic.AppendOnlyFile(self._path, self._size)
         try:
             file.add(b"".join(line for _, line in lines))
         finally:
@@ -91,7 +91,7 @@ class KeptPlaces:
                 self._size += len(line)
 
 
-def _packed(key: str, known: Sequence[Known]) -> bytes:
+def _packed(key: str, known: Sequence[TopLogprobs]) -> bytes:
     ids = np.asarray([[*place] for place in known], dtype="<i4")
     values = np.asarray([[*place.values()] for place in known], dtype="<f8")
     data = base64.b64encode(ids.tobytes() + values.tobytes()).decode()
@@ -99,7 +99,7 @@ def _packed(key: str, known: Sequence[Known]) -> bytes:
     return (json.dumps({**entry, "check": _check(entry)}) + "\n").encode()
 
 
-def _unpacked(line: bytes) -> tuple[str, list[Known]]:
+def _unpacked(line: bytes) -> tuple[str, list[TopLogprobs]]:
     """Return key and places of a line.
 
     Raises:
@@ -122,7 +122,7 @@ def _check(entry: Mapping[str, object]) -> str:
 # Kept answers of a server, in one file per stretch between two checkpoints, so that old ones can go.
 
 
-class Segments:
+class RotatingFiles:
     """What a server said, newest stretch last; a run that goes on from a checkpoint needs what was said after it.
 
     Args:
@@ -132,18 +132,18 @@ class Segments:
 
     def __init__(self, folder: Path, about: str) -> None:
         self._folder, self._about = folder, about
-        self._parts = {int(path.stem): KeptPlaces(path, about) for path in sorted(folder.glob("????????.jsonl"))}
+        self._parts = {int(path.stem): LogProbStore(path, about) for path in sorted(folder.glob("????????.jsonl"))}
         if not self._parts:
             self._open(0)
 
     def __len__(self) -> int:
         return sum(map(len, self._parts.values()))
 
-    def find(self, ids: Sequence[int]) -> list[Known] | None:
+    def find(self, ids: Sequence[int]) -> list[TopLogprobs] | None:
         """Return what is known of each token of a sequence after the first, None if it was not asked for."""
         return next((known for part in self._parts.values() if (known := part.find(ids)) is not None), None)
 
-    def add(self, found: Mapping[tuple[int, ...], Sequence[Known]]) -> None:
+    def add(self, found: Mapping[tuple[int, ...], Sequence[TopLogprobs]]) -> None:
         """Append what was said of some sequences to the newest stretch, and flush it to disk.
 
         Raises:
@@ -164,7 +164,7 @@ class Segments:
             atomic.remove_file(self._path(number))
 
     def _open(self, number: int) -> None:
-        self._parts[number] = KeptPlaces(self._path(number), self._about)
+        self._parts[number] = LogProbStore(self._path(number), self._about)
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:08d}.jsonl"
@@ -178,7 +178,7 @@ _LEAST = 1e-8
 """Mass that the rest keeps where rounding on the server leaves none."""
 
 
-class ServedTeacher:
+class RemoteTeacher:
     """Gives a teacher's k likeliest tokens and the mass of the rest, as ``/completions`` tells them.
 
     Args:
@@ -203,26 +203,26 @@ class ServedTeacher:
         self._client, self.top_k = Client(server), top_k
         self._model, self._vocab = self._client.model(), vocab
         about = f"top {top_k} of {self._model} at {self._client.connection.address.url}"
-        self.kept = None if kept is None else Segments(kept, about)
+        self.kept = None if kept is None else RotatingFiles(kept, about)
         self._tokenizer, self._id_of = tokenizer, id_of(tokenizer)
         self._form: str | None = None
 
-    def side(self, batch: Batch, packing: Packing) -> Coarse:
+    def side(self, batch: Batch, packing: Packing) -> TopKWithTail:
         """Ask about a micro-batch's sequences and return what is said of its valid tokens.
 
         Raises:
             KDError: SERVE-02 to SERVE-09.
         """
         if not packing.count:
-            return Coarse(torch.zeros((0, self.top_k), dtype=torch.int64), torch.zeros((0, self.top_k + 1)))
+            return TopKWithTail(torch.zeros((0, self.top_k), dtype=torch.int64), torch.zeros((0, self.top_k + 1)))
         valid = packing.mask(batch.input_ids.shape)
         sequences = [_whole(batch, row) for row in range(len(batch.input_ids))]
-        found: list[Known] = []
+        found: list[TopLogprobs] = []
         for row, known in enumerate(self.ask(sequences)):
             found += [known[at] for at in valid[row].nonzero().flatten().tolist()]
         return coarse_of(found).to(batch.input_ids.device)
 
-    def ask(self, sequences: Sequence[Sequence[int]]) -> list[list[Known]]:
+    def ask(self, sequences: Sequence[Sequence[int]]) -> list[list[TopLogprobs]]:
         """Return what the teacher knows of each token after the first, sequence by sequence; asked once if kept."""
         if self.kept is None:
             return self._ask(sequences)
@@ -233,21 +233,21 @@ class ServedTeacher:
             self.kept.add(fresh)
         return [fresh.get(ids) or known[ids] or [] for ids in map(tuple, sequences)]
 
-    def _ask(self, sequences: Sequence[Sequence[int]]) -> list[list[Known]]:
+    def _ask(self, sequences: Sequence[Sequence[int]]) -> list[list[TopLogprobs]]:
         if self._form is None:
             self._form = self._choose(sequences[0])
-        answers: dict[int, list[Known]] = dict(self._asked(sequences, self._form))
+        answers: dict[int, list[TopLogprobs]] = dict(self._asked(sequences, self._form))
         return [answers[place] for place in range(len(sequences))]
 
-    def _asked(self, sequences: Sequence[Sequence[int]], form: str) -> list[tuple[int, list[Known]]]:
+    def _asked(self, sequences: Sequence[Sequence[int]], form: str) -> list[tuple[int, list[TopLogprobs]]]:
         requests = [Request("completions", bodies(self._model, ids, self.top_k)[form]) for ids in sequences]
         answers = [*self._client.ask(requests, _whole_json)]
         return [(place, self._read(sequences[place], raw)) for place, raw in answers]
 
-    def _read(self, ids: Sequence[int], raw: bytes) -> list[Known]:
+    def _read(self, ids: Sequence[int], raw: bytes) -> list[TopLogprobs]:
         try:
-            known = Reader(ids, self.top_k, self._vocab, self._id_of)(raw)
-            if self._form is None and (other := decoded_differently(self._tokenizer, spelled(raw))) is not None:
+            known = ReplyParser(ids, self.top_k, self._vocab, self._id_of)(raw)
+            if self._form is None and (other := decoded_differently(self._tokenizer, token_texts(raw))) is not None:
                 raise ValueError(f"{other}: another tokenizer")
             return known
         except ValueError as error:
@@ -270,7 +270,7 @@ class ServedTeacher:
         raise first
 
 
-def coarse_of(places: Sequence[Known]) -> Coarse:
+def coarse_of(places: Sequence[TopLogprobs]) -> TopKWithTail:
     """Return k + 1 bins per place from the tokens known there.
 
     >>> import math
@@ -281,7 +281,7 @@ def coarse_of(places: Sequence[Known]) -> Coarse:
     ids = torch.tensor([[*known] for known in places], dtype=torch.int64)
     values = torch.tensor([[*known.values()] for known in places], dtype=torch.float64)
     rest = (1.0 - values.exp().sum(1, keepdim=True)).clamp_min(_LEAST).log()
-    return Coarse(ids, torch.log_softmax(torch.cat((values, rest), 1), dim=1).float())
+    return TopKWithTail(ids, torch.log_softmax(torch.cat((values, rest), 1), dim=1).float())
 
 
 def id_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], int | None]:

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from kdcli.errors import IntegrityError
 from kdcli.events import Event, Report
-from kdcli.sources.base import Windows
+from kdcli.sources.base import StepBatches
 from kdcli.storage import atomic, stored
 from kdcli.storage.run_dir import check_identity
 from kdcli.training.metrics_log import Mark
@@ -40,7 +40,7 @@ class State:
         metrics_sha256: its digest; empty in older checkpoints.
         timing_bytes: length of ``timing.jsonl``.
         timing_sha256: its digest; empty in older checkpoints.
-        effort: what generating took, as ``Effort`` counts it.
+        effort: what generating took, as ``TokenCounts`` counts it.
     """
 
     step: int = 0
@@ -79,7 +79,7 @@ class _Saved:
 
 
 @dataclass(frozen=True)
-class Kept:
+class TrainState:
     """What a checkpoint holds and what it belongs to.
 
     Args:
@@ -94,13 +94,13 @@ class Kept:
     model: nn.Module
     learned: nn.Module
     optimizer: torch.optim.Optimizer
-    windows: Windows
+    windows: StepBatches
     identity: dict[str, Any]
     processes: int = 1
 
 
 @dataclass(frozen=True)
-class Collected:
+class GatheredState:
     """What a checkpoint's files hold, whole and on the CPU, however it lay among the processes.
 
     Args:
@@ -114,17 +114,17 @@ class Collected:
     optimizer: dict[str, Tensor]
 
 
-def collect(kept: Kept, *, here: bool = True) -> Collected:
+def collect(kept: TrainState, *, here: bool = True) -> GatheredState:
     """Bring weights and moments together; where they lie in shards, all processes must call this.
 
     Args:
         kept: what is to be saved.
         here: whether this process keeps the result.
     """
-    return Collected(_weights(kept.model, here), _weights(kept.learned, here), _flat_optimizer(kept, here))
+    return GatheredState(_weights(kept.model, here), _weights(kept.learned, here), _flat_optimizer(kept, here))
 
 
-def save(folder: Path, kept: Kept, state: State, keep: int, collected: Collected) -> Path:
+def save(folder: Path, kept: TrainState, state: State, keep: int, collected: GatheredState) -> Path:
     """Write a checkpoint durably, then remove the oldest ones beyond ``keep``; newer ones are damaged and stay."""
     drawn = {name: value.cpu().contiguous() for name, value in kept.windows.state().items()}
     final = folder / f"checkpoint-{state.step:08d}"
@@ -155,7 +155,7 @@ def prune(folder: Path, step: int, keep: int) -> None:
         atomic.remove_folder(old)
 
 
-def restore(folder: Path, kept: Kept, report: Report) -> State:
+def restore(folder: Path, kept: TrainState, report: Report) -> State:
     """Load the newest checkpoint whose digests hold, or return a fresh state.
 
     Raises:
@@ -221,12 +221,12 @@ def _weights(model: nn.Module, here: bool) -> dict[str, Tensor]:
     return unique
 
 
-def _named(kept: Kept) -> dict[str, nn.Parameter]:
+def _named(kept: TrainState) -> dict[str, nn.Parameter]:
     learned = {f"learned/{name}": parameter for name, parameter in kept.learned.named_parameters()}
     return {**dict(kept.model.named_parameters()), **learned}
 
 
-def _flat_optimizer(kept: Kept, here: bool) -> dict[str, Tensor]:
+def _flat_optimizer(kept: TrainState, here: bool) -> dict[str, Tensor]:
     flat: dict[str, Tensor] = {}
     for name, parameter in _named(kept).items():
         for key, value in kept.optimizer.state.get(parameter, {}).items():
@@ -243,7 +243,7 @@ def _take(found: dict[str, Tensor], name: str, tensor: Tensor, here: bool) -> No
 
 
 @torch.no_grad()
-def _load(path: Path, kept: Kept) -> None:
+def _load(path: Path, kept: TrainState) -> None:
     own = kept.model.state_dict(keep_vars=True)
     for name, value in load_file(path / _WEIGHTS).items():
         own[name].copy_(like(value, own[name]))

@@ -74,7 +74,7 @@ class CompiledLayers:
         try:
             with limits, torch.random.fork_rng(devices), warnings.catch_warnings(), self._in_place():
                 warnings.simplefilter("ignore")
-                for batch in made_up(min(_LENGTH, positions or _LENGTH)):
+                for batch in dummy_batch(min(_LENGTH, positions or _LENGTH)):
                     rehearse(batch.to(device))
         except TorchDynamoException as error:
             names = " and ".join(sorted({type(layer).__name__ for layer in self._layers}))
@@ -101,10 +101,10 @@ def _refuse(name: str, why: str) -> MachineError:
     return MachineError("COMPILE-02", f"{name} cannot be compiled: {why}", where="hardware.compile", fix=fix)
 
 
-def made_up(length: int) -> list[Batch]:
+def dummy_batch(length: int) -> list[Batch]:
     """Return the batches that code is made for: one sequence and several, with padding and without.
 
-    >>> [tuple(batch.input_ids.shape) for batch in made_up(5)]
+    >>> [tuple(batch.input_ids.shape) for batch in dummy_batch(5)]
     [(2, 5), (2, 5), (1, 5), (1, 5)]
     """
     found = []

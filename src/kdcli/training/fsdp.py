@@ -81,7 +81,7 @@ class Sharded(Placement):
             self._teacher.reshard()
 
     @contextmanager
-    def whole(self, sides: frozenset[Side]) -> Iterator[None]:
+    def gathered_params(self, sides: frozenset[Side]) -> Iterator[None]:
         """Gather models for use outside the step; all processes must enter."""
         pairs = [pair for side, pair in self._pairs.items() if side in sides]
         for pair in pairs:
@@ -114,7 +114,7 @@ class ShardedTeacher(nn.Module):
         """Run the trunk, gather the valid tokens' hidden states, and lend the head until the next reshard."""
         (model,) = self._outside
         hidden = model.hidden(batch.input_ids, batch.attention_mask)
-        return Projection(packing.pack(hidden), model.present_head())
+        return Projection(packing.pack(hidden), model.current_head())
 
     def side(self, batch: Batch, packing: Packing) -> Projection:
         """Return what it says of a micro-batch's valid tokens."""

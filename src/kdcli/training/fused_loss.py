@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kdcli.losses.base import DistillLoss, Facts, Tokens
-from kdcli.losses.topk import Coarse
+from kdcli.losses.topk import TopKWithTail
 from kdcli.models.head import Head
 from kdcli.models.kernels import product_back
 from kdcli.models.packing import AppliedHead, Projection, Workspace, wide
@@ -23,7 +23,7 @@ from kdcli.teachers.base import Mixture, applied
 
 
 @dataclass(frozen=True)
-class Work:
+class FusedInputs:
     """Everything about one micro-batch but the student.
 
     Args:
@@ -46,7 +46,7 @@ class Work:
     labels: Int[Tensor, " n"]
     weights: Float[Tensor, " n"]
     sequence: Int[Tensor, " n"]
-    teacher: Projection | Mixture | Coarse | None
+    teacher: Projection | Mixture | TopKWithTail | None
     vocab: int
     compute: torch.dtype
     workspace: Workspace = field(default_factory=Workspace)
@@ -58,7 +58,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Folded:
+class FusedGradients:
     """What one pass over all chunks leaves behind.
 
     Args:
@@ -74,7 +74,7 @@ class Folded:
     bias: Tensor | None
 
 
-def fused_sum(student: Projection, work: Work) -> tuple[Tensor, dict[str, Tensor]]:
+def fused_sum(student: Projection, work: FusedInputs) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the weighted sum of the tokens' losses, differentiable, and the named parts.
 
     Args:
@@ -100,7 +100,7 @@ class _FusedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, work: Work
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, work: FusedInputs
     ) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast(hidden.device.type, enabled=False):
             folded = _fold(hidden.detach(), head, work, ctx.needs_input_grad[:3])
@@ -110,7 +110,7 @@ class _FusedSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        folded: Folded = ctx.folded
+        folded: FusedGradients = ctx.folded
         del ctx.folded
         factor = ctx.execution.factor(upstream)
         grads = [
@@ -123,7 +123,7 @@ def _scaled(grad: Tensor, factor: Tensor | float) -> Tensor:
     return grad if isinstance(factor, float) and factor == 1.0 else grad.mul_(factor)
 
 
-def _fold(hidden: Tensor, head: Head, work: Work, wanted: tuple[bool, ...]) -> Folded:
+def _fold(hidden: Tensor, head: Head, work: FusedInputs, wanted: tuple[bool, ...]) -> FusedGradients:
     sweep = _Sweep(Projection(hidden, head), work)
     facts = sweep.facts()
     work.planned.update(facts)
@@ -149,18 +149,18 @@ def _fold(hidden: Tensor, head: Head, work: Work, wanted: tuple[bool, ...]) -> F
             rows = wide(logits)
             grad_bias[: work.vocab] += work.weights[span].to(rows.dtype) @ rows
     weight = None if grad_weight is None else grad_weight.to(head.weight.dtype)
-    return Folded(parts, grad_hidden, weight, grad_bias)
+    return FusedGradients(parts, grad_hidden, weight, grad_bias)
 
 
 class _Sweep:
     """The passes over the chunks of one micro-batch."""
 
-    def __init__(self, student: Projection, work: Work) -> None:
+    def __init__(self, student: Projection, work: FusedInputs) -> None:
         self.work, self.head, device = work, student.head, student.hidden.device
         self.execution = work.workspace.on(device)
         self.student = AppliedHead("student", student, work.vocab, work.compute, work.workspace)
         self.teacher = None
-        self.coarse = work.teacher if isinstance(work.teacher, Coarse) else None
+        self.coarse = work.teacher if isinstance(work.teacher, TopKWithTail) else None
         if isinstance(work.teacher, Projection | Mixture):
             theirs = work.teacher_vocab or work.vocab
             self.teacher = applied("teacher", work.teacher, theirs, work.compute, work.workspace)
@@ -226,7 +226,7 @@ class _Sweep:
         return self.work.workspace.logits("gradient", len(like), self.work.vocab, dtype, like.device)
 
     def _tokens(
-        self, rows: slice, student: Tensor, teacher: Tensor | None, facts: Facts, coarse: Coarse | None = None
+        self, rows: slice, student: Tensor, teacher: Tensor | None, facts: Facts, coarse: TopKWithTail | None = None
     ) -> Tokens:
         cut = {name: fact[rows] for name, fact in facts.items()}
         return Tokens(self.work.labels[rows], student, teacher, cut, coarse=coarse, progress=self.work.progress)

@@ -10,7 +10,7 @@ from kdcli.events import Report
 from kdcli.losses.base import DistillLoss
 from kdcli.models.devices import Device
 from kdcli.models.load import LanguageModel
-from kdcli.sources.base import Windows
+from kdcli.sources.base import StepBatches
 from kdcli.teachers.base import Teacher
 from kdcli.training.placement import Side
 
@@ -44,7 +44,7 @@ class Monitor(Protocol):
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainJob:
     """Everything one run trains with.
 
     Args:
@@ -68,7 +68,7 @@ class Training:
     student: LanguageModel
     teacher: Teacher | None
     loss: DistillLoss
-    windows: Windows
+    windows: StepBatches
     vocab: int
     train: TrainConfig
     device: Device
@@ -83,7 +83,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainResult:
     """What a finished training cost.
 
     Args:
@@ -94,7 +94,7 @@ class Outcome:
         peak_bytes: peak memory of the device, or of the process on a CPU.
         generated_tokens: tokens that were generated to train on.
         generation_seconds: the part of ``seconds`` that this took.
-        effort: tokens that went through the models for it, as ``Effort`` counts them; None if not recorded.
+        effort: tokens that went through the models for it, as ``TokenCounts`` counts them; None if not recorded.
         made_tokens: tokens of a text that was written before the first step.
         made_effort: what writing it takes, whoever did it and whenever.
         files: log -> sha256 of what was written into it.

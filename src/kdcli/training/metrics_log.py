@@ -31,7 +31,7 @@ class Mark:
 _NOTHING = Mark()
 
 
-class Journal:
+class MetricsLog:
     """One run's two logs.
 
     Args:
@@ -81,7 +81,7 @@ class _Log:
     """One append-only file, whose digest is kept as it grows."""
 
     def __init__(self, path: Path, mark: Mark | None) -> None:
-        self._lines = atomic.Lines(path, None if mark is None else mark.size)
+        self._lines = atomic.AppendOnlyFile(path, None if mark is None else mark.size)
         try:
             whole = stored.read_bytes(path)
             self._hash = hashlib.sha256(whole)
@@ -116,7 +116,7 @@ def _check(path: Path, found: Mark, wanted: Mark) -> None:
         raise IntegrityError("RUN-01", what, where=str(path), fix=fix)
 
 
-class NoJournal(Journal):
+class NullMetricsLog(MetricsLog):
     """The journal of every process but the first."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from kdcli.models.load import LanguageModel
 from kdcli.teachers.base import Teacher
-from kdcli.teachers.ensemble import living
+from kdcli.teachers.ensemble import live_models
 from kdcli.training.step import DistillStep
 
 Side: TypeAlias = Literal["student", "teacher"]
@@ -42,7 +42,7 @@ class Placement(ABC):
         """Return what a micro-batch's forward and backward run in; gradients may wait for the last one."""
 
     @abstractmethod
-    def whole(self, sides: frozenset[Side]) -> AbstractContextManager[None]:
+    def gathered_params(self, sides: frozenset[Side]) -> AbstractContextManager[None]:
         """Return what to enter, in all processes, while any of them uses a model outside the step."""
 
     @abstractmethod
@@ -67,7 +67,7 @@ class Replicated(Placement):
     ) -> None:
         self._accelerator = accelerator
         self.model = student.model
-        self.running = [model.model for model in (student, *living(teacher))]
+        self.running = [model.model for model in (student, *live_models(teacher))]
         self.trained = make_step(student, teacher)
         self.step = accelerator.prepare_model(self.trained)
 
@@ -77,7 +77,7 @@ class Replicated(Placement):
         with nullcontext() if last else self._accelerator.no_sync(self.step):
             yield
 
-    def whole(self, sides: frozenset[Side]) -> AbstractContextManager[None]:
+    def gathered_params(self, sides: frozenset[Side]) -> AbstractContextManager[None]:
         """Return an empty context: every process has everything."""
         return nullcontext()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from kdcli.data.batching import Batch
 from kdcli.errors import MachineError
 from kdcli.models.packing import count_valid
-from kdcli.sources.token_counts import Effort
+from kdcli.sources.token_counts import TokenCounts
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Counted:
     sequences: int
     read: int
     generated: int
-    effort: Effort
+    effort: TokenCounts
     most: int
 
 
-class Ranks:
+class Processes:
     """The processes as the loop sees them: it alone, or one of several.
 
     Args:
@@ -54,7 +54,7 @@ class Ranks:
         self.size, self.index = accelerator.num_processes, accelerator.process_index
         self.main = accelerator.is_main_process
 
-    def count(self, window: list[Batch], generated: int, effort: Effort) -> Counted:
+    def count(self, window: list[Batch], generated: int, effort: TokenCounts) -> Counted:
         """Add up what all processes hold of a step.
 
         Args:
@@ -67,7 +67,7 @@ class Ranks:
         table = self._accelerator.gather(torch.tensor([own], device=self._device))
         assert isinstance(table, Tensor)
         tokens, sequences, read, generated, *counts, _ = table.sum(0).tolist()
-        return Counted(tokens, sequences, read, generated, Effort(*counts), most=int(table[:, -1].amax()))
+        return Counted(tokens, sequences, read, generated, TokenCounts(*counts), most=int(table[:, -1].amax()))
 
     def totals(self, parts: dict[str, Tensor]) -> dict[str, float]:
         """Sum each part over the processes; one without a token of its own knows no parts but the loss."""

@@ -11,14 +11,14 @@ from kdcli.data.batching import Batch
 from kdcli.losses.base import Dims, DistillLoss, Features, Tokens
 from kdcli.losses.samples import sample, tokens_of, with_facts
 from kdcli.losses.token_facts import ALIGNED
-from kdcli.losses.topk import Coarse
+from kdcli.losses.topk import TopKWithTail
 from kdcli.models.block import per_token
-from kdcli.models.layers import drop_no_attention, eager_attention, look, prove_layers, shape_of, use_eager
+from kdcli.models.layers import drop_no_attention, eager_attention, layer_outputs, shape_of, use_eager, verify_layers
 from kdcli.models.load import LanguageModel
 from kdcli.models.packing import Packing, Projection, Workspace, find_valid
 from kdcli.teachers.base import Mixture, OpenTeacher, Teacher
-from kdcli.teachers.cross_tokenizer import Aligned, AlignedTeacher
-from kdcli.training.fused_loss import Work, fused_sum
+from kdcli.teachers.cross_tokenizer import Aligned, CrossTokenizerTeacher
+from kdcli.training.fused_loss import FusedInputs, fused_sum
 
 # Terms of an objective on layers inside the two models: outside the chunked pass, by plain autograd.
 
@@ -44,9 +44,9 @@ class FeatureComparison:
         if self.asked.attention:
             use_eager(student.model)
             drop_no_attention(student.model)
-        prove_layers(student.model, self.asked.student, learns=True)
+        verify_layers(student.model, self.asked.student, learns=True)
         with eager_attention(teacher.model.model, wanted=bool(self.asked.attention)):
-            prove_layers(teacher.model.model, self.asked.teacher, learns=False)
+            verify_layers(teacher.model.model, self.asked.teacher, learns=False)
         parameter = next(student.model.parameters())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -55,13 +55,13 @@ class FeatureComparison:
 
     def look(self, batch: Batch, packing: Packing) -> tuple[Projection, Projection, Features]:
         """Run both trunks once; return both sides and the layers compared, all at the valid tokens."""
-        own = look(self.student, batch, packing, self.asked.student)
+        own = layer_outputs(self.student, batch, packing, self.asked.student)
         theirs = self.teacher.look(batch, packing, self.asked.teacher)
         reach = packing.positions % max(batch.labels.shape[1], 1) + 1
         return own.side, theirs.side, Features(own.inner, theirs.inner, reach, self.dims, self.learned)
 
 
-def feature_terms(work: Work, features: Features) -> dict[str, Tensor]:
+def feature_terms(work: FusedInputs, features: Features) -> dict[str, Tensor]:
     """Return the terms on features, each ``[n]``, with gradient; what they watch goes into the work.
 
     Args:
@@ -141,7 +141,7 @@ class DistillStep(nn.Module):
         facts, teacher_vocab = packing.facts(batch.facts), None
         if isinstance(seen, Aligned):
             seen, teacher_vocab, facts = seen.side, seen.vocab, facts | {ALIGNED: seen.known}
-        work = Work(
+        work = FusedInputs(
             self.loss, packing.labels, weights, packing.sequence, seen, self.vocab, self.autocast or own.hidden.dtype,
             self.workspace, facts, progress, teacher_vocab=teacher_vocab,
         )  # fmt: skip
@@ -161,7 +161,7 @@ class DistillStep(nn.Module):
             teacher: whether the teacher runs too, rather than being read.
         """
         student, other = self._outside
-        reader = other.inner if isinstance(other, AlignedTeacher) else other
+        reader = other.inner if isinstance(other, CrossTokenizerTeacher) else other
         device = batch.input_ids.device
         with torch.autocast(device.type, self.autocast) if self.autocast else nullcontext():
             hidden = student.hidden(batch.input_ids, batch.attention_mask)
@@ -183,15 +183,15 @@ class DistillStep(nn.Module):
 
     def _look(
         self, batch: Batch, packing: Packing
-    ) -> tuple[Projection, Projection | Mixture | Coarse | Aligned | None, Features | None]:
+    ) -> tuple[Projection, Projection | Mixture | TopKWithTail | Aligned | None, Features | None]:
         """Run the trunks and return both sides at the valid tokens, and the layers compared, if any are."""
         student, teacher = self._outside
         if self.comparison is not None:
             own, theirs, features = self.comparison.look(batch, packing)
             return own, theirs if self.loss.needs().teacher else None, features
         hidden = packing.pack(student.hidden(batch.input_ids, batch.attention_mask))
-        own = Projection(hidden, student.present_head())
-        if isinstance(teacher, AlignedTeacher):
+        own = Projection(hidden, student.current_head())
+        if isinstance(teacher, CrossTokenizerTeacher):
             return own, teacher.aligned(batch, packing), None
         return own, None if teacher is None else teacher.side(batch, packing), None
 

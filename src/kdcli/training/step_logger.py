@@ -13,22 +13,22 @@ from kdcli.errors import MachineError, UsageError
 from kdcli.events import Event
 from kdcli.text import one_line
 from kdcli.training.checkpoint import State
-from kdcli.training.job import Training
-from kdcli.training.metrics_log import Journal, NoJournal
+from kdcli.training.job import TrainJob
+from kdcli.training.metrics_log import MetricsLog, NullMetricsLog
 
 
-class Teller:
+class StepLogger:
     """Speaks for all processes; deaf and silent in every one but the first.
 
     Args:
         training: the run.
         accelerator: what holds the trackers.
-        journal: the run's metrics file.
+        metrics_log: the run's metrics file.
     """
 
-    def __init__(self, training: Training, accelerator: Accelerator, journal: Journal) -> None:
+    def __init__(self, training: TrainJob, accelerator: Accelerator, metrics_log: MetricsLog) -> None:
         self._report, self._total = training.report, training.windows.total_steps
-        self._accelerator, self.journal = accelerator, journal
+        self._accelerator, self.metrics_log = accelerator, metrics_log
 
     def tell(
         self, state: State, values: dict[str, float], timing: dict[str, float], seen: dict[str, Any] | None
@@ -47,7 +47,7 @@ class Teller:
         if not self._accelerator.is_main_process:
             return
         line = {"step": state.step, **values, **({"evaluation": seen} if seen else {})}
-        self.journal.write(line, {"step": state.step, **timing})
+        self.metrics_log.write(line, {"step": state.step, **timing})
         measured = {f"eval/{name}": value for name, value in (seen or {}).get("scores", {}).items() if value}
         self._accelerator.log({**values, **measured}, step=state.step)
         shown = {**values, **speed}
@@ -64,18 +64,18 @@ def _start(accelerator: Accelerator, names: Sequence[str]) -> None:
 
 
 @contextmanager
-def telling(training: Training, accelerator: Accelerator, state: State) -> Iterator[Teller]:
+def logging_steps(training: TrainJob, accelerator: Accelerator, state: State) -> Iterator[StepLogger]:
     """Open journal and trackers for a run that goes on from a state, and close them after it."""
-    journal = Journal(training.folder, *state.marks) if accelerator.is_main_process else NoJournal()
+    metrics_log = MetricsLog(training.folder, *state.marks) if accelerator.is_main_process else NullMetricsLog()
     try:
         if training.train.report_to:
             _start(accelerator, training.train.report_to)
         try:
-            yield Teller(training, accelerator, journal)
+            yield StepLogger(training, accelerator, metrics_log)
         finally:
             accelerator.end_training()
     finally:
-        journal.close()
+        metrics_log.close()
 
 
 # Trackers of experiments, looked for before anything is trained.

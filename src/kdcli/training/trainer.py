@@ -21,21 +21,21 @@ from kdcli.events import Event
 from kdcli.models.devices import peak_memory, reset_peak_memory
 from kdcli.models.load import LanguageModel
 from kdcli.signals import StopRequest
-from kdcli.sources.token_counts import Effort
+from kdcli.sources.token_counts import TokenCounts
 from kdcli.storage import atomic
 from kdcli.teachers.base import Teacher
-from kdcli.teachers.ensemble import living
+from kdcli.teachers.ensemble import live_models
 from kdcli.training import checkpoint
-from kdcli.training.checkpoint import Collected, Kept, State
+from kdcli.training.checkpoint import GatheredState, State, TrainState
 from kdcli.training.compile import CompiledLayers
 from kdcli.training.fsdp import Sharded
-from kdcli.training.job import Outcome, Training
-from kdcli.training.metrics_log import Journal
+from kdcli.training.job import TrainJob, TrainResult
+from kdcli.training.metrics_log import MetricsLog
 from kdcli.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from kdcli.training.placement import Placement, Replicated, clip_gradients
-from kdcli.training.ranks import Ranks, is_lost_peer, lost_peer
+from kdcli.training.ranks import Processes, is_lost_peer, lost_peer
 from kdcli.training.step import DistillStep
-from kdcli.training.step_logger import Teller, telling
+from kdcli.training.step_logger import StepLogger, logging_steps
 
 # Ends a run whose loss or gradient is not finite, and keeps which rows made it so.
 
@@ -43,7 +43,7 @@ from kdcli.training.step_logger import Teller, telling
 NAME = "bad_batch.json"
 
 
-def refuse_infinite(window: list[Batch], step: int, values: dict[str, float], folder: Path, ranks: Ranks) -> None:
+def refuse_infinite(window: list[Batch], step: int, values: dict[str, float], folder: Path, ranks: Processes) -> None:
     """Do nothing if loss and gradient norm are finite, in all processes.
 
     Args:
@@ -75,7 +75,7 @@ def refuse_infinite(window: list[Batch], step: int, values: dict[str, float], fo
 # Puts a training's step where it runs: whole in every process, or in shards over all.
 
 
-def placed(training: Training, accelerator: Accelerator) -> Placement:
+def make_placement(training: TrainJob, accelerator: Accelerator) -> Placement:
     """Make a training's step, among the processes as ``hardware.shard`` says.
 
     Args:
@@ -101,7 +101,7 @@ def placed(training: Training, accelerator: Accelerator) -> Placement:
     return Replicated(accelerator, step, training.student, training.teacher)
 
 
-def train(training: Training) -> Outcome:
+def train(training: TrainJob) -> TrainResult:
     """Train to the end, from the newest valid checkpoint if there is one.
 
     Raises:
@@ -114,7 +114,7 @@ def train(training: Training) -> Outcome:
 
 
 class _Loop:
-    def __init__(self, training: Training, stop: StopRequest) -> None:
+    def __init__(self, training: TrainJob, stop: StopRequest) -> None:
         self.training, self.stop, config = training, stop, training.train
         self.accelerator = Accelerator(
             cpu=training.device.device.type == "cpu",
@@ -122,19 +122,19 @@ class _Loop:
             project_dir=training.folder,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=training.hardware.wait))],
         )
-        self.ranks = Ranks(self.accelerator, training.device.device)
-        self.place = placed(training, self.accelerator)
+        self.ranks = Processes(self.accelerator, training.device.device)
+        self.place = make_placement(training, self.accelerator)
         self.model, self.step, self.trained = self.place.model, self.place.step, self.place.trained
         self.optimizer = make_optimizer(self.trained, config)
         self.total = training.windows.total_steps
         self.monitor = training.monitor if self.ranks.main else None
-        self.kept = Kept(
+        self.kept = TrainState(
             self.model, self.trained.learned, self.optimizer, training.windows, training.identity, self.ranks.size
         )
         self.reached: State | None = None
         self.compiled = CompiledLayers(self.place.running) if training.hardware.compile else None
 
-    def run(self) -> Outcome:
+    def run(self) -> TrainResult:
         """Run every remaining step."""
         training = self.training
         state = checkpoint.restore(training.folder, self.kept, training.report)
@@ -146,22 +146,23 @@ class _Loop:
         self._compile()
         reset_peak_memory(training.device.device)
         training.report(Event("stage", "training", done=state.step, total=self.total))
-        with telling(training, self.accelerator, state) as teller:
+        with logging_steps(training, self.accelerator, state) as step_logger:
             if self.monitor is not None:
-                self.monitor.recall(teller.journal.read())
+                self.monitor.recall(step_logger.metrics_log.read())
             try:
-                state = self._all(state, teller)
+                state = self._all(state, step_logger)
             except RuntimeError as error:
                 if self.ranks.size == 1 or not is_lost_peer(error):
                     raise
-                raise self._bereft(teller.journal) from error
+                raise self._bereft(step_logger.metrics_log) from error
             self.place.finish()
-            files = teller.journal.digests()
+            files = step_logger.metrics_log.digests()
         self.model.eval()
         made = training.windows.made
-        return Outcome(
+        return TrainResult(
             state.step, state.tokens, state.student_tokens, state.seconds, self._peak(state), state.generated_tokens,
-            state.generation_seconds, asdict(Effort.of_counts(state.effort)), made.tokens, asdict(made.effort), files,
+            state.generation_seconds, asdict(TokenCounts.of_counts(state.effort)), made.tokens, asdict(made.effort),
+            files,
         )  # fmt: skip
 
     def _compile(self) -> None:
@@ -172,23 +173,23 @@ class _Loop:
         if self.compiled is None:
             return
         training.report(Event("stage", "compiling"))
-        readers = [training.student, *living(training.teacher)]
+        readers = [training.student, *live_models(training.teacher)]
         limits = [model.positions for model in readers if model.positions is not None]
         rehearse = partial(self.trained.rehearse, teacher=len(readers) > 1)
         self.compiled.prepare(rehearse, min(limits, default=None), device)
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _all(self, state: State, teller: Teller) -> State:
+    def _all(self, state: State, step_logger: StepLogger) -> State:
         self.reached = state
         while state.step < self.total and not self._ends():
             if stop := self.ranks.greatest(self.stop.signal_number):
-                self._leave(state, teller.journal, stop)
-            state = self._one(state, teller)
-        return self._save(state, teller.journal) if state.step < self.total else state
+                self._leave(state, step_logger.metrics_log, stop)
+            state = self._one(state, step_logger)
+        return self._save(state, step_logger.metrics_log) if state.step < self.total else state
 
-    def _one(self, state: State, teller: Teller) -> State:
+    def _one(self, state: State, step_logger: StepLogger) -> State:
         started = time.perf_counter()
-        with self.place.whole(self.training.drawn_with):
+        with self.place.gathered_params(self.training.drawn_with):
             window = self.training.windows.window(state.step) or [_nothing()]
         drawing = time.perf_counter() - started
         written = self.training.windows
@@ -208,15 +209,15 @@ class _Loop:
             seconds=state.seconds + seconds,
             generated_tokens=state.generated_tokens + generated,
             generation_seconds=state.generation_seconds + (drawing if generated else 0.0),
-            effort=asdict(Effort.of_counts(state.effort) + counted.effort),
+            effort=asdict(TokenCounts.of_counts(state.effort) + counted.effort),
         )
         drawn = self.training.windows.values() | ({"generated_tokens": generated} if generated else {})
         seen = self._look(state.step)
         timing = {"seconds": seconds} | ({"generation_seconds": drawing} if generated else {})
-        teller.tell(state, {**values, **drawn, "lr": rate, "tokens": counted.tokens}, timing, seen)
+        step_logger.tell(state, {**values, **drawn, "lr": rate, "tokens": counted.tokens}, timing, seen)
         self.reached = state
         if state.step % self.training.train.save_every == 0 or state.step == self.total:
-            state = self._save(state, teller.journal)
+            state = self._save(state, step_logger.metrics_log)
         return state
 
     def _update(self, window: list[Batch], step: int, denominator: int) -> dict[str, float]:
@@ -247,35 +248,35 @@ class _Loop:
         monitor = self.training.monitor
         if monitor is None or not monitor.due(step):
             return None
-        with self.place.whole(self.training.measured_with):
+        with self.place.gathered_params(self.training.measured_with):
             seen = self.ranks.from_first(monitor.look(step) if self.ranks.main else None)
         if seen is not None:
             self.training.windows.observe(step, seen["scores"])
         return seen
 
-    def _save(self, state: State, journal: Journal) -> State:
+    def _save(self, state: State, metrics_log: MetricsLog) -> State:
         collected = checkpoint.collect(self.kept, here=self.ranks.main)
-        state = self._write(state, journal, collected)
+        state = self._write(state, metrics_log, collected)
         self.ranks.wait()
         return state
 
-    def _write(self, state: State, journal: Journal, collected: Collected) -> State:
-        state = replace(state.at(*journal.settle()), peak_bytes=self._peak(state))
+    def _write(self, state: State, metrics_log: MetricsLog, collected: GatheredState) -> State:
+        state = replace(state.at(*metrics_log.settle()), peak_bytes=self._peak(state))
         if self.ranks.main:
             path = checkpoint.save(self.training.folder, self.kept, state, self.training.train.keep, collected)
             self.training.report(Event("saved", path.name, done=state.step, total=self.total))
         return state
 
-    def _leave(self, state: State, journal: Journal, signal_number: int) -> None:
+    def _leave(self, state: State, metrics_log: MetricsLog, signal_number: int) -> None:
         """Save and end; between two steps only, for a source may change its state when it draws a window."""
-        self._save(state, journal)
+        self._save(state, metrics_log)
         raise InterruptedRunError(
             signal_number,
             f"stopped at step {state.step} of {self.total}, saved",
             fix=f"go on with: {self.training.resume_command}",
         )
 
-    def _bereft(self, journal: Journal) -> MachineError:
+    def _bereft(self, metrics_log: MetricsLog) -> MachineError:
         """Save what this process has in full, now that another is gone, and say where to go on.
 
         Shards are not saved, for those of the lost process are missing, and neither is a source that keeps a state
@@ -284,7 +285,7 @@ class _Loop:
         state, complete = self.reached, not self.place.alike and not self.training.windows.state()
         last = checkpoint.newest_step(self.training.folder)
         if self.ranks.main and complete and state is not None and state.step > (last or 0):
-            self._write(state, journal, checkpoint.collect(self.kept))
+            self._write(state, metrics_log, checkpoint.collect(self.kept))
             last = state.step
         reached = state.step if state is not None else last or 0
         return lost_peer(reached, last, self.training.resume_command)

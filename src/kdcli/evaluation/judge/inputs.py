@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdcli.errors import InputError, UsageError
-from kdcli.evaluation.answers import Texts
+from kdcli.evaluation.answers import TextSamples
 from kdcli.evaluation.predictions import read_predictions
 from kdcli.evaluation.results import RESULTS, SAMPLES, read_results, read_samples
 from kdcli.storage import atomic
@@ -13,7 +13,7 @@ from kdcli.text import one_line
 
 
 @dataclass(frozen=True)
-class Material:
+class JudgeInputs:
     """Answers with what they answer.
 
     Args:
@@ -26,12 +26,12 @@ class Material:
 
     name: str
     digest: str
-    texts: Texts
+    texts: TextSamples
     where: list[str]
     most: int | None = None
 
 
-def material(path: str, *, references: bool, limit: int | None = None) -> Material:
+def load_answers(path: str, *, references: bool, limit: int | None = None) -> JudgeInputs:
     """Return the answers at a path.
 
     Args:
@@ -72,7 +72,7 @@ def _evaluation(folder: Path) -> Path:
     return found[0]
 
 
-def _from_folder(folder: Path) -> Material:
+def _from_folder(folder: Path) -> JudgeInputs:
     record = read_results(folder)
     table = read_samples(folder)
     if "predictions" not in table.column_names:
@@ -81,17 +81,17 @@ def _from_folder(folder: Path) -> Material:
     prompts, references, predictions = (table[name].to_pylist() for name in ("prompt", "references", "predictions"))
     known = "ended" in table.column_names
     ended = table["ended"].to_pylist() if known else [[True] * len(answers) for answers in predictions]
-    texts = Texts(predictions, references, prompts, ended, ended_is_known=known)
+    texts = TextSamples(predictions, references, prompts, ended, ended_is_known=known)
     most = record.answers.most if record.answers is not None else None
-    return Material(record.name, atomic.digest_file(folder / SAMPLES), texts, table["where"].to_pylist(), most)
+    return JudgeInputs(record.name, atomic.digest_file(folder / SAMPLES), texts, table["where"].to_pylist(), most)
 
 
-def _from_file(path: Path, references: bool) -> Material:
+def _from_file(path: Path, references: bool) -> JudgeInputs:
     texts, where = read_predictions(path, need_references=references)
-    return Material(path.name.split(".")[0] or "answers", atomic.digest_file(path), texts, where)
+    return JudgeInputs(path.name.split(".")[0] or "answers", atomic.digest_file(path), texts, where)
 
 
-def _check(found: Material, path: str, references: bool) -> None:
+def _check(found: JudgeInputs, path: str, references: bool) -> None:
     """Refuse what no judge can compare."""
     if all(not answer.strip() for answers in found.texts.predictions for answer in answers):
         raise InputError("JUDGE-03", "every answer is empty", where=one_line(path), fix="look at the model's answers")

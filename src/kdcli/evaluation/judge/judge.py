@@ -8,7 +8,7 @@ import numpy as np
 
 from kdcli.config.schema import EvalSettings, JudgeConfig
 from kdcli.errors import InputError, UsageError
-from kdcli.evaluation.judge.inputs import Material, material
+from kdcli.evaluation.judge.inputs import JudgeInputs, load_answers
 from kdcli.evaluation.judge.prompt import JudgePrompt, judge_prompt, read_pair
 from kdcli.evaluation.judge.verdicts import NOTHING, Verdicts, read_judged, scores_of
 from kdcli.evaluation.records import EvalRecord, ScoreInfo
@@ -16,8 +16,8 @@ from kdcli.evaluation.results import Rows, make_place, write_results
 from kdcli.evaluation.scoring import answer_counts
 from kdcli.events import Event, Report
 from kdcli.remote.client import Client, Request
-from kdcli.remote.replies import Kept, kept_path
-from kdcli.remote.schema import Written, read_chat
+from kdcli.remote.replies import ReplyStore, kept_path
+from kdcli.remote.schema import CompletionReply, read_chat
 from kdcli.statistics import over_examples
 from kdcli.storage import atomic
 from kdcli.text import one_line
@@ -54,7 +54,7 @@ def judge(config: JudgeConfig, report: Report) -> EvalRecord:
 class _Opinion:
     """Scores, what they are about, and everything that changes them."""
 
-    about: Material
+    about: JudgeInputs
     verdicts: Verdicts
     settings: dict[str, str]
     notes: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class _Opinion:
 
 def _imported(config: JudgeConfig) -> _Opinion:
     path = Path(str(config.scores)).expanduser()
-    about = material(str(config.answers), references=False, limit=config.limit)
+    about = load_answers(str(config.answers), references=False, limit=config.limit)
     found = read_judged(path, about.texts.prompts, len(about.texts.predictions[0]))
     missing = int((~found.judged.any(-1)).sum())
     notes = (f"{missing} of {len(about.where)} examples have no score and count for nothing",) if missing else ()
@@ -74,8 +74,8 @@ def _asked(config: JudgeConfig, report: Report) -> _Opinion:
         what = "a judge's replies must be kept somewhere"
         raise UsageError("CLI-20", what, where="kd judge", fix="give -o FOLDER")
     prompt = judge_prompt(config.prompt_file)
-    about = material(str(config.answers), references=True, limit=config.limit)
-    client = Client(config.server, Kept(kept_path(Path(config.output))))
+    about = load_answers(str(config.answers), references=True, limit=config.limit)
+    client = Client(config.server, ReplyStore(kept_path(Path(config.output))))
     model = client.model()
     pairs = _ask(client, [*_requests(config, model, prompt, about)], report)
     shape = (len(about.where), len(about.texts.predictions[0]), _ORDERS)
@@ -97,7 +97,7 @@ def _asked(config: JudgeConfig, report: Report) -> _Opinion:
     return _Opinion(about, verdicts, settings, notes)
 
 
-def _requests(config: JudgeConfig, model: str, prompt: JudgePrompt, about: Material) -> list[Request]:
+def _requests(config: JudgeConfig, model: str, prompt: JudgePrompt, about: JudgeInputs) -> list[Request]:
     """Return the requests: for every example and answer, the answer first, then the reference first."""
     texts, found = about.texts, []
     for question, answers, valid in zip(texts.prompts, texts.predictions, texts.references, strict=True):
@@ -122,7 +122,7 @@ def _ask(client: Client, requests: list[Request], report: Report) -> list[tuple[
     return [found[str(request.body)] for request in requests]
 
 
-def _read(written: Written) -> tuple[float, float] | None:
+def _read(written: CompletionReply) -> tuple[float, float] | None:
     return read_pair(written.text)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from kdcli.config.schema import BenchmarkConfig
-from kdcli.data.files import asked_only_in_reach
+from kdcli.data.files import offline_if_unreachable
 from kdcli.errors import InputError, UsageError
 from kdcli.events import Event, Report, silent
 from kdcli.models.load import LanguageModel
@@ -82,7 +82,7 @@ class LmEval:
     def load(self, spec: str, folder: Path | None) -> Tasks:
         """Return the tasks of a name, or of a file in a folder."""
         group = None if folder is None else _group_in(Path(spec))
-        with _seeded(), _quiet(silent), asked_only_in_reach(), contextlib.chdir(folder or Path.cwd()):
+        with _seeded(), _quiet(silent), offline_if_unreachable(), contextlib.chdir(folder or Path.cwd()):
             found = self._manager(folder is None, folder if group else None).load([group or spec])
         return Tasks(dict(found["tasks"]), dict(found.get("groups", {})))
 

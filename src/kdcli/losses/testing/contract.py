@@ -19,7 +19,7 @@ from kdcli.losses.build import build_objective, spec_of
 from kdcli.losses.rows import without_host_reads
 from kdcli.losses.samples import sample, tokens_of, with_facts
 from kdcli.losses.testing import numbers
-from kdcli.losses.testing.numbers import Broken, require
+from kdcli.losses.testing.numbers import ContractViolation, require
 from kdcli.text import one_line, typed
 
 # The check of the contract on what a loss asks of an accelerator: that the host waits for nothing inside a step.
@@ -40,13 +40,17 @@ class NoHostReads(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         name = func.overloadpacket.__name__
         if name in _READS and not (name == "repeat_interleave" and func._overloadname == "self_int"):
-            raise Broken(f"the host must wait for what aten.{name} finds; choose by torch.where instead")
+            raise ContractViolation(f"the host must wait for what aten.{name} finds; choose by torch.where instead")
         if name in _INDEXED and any(place is not None and place.dtype == torch.bool for place in args[1]):
-            raise Broken("the host must wait for how many places a boolean index marks; choose by torch.where instead")
+            raise ContractViolation(
+                "the host must wait for how many places a boolean index marks; choose by torch.where instead"
+            )
         found = func(*args, **(kwargs or {}))
         given = _devices(args)
         if name in ("_to_copy", "copy_", "_copy_from") and len(given | _devices((found,))) > 1:
-            raise Broken(f"numbers move between devices, which the host waits for: {' and '.join(sorted(given))}")
+            raise ContractViolation(
+                f"numbers move between devices, which the host waits for: {' and '.join(sorted(given))}"
+            )
         return found
 
 
@@ -315,7 +319,7 @@ def _run(check: Check, loss: DistillLoss) -> Finding:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             note = check.run(loss)
-    except Broken as broken:
+    except ContractViolation as broken:
         return Finding(check.name, False, str(broken))
     except (Exception, SystemExit) as error:
         first = (str(error).splitlines() or [""])[0]

@@ -14,12 +14,12 @@ from kdcli.losses.divergences.decoupled import DecoupledLoss
 from kdcli.losses.logit_matching import LogitsMSE
 from kdcli.losses.samples import Sample, sample, tokens_of, values, values_and_grad, with_facts
 from kdcli.losses.wrappers.combine import Sum
-from kdcli.losses.wrappers.route import Around
+from kdcli.losses.wrappers.route import LossWrapper
 
 # What a check of the contract raises.
 
 
-class Broken(Exception):
+class ContractViolation(Exception):
     """A loss breaks the contract; says how, as *expected X, got Y*."""
 
 
@@ -30,7 +30,7 @@ def require(kept: bool, detail: str) -> None:
         Broken: it is not.
     """
     if not kept:
-        raise Broken(detail)
+        raise ContractViolation(detail)
 
 
 # Tells the objectives that vanish when the student equals the teacher.
@@ -48,7 +48,7 @@ def zero_at_equal(loss: DistillLoss) -> bool:
     """
     if isinstance(loss, Sum):
         return all(zero_at_equal(child) for _, child in loss.terms)
-    if isinstance(loss, Around):
+    if isinstance(loss, LossWrapper):
         return loss.zero_stays and zero_at_equal(loss.loss)
     if isinstance(loss, AdaptiveTeachingKD):
         return all(zero_at_equal(child) for child in (loss.easy, loss.hard) if child is not None)

@@ -40,7 +40,7 @@ def live_zeros(student: Logits) -> TokenValues:
     return finite_logits(student).amax(-1) * 0.0
 
 
-class Around(DistillLoss):
+class LossWrapper(DistillLoss):
     """A loss that changes what another one sees, or what becomes of its numbers.
 
     Subclasses are final and change one of three things: which loss is inside at this point of the run
@@ -76,7 +76,7 @@ class Around(DistillLoss):
     @property
     def plans_among(self) -> bool:
         """Whether the loss inside can plan for some of the tokens, unless this one has a plan of its own."""
-        return type(self).plan is Around.plan and self.loss.plans_among
+        return type(self).plan is LossWrapper.plan and self.loss.plans_among
 
     def matches(self, dims: Dims) -> Matches:
         """Return the layers that the loss inside compares."""

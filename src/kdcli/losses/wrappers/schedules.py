@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from kdcli.losses.base import DistillLoss, Needs, Tokens, widen
-from kdcli.losses.wrappers.route import Around, live_zeros
+from kdcli.losses.wrappers.route import LossWrapper, live_zeros
 
 # Courses of a number over training, from a start to an end, exact at both.
 
@@ -20,13 +20,13 @@ Until = Annotated[float, Field(gt=0, le=1, description="share of the run at whic
 Kind = Annotated[Course, Field(description="way from start to end; a step jumps at `until`")]
 
 
-def on_course(course: Course, start: float, end: float, share: float) -> float:
+def interpolate(course: Course, start: float, end: float, share: float) -> float:
     """Return where a course stands after a share of its way, from 0 to 1.
 
     linear ``(1-x) start + x end``; cosine the same with ``x = (1 - cos pi x) / 2``; exponential
     ``start^(1-x) end^x``, for numbers above 0; step ``start`` before the end of the way.
 
-    >>> [on_course("exponential", 4.0, 1.0, share) for share in (0.0, 0.5, 1.0)]
+    >>> [interpolate("exponential", 4.0, 1.0, share) for share in (0.0, 0.5, 1.0)]
     [4.0, 2.0, 1.0]
     """
     if course == "step":
@@ -61,7 +61,7 @@ def check_way(course: Course, start: float, end: float, since: float, until: flo
         raise ValueError(f"an exponential course never leaves or reaches 0, got {start:g} to {end:g}; take linear")
 
 
-class Annealed(Around):
+class Annealed(LossWrapper):
     """A loss whose temperature, or another number of it, runs from a start to an end over training.
 
     Either direction is possible: from soft to sharp targets, or back. The first step has the start,
@@ -109,7 +109,7 @@ class Annealed(Around):
     def value(self, progress: float) -> float:
         """Return the changing number at a share of the run."""
         way = share_of_way(progress, self.since, self.until)
-        return on_course(self.course, self.start, self.end, way)
+        return interpolate(self.course, self.start, self.end, way)
 
     def at(self, progress: float) -> DistillLoss:
         """Return the loss inside with the number it has now."""
@@ -139,7 +139,7 @@ def _first(error: ValidationError) -> str:
 # A loss whose weight changes over training.
 
 
-class Ramp(Around):
+class Ramp(LossWrapper):
     """A loss whose weight runs from a start to an end over training: terms of a sum come in or go out.
 
     Features first and logits later, or labels more and more, are sums of such terms; ``course=step`` switches
@@ -173,7 +173,7 @@ class Ramp(Around):
 
     def weight(self, progress: float) -> float:
         """Return the weight at a share of the run."""
-        return on_course(self.course, self.start, self.end, share_of_way(progress, self.since, self.until))
+        return interpolate(self.course, self.start, self.end, share_of_way(progress, self.since, self.until))
 
     def parts(self, tok: Tokens) -> dict[str, Tensor]:
         """Return the loss inside, at the weight."""

@@ -14,11 +14,11 @@ from kdcli.losses.composite import refuse_features
 from kdcli.losses.rows import host_may_read
 from kdcli.losses.samples import sample, values, with_facts
 from kdcli.losses.sorting import first_marked, largest
-from kdcli.losses.wrappers.route import Around
+from kdcli.losses.wrappers.route import LossWrapper
 from kdcli.shapes import Logits, TokenValues
 
 
-class TeacherView(Around):
+class TeacherView(LossWrapper):
     """A loss whose teacher is changed before it looks at it, in its survey too.
 
     Subclasses are final and define :meth:`changed`. They nest: the outer one changes the teacher first.

@@ -11,7 +11,7 @@ from kdcli.losses.base import DistillLoss, Facts, Needs, Tokens, log_softmax, wi
 from kdcli.losses.composite import hand_on, refuse_features, take
 from kdcli.losses.groups import AMONG, Groups
 from kdcli.losses.rows import Rows
-from kdcli.losses.wrappers.route import Around, live_zeros
+from kdcli.losses.wrappers.route import LossWrapper, live_zeros
 from kdcli.shapes import TokenMask, TokenValues
 
 # What a token can be weighed by: numbers of a token that need no other token.
@@ -102,7 +102,7 @@ _ROUNDING = 1e-9
 """Keeps ``keep * n`` from rising above a whole number by rounding."""
 
 
-class Weighted(Around):
+class Weighted(LossWrapper):
     """A loss on the tokens that count most: some are selected, and the selected ones weighed.
 
     With m the measure of a token (``by``), the ``keep n`` tokens of highest m are selected, with all ties

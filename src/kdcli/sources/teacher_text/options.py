@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from kdcli.config.schema import GenerationConfig
 from kdcli.errors import InputError
 from kdcli.sources.base import Source
-from kdcli.sources.completions import Sentence
+from kdcli.sources.completions import TeacherCompletion
 
 
 class TeacherTextOptions(Source):
@@ -49,7 +49,7 @@ class TeacherTextOptions(Source):
             max_new_tokens=self.max_new_tokens, temperature=temperature, top_p=self.top_p, seeds=(0,)
         )
 
-    def fault(self, one: Sentence) -> str | None:
+    def fault(self, one: TeacherCompletion) -> str | None:
         """Return the filter that an answer does not pass; None if it passes all.
 
         Raises:
@@ -62,7 +62,7 @@ class TeacherTextOptions(Source):
             return "too unlikely"
         return "not ended" if self.ended and not one.ended else None
 
-    def check_likelihood(self, one: Sentence) -> None:
+    def check_likelihood(self, one: TeacherCompletion) -> None:
         """Refuse to judge an answer by a likelihood that nobody knows.
 
         Raises:

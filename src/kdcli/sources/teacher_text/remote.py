@@ -10,17 +10,17 @@ from transformers import PreTrainedTokenizerBase
 from kdcli.config.schema import ServerConfig
 from kdcli.data.tokenize import Example, follow, refuse_rowless, without_prefix
 from kdcli.errors import InputError, UsageError
-from kdcli.generation import Answer
-from kdcli.loading.info import ModelFacts
+from kdcli.generation import Completion
+from kdcli.loading.info import ModelInfo
 from kdcli.remote.client import Client, Request
-from kdcli.remote.schema import Spoken, read_spoken, request_seed
-from kdcli.sources.base import Ground, Wanted
-from kdcli.sources.completions import Sentence
-from kdcli.sources.sequences import room
+from kdcli.remote.schema import LogProbReply, read_spoken, request_seed
+from kdcli.sources.base import SourceContext, Wanted
+from kdcli.sources.completions import TeacherCompletion
+from kdcli.sources.sequences import max_completion
 from kdcli.sources.teacher_text.options import TeacherTextOptions
 
 
-class ServedAuthor:
+class RemoteGenerator:
     """Asks a server for answers at ``/completions``, each with a seed of its own.
 
     The seed follows from (seed, row, answer), so that a server that keeps its promise writes the same text whatever
@@ -35,7 +35,7 @@ class ServedAuthor:
         KDError: an address no server can have, or a model that cannot be told.
     """
 
-    def __init__(self, server: ServerConfig, reader: ModelFacts) -> None:
+    def __init__(self, server: ServerConfig, reader: ModelInfo) -> None:
         self._client, self._send = Client(server), server.send
         self._model = self._client.model()
         self.tokenizer: PreTrainedTokenizerBase = reader.tokenizer
@@ -45,8 +45,8 @@ class ServedAuthor:
         self.precision = "the server's"
 
     def write(
-        self, source: TeacherTextOptions, ground: Ground, prompts: Mapping[int, Example], wanted: Wanted
-    ) -> Iterator[Sentence]:
+        self, source: TeacherTextOptions, context: SourceContext, prompts: Mapping[int, Example], wanted: Wanted
+    ) -> Iterator[TeacherCompletion]:
         """Yield the answers wanted, as they come.
 
         Raises:
@@ -58,22 +58,22 @@ class ServedAuthor:
             return
         if self._send == "text":
             _check_words(prompts[row] for row in wanted)
-        likely, known = self._first(source, ground, prompts, asked[0])
+        likely, known = self._first(source, context, prompts, asked[0])
         yield known
-        body = partial(self._body, source, ground, likely=likely)
+        body = partial(self._body, source, context, likely=likely)
         requests = [Request("completions", body(prompts[row], row, number)) for row, number in asked[1:]]
         for place, spoken in self._client.ask(requests, read_spoken):
             row, number = asked[1 + place]
-            yield self._sentence(prompts[row], row, number, spoken, ground)
+            yield self._sentence(prompts[row], row, number, spoken, context)
 
     def _first(
-        self, source: TeacherTextOptions, ground: Ground, prompts: Mapping[int, Example], asked: tuple[int, int]
-    ) -> tuple[bool, Sentence]:
+        self, source: TeacherTextOptions, context: SourceContext, prompts: Mapping[int, Example], asked: tuple[int, int]
+    ) -> tuple[bool, TeacherCompletion]:
         """Ask for the first answer, with log-probabilities; without, where the server refuses them."""
         row, number = asked
         refused: InputError | None = None
         for likely in (True, False):
-            request = Request("completions", self._body(source, ground, prompts[row], row, number, likely=likely))
+            request = Request("completions", self._body(source, context, prompts[row], row, number, likely=likely))
             try:
                 ((_, spoken),) = self._client.ask([request], read_spoken)
             except InputError as error:
@@ -81,14 +81,21 @@ class ServedAuthor:
                     raise
                 refused = refused or error
                 continue
-            return likely, self._sentence(prompts[row], row, number, spoken, ground)
+            return likely, self._sentence(prompts[row], row, number, spoken, context)
         assert refused is not None, "two forms were tried"
         raise refused
 
     def _body(
-        self, source: TeacherTextOptions, ground: Ground, prompt: Example, row: int, number: int, *, likely: bool
+        self,
+        source: TeacherTextOptions,
+        context: SourceContext,
+        prompt: Example,
+        row: int,
+        number: int,
+        *,
+        likely: bool,
     ) -> dict[str, Any]:
-        sampling, left = source.sampling, room(prompt, ground) or source.max_new_tokens
+        sampling, left = source.sampling, max_completion(prompt, context) or source.max_new_tokens
         told = {"logprobs": 1, **({"return_tokens_as_token_ids": True} if self._send == "ids" else {})}
         return {
             "model": self._model,
@@ -102,18 +109,22 @@ class ServedAuthor:
             **(told if likely else {}),
         }
 
-    def _sentence(self, prompt: Example, row: int, number: int, spoken: Spoken, ground: Ground) -> Sentence:
-        asked, answer = self._answer(prompt, spoken, ground)
+    def _sentence(
+        self, prompt: Example, row: int, number: int, spoken: LogProbReply, context: SourceContext
+    ) -> TeacherCompletion:
+        asked, answer = self._answer(prompt, spoken, context)
         ids, ended = (*asked, *answer.tokens), answer.ended
-        if ground.longest is not None and len(ids) > max(ground.longest, len(asked) + 1):
-            ids, ended = ids[: max(ground.longest, len(asked) + 1)], False
-        ground.report(len(ids) - len(asked))
+        if context.longest is not None and len(ids) > max(context.longest, len(asked) + 1):
+            ids, ended = ids[: max(context.longest, len(asked) + 1)], False
+        context.report(len(ids) - len(asked))
         example = replace(prompt, ids=ids, prompt_length=len(asked), response="", asked=())
-        return Sentence(example, row, number, ended, spoken.nll)
+        return TeacherCompletion(example, row, number, ended, spoken.nll)
 
-    def _answer(self, prompt: Example, spoken: Spoken, ground: Ground) -> tuple[tuple[int, ...], Answer]:
+    def _answer(
+        self, prompt: Example, spoken: LogProbReply, context: SourceContext
+    ) -> tuple[tuple[int, ...], Completion]:
         """Return the prompt's tokens, an answer's up to the end token, and that token: the one told, else the usual."""
-        limit = ground.vocab or len(self.tokenizer)
+        limit = context.vocab or len(self.tokenizer)
         told = spoken.ids if self._send == "ids" else None
         if told is not None and all(0 <= number < limit for number in told):
             asked, said = prompt.question, [*told]
@@ -123,9 +134,9 @@ class ServedAuthor:
             refuse_rowless([replace(prompt, ids=ids)], self.tokenizer, limit)
         place = next((at for at, token in enumerate(said) if token in self.ends), None)
         if place is not None:
-            return asked, Answer(tuple(said[:place]), said[place])
+            return asked, Completion(tuple(said[:place]), said[place])
         usual = spoken.stop if spoken.stop in self.ends else self.ends.default
-        return asked, Answer(tuple(said), usual if spoken.ended or not said else None)
+        return asked, Completion(tuple(said), usual if spoken.ended or not said else None)
 
 
 def _check_words(prompts: Iterator[Example]) -> None:

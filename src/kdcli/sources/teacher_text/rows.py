@@ -13,7 +13,7 @@ from kdcli.data.dataset import load_dataset
 from kdcli.data.rows import Row, read_rows
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import ExperimentChangedError, InputError
-from kdcli.sources.completions import Sentence, said
+from kdcli.sources.completions import TeacherCompletion, completion_text
 from kdcli.storage import atomic, digests, stored
 
 ROWS = "rows.jsonl"
@@ -50,7 +50,7 @@ def original_rows(path: str | None, config: DataConfig) -> dict[str, Row]:
 
 def write_rows(
     path: Path,
-    sentences: Sequence[Sentence],
+    sentences: Sequence[TeacherCompletion],
     originals: Mapping[str, Row],
     tokenizer: PreTrainedTokenizerBase,
     config: DataConfig,
@@ -69,7 +69,7 @@ def write_rows(
     Raises:
         InputError: no answer has a word.
     """
-    texts = [said(one, tokenizer) for one in sentences]
+    texts = [completion_text(one, tokenizer) for one in sentences]
     chosen = [(one, text) for one, text in zip(sentences, texts, strict=True) if text.strip()]
     lines = [json.dumps(_row(one, text, originals), ensure_ascii=False) + "\n" for one, text in chosen]
     if not lines:
@@ -82,7 +82,7 @@ def write_rows(
     )
 
 
-def _row(one: Sentence, answer: str, originals: Mapping[str, Row]) -> dict[str, Any]:
+def _row(one: TeacherCompletion, answer: str, originals: Mapping[str, Row]) -> dict[str, Any]:
     row = originals.get(one.example.where)
     made = {"row": one.row, "answer": one.answer, "tokens": one.targets, "ended": one.ended, "nll": one.nll}
     return {**(_answered(row, answer) if row is not None else {"text": answer}), "made": made}
@@ -98,7 +98,11 @@ def _answered(row: Row, answer: str) -> dict[str, Any]:
 
 
 def _same(
-    path: Path, sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerBase, config: DataConfig, ends: EndTokens
+    path: Path,
+    sentences: Sequence[TeacherCompletion],
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+    ends: EndTokens,
 ) -> int:
     """Count the rows that read back as the tokens written; what is cut may be followed by an end token."""
     plain = config.model_copy(update={"columns": {}, "limit": None})
@@ -179,4 +183,4 @@ def check_same_text(folder: Path, name: str) -> None:
 def keep_about(folder: Path, about: dict[str, Any]) -> None:
     """Write how the rows came about, and the digests of both files."""
     atomic.write_file(folder / ABOUT, json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-    digests.seal(folder, (ROWS, ABOUT), "text")
+    digests.write_digests(folder, (ROWS, ABOUT), "text")

@@ -13,71 +13,73 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.data.tokenize import Example, first_context
-from kdcli.generation.batch import Answer, Asked, answers
+from kdcli.generation.batch import Completion, GenerationRequest, answers
 from kdcli.generation.beam import beam_answers
 from kdcli.generation.scoring import response_log_probs
-from kdcli.models.load import LanguageModel, twin
+from kdcli.models.load import LanguageModel, cast_copy
 from kdcli.models.tokenizer import answer_key
-from kdcli.sources.base import Author, Ground, Wanted
-from kdcli.sources.completions import Sentence, line_of, ordered, read_sentences
-from kdcli.sources.sequences import SAID, continued, draw_seed, room
+from kdcli.sources.base import SourceContext, TextGenerator, Wanted
+from kdcli.sources.completions import TeacherCompletion, line_of, ordered, read_completions
+from kdcli.sources.sequences import SAID, draw_seed, max_completion, with_completion
 from kdcli.sources.teacher_text.options import TeacherTextOptions
 from kdcli.storage import atomic
 
 # A model that is loaded here as the author of a teacher's text.
 
 
-class LocalAuthor:
+class LocalGenerator:
     """A model that is loaded here; answers are drawn by (seed, row) alone and read once more for their likelihood.
 
     Args:
         model: the teacher.
-        ground: the precision in which it writes.
+        context: the precision in which it writes.
     """
 
-    def __init__(self, model: LanguageModel, ground: Ground) -> None:
-        self._whole, self._autocast = model, ground.autocast
+    def __init__(self, model: LanguageModel, context: SourceContext) -> None:
+        self._whole, self._autocast = model, context.autocast
         self.tokenizer, self.ends, self.digest = model.tokenizer, model.ends, model.digest
-        self.precision = str(ground.autocast)
+        self.precision = str(context.autocast)
 
     @cached_property
     def model(self) -> LanguageModel:
         """The model in the precision in which it writes."""
-        return self._whole if self._autocast is None else twin(self._whole, self._autocast)
+        return self._whole if self._autocast is None else cast_copy(self._whole, self._autocast)
 
     def write(
-        self, source: TeacherTextOptions, ground: Ground, prompts: Mapping[int, Example], wanted: Wanted
-    ) -> Iterator[Sentence]:
+        self, source: TeacherTextOptions, context: SourceContext, prompts: Mapping[int, Example], wanted: Wanted
+    ) -> Iterator[TeacherCompletion]:
         """Yield the answers wanted, as they end."""
-        for row, number, answer in self._answers(source, ground, prompts, wanted):
-            example = continued(prompts[row], answer)
-            log_probs = response_log_probs(self.model, example, ground.vocab or self.model.vocab)
-            yield Sentence(example, row, number, answer.ended, -log_probs.double().mean().item())
+        for row, number, answer in self._answers(source, context, prompts, wanted):
+            example = with_completion(prompts[row], answer)
+            log_probs = response_log_probs(self.model, example, context.vocab or self.model.vocab)
+            yield TeacherCompletion(example, row, number, answer.ended, -log_probs.double().mean().item())
 
     def _answers(
-        self, source: TeacherTextOptions, ground: Ground, prompts: Mapping[int, Example], wanted: Wanted
-    ) -> Iterator[tuple[int, int, Answer]]:
+        self, source: TeacherTextOptions, context: SourceContext, prompts: Mapping[int, Example], wanted: Wanted
+    ) -> Iterator[tuple[int, int, Completion]]:
         if source.decode == "beam":
             for row in wanted:
                 prompt = prompts[row].question
                 found = beam_answers(
-                    self.model, prompt, width=source.beams, best=source.answers, ids=ground.vocab or self.model.vocab,
-                    most=min(source.max_new_tokens, room(prompts[row], ground) or source.max_new_tokens),
+                    self.model, prompt, width=source.beams, best=source.answers, ids=context.vocab or self.model.vocab,
+                    most=min(source.max_new_tokens, max_completion(prompts[row], context) or source.max_new_tokens),
                 )  # fmt: skip
-                ground.report(sum(len(answer.ids) + answer.ended for answer in found))
+                context.report(sum(len(answer.ids) + answer.ended for answer in found))
                 yield from ((row, number, answer) for number, answer in enumerate(found))
             return
         seeds = {draw_seed(source.seed, SAID, number): number for number in range(source.answers)}
         back = {number: seed for seed, number in seeds.items()}
         rows = list(wanted)
         asked = [
-            Asked(
+            GenerationRequest(
                 prompts[row].question, row, tuple(back[n] for n in wanted[row]),
-                room(prompts[row], ground),
+                max_completion(prompts[row], context),
             )
             for row in rows
         ]  # fmt: skip
-        for place, seed, answer in answers(self.model, asked, source.sampling, rows=ground.vocab, report=ground.report):
+        for place, seed, answer in answers(
+            self.model, asked, source.sampling, rows=context.vocab, report=context.report
+        ):
             yield rows[place], seeds[seed], answer
 
 
@@ -87,7 +89,7 @@ _SECONDS_BETWEEN_SYNCS = 5.0
 
 
 @dataclass(frozen=True)
-class MadeText:
+class TeacherText:
     """Everything a teacher was asked to write.
 
     Args:
@@ -97,13 +99,13 @@ class MadeText:
         seconds: what that took.
     """
 
-    sentences: tuple[Sentence, ...]
+    sentences: tuple[TeacherCompletion, ...]
     folder: Path | None
     fresh: frozenset[tuple[int, int]] = frozenset()
     seconds: float = 0.0
 
 
-def made_text(source: TeacherTextOptions, ground: Ground) -> MadeText:
+def teacher_text(source: TeacherTextOptions, context: SourceContext) -> TeacherText:
     """Return what the teacher wrote, and let it write what is missing.
 
     A line is written when an answer is done, so that a killed process loses the answers under way and no other.
@@ -111,82 +113,82 @@ def made_text(source: TeacherTextOptions, ground: Ground) -> MadeText:
 
     Args:
         source: how the teacher writes.
-        ground: teacher, prompts, and the folder to keep the text in.
+        context: teacher, prompts, and the folder to keep the text in.
 
     Raises:
         KDError: what the teacher refuses, or the disk; answers made before are kept.
     """
-    prompts, fresh, started = prompts_of(source, ground), frozenset(), time.monotonic()
-    if ground.folder is None:
-        made = ordered(_make(source, ground, prompts, {}))
-        return MadeText(made, None, frozenset(map(_place, made)), time.monotonic() - started)
-    final = ground.folder / folder_name(source, ground, prompts)
-    atomic.make_folder(ground.folder.parent)
-    atomic.make_inside(ground.folder.parent, ground.folder.name)
+    prompts, fresh, started = prompts_of(source, context), frozenset(), time.monotonic()
+    if context.folder is None:
+        made = ordered(_make(source, context, prompts, {}))
+        return TeacherText(made, None, frozenset(map(_place, made)), time.monotonic() - started)
+    final = context.folder / folder_name(source, context, prompts)
+    atomic.make_folder(context.folder.parent)
+    atomic.make_inside(context.folder.parent, context.folder.name)
     with nullcontext() if final.is_dir() else _alone(final.with_name(f".{final.name}.lock")):
         if not final.is_dir():
             started = time.monotonic()
-            fresh = _write(source, ground, prompts, final)
+            fresh = _write(source, context, prompts, final)
         atomic.remove_file(_partial(final))
     seconds = time.monotonic() - started if fresh else 0.0
     atomic.verify_folder(final)
-    return MadeText(ordered(read_sentences(final / TEXT, prompts)), final, fresh, seconds)
+    return TeacherText(ordered(read_completions(final / TEXT, prompts)), final, fresh, seconds)
 
 
-def author_of(ground: Ground) -> Author:
+def generator_of(context: SourceContext) -> TextGenerator:
     """Return who writes: the author handed in, else the teacher that is loaded here."""
-    if ground.author is not None:
-        return ground.author
-    assert ground.teacher is not None, "the source declares needs().teacher"
-    return LocalAuthor(ground.teacher, ground)
+    if context.author is not None:
+        return context.author
+    assert context.teacher is not None, "the source declares needs().teacher"
+    return LocalGenerator(context.teacher, context)
 
 
-def folder_name(source: TeacherTextOptions, ground: Ground, prompts: Mapping[int, Example]) -> str:
+def folder_name(source: TeacherTextOptions, context: SourceContext, prompts: Mapping[int, Example]) -> str:
     """Return the name of the folder that keeps a text, whoever asks for it."""
-    return f"teacher-{text_key(source, ground, prompts)[:16]}"
+    return f"teacher-{text_key(source, context, prompts)[:16]}"
 
 
-def text_key(source: TeacherTextOptions, ground: Ground, prompts: Mapping[int, Example]) -> str:
+def text_key(source: TeacherTextOptions, context: SourceContext, prompts: Mapping[int, Example]) -> str:
     """Return the sha256 over everything the text follows from; filters only choose among it."""
-    state = hashlib.sha256(json.dumps(made_of(source, ground), sort_keys=True).encode())
+    state = hashlib.sha256(json.dumps(made_of(source, context), sort_keys=True).encode())
     for row, one in prompts.items():
         state.update(repr((row, one.question)).encode())
     return state.hexdigest()
 
 
-def made_of(source: TeacherTextOptions, ground: Ground) -> dict[str, Any]:
+def made_of(source: TeacherTextOptions, context: SourceContext) -> dict[str, Any]:
     """Return what a text follows from beside its prompts."""
-    author = author_of(ground)
+    author = generator_of(context)
     return {
         "teacher": author.digest,
         "options": source.model_dump(mode="json", exclude=set(_FILTERS)),
-        "ids": ground.vocab,
-        "longest": ground.longest,
+        "ids": context.vocab,
+        "longest": context.longest,
         "precision": author.precision,
         "text": answer_key(author.tokenizer, author.ends),
     }
 
 
-def prompts_of(source: TeacherTextOptions, ground: Ground) -> dict[int, Example]:
+def prompts_of(source: TeacherTextOptions, context: SourceContext) -> dict[int, Example]:
     """Return row -> an example whose prompt is asked; without data, one that holds only the first token."""
     if source.prompts == "rows":
-        return dict(enumerate(ground.dataset.examples))
-    author = author_of(ground)
+        return dict(enumerate(context.dataset.examples))
+    author = generator_of(context)
     first = first_context(author.tokenizer, author.ends)
-    return {row: Example((first,), 1, "", (), "no prompt") for row in range(len(ground.dataset))}
+    return {row: Example((first,), 1, "", (), "no prompt") for row in range(len(context.dataset))}
 
 
 def _write(
-    source: TeacherTextOptions, ground: Ground, prompts: Mapping[int, Example], final: Path
+    source: TeacherTextOptions, context: SourceContext, prompts: Mapping[int, Example], final: Path
 ) -> frozenset[tuple[int, int]]:
     """Write what is missing; return row and answer of what was written."""
-    partial, tokenizer = _partial(final), author_of(ground).tokenizer
-    known = {_place(one): one for one in read_sentences(partial, prompts)} if partial.is_file() else {}
+    partial, tokenizer = _partial(final), generator_of(context).tokenizer
+    known = {_place(one): one for one in read_completions(partial, prompts)} if partial.is_file() else {}
     there = frozenset(known)
-    file = atomic.Lines(partial)
+    file = atomic.AppendOnlyFile(partial)
     try:
         synced = time.monotonic()
-        for one in _make(source, ground, prompts, known):
+        for one in _make(source, context, prompts, known):
             if _place(one) in known:
                 continue
             known[_place(one)] = one
@@ -194,7 +196,7 @@ def _write(
     finally:
         file.close()
     body = b"".join(line_of(one, tokenizer) for one in ordered(known.values()))
-    about = {"kind": "text", "made_of": made_of(source, ground)}
+    about = {"kind": "text", "made_of": made_of(source, context)}
     atomic.commit_folder(final, lambda folder: _fill(folder, body), about)
     return frozenset(known) - there
 
@@ -204,7 +206,7 @@ def _partial(final: Path) -> Path:
     return final.with_name(f".{final.name}.jsonl")
 
 
-def _place(one: Sentence) -> tuple[int, int]:
+def _place(one: TeacherCompletion) -> tuple[int, int]:
     return one.row, one.answer
 
 
@@ -212,7 +214,7 @@ def _fill(folder: Path, body: bytes) -> None:
     (folder / TEXT).write_bytes(body)
 
 
-def _append(file: atomic.Lines, line: bytes, synced: float) -> float:
+def _append(file: atomic.AppendOnlyFile, line: bytes, synced: float) -> float:
     file.add(line)
     if time.monotonic() - synced < _SECONDS_BETWEEN_SYNCS:
         return synced
@@ -222,18 +224,18 @@ def _append(file: atomic.Lines, line: bytes, synced: float) -> float:
 
 def _make(
     source: TeacherTextOptions,
-    ground: Ground,
+    context: SourceContext,
     prompts: Mapping[int, Example],
-    known: Mapping[tuple[int, int], Sentence],
-) -> Iterator[Sentence]:
+    known: Mapping[tuple[int, int], TeacherCompletion],
+) -> Iterator[TeacherCompletion]:
     """Yield the answers that are not known, as they end."""
     wanted = {row: [n for n in range(source.answers) if (row, n) not in known] for row in prompts}
     wanted = {row: numbers for row, numbers in wanted.items() if numbers}
     total, done, tokens, started = len(prompts) * source.answers, len(known), 0, time.monotonic()
-    ground.progress("the teacher writes", done, total, 0.0)
-    for one in author_of(ground).write(source, ground, prompts, wanted):
+    context.progress("the teacher writes", done, total, 0.0)
+    for one in generator_of(context).write(source, context, prompts, wanted):
         done, tokens = done + 1, tokens + one.targets
-        ground.progress("the teacher writes", done, total, tokens / max(time.monotonic() - started, 1e-9))
+        context.progress("the teacher writes", done, total, tokens / max(time.monotonic() - started, 1e-9))
         source.check_likelihood(one)
         yield one
 
@@ -245,7 +247,7 @@ def _alone(path: Path) -> Iterator[None]:
         handle = atomic.open_handle(path, os.O_RDWR | os.O_CREAT)
         fcntl.lockf(handle, fcntl.LOCK_EX)
     except OSError as error:
-        raise atomic.refused(error, path) from error
+        raise atomic.disk_error(error, path) from error
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Ended:
+class JobResult:
     """A job that is over.
 
     Args:
@@ -68,7 +68,7 @@ class Executor(ABC):
         """
 
     @abstractmethod
-    def poll(self) -> list[Ended]:
+    def poll(self) -> list[JobResult]:
         """Return the jobs that ended since the last call; does not wait."""
 
     @abstractmethod

@@ -9,11 +9,11 @@ from contextlib import suppress
 from kdcli.distill.run import distill
 from kdcli.errors import InterruptedRunError, explained
 from kdcli.events import Report
-from kdcli.loading.session import Workshop
+from kdcli.loading.session import Session
 from kdcli.registry import plugins
 from kdcli.storage import atomic
 from kdcli.study.executors import child
-from kdcli.study.executors.base import Ended, Executor, Job
+from kdcli.study.executors.base import Executor, Job, JobResult
 
 
 class LocalExecutor(Executor):
@@ -47,12 +47,12 @@ class LocalExecutor(Executor):
         self._children[process.pid] = (job, process, slot)
         return f"process {process.pid}"
 
-    def poll(self) -> list[Ended]:
+    def poll(self) -> list[JobResult]:
         """Return the children that ended."""
         over = [(pid, job, process) for pid, (job, process, _) in self._children.items() if process.poll() is not None]
         for pid, _, _ in over:
             del self._children[pid]
-        return [Ended(job, process.returncode) for _, job, process in over]
+        return [JobResult(job, process.returncode) for _, job, process in over]
 
     def stop(self, signal_number: int) -> None:
         """Send the signal on."""
@@ -79,36 +79,34 @@ class InlineExecutor(Executor):
     """This process.
 
     Args:
-        workshop: what is loaded already.
+        session: what is loaded already.
         command: what to type to go on after an interruption.
     """
 
     elsewhere = False
 
-    def __init__(self, workshop: Workshop, command: str) -> None:
+    def __init__(self, session: Session, command: str) -> None:
         super().__init__(capacity=1)
-        self._workshop = workshop
+        self._session = session
         self._command = command
-        self._ended: list[Ended] = []
+        self._ended: list[JobResult] = []
 
     def submit(self, job: Job, report: Report) -> str:
         """Run the cell to its end; an interruption goes through."""
         cell = job.cell
         try:
-            record = distill(
-                cell.config, report, command=self._command, workshop=self._workshop, prepared=cell.prepared
-            )
+            record = distill(cell.config, report, command=self._command, session=self._session, prepared=cell.prepared)
         except InterruptedRunError:
             raise
         except Exception as error:  # one cell must not stop the others, whatever is wrong with it
             known = explained(error) or plugins.blamed(error)
-            self._ended.append(Ended(job, known.exit_code if known is not None else 1, error))
+            self._ended.append(JobResult(job, known.exit_code if known is not None else 1, error))
             return ""
         found = (record, record.evaluation) if record.evaluation is not None else None
-        self._ended.append(Ended(job, 0, None, found))
+        self._ended.append(JobResult(job, 0, None, found))
         return ""
 
-    def poll(self) -> list[Ended]:
+    def poll(self) -> list[JobResult]:
         """Return the cell that was run."""
         ended, self._ended = self._ended, []
         return ended

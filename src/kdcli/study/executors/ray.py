@@ -7,7 +7,7 @@ from typing import Any
 from kdcli.errors import MachineError
 from kdcli.events import Report
 from kdcli.registry import plugins
-from kdcli.study.executors.base import Ended, Executor, Job
+from kdcli.study.executors.base import Executor, Job, JobResult
 from kdcli.study.executors.child import run_cell
 from kdcli.text import one_line
 
@@ -48,7 +48,7 @@ class RayExecutor(Executor):
         self._jobs[reference] = job
         return f"Ray task {reference.hex()[:8]}"
 
-    def poll(self) -> list[Ended]:
+    def poll(self) -> list[JobResult]:
         """Return the tasks that are over."""
         if not self._jobs:
             return []
@@ -64,12 +64,12 @@ class RayExecutor(Executor):
         """Leave the cluster; one that was started here ends."""
         self._ray.shutdown()
 
-    def _ended(self, reference: Any) -> Ended:
+    def _ended(self, reference: Any) -> JobResult:
         job = self._jobs.pop(reference)
         try:
-            return Ended(job, int(self._ray.get(reference)))
+            return JobResult(job, int(self._ray.get(reference)))
         except self._cancelled:
-            return Ended(job, 143)
+            return JobResult(job, 143)
         except Exception as error:  # Ray raises whatever went wrong in the task or on the way
             reason = one_line(str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__, 200)
-            return Ended(job, 4, MachineError("EXEC-03", f"the task ended without a result: {reason}"))
+            return JobResult(job, 4, MachineError("EXEC-03", f"the task ended without a result: {reason}"))

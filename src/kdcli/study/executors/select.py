@@ -8,7 +8,7 @@ from kdcli import distributed
 from kdcli.config.schema import CompareConfig
 from kdcli.distributed import check_count
 from kdcli.errors import MachineError, UsageError
-from kdcli.loading.session import Workshop
+from kdcli.loading.session import Session
 from kdcli.models.devices import Device, check_processes
 from kdcli.study.executors.base import Executor
 from kdcli.study.executors.slurm import check_options
@@ -76,13 +76,13 @@ def with_threads(config: CompareConfig) -> tuple[CompareConfig, list[str]]:
     return config.model_copy(update={"hardware": hardware}), [note]
 
 
-def make_executor(config: CompareConfig, device: Device, workshop: Workshop, command: str) -> Executor:
+def make_executor(config: CompareConfig, device: Device, session: Session, command: str) -> Executor:
     """Return the executor.
 
     Args:
         config: the study, its threads settled.
         device: where cells compute.
-        workshop: what is loaded already.
+        session: what is loaded already.
         command: what to type to go on after an interruption.
     """
     name, jobs, gpus = executor_name(config), config.execution.jobs, config.hardware.gpus
@@ -101,7 +101,7 @@ def make_executor(config: CompareConfig, device: Device, workshop: Workshop, com
         return RayExecutor(jobs or _MANY, config.execution.ray_address, config.hardware.threads or 1, wanted)
     from kdcli.study.executors.local import InlineExecutor
 
-    return InlineExecutor(workshop, command)
+    return InlineExecutor(session, command)
 
 
 def cores() -> int:

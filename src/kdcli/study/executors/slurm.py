@@ -9,7 +9,7 @@ from typing import Any
 from kdcli.errors import MachineError, UsageError
 from kdcli.events import Report
 from kdcli.registry import plugins
-from kdcli.study.executors.base import Ended, Executor, Job
+from kdcli.study.executors.base import Executor, Job, JobResult
 from kdcli.study.executors.child import run_cell
 from kdcli.text import one_line
 
@@ -56,7 +56,7 @@ class SlurmExecutor(Executor):
         self._jobs[handle.job_id] = (job, handle)
         return f"Slurm job {handle.job_id}"
 
-    def poll(self) -> list[Ended]:
+    def poll(self) -> list[JobResult]:
         """Return the jobs that Slurm says are over."""
         over = [(name, job, handle) for name, (job, handle) in self._jobs.items() if handle.done()]
         for name, _, _ in over:
@@ -98,10 +98,12 @@ def _parameters(options: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def _ended(job: Job, handle: Any) -> Ended:
+def _ended(job: Job, handle: Any) -> JobResult:
     """Return how a job ended; one that Slurm ended itself has no result."""
     try:
-        return Ended(job, int(handle.result()))
+        return JobResult(job, int(handle.result()))
     except Exception as error:  # submitit raises whatever went wrong in the job or on the way
         reason = one_line(str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__, 200)
-        return Ended(job, 4, MachineError("EXEC-03", f"the job ended without a result: {reason}", where=str(job.log)))
+        return JobResult(
+            job, 4, MachineError("EXEC-03", f"the job ended without a result: {reason}", where=str(job.log))
+        )
