@@ -1,4 +1,4 @@
-"""The way into ``kd`` and ``python -m kdcli``: small, so that a signal while the rest loads ends in order."""
+"""Entry point of ``kd`` and ``python -m kdcli``; small, so that a signal while the rest is imported ends in order."""
 
 import os
 import signal

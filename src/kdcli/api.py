@@ -1,4 +1,4 @@
-"""The library: objectives inside somebody else's trainer."""
+"""The library: objectives inside any trainer."""
 
 from typing import TypeAlias
 

@@ -1,4 +1,4 @@
-"""Which of the processes of one run this one is, whoever started them: kd, torchrun, accelerate or srun."""
+"""Rank and world size of this process, whether launched by kd, torchrun, accelerate or srun."""
 
 import ctypes
 import os

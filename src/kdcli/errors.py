@@ -1,4 +1,4 @@
-"""The one error type users meet: what is wrong, where, and what to type instead."""
+"""The error type of the package: code, what is wrong, where, and how to fix it."""
 
 import errno
 import os

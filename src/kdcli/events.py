@@ -1,4 +1,4 @@
-"""What a run tells the world while it works."""
+"""Events of a run: progress, notes, warnings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -93,7 +93,7 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
     return [sum(part) / len(part) for end in range(1, len(values) + 1) if (part := values[max(0, end - window) : end])]
 
 
-# From a curve to a picture: one road for every curve, in the common look.
+# Draws curves, all in the same style.
 
 
 _WIDEST = 60

@@ -1,4 +1,4 @@
-"""Turns the first Ctrl-C or SIGTERM into a request, the second into an end."""
+"""Turns the first Ctrl-C or SIGTERM into a request to stop, the second into an immediate end."""
 
 import signal
 import threading

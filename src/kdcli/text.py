@@ -1,4 +1,4 @@
-"""Makes text from data and model folders safe to show: in a terminal, Markdown, CSV, LaTeX, HTML."""
+"""Escapes untrusted text for terminals, Markdown, CSV, LaTeX and HTML."""
 
 import html
 import re

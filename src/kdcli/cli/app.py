@@ -1,4 +1,4 @@
-"""The ``kd`` command: its subcommands, and the way in."""
+"""The ``kd`` command and its subcommands."""
 
 import logging
 import os

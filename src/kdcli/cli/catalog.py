@@ -1,4 +1,4 @@
-"""``kd losses``: what objectives there are, and whether a guest keeps the contract."""
+"""``kd losses``, ``kd metrics``, ``kd sources`` and ``kd presets``: list, show, check."""
 
 from typing import Annotated, Any
 

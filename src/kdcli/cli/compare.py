@@ -1,4 +1,4 @@
-"""``kd compare``: contenders times seeds on an equal budget, a study that exists, or runs that are finished."""
+"""``kd compare``: train variants times seeds, continue a study, or compare finished runs."""
 
 from collections.abc import Sequence
 from pathlib import Path

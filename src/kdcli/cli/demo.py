@@ -1,4 +1,4 @@
-"""``kd demo``: the whole road on built-in parts."""
+"""``kd demo``: everything once, on built-in models and data."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""``kd doctor``: check a set-up before money is spent on it."""
+"""``kd doctor``, ``kd estimate`` and ``kd inspect``: check a set-up before training."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any

@@ -1,4 +1,4 @@
-"""``kd distill``: train a student on a teacher."""
+"""``kd distill`` and ``kd plan``: train a student on a teacher, or say what that would do."""
 
 import inspect
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The only place where errors are printed: one line, and an exit code that scripts can rely on."""
+"""Prints errors: one line, and an exit code that scripts can rely on."""
 
 import contextvars
 import re
@@ -44,7 +44,7 @@ PIPE_CLOSED = 141
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came where nobody waits for it; a training hears it itself and saves first."""
+    """SIGTERM outside a training; a training handles it itself and saves first."""
 
 
 def run_guarded(work: Callable[[], int], *, debug: bool) -> int:
@@ -81,7 +81,7 @@ def _ended(error: BaseException, *, debug: bool) -> int:
 
 @contextmanager
 def _hearing_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the work inside as Ctrl-C does, unless somebody else hears it."""
+    """Let SIGTERM end the work inside as Ctrl-C does, unless it has a handler already."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
@@ -109,7 +109,7 @@ def _report(error: BaseException) -> int:
 
 
 def _end(code: str, text: str, exit_code: int) -> int:
-    """Say how this process ended; of several, the one that started them speaks, or each says which one it is."""
+    """Report how this process ended; of several, the launcher reports, or each names its rank."""
     try:
         rank = distributed.rank()
     except UsageError:
@@ -189,7 +189,7 @@ def _write_log(error: BaseException) -> str:
 
 
 def _say(text: str) -> None:
-    """Write a line to stderr; where that cannot be, the exit code tells."""
+    """Write a line to stderr; if that fails, the exit code remains."""
     with suppress(OSError):
         sys.stderr.write(one_line(text, _WIDTH) + "\n")
         sys.stderr.flush()

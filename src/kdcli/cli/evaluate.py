@@ -1,4 +1,4 @@
-"""``kd eval``: measure a model folder, or answers made elsewhere."""
+"""``kd eval`` and ``kd judge``: measure a model folder or answers made elsewhere."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -149,7 +149,7 @@ def judge(
 ) -> None:
     """Compare answers with references: scores from 1 to 10 in both orders, their ratio in %, and the win rate.
 
-    The judge is a server that speaks the OpenAI protocol, or a file of scores.
+    The judge is an OpenAI-compatible server, or a file of scores.
     """
     typed = locals()
     from kdcli.cli import load_config

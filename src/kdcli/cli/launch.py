@@ -1,4 +1,4 @@
-"""Starts one run as several processes, through accelerate's launcher and a profile of our own; speaks for them."""
+"""Starts one run as several processes by accelerate's launcher, and reports for all of them."""
 
 import json
 import logging
@@ -60,7 +60,7 @@ class ReportedError(KDError):
 
 
 def is_started_by_kd() -> bool:
-    """Whether another process of kd started this one and speaks for it."""
+    """Whether another process of kd started this one and reports for it."""
     return RECORDS in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -157,7 +157,7 @@ def init_ranks() -> None:
 
 
 def launch_arguments(wanted: int, words: Sequence[str]) -> list[str]:
-    """Return what accelerate's launcher is told to run ``kd`` in several processes at once.
+    """Return what accelerate's launcher is given to run ``kd`` in several processes at once.
 
     The profile keeps accelerate from reading the default file that a user may have made for
     something else; port 0 lets several runs on one machine choose ports of their own.
@@ -187,12 +187,12 @@ def already_launched(wanted: int) -> bool:
 
 
 def run_processes(wanted: int, words: Sequence[str], output: Path, command: str) -> None:
-    """Start the processes of a run, wait for their end, and speak for them.
+    """Start the processes of a run, wait for their end, and report.
 
     Args:
         wanted: how many train together.
         words: what stands after ``kd``.
-        output: the run folder, which tells what was saved if a process is lost.
+        output: the run folder, read for what was saved if a process is lost.
         command: what to type to go on.
 
     Raises:
@@ -204,7 +204,7 @@ def run_processes(wanted: int, words: Sequence[str], output: Path, command: str)
 
 
 def _run(wanted: int, words: Sequence[str], folder: Path) -> Ended:
-    """Run the processes to their end; their launcher keeps silent."""
+    """Run the processes to their end without the launcher's own output."""
     surroundings = {
         RECORDS: str(folder),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": _SHUTDOWN,
@@ -249,5 +249,5 @@ def _restore(before: Mapping[str, str | None]) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process speaks for the run: alone, or the first of several."""
+    """Whether this process writes the output: alone, or rank 0."""
     return distributed.rank() == 0

@@ -1,4 +1,4 @@
-"""From flags to a checked config, before anything heavy is imported."""
+"""Turns flags into a checked config, before anything heavy is imported."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""Every flag, once: the same name means the same on all commands.
+"""Every flag, declared once: the same name means the same in all commands.
 
 Flags are texts; the setting behind each one (``spelling.FLAGS``) gives it its type.
 """

@@ -1,4 +1,4 @@
-"""Shows events while work goes on: a bar on a terminal, sparse plain lines elsewhere."""
+"""Shows events: a progress bar in a terminal, sparse plain lines elsewhere."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Reads sizes and rates as people write them: 8GiB, 50GB/s, 2TFLOPS."""
+"""Parses sizes and rates: 8GiB, 50GB/s, 2TFLOPS."""
 
 import math
 import re

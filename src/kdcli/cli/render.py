@@ -1,4 +1,4 @@
-"""Draws what commands found out: comparisons, evaluations, runs."""
+"""Prints comparisons, evaluations, runs and plans."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""Draws what objectives, metrics and presets are, from their cards."""
+"""Prints the cards of objectives, metrics, sources and presets."""
 
 import math
 from collections.abc import Iterable, Sequence

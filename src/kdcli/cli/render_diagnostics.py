@@ -1,4 +1,4 @@
-"""Draws what diagnostics found out: inspected batches, toy experiments, verified folders, repeated runs."""
+"""Prints inspected batches, toy experiments, verified folders and repeated runs."""
 
 import math
 from collections.abc import Sequence

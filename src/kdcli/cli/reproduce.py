@@ -1,4 +1,4 @@
-"""``kd report``, ``kd verify``, ``kd clean`` and ``kd rerun``: show, check, tidy and repeat what was made."""
+"""``kd report``, ``kd verify``, ``kd clean`` and ``kd rerun``."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Standard streams that may be closed, full, or without a reader: what is lost decides the exit code, no traceback."""
+"""Standard streams that may be closed or full: what is lost decides the exit code, without a traceback."""
 
 import io
 import os
@@ -31,7 +31,7 @@ class Closed(io.TextIOBase):
 
 
 class Remarks:
-    """Standard error, on which nothing depends: a disk that refuses it must not end the work that it tells of.
+    """Standard error that never fails: a full disk behind it must not end the work.
 
     Args:
         stream: what is written to; None where it was closed.

@@ -1,4 +1,4 @@
-"""The branches of ``kd compare``: run a study, look at one, export its table, compare finished runs."""
+"""The branches of ``kd compare``: run a study, show its status, export its table, compare finished runs."""
 
 import os
 from collections.abc import Mapping, Sequence

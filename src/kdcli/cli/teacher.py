@@ -1,4 +1,4 @@
-"""``kd cache``: run a teacher over rows once, and keep what it says."""
+"""``kd cache`` and ``kd generate``: run a teacher over rows once and store the result."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Where output goes: results to stdout, all the rest to stderr."""
+"""Output of commands: results to stdout, everything else to stderr."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ PIPE_WIDTH = 100
 
 @dataclass
 class Terminal:
-    """One command's way to speak.
+    """Console output of one command.
 
     Args:
         json: results are printed as JSON.

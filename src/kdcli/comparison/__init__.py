@@ -1,1 +1,1 @@
-"""What finished runs say together: means, paired differences, costs, and whether they may be compared."""
+"""Compares finished runs: means, paired differences, costs, and whether they are comparable."""

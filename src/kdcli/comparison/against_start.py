@@ -1,4 +1,4 @@
-"""Sentences about the student before training: who is worse than no training, who closed the gap, and why likely."""
+"""Compares with the student before training: which variants are worse, which closed the gap, and likely reasons."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias

@@ -1,4 +1,4 @@
-"""From tidy tables to the lines of a comparison: means, intervals, paired differences, who is best, costs."""
+"""Aggregates long tables into the rows of a comparison: means, intervals, paired tests, costs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""What finished runs must share before they may stand in one table."""
+"""Checks that finished runs may stand in one table."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

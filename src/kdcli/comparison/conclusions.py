@@ -1,4 +1,4 @@
-"""What a comparison can and cannot say, in sentences computed from its numbers."""
+"""Sentences computed from a comparison's numbers: what it shows and what it cannot show."""
 
 import re
 import shlex

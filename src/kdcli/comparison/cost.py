@@ -1,4 +1,4 @@
-"""What a run cost: counts that any machine agrees on, and seconds and memory that only this one knows."""
+"""The cost of a run: machine-independent counts, and seconds and memory of one machine."""
 
 import csv
 import io

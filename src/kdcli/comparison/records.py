@@ -1,4 +1,4 @@
-"""What a comparison is: its rows, its failures, and the table of them all."""
+"""Records of a comparison: its rows and failures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

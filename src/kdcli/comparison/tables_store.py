@@ -1,4 +1,4 @@
-"""``results.parquet`` and ``samples.parquet``: all that a comparison is computed from, in two tidy tables."""
+"""``results.parquet`` and ``samples.parquet``: the long tables from which a comparison is computed."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The names settings go by: flags, other tools' spellings, and the nearest one to a slip."""
+"""Names of settings: flags, aliases of other tools, and suggestions for misspelt ones."""
 
 import difflib
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""Evaluation protocols as files: the settings a protocol's name stands for."""
+"""Presets and evaluation protocols as files."""
 
 import difflib
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Settles a run's settings: flag > --set > KD_* variable > file > default.
+"""Resolves settings: flag > --set > KD_* variable > file > default.
 
 A protocol stands just below the place that names it: ``--protocol minillm`` wins over a file, any other
 flag or ``--set`` wins over the protocol.

@@ -1,4 +1,4 @@
-"""What a run is: frozen settings with defaults, bounds and one-line descriptions.
+"""The settings of every command: frozen pydantic models with defaults, bounds and descriptions.
 
 Options of an objective live with the objective; this file never names one.
 """
@@ -166,7 +166,7 @@ class MonitorConfig(Settings):
 
 
 class ServerConfig(Settings):
-    """A server that speaks the OpenAI protocol, such as vLLM."""
+    """A server with the OpenAI protocol, such as vLLM."""
 
     url: str | None = Field(default=None, description="address, as in http://localhost:8000/v1")
     model: str | None = Field(default=None, description="model's name on the server; default the only one it has")

@@ -1,4 +1,4 @@
-"""Settings that take several values: ``lr=1e-4,3e-4`` as axes, their combinations, and what these are called."""
+"""Settings with several values: ``lr=1e-4,3e-4`` as axes, their combinations and labels."""
 
 import itertools
 from collections.abc import Sequence

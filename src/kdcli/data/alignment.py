@@ -1,4 +1,4 @@
-"""Gives a teacher of another tokenizer the same text to read, and says where both have read as much of it."""
+"""Tokenizer alignment: the same text for a teacher with another tokenizer, and the boundaries both share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -138,7 +138,7 @@ def common_boundaries(own: TokenOffsets, other: TokenOffsets) -> tuple[int, ...]
 
 
 def _shared(one: str, other: str) -> int:
-    """Return how many characters two texts begin with alike."""
+    """Return the length of two texts' common prefix."""
     if one == other:
         return len(one)
     apart = (place for place, (left, right) in enumerate(zip(one, other, strict=False)) if left != right)

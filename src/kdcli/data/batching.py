@@ -1,4 +1,4 @@
-"""Pads examples into a batch and shifts the labels, here and nowhere else."""
+"""Orders examples, cuts them into micro-batches, pads them and shifts the labels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

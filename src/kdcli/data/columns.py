@@ -1,4 +1,4 @@
-"""Recognises by its column names what form the rows have."""
+"""Infers the row format from column names."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Turns rows into token sequences whose response part is exactly known."""
+"""Turns rows into token sequences whose response part is known exactly."""
 
 import hashlib
 import math

@@ -1,4 +1,4 @@
-"""Decides what a data path is before anything is read from it."""
+"""Resolves a data path: file, folder, or hub id."""
 
 import errno
 import hashlib

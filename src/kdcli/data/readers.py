@@ -1,4 +1,4 @@
-"""Reads JSONL and JSON, telling for each bad row where it is and why."""
+"""Reads JSONL, JSON and CSV, with file and line of each bad row."""
 
 import csv
 import gzip

@@ -224,7 +224,7 @@ _ROLES = {
     "bing": "assistant", "bard": "assistant", "model": "assistant", "system": "system", "tool": "tool",
     "observation": "tool", "function_response": "tool",
 }  # fmt: skip
-"""ShareGPT's names of who speaks, and the usual ones."""
+"""ShareGPT's role names, and the usual ones."""
 
 
 def _role(reader: _Reader, sender: Any, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Calls a tokenizer on many texts and names the row at which it fails."""
+"""Tokenizes rows and decodes tokens, and names the row at which a tokenizer fails."""
 
 import hashlib
 from collections.abc import Iterable, Sequence

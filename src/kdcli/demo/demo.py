@@ -1,4 +1,4 @@
-"""The whole road on built-in parts: data, a teacher, four objectives, one table, three pictures.
+"""The demonstration on built-in parts: data, a teacher, four objectives, one table, three pictures.
 
 Everything is made from seeds and nothing is fetched. What is there already is used again.
 """
@@ -118,7 +118,7 @@ def demo(output: Path, report: Report) -> Comparison:
 
     Args:
         output: folder for everything.
-        report: told what happens.
+        report: called with events.
 
     Returns:
         the comparison; tables and pictures are in ``output``.

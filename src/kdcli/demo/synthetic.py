@@ -1,4 +1,4 @@
-"""A made-up instruction set in which every prompt has several valid answers of known probability.
+"""A synthetic instruction set in which every prompt has several valid answers of known probability.
 
 Seven kinds of task over a small lexicon. The wording of a right answer is a free choice with
 uneven odds, so an objective that covers all of the teacher's mass and one that seeks its modes
@@ -284,7 +284,7 @@ def draw_answers(
         references: label -> model or run folder of what was not trained here, drawn first and in grey.
         models: label -> model or run folder of each contender.
         config: device settings.
-        report: told what happens.
+        report: called with events.
     """
     report(Event("stage", f'drawing the answers to "{task.prompt}"'))
     device = prepare(config.hardware)

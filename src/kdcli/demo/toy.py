@@ -1,4 +1,4 @@
-"""Two experiments small enough to see through, by the package's own losses.
+"""Two toy experiments with a known answer, by the package's own losses.
 
 First, that of the AKL paper: free logits descend to a long-tailed teacher, and the gap |p - q| is followed over
 its head (the likeliest entries that hold half the mass) and its tail. Then the classic picture: a single Gaussian
@@ -257,7 +257,7 @@ def toy(objectives: Sequence[str], folder: Path, report: Report) -> ToyReport:
     Args:
         objectives: specs of objectives.
         folder: to write into.
-        report: told what happens.
+        report: called with events.
 
     Raises:
         UsageError: an objective that cannot be read.

@@ -1,1 +1,1 @@
-"""Checks a set-up before money is spent on it."""
+"""Checks a set-up before training."""

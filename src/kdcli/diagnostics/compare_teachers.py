@@ -1,4 +1,4 @@
-"""One teacher against another that should say the same: token by token on a few sequences."""
+"""Compares two teachers that should agree, token by token on a few sequences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-r"""``kd estimate``: what a model takes on a device, from its config alone.
+r"""``kd estimate``: memory and speed of a model on a device, from its config alone.
 
 With P parameters, :math:`P_r` of them read in every step (all but an input embedding of its own), N tokens
 of context, B requests, b bytes per weight, c bytes per cached number, bandwidth W and arithmetic F:

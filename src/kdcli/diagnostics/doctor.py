@@ -1,4 +1,4 @@
-"""From settings to a diagnosis: machine, models, rows, and teachers against each other."""
+"""``kd doctor``: checks the machine, versions, models, rows, and teachers against each other."""
 
 import importlib.metadata
 import os

@@ -1,4 +1,4 @@
-"""Several objectives on one batch: their values, their gradients' norms, and the angles between those."""
+"""``kd inspect batch``: values, gradient norms and cosines of several objectives on one batch."""
 
 import dataclasses
 import itertools
@@ -82,7 +82,7 @@ def inspect_batch(config: DistillConfig, losses: Sequence[str], report: Report) 
     Args:
         config: settings; ``train.batch_size`` rows are read, ``loss`` and ``output`` are ignored.
         losses: objectives, in canonical spelling.
-        report: told what happens.
+        report: called with events.
 
     Raises:
         KDError: a mistake in the settings, found before weights are read.

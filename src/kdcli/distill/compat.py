@@ -1,4 +1,4 @@
-"""Refuses objectives and sources that do not go together, with what would, before anything is read."""
+"""Compatibility of objectives, sources, teachers and tokenizers, checked before weights are read."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What makes an experiment this experiment: equal identities give equal bits, others are refused."""
+"""The fingerprint of an experiment: equal fingerprints give equal bits, others may not resume it."""
 
 import hashlib
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""``kd generate``: prompts -> what a teacher answers -> rows, made once and found again by any training."""
+"""``kd generate``: a teacher's answers to prompts as rows for training."""
 
 import time
 from collections import Counter
@@ -159,7 +159,7 @@ def generate(
 
     Args:
         config: teacher, prompts, how it writes; ``output`` is the folder, which a training's ``data.made`` may name.
-        report: told how far it is.
+        report: called with progress events.
         command: what to type to go on after an interruption.
         session: what is loaded already.
 

@@ -1,4 +1,4 @@
-r"""What a training takes of each process's memory, part by part, at the moments that may be its peak.
+r"""Peak memory of each training process, part by part.
 
 With P the parameters of the student, T those that are trained, N the processes, S the shards of a weight (N under
 fsdp2 and zero3, 1 under ddp), R the parameters outside the layers, B those of the largest layer, and 4 bytes for a

@@ -1,4 +1,4 @@
-"""What a run would do: steps, tokens, examples with the learnt part marked; nothing is written."""
+"""``kd plan``: steps, tokens, cost and decoded examples of a run; nothing is written."""
 
 import math
 import time

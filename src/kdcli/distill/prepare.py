@@ -1,4 +1,4 @@
-"""From settings to checked parts, cheapest checks first; no weight is read here."""
+"""Builds and checks the parts of a run, cheapest checks first; no weight is read."""
 
 from dataclasses import dataclass, replace
 from typing import Any

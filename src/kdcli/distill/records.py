@@ -1,4 +1,4 @@
-"""What runs, evaluations and comparisons hand back."""
+"""Records of runs and references."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

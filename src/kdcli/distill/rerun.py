@@ -1,4 +1,4 @@
-"""Trains a finished run again from its own settings, and says whether the same student came out."""
+"""``kd rerun``: trains a finished run again from its own settings and compares the students."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ def rerun(run: Path, output: Path, report: Report, *, command: str = "") -> Reru
     Args:
         run: a finished run.
         output: the new run folder.
-        report: told what happens.
+        report: called with events.
         command: what to type to go on after an interruption.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One training run: settings -> checked parts -> training -> saved student -> evaluation."""
+"""``kd distill``: prepare, set up, train, save, evaluate, record."""
 
 import time
 from dataclasses import asdict, replace
@@ -54,7 +54,7 @@ def distill(
 
     Args:
         config: the run's settings; ``output`` is the run folder.
-        report: told what happens.
+        report: called with events.
         resume: whether a folder that holds this run may be continued.
         command: what to type to go on after an interruption.
         session: parts shared with other runs.

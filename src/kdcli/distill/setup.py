@@ -1,4 +1,4 @@
-"""Loads what a checked run trains with: models, windows, monitor."""
+"""Loads models, opens the source and assembles the train job of a prepared run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -189,7 +189,7 @@ def assemble_training(
         prepared: the run as checked.
         models: its models.
         session: parts shared with other runs.
-        report: told what happens.
+        report: called with events.
         command: what to type to go on after an interruption.
     """
     return TrainJob(

@@ -1,4 +1,4 @@
-"""Evaluation while a student is trained: a fixed sample every few steps, the best student kept, an early end."""
+"""Evaluation during training: a fixed sample every few steps, the best student saved, early stopping."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A model in this process as a source of answers."""
+"""Sources of answers: a model in this process, or a server."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -43,7 +43,7 @@ class LocalAnswers:
 
         Args:
             questions: what is to be answered; each prompt is read once.
-            report: told how many answers are made, and at how many tokens per second.
+            report: called with the number of answers and tokens per second.
 
         Raises:
             InputError: an empty prompt, one that fills the model's context, or a recurrent model.
@@ -94,7 +94,7 @@ class ServedAnswers:
         generation: length, temperature and nucleus mass.
 
     Raises:
-        KDError: an address no server can have, or a model that cannot be told.
+        KDError: an address no server can have, or a model that cannot be determined.
     """
 
     def __init__(self, server: ServerConfig, generation: GenerationConfig) -> None:
@@ -112,7 +112,7 @@ class ServedAnswers:
 
         Args:
             questions: what is to be answered.
-            report: told how many answers there are.
+            report: called with the number of answers.
 
         Raises:
             KDError: SERVE-02 to SERVE-07.

@@ -1,4 +1,4 @@
-"""Asks a source for every answer that an evaluation needs and that is not there yet."""
+"""Answers of one evaluation: stored as they come, and generated where they are missing."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ class TextSamples:
         prompts: prompt of each example.
         ended: whether each answer was ended by the model itself.
         reference_tokens: tokens of each example's first reference, end token left out; None without a tokenizer.
-        ended_is_known: whether ``ended`` says anything; a file of answers may be silent.
+        ended_is_known: whether ``ended`` says anything; a file of answers may not say.
         answers: the answers as tokens, as ``predictions``; None where they came as texts.
     """
 
@@ -97,7 +97,7 @@ class AnswerSource(Protocol):
 
         Args:
             questions: what is to be answered.
-            report: told how many answers are made, and at how many tokens per second.
+            report: called with the number of answers and tokens per second.
         """
         ...
 
@@ -270,7 +270,7 @@ def answer(
         source: who answers.
         dataset: rows whose prompts are asked.
         config: how answers are sampled.
-        report: told how far it is.
+        report: called with progress events.
         kept: answers made before, and where to keep those made now; None keeps nothing.
 
     Raises:

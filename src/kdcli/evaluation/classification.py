@@ -1,4 +1,4 @@
-"""Scores of classification: every choice of every row read as a continuation of its prompt."""
+"""Scores of classification: every choice of every row as a continuation of its prompt."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -101,7 +101,7 @@ def encode_choices(tokenizer: PreTrainedTokenizerBase, dataset: TokenDataset) ->
 
 
 def _alike(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two sequences begin with alike."""
+    """Return the length of two sequences' common prefix."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((at for at, (left, right) in pairs if left != right), min(len(one), len(other)))
 
@@ -147,7 +147,7 @@ def score_choices(
         dataset: rows with choices.
         development: rows to fit on, where a metric needs them.
         device: where to compute.
-        report: told how far it is.
+        report: called with progress events.
 
     Raises:
         InputError: a row whose choices cannot be used.

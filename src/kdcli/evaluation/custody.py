@@ -1,4 +1,4 @@
-"""Holds a run folder while it is written, and records in it how a run ended that did not end well."""
+"""The exclusive use of a run folder, its leftovers, and the record of how a run failed."""
 
 import traceback
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ def superseded_files(folder: Path, *, keep_checkpoints: bool) -> list[Path]:
 
 
 def remove_superseded(folder: Path, *, keep_checkpoints: bool) -> None:
-    """Remove what a finished run does not need, where nobody else works in it and the disk may be written.
+    """Remove what a finished run does not need, if no other process works in it and the disk is writable.
 
     Args:
         folder: of a run that is done.

@@ -1,4 +1,4 @@
-"""What it costs to run a model on this machine: size, memory, speed, energy."""
+"""The cost of running a model on this machine: size, memory, speed, energy."""
 
 import gc
 import importlib
@@ -155,7 +155,7 @@ def measure_edge(path: str, config: EdgeConfig, device: Device, report: Report) 
         path: model folder or hub id.
         config: lengths and repeats.
         device: where to compute; weights are held in its dtype.
-        report: told how far it is.
+        report: called with progress events.
 
     Returns:
         sizes of the files, and what was measured.
@@ -348,7 +348,7 @@ def measure_extras(
         config: what to measure.
         model: run or model folder.
         device: where to compute.
-        report: told how far it is.
+        report: called with progress events.
         ready: the tasks, and what runs them; None without tasks.
 
     Raises:

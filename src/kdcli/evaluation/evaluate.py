@@ -1,4 +1,4 @@
-"""One evaluation: a model folder, a run, or answers made elsewhere."""
+"""``kd eval``: evaluates a model folder, a run, or answers made elsewhere."""
 
 import hashlib
 import os
@@ -131,7 +131,7 @@ def score_served(config: EvalConfig, report: Report) -> EvalRecord:
 
     Args:
         config: the server, rows and metrics; no model folder.
-        report: told how far it is.
+        report: called with progress events.
 
     Raises:
         UsageError: a metric that needs weights, or no metric of texts.
@@ -195,7 +195,7 @@ def evaluate_run(
 
     Args:
         config: what to measure, and on what.
-        report: told what happens.
+        report: called with events.
         session: parts shared with other evaluations.
         reuse: return what is there if it was measured by the same protocol.
 
@@ -245,7 +245,7 @@ def evaluate_subject(subject: Subject, config: EvalConfig, session: Session, rep
         subject: the model.
         config: what to measure, and on what; ``output`` is the folder of the record.
         session: what is loaded already.
-        report: told what happens.
+        report: called with events.
 
     Raises:
         KDError: the model or the data cannot be used, or do not fit a metric.

@@ -1,4 +1,4 @@
-"""Facts of the tokens of sampled answers: what both models say about what one of them said."""
+"""Token statistics of sampled answers under both models."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ class DecoderPair:
         config: how answers are sampled.
         draft_tokens: tokens the student drafts per call of the teacher in speculative sampling.
         device: where to compute.
-        report: told how far it is.
+        report: called with progress events.
     """
 
     student: LanguageModel

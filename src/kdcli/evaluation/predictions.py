@@ -1,4 +1,4 @@
-"""Reads answers made elsewhere: one JSON object per line with prediction(s) and reference(s)."""
+"""Reads predictions made elsewhere: one JSON object per line with prediction(s) and reference(s)."""
 
 from dataclasses import replace
 from pathlib import Path

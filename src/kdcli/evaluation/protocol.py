@@ -1,4 +1,4 @@
-"""The protocol of an evaluation: its name, and a hash of every setting the numbers follow from."""
+"""The evaluation protocol: its name, and a hash of every setting the numbers depend on."""
 
 import hashlib
 import json
@@ -58,7 +58,7 @@ def protocol_of(config: EvalConfig) -> Protocol:
         config: all settings of an evaluation, the protocol's own among them.
 
     Raises:
-        UsageError: it names a protocol nobody knows.
+        UsageError: it names an unknown protocol.
         InputError: it names a file that cannot be read.
 
     >>> protocol_of(EvalConfig()).name

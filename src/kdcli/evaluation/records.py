@@ -1,4 +1,4 @@
-"""What an evaluation found: scores with their intervals, counts, and the cost on a device."""
+"""Records of an evaluation: scores with intervals, counts, and the cost on a device."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

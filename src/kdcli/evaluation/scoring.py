@@ -1,4 +1,4 @@
-"""From a model and held-out rows to scores: texts are generated, tokens are measured."""
+"""Scores a model on held-out rows: texts are generated, tokens are measured."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

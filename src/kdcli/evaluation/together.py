@@ -1,4 +1,4 @@
-"""Which evaluations may lie in one folder: scores of one protocol stand together, another protocol gets its own."""
+"""Several evaluations in one folder: scores of one protocol are merged, another protocol gets its own folder."""
 
 import contextlib
 import glob
@@ -90,7 +90,7 @@ def place_of(
         protocol: what the numbers follow from.
         model_digest: what identifies the model; an evaluation of another model in the first folder gives way.
         read: reads an evaluation back; None where there is none.
-        report: told of scores that are kept elsewhere or give way, and of damage.
+        report: called with warnings: scores kept elsewhere, replaced, or damaged.
     """
     try:
         first = read(base)

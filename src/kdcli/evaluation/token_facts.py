@@ -128,7 +128,7 @@ def token_facts(
         vocab: real ids; both heads are restricted to them.
         micro_tokens: padded tokens per batch.
         device: where to compute.
-        report: told how far it is.
+        report: called with progress events.
         names: the facts to measure, default all that can be had.
         temperature: what to divide the student's logits by for ``scaled_`` facts besides; None for none.
 
@@ -256,7 +256,7 @@ def fit_token_temperature(
         dataset: development rows.
         micro_tokens: padded tokens per batch.
         device: where to compute.
-        report: told how far it is.
+        report: called with progress events.
 
     Raises:
         NumericsError: the likelihood is not a number.

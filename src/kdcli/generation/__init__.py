@@ -1,4 +1,4 @@
-"""Answers to prompts: batched, with a key-value cache, and the same whatever the batches are."""
+"""Batched generation with a KV cache; answers do not depend on the batch."""
 
 from kdcli.generation.batch import Completion, GenerationRequest, answers, generate
 from kdcli.generation.sampling import sample, uniforms

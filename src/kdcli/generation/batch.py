@@ -1,4 +1,4 @@
-"""Answers to prompts: every prompt is read once, rows join and leave the batch, and none depends on its company."""
+"""Continuous batching: every prompt is prefilled once, rows join and leave, and no answer depends on its batch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -162,7 +162,7 @@ class Completion:
     @property
     def tokens(self) -> tuple[int, ...]:
         """Everything that was written, the end token included."""
-        assert self.end != UNTOLD, "a source that tells tokens tells the end token"
+        assert self.end != UNTOLD, "a source that gives tokens gives the end token"
         return self.ids if self.end is None else (*self.ids, self.end)
 
 

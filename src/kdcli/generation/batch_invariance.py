@@ -1,4 +1,4 @@
-"""Makes answers final where products are rounded so coarsely, as in bf16, that the batch can only propose.
+"""Verifies tokens in fixed-size forward passes where low precision makes logits depend on the batch.
 
 What a row says is defined by reading it alone, in pieces whose widths depend on nothing but where they begin: the
 prompt, then blocks of 8, 8, 16, 32, 32, .. tokens on top of the keys and values of the pieces before. A causal

@@ -1,4 +1,4 @@
-"""The forward passes of generation: a prompt once, one token of every row at a step, and a row alone."""
+"""The forward passes of generation: prefill, one token for every row, and one row alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from kdcli.models.internals import forward_with_cache, position_bounds, prompt_c
 from kdcli.models.kernels import product, worthwhile
 from kdcli.models.load import LanguageModel, positions_of
 
-# How far the logits of a row may be moved by the company it is read in.
+# Batch invariance: how far a row's logits may depend on the other rows of its batch.
 
 
 _FINE = (torch.float32, torch.float64)
@@ -58,7 +58,7 @@ class Prefill:
 
 
 class Decoder:
-    """A model that reads prompts and speaks on.
+    """A model that reads prompts into a KV cache and decodes from it.
 
     Args:
         model: a loaded language model.

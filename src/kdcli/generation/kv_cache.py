@@ -1,4 +1,4 @@
-"""A cache of keys and values whose rows come and go while others stay."""
+"""A KV cache whose rows join and leave."""
 
 from dataclasses import dataclass
 from typing import Any, TypeAlias

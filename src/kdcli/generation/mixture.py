@@ -1,4 +1,4 @@
-"""Two models that speak as one: at every step a token is drawn from the mixture of their distributions."""
+"""Decoding from a mixture: at every step a token is drawn from the mixture of two models' distributions."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +46,7 @@ def mixed_answers(
 
 
 class MixtureDecoder(Decoder):
-    """Speaks as the mixture of two models; its logits are the mixture's log-probabilities.
+    """Decodes from the mixture of two models; its logits are the mixture's log-probabilities.
 
     Args:
         student: q.

@@ -1,4 +1,4 @@
-"""Picks tokens so that a rounding error of the logits almost never changes the pick, and says when it might.
+"""Sampling that rounding errors of the logits almost never change, and that says when they might.
 
 Tokens race: with waiting times E_k exponential with mean 1, argmin E_k / p_k is a draw from p (the exponential
 form of the Gumbel-max trick; Maddison, Tarlow & Minka 2014, arXiv:1411.0030). Two logits that move by d can only

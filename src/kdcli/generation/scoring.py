@@ -1,4 +1,4 @@
-"""How likely a model finds several continuations of one prompt; the prompt is read once."""
+"""Log-probabilities of several continuations of one prompt, which is prefilled once."""
 
 import copy
 from collections.abc import Sequence

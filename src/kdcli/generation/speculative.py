@@ -1,4 +1,4 @@
-"""Speculative sampling done for real: the student drafts, the teacher verifies, and every test is recorded."""
+"""Speculative sampling: the student drafts, the teacher verifies, every test is recorded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -231,7 +231,7 @@ def facts_of_several(path: str, blend: Ensemble, members: tuple[ModelInfo, ...])
     """Return what identifies several teachers together.
 
     Raises:
-        InputError: they do not speak the same tokens.
+        InputError: their vocabularies differ.
     """
     first = members[0]
     for other in members[1:]:

@@ -1,4 +1,4 @@
-"""Loads each tokenizer, data set and teacher of a study once, and says what identifies them."""
+"""Loads each tokenizer, data set and teacher of a study once."""
 
 import hashlib
 from dataclasses import dataclass, field, replace
@@ -107,7 +107,7 @@ class Session:
         *,
         across: bool = False,
     ) -> ModelPair:
-        """Look at both models and check that they speak the same tokens, or say how they differ.
+        """Inspect both models, and check that their vocabularies agree or say how they differ.
 
         Args:
             student: folder, hub id or ``random:`` spec.

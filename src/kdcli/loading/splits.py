@@ -1,4 +1,4 @@
-"""Which rows a run trains on and which it is measured on: training, development and held-out rows."""
+"""Training, development and held-out rows of a run."""
 
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def measured_rows(data: DataConfig, split: str, reader: ModelInfo, session: Sess
 
 
 def leaves_answers_out(settings: EvalSettings, rows: TokenDataset | None) -> bool:
-    """Whether metrics of answers are left out: no row has a prompt to answer, and nobody asked for them by name.
+    """Whether metrics of answers are left out: no row has a prompt to answer, and they were not asked for by name.
 
     Args:
         settings: the metrics' names.

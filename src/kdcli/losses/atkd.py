@@ -1,4 +1,4 @@
-"""Adaptive teaching: easy and hard tokens, told apart by the teacher, get different losses."""
+"""Adaptive teaching (ATKD): tokens that are easy and hard for the teacher get different losses."""
 
 from functools import cache
 from typing import Annotated, ClassVar, Literal
@@ -66,7 +66,7 @@ class AdaptiveTeachingKD(DistillLoss):
     lam: Annotated[float, Field(ge=0, le=1, description="weight of the easy tokens' mean")] = 0.2
     keep_unc: KeepUnc = False
     scope: Annotated[
-        Literal["micro_batch", "sequence"], Field(description="tokens among which hard and easy are told apart")
+        Literal["micro_batch", "sequence"], Field(description="tokens among which hard and easy are split")
     ] = "micro_batch"
     temperature: Annotated[
         float, Field(gt=0, allow_inf_nan=False, description="softmax temperature tau of both sides")
@@ -183,7 +183,7 @@ class AdaptiveTeachingKD(DistillLoss):
 
 @cache
 def _presets(reverse: bool, keep_unc: bool, temperature: float, scale_tau2: bool) -> tuple[DiversityKD, DecoupledKD]:
-    """Return what easy and hard tokens get unless told otherwise."""
+    """Return the default losses of easy and hard tokens."""
     shared = {"reverse": reverse, "keep_unc": keep_unc, "temperature": temperature, "scale_tau2": scale_tau2}
     return DiversityKD(**shared), DecoupledKD(**shared)
 

@@ -1,4 +1,4 @@
-"""What a loss sees, what it answers, and what it must declare."""
+"""The interface of losses: what a loss gets, returns and declares."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping

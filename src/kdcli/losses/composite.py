@@ -1,4 +1,4 @@
-"""Keeps the facts of losses inside a loss apart, so that none can tell it is inside."""
+"""Losses inside losses: their facts kept apart by prefix, their needs merged."""
 
 from collections.abc import Mapping
 from dataclasses import replace

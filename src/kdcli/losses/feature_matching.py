@@ -1,4 +1,4 @@
-"""Objectives on what lies inside the two models, layer by layer."""
+"""Feature matching: attention maps and hidden states, layer by layer."""
 
 import math
 import re

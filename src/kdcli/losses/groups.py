@@ -1,4 +1,4 @@
-"""Tokens that are planned for together: those of a micro-batch, or of each sequence in it; the host reads nothing."""
+"""Sums and ranks over groups of tokens, of a micro-batch or of each sequence, without host reads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""MiniLLM: the reverse KL of whole sequences, by a policy gradient on sequences that were drawn."""
+"""MiniLLM: the reverse KL of whole sequences, by a policy gradient on sampled sequences."""
 
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""Some of the tokens in hand: gathered where the host may read which ones, all of them beside a mask where it may not.
+"""Operations on some of the tokens: gathered where the host may read indices, masked elsewhere.
 
 On an accelerator, a count of tokens that the host reads makes it wait for all that was asked of the device before,
 and a shape that follows from numbers cannot be compiled. There a formula that only some tokens need is

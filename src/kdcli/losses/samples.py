@@ -1,4 +1,4 @@
-"""Runs a loss on made-up tokens the way the engine runs it on real ones: survey, plan, chunks."""
+"""Runs a loss on synthetic tokens as the engine runs it: survey, plan, chunks."""
 
 import copy
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Puts probabilities in falling order, where the host may read them by the sort that is quickest there."""
+"""Sorts probabilities in descending order, by the fastest method of the device."""
 
 import numpy as np
 import torch

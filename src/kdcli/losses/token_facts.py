@@ -1,4 +1,4 @@
-"""The per-token facts that sources supply, by name: what each one means, and made-up ones to try a loss on."""
+"""Per-token facts that sources supply, by name, and synthetic ones for trials."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""A teacher of whom only the likeliest tokens are known: k tokens and one bin for all the rest.
+"""A teacher of which only the top k tokens are known: k tokens and one bin for the tail.
 
 Both sides are summed up into these k + 1 bins. By the data-processing inequality no f-divergence of the
 bins is larger than that of the whole distributions.

@@ -1,1 +1,1 @@
-"""Metrics: one a file."""
+"""Metrics: one family a file."""

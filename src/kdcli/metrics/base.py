@@ -1,4 +1,4 @@
-"""The two kinds of metric, metrics of texts and metrics of token facts, as ``evaluate`` modules that need no hub.
+"""The interfaces of metrics of texts and of token facts, as ``evaluate`` modules that need no hub.
 
 Importing this module imports ``evaluate``, which takes seconds; ``describe.py`` reads the same
 class attributes without that.
@@ -138,7 +138,7 @@ class TextMetric(Metric):
 
     Attributes:
         needs_references: whether every example must have one.
-        also_reads: what it is told besides the texts: "ended" (whether the model itself ended each answer,
+        also_reads: its inputs besides the texts: "ended" (whether the model itself ended each answer,
             ``[example][sampling seed]``), "reference_tokens" (tokens of each example's first reference).
         splits_at_spaces: whether its words are what stands between spaces, which some scripts do not write.
     """

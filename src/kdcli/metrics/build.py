@@ -1,4 +1,4 @@
-"""Makes the metrics that settings name."""
+"""Builds the metrics that settings name."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def build_metrics(
         metrics of texts, of token facts, of a model's own samples, and of given choices, in the order named.
 
     Raises:
-        UsageError: a name nobody knows.
+        UsageError: an unknown name.
 
     >>> texts, tokens, own, choices = build_metrics(EvalSettings(metrics=("ppl", "rougeL", "perplexity")))
     >>> [metric.name for metric in texts], [metric.name for metric in tokens]

@@ -1,4 +1,4 @@
-"""A curve: numbers that belong together along an axis, written as data and drawn by one road."""
+"""A curve: series along an axis, as data; plots.py draws every curve."""
 
 import math
 from collections.abc import Mapping, Sequence

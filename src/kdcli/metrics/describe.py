@@ -1,4 +1,4 @@
-"""What each metric is, read from its source text so that listing does not import ``evaluate``."""
+"""Cards of metrics, read from their source text so that listing does not import ``evaluate``."""
 
 import ast
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""How little the generated texts repeat themselves."""
+"""Diversity and length of answers: distinct n-grams, repetition, self-BLEU, length, share cut off."""
 
 import math
 import re

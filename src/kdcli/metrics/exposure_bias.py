@@ -1,4 +1,4 @@
-"""How much of a student's error along its own answers comes from its own earlier errors."""
+"""Exposure bias: how much of a student's error along its own answers comes from its earlier errors."""
 
 from collections.abc import Mapping
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""The third kind of metric: of what models say about tokens that a model sampled itself."""
+"""Metrics of tokens that a model sampled itself."""
 
 import math
 from abc import abstractmethod
@@ -149,7 +149,7 @@ class OnPolicyMetric(FactMetric):
 
 
 def one_token(names: Iterable[str]) -> SampledTokenStats:
-    """Return facts of one made-up token, every one a half, from which a metric tells what its scores are made of."""
+    """Return facts of one made-up token, every one a half, from which a metric shows how its scores are aggregated."""
     here = np.zeros(1, dtype=np.int64)
     return SampledTokenStats({name: np.array([0.5]) for name in names}, here, here, here, 1, 1, _LONGEST)
 

@@ -1,4 +1,4 @@
-"""Exact match after normalisation."""
+"""Exact match and token F1 after SQuAD's normalisation."""
 
 import re
 import string

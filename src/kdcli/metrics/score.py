@@ -1,4 +1,4 @@
-"""A score as additive statistics: its value, intervals and paired differences all come from one table."""
+"""A score as additive statistics: its value, intervals and paired differences come from one table."""
 
 import math
 from collections.abc import Callable

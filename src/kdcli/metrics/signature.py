@@ -1,4 +1,4 @@
-"""The short text that names everything which changes a metric's number."""
+"""The signature of a metric: everything that changes its number."""
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence

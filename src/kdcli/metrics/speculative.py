@@ -1,4 +1,4 @@
-"""Speculative decoding measured by doing it: the student drafts for the teacher."""
+"""Speculative decoding, measured: the student drafts for the teacher."""
 
 from collections.abc import Mapping
 from functools import partial

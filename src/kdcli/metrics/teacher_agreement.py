@@ -1,4 +1,4 @@
-"""Perplexity of the reference responses."""
+"""Perplexity, and agreement and distances between student and teacher on reference responses."""
 
 import math
 from collections.abc import Mapping

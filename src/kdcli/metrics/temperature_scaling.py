@@ -1,4 +1,4 @@
-"""The one temperature that makes probabilities fit held-out answers best."""
+"""Temperature scaling: the temperature that fits held-out answers best, and calibration after it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

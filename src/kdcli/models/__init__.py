@@ -1,1 +1,1 @@
-"""Loading models and splitting them into trunk and head."""
+"""Models: checked, loaded, and split into decoder and head."""

@@ -1,4 +1,4 @@
-"""LoRA adapters: trained in place of the weights, merged into them when a student is saved."""
+"""LoRA adapters, and quantized teachers."""
 
 import copy
 import importlib.util

@@ -1,4 +1,4 @@
-"""Chooses device and precision, and says why."""
+"""Chooses device and precision."""
 
 import resource
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How the chunked pass runs on a kind of device: the one place where a CPU and an accelerator differ.
+"""How the chunked pass runs on a CPU or an accelerator; the one place where they differ.
 
 The formulas are the same on both. A CPU takes few rows at a time, so that they stay in its cache, and takes single
 tokens again where a closed form has lost digits. An accelerator takes a whole chunk in compiled kernels, reads

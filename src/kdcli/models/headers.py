@@ -1,4 +1,4 @@
-"""Reads what a safetensors file says it holds, and believes it only if the bytes are there."""
+"""Reads and checks safetensors headers."""
 
 import json
 import math

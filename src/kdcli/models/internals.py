@@ -1,4 +1,4 @@
-"""The one module that speaks to the inside of transformers: how a decoder reads, its cache, its layers, its attention.
+"""The one module that uses transformers' internals: how a decoder reads, its cache, its layers, its attention.
 
 What lies below transformers' top level, and names of its own that begin with an underscore, are used here and nowhere
 else. ``tests/models/test_internals.py`` names each of them, and what it must do.

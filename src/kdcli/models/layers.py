@@ -1,4 +1,4 @@
-"""Looks at the layers inside a model while its trunk runs."""
+"""Captures hidden states and attention maps of layers during a forward pass."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -108,7 +108,7 @@ def eager_attention(model: PreTrainedModel, *, wanted: bool) -> Iterator[None]:
     """Let a model compute the attention that gives its maps if it is wanted, and put it back afterwards.
 
     Raises:
-        InputError: MOD-24, the family cannot be told to.
+        InputError: MOD-24, the family does not support it.
     """
     if not wanted:
         yield
@@ -125,7 +125,7 @@ def use_eager(model: PreTrainedModel) -> None:
     """Let a model compute the attention that gives its maps from now on.
 
     Raises:
-        InputError: MOD-24, the family cannot be told to.
+        InputError: MOD-24, the family does not support it.
     """
     model.set_attn_implementation("eager")
     if attention_of(model) != "eager":
@@ -172,9 +172,9 @@ def _check_hidden(model: PreTrainedModel, found: Mapping[int, Tensor], told: tup
     if told is None or len(told) != shape_of(model.config).layers + 1:
         raise _refuse(model, "it does not tell its hidden states")
     for layer, value in found.items():
-        # What transformers tells of the last layer has been through the final norm in most families.
+        # What transformers returns for the last layer has been through the final norm in most families.
         if layer < len(told) - 1 and not torch.allclose(value, told[layer], rtol=1e-4, atol=1e-5):
-            raise _refuse(model, f"block {layer} does not give what the model tells of layer {layer}")
+            raise _refuse(model, f"block {layer} does not give what the model returns for layer {layer}")
 
 
 def _check_attention(model: PreTrainedModel, ids: Tensor) -> None:
@@ -221,7 +221,7 @@ def layer_outputs(model: LanguageModel, batch: Batch, packing: Packing, layers: 
 
 @torch.no_grad()
 def teacher_layer_outputs(model: LanguageModel, batch: Batch, packing: Packing, layers: Layers) -> LayerOutputs:
-    """Do the same without gradient; on a CPU every sequence alone, so that none depends on its company."""
+    """Do the same without gradient; on a CPU one sequence at a time, so that none depends on its batch."""
     with eager_attention(model.model, wanted=bool(layers.attention)):
         return _look_at_teacher(model, batch, packing, layers)
 

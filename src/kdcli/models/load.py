@@ -1,4 +1,4 @@
-"""Loads teachers and students from folders that nobody has to trust."""
+"""Loads teachers and students from untrusted folders."""
 
 import copy
 from dataclasses import dataclass, field, replace

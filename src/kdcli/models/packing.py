@@ -1,4 +1,4 @@
-"""Drops prompt and padding positions: from ``[b, s]`` to the ``n`` tokens that count."""
+"""Packs valid tokens, ``[b, s]`` to ``[n]``, and the buffers of their logits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""One rule for every way of writing: tokens follow from the model's own probabilities, temperature and top-p alone."""
+"""Resets generation settings of model folders: sampling uses temperature and top-p alone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -73,7 +73,7 @@ class Pointwise:
     """Compiled code by objective and by what it is given; kept for the life of a process.
 
     Args:
-        tell: told, once for an objective, that it runs without a compiler, and why.
+        tell: called once per objective that runs without a compiler, with the reason.
     """
 
     def __init__(self, tell: Callable[[str], None]) -> None:

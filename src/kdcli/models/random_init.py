@@ -1,4 +1,4 @@
-"""Makes a student of a teacher's family from three numbers and a seed."""
+"""Makes a random student of a teacher's family from three numbers and a seed."""
 
 import copy
 import hashlib

@@ -1,4 +1,4 @@
-"""What a model will hold in memory, found by walking it through fake tensors: nothing is allocated."""
+"""Memory that a model will take, from its config, by fake tensors."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class Footprint:
         weights: numbers in the weights of the same layers.
         matrix: numbers in the largest of these weights.
         width: numbers in a hidden state.
-        layers: how many there are; 0 where they cannot be told from the rest.
+        layers: how many there are; 0 where they cannot be identified.
         blocks: parameters of all layers.
         block: parameters of the largest layer.
         activations: bytes of the trunk's activations kept for the backward pass of one micro-batch.

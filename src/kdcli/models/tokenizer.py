@@ -1,4 +1,4 @@
-"""Loads a tokenizer, and says in one line why it cannot."""
+"""Loads and checks tokenizers, their end tokens, and compares vocabularies."""
 
 import base64
 import binascii
@@ -339,7 +339,7 @@ def _check(ids: list[Any], rows: int, path: str) -> None:
             raise InputError("TOK-04", what, where=path, fix=_FIX)
 
 
-# Decides whether teacher and student speak of the same tokens.
+# Compares the vocabularies of teacher and student.
 
 
 _PROBES = (

@@ -1,4 +1,4 @@
-"""Whether this machine can make compiled code: asked before any weight is read."""
+"""Whether this machine has a compiler for torch.compile."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Puts checked weights into a model, and checks that every one of them arrived."""
+"""Loads checked weights into a model, and checks that every one arrived."""
 
 import warnings
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Describes the options of a part (a loss, a source) from its class: what lists, pages and messages print."""
+"""Options of plug-ins (losses, sources): parsed from specs, described for help and messages."""
 
 import difflib
 import math

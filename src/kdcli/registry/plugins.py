@@ -1,6 +1,6 @@
-"""Which plug-in code a command may run: what the user's own line names, and nothing that only a file or record names.
+"""Which plug-in code a command may run: what the user's own line names, nothing that only a file names.
 
-A run folder, a study or a settings file may come from somebody else. Names such as ``./my_loss.py:Mine`` in them are
+A run folder, a study or a settings file may come from elsewhere. Names such as ``./my_loss.py:Mine`` in them are
 texts; the code behind one is run where the command line, a ``KD_`` variable or ``--plugin`` names it, too. Programs
 that import ``kdcli`` name their code themselves, so that for them nothing is withheld.
 """

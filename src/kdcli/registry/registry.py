@@ -1,4 +1,4 @@
-"""Finds a class by its name: built-in table, entry points, or a guest's path."""
+"""Finds a class by name: built-in table, entry points, or the path of a plug-in."""
 
 import contextlib
 import difflib

@@ -1,1 +1,1 @@
-"""Servers that speak the OpenAI protocol: asked for answers, or for judgements."""
+"""Clients of OpenAI-compatible servers, asked for answers or judgements."""

@@ -1,4 +1,4 @@
-"""Where a server is and how it knows us; the key never leaves this file except in the request's header."""
+"""The address and key of a server; the key leaves this file only in the request's header."""
 
 import ipaddress
 import os

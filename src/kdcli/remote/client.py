@@ -1,4 +1,4 @@
-"""Asks a server many requests at once: bounded, patient, and never twice for what was answered."""
+"""An HTTP client for many requests at once: bounded size, retries with backoff, no request twice."""
 
 import asyncio
 import email.utils
@@ -88,13 +88,13 @@ def nonsense(address: Address, error: ValueError, raw: bytes) -> InputError:
     else:
         reason = str(error)
     what = f"the reply makes no sense ({address.hide(reason, 100)}){_said(address, raw)}"
-    return InputError("SERVE-06", what, where=address.url, fix=f"check that it speaks the OpenAI protocol; {KEPT}")
+    return InputError("SERVE-06", what, where=address.url, fix=f"check that it has the OpenAI protocol; {KEPT}")
 
 
 def too_large(address: Address, limit: int) -> InputError:
     """Say that a reply is larger than any answer can be (exit code 3)."""
     what = f"the reply is larger than {limit // 2**20} MiB"
-    return InputError("SERVE-07", what, where=address.url, fix="check that it speaks the OpenAI protocol")
+    return InputError("SERVE-07", what, where=address.url, fix="check that it has the OpenAI protocol")
 
 
 def _said(address: Address, raw: bytes) -> str:
@@ -102,7 +102,7 @@ def _said(address: Address, raw: bytes) -> str:
     return f": {text}" if text else ""
 
 
-# One reply from a server: bounded in time and size, asked for again while there is hope.
+# One reply from a server: bounded in time and size, with retries and backoff.
 
 
 _LIMIT = 16 * 2**20
@@ -140,7 +140,7 @@ class Connection:
     async def fetch(
         self, http: httpx2.AsyncClient, method: str, path: str, body: Any, read: Callable[[bytes], Any]
     ) -> bytes:
-        """Return a reply that can be read; ask again, ever later, while there is hope.
+        """Return a reply that can be read; retry with backoff.
 
         Args:
             http: the open pool.
@@ -239,7 +239,7 @@ class Request:
 
 
 class Client:
-    """A server that speaks the OpenAI protocol.
+    """A server with the OpenAI protocol.
 
     Args:
         config: address, model and patience.

@@ -1,4 +1,4 @@
-"""Replies as they came, one JSON line each: a stopped run goes on, and every number can be traced."""
+"""Stores replies, one JSON line each, so that a stopped run goes on and every number can be traced."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a server may answer; everything else in a reply is ignored, anything missing is nonsense."""
+"""Requests and replies of the OpenAI protocol; unknown fields are ignored, missing ones are errors."""
 
 import hashlib
 import math

@@ -1,4 +1,4 @@
-"""Curves of the evaluations, all contenders in one picture: along the answer, and by its length."""
+"""Curves of evaluations, all variants in one picture: along the answer, and by its length."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

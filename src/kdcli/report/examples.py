@@ -1,4 +1,4 @@
-"""The contenders' answers to the same prompts, chosen by rule and not by hand."""
+"""Answers of all variants to the same prompts, chosen by rule."""
 
 import hashlib
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ def choose(rows: Rows, score: str) -> list[tuple[int, str]]:
 
     Args:
         rows: contender -> its samples, in the same order for all.
-        score: column that says how far answers are apart; answers are told apart as texts without it.
+        score: column that says how far answers are apart; without it answers are compared as texts.
     """
     first = next(iter(rows.values()))
     count = min(len(table) for table in rows.values())

@@ -1,4 +1,4 @@
-"""Puts the sections into one page: autoescaped, with a content policy that allows nothing but its own style."""
+"""Renders the report: autoescaped, with a content security policy that allows only its own style."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""Where the numbers come from: what differs between contenders, versions, digests, command lines."""
+"""Provenance: settings that differ, versions, digests, command lines."""
 
 import json
 import shlex

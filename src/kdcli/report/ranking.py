@@ -199,7 +199,7 @@ class Cost:
     Args:
         name: as on the axis.
         of: what one line of the table costs; None where it is not known.
-        machine: whether it depends on the machine and on what else ran there: then nobody is on a front.
+        machine: whether it depends on the machine and on what else ran there: then there is no front.
         spread: its least and greatest value over the runs.
     """
 

@@ -1,4 +1,4 @@
-"""What a report is made of: sections with words, pictures, tables and answers."""
+"""The parts of a report: sections with text, pictures, tables and answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -96,7 +96,7 @@ class Section:
 
 
 REFERENCE_GREYS = {BEFORE: "#A0A0A0", TEACHER: "#505050"}
-"""Greys of the reference models, told apart by their lightness."""
+"""Greys of the reference models, of different lightness."""
 
 LONGEST = 44
 """Letters of a contender's name in a picture."""

@@ -1,4 +1,4 @@
-"""Matplotlib figures as inline SVG: no script, no style sheet, no text of others, no id twice in a page."""
+"""Matplotlib figures as inline SVG without scripts, style sheets or repeated ids."""
 
 import io
 import re

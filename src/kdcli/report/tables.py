@@ -1,4 +1,4 @@
-"""A comparison on disk as ``table.md``, ``.csv``, ``.json``, ``.tex`` and ``.html``: the same numbers in each.
+"""A comparison as ``table.md``, ``.csv``, ``.json``, ``.tex`` and ``.html``, with the same numbers in each.
 
 Nothing in them depends on the machine or the clock: seconds and memory are in ``costs.csv``.
 """

@@ -1,4 +1,4 @@
-"""How training went: each objective's own loss, and what the adaptive objectives did meanwhile."""
+"""Curves of training: each objective's loss, and the weights of adaptive objectives."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""Where training windows come from."""
+"""Sources of training sequences."""

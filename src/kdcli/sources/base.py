@@ -1,4 +1,4 @@
-"""What the engine asks of a source: the micro-batches of any step, and what it must be given for them."""
+"""The interface of sources: the micro-batches of any step, and what a source needs for them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,7 +49,7 @@ class TextGenerator(Protocol):
 
         Args:
             source: how they are chosen and how long they may be.
-            context: real ids, longest sequence, and who is told of tokens.
+            context: real ids, longest sequence, and the callback for generated tokens.
             prompts: row -> an example, of which only the prompt is read.
             wanted: which answers.
 
@@ -118,7 +118,7 @@ class SourceContext:
         autocast: dtype in which a model writes; None leaves it as it is.
         folder: where what is made once may be kept; None keeps nothing.
         report: called with the number of tokens just generated.
-        progress: told what is made once, how many sequences of how many are there, and at how many tokens per second.
+        progress: called with what is made once, sequences done and in all, and tokens per second.
         teacher_rows: the training rows as a teacher of another tokenizer reads them, one for one; None where both
             share a tokenizer.
         teacher_vocab: that teacher's real ids.

@@ -1,4 +1,4 @@
-"""The file of what a teacher wrote: one line per answer, each with a check of its own."""
+"""The file of a teacher's completions: one checksummed line each."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The source that opens the easy rows first and the hard ones later."""
+"""Curriculum: easy rows first, hard ones later."""
 
 import hashlib
 import heapq

@@ -1,4 +1,4 @@
-"""The source that reads a fixed data set, epoch after epoch."""
+"""The fixed data set, epoch after epoch."""
 
 from collections.abc import Sequence
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""The source that takes each step, or each sequence, from one of two sources."""
+"""Mixture: each step, or each sequence, from one of two sources."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The source that keeps the student's answers and draws from them again: adaptive off-policy distillation."""
+"""Replay buffer of the student's answers (adaptive off-policy distillation)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The source of MiniLLM: sequences drawn from teacher and student together, each round of them read several times."""
+"""MiniLLM's rollouts: sequences sampled from a mixture of teacher and student, each round used several times."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -69,7 +69,7 @@ class Rollout:
 
     @staticmethod
     def text(example: Example) -> TrainingSequence:
-        """Return a text of the corpus; nobody drew it, so its log-probabilities stand at 0 and are not read."""
+        """Return a text of the corpus; it was not sampled, so its log-probabilities are 0 and not read."""
         nothing = torch.zeros(len(example.ids) - example.prompt_length)
         return TrainingSequence(example, -1, "corpus", {BEHAVIOUR_LOGP: nothing, STUDENT_LOGP: nothing})
 
@@ -83,7 +83,7 @@ def drawn(
 
     Args:
         prompts: place in the round -> training row.
-        context: both models, seed, real ids, longest sequence, precision, and who is told of tokens.
+        context: both models, seed, real ids, longest sequence, precision, and the callback for generated tokens.
         sampling: length; temperature 1 and nothing cut off.
         alpha: the teacher's share.
         number: of the round, from 0.

@@ -1,4 +1,4 @@
-"""Turns prompts into sequences a model wrote, and sequences into micro-batches."""
+"""Turns prompts into sampled sequences, and sequences into micro-batches."""
 
 import math
 from abc import abstractmethod
@@ -89,7 +89,7 @@ def write(
     Args:
         model: who writes; its training mode is put back, and no gradient is recorded.
         prompts: number -> an example, of which only the prompt is read.
-        context: seed, real ids, longest sequence, precision, and who is told of tokens.
+        context: seed, real ids, longest sequence, precision, and the callback for generated tokens.
         sampling: temperature, nucleus mass and length.
         step: optimizer step, from 0.
         origin: one of ``losses.supplied.ORIGINS``.

@@ -1,4 +1,4 @@
-"""The source in which the student answers prompts itself, with the weights of the step: on-policy distillation."""
+"""On-policy distillation: the student answers prompts with the weights of the step."""
 
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal

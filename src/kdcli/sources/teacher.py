@@ -1,4 +1,4 @@
-"""The source in which the teacher answers the prompts once, before training: sequence-level distillation."""
+"""Sequence-level distillation: the teacher answers the prompts once, before training."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -77,7 +77,7 @@ def retokenized(sentences: Iterable[TeacherCompletion], context: SourceContext) 
 def _in_students_tokens(sentences: Iterable[TeacherCompletion], context: SourceContext) -> Iterator[TeacherCompletion]:
     student, teacher, rows = context.student, context.teacher, context.teacher_rows
     assert student is not None, "a student reads what is written"
-    assert teacher is not None, "somebody wrote"
+    assert teacher is not None, "a teacher wrote the text"
     assert rows is not None, "asked before"
     beginning = (first_context(student.tokenizer, student.ends),)
     for one in sentences:

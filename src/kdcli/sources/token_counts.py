@@ -1,4 +1,4 @@
-"""How many forward passes it takes to write sequences."""
+"""Counts forward passes and tokens of generation."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields

@@ -1,4 +1,4 @@
-"""Paired resampling over examples: a BCa bootstrap interval and a permutation p-value.
+"""Paired resampling over examples: BCa bootstrap intervals and permutation p-values.
 
 Both hold the trained models fixed. Several seeds of one objective are resampled together: an
 example is drawn, or swapped between contender and baseline, in all of them at once.
@@ -227,7 +227,7 @@ def answer_noise(score: Additive, answers: Array | None, which: np.ndarray) -> f
 
 
 def jackknife_error(left_out: Array) -> float | None:
-    """Return the standard error from leave-one-out values; None where it cannot be told."""
+    """Return the standard error from leave-one-out values; None where it is not determined."""
     count = len(left_out)
     if count < 2 or not np.isfinite(left_out).all():
         return None

@@ -1,4 +1,4 @@
-"""What a statistic hands back: a number, its interval, and what stands behind both."""
+"""Estimates: a number, its interval, and the statistics behind both."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Choosing among several: p-values adjusted for their number, the group tied for best, the Pareto front."""
+"""Holm's adjustment, the group tied for best, and the Pareto front."""
 
 from collections.abc import Mapping, Sequence
 
@@ -24,7 +24,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def tied_for_best(p_values: Mapping[str, float | None], best: str) -> tuple[str, ...]:
-    """Return the best and everybody who cannot be told from it.
+    """Return the best and all that do not differ from it significantly.
 
     Args:
         p_values: contender -> p of its paired difference to the best, unadjusted; None where no test is possible.

@@ -1,4 +1,4 @@
-"""Means and paired differences of scores measured with several training seeds on the same examples."""
+"""Means and paired differences of scores with several training seeds on the same examples."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""How many digits of a number are worth printing: no more than its uncertainty allows."""
+"""Digits worth printing, given the uncertainty."""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Means over training seeds and examples together: what another seed and other examples would give.
+"""Two-level intervals: variance components of training seeds and examples.
 
 A table ``[seeds, examples]`` of values, or of paired differences, is read as a sum of a mean, an
 effect of the seed, an effect of the example, and a rest. Two independent parts make up the variance
@@ -169,7 +169,7 @@ class VarianceShares:
     Args:
         seed: from which training seeds were used; None with one seed, when it cannot be seen.
         sampling: from the seeds with which answers were sampled; 0 for a score of tokens, None where
-            answers were sampled once, when it cannot be told from the rest.
+            answers were sampled once, when it cannot be separated.
         examples: from which examples are held out.
         interaction: from examples that answer differently to one seed than to another.
     """

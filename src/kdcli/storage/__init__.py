@@ -1,1 +1,1 @@
-"""Files that survive a kill: atomic writes, digests, locks, and the tree of a run folder."""
+"""Crash-safe files: atomic writes, digests, locks, and the layout of a run folder."""

@@ -147,7 +147,7 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder that somebody asked for, with those around it, durably; one that is there stays.
+    """Make a folder and its parents durably; one that exists stays.
 
     Raises:
         MachineError: it cannot be made.
@@ -424,7 +424,7 @@ def link_error(path: Path) -> IntegrityError:
 
 
 def _temporary(final: Path) -> Path:
-    """Return a name beside another that nobody can have guessed."""
+    """Return an unguessable sibling name."""
     return final.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
 
 
@@ -481,7 +481,7 @@ def _write_all(handle: int, raw: bytes) -> None:
 
 
 def _forget(path: Path) -> None:
-    """Remove a temporary file, if the system lets us; another error is being told already."""
+    """Remove a temporary file, if possible; another error is being raised already."""
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
 

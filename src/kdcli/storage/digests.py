@@ -1,4 +1,4 @@
-"""Digests of what lies loose in a folder: a study's settings, tables, pictures and report; a teacher's rows."""
+"""sha256 digests of output files: a study's settings, tables, pictures and report; a teacher's rows."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ def write_digests(folder: Path, names: Sequence[str] = _SEALED, kind: str = "com
 def remove_digests(folder: Path) -> None:
     """Take out the digests of the files that a comparison is about to write anew, until they are sealed again.
 
-    What a kill leaves between the two is so told from damage: such files have no digest.
+    So what a kill leaves between the two is not taken for damage: such files have no digest.
     """
     path = folder / NAME
     if path.is_file():

@@ -1,4 +1,4 @@
-"""Runs what strangers' templates and tokenizers do in forked processes of limited time and memory."""
+"""Runs untrusted templates and tokenizers in forked processes with limited time and memory."""
 
 import faulthandler
 import os
@@ -182,7 +182,7 @@ class _Child:
         return f"{self.memory // 2**20} MiB" if _address_space() else None
 
     def _read(self, size: int) -> bytes | None:
-        """Return so many bytes; None where the process ended before, or is silent for long."""
+        """Return so many bytes; None where the process ended before, or did not answer in time."""
         held, patience = bytearray(), time.monotonic() + max(120.0, 60 * self.seconds)
         while len(held) < size:
             ready = select.select([self._reading], [], [], max(0.0, patience - time.monotonic()))[0]

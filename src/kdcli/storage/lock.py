@@ -1,4 +1,4 @@
-"""One process at a time in a run folder."""
+"""A lock per run folder."""
 
 import fcntl
 import json

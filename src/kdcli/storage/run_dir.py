@@ -1,4 +1,4 @@
-"""A run folder: what lies where, what state it is in, and whether it may be continued.
+"""The layout and state of a run folder, and whether a run may be resumed in it.
 
 ::
 
@@ -191,7 +191,7 @@ class RunFolder:
     def check(self, identity: dict[str, Any], *, resume: bool) -> bool:
         """Say whether this folder holds a run that may be continued as this experiment.
 
-        A run that stopped before its first checkpoint binds nobody: any experiment may begin in its place.
+        A run that stopped before its first checkpoint may be overwritten: any experiment may begin in its place.
 
         Returns:
             False for a folder that is empty or absent, or holds another run that saved nothing.

@@ -1,4 +1,4 @@
-"""Reads back JSON that this package wrote: whole and of the shape it was written in, or an error names the file."""
+"""Reads JSON records that this package wrote, checked against their types."""
 
 import json
 from collections.abc import Iterable

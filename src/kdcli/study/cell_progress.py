@@ -1,4 +1,4 @@
-"""How far a cell is, read from the small files of its folder; loads neither model nor torch."""
+"""Progress of a cell, read from the small files of its folder; loads neither models nor torch."""
 
 import statistics
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The cells of a comparison: which runs it is made of, where each lies, and how far it is."""
+"""The cells of a comparison: their settings, folders and states."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Removes from folders that ``kd`` wrote what nothing is read from any more."""
+"""``kd clean``: removes checkpoints of finished runs and leftovers of killed writers."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext

@@ -1,4 +1,4 @@
-"""Contenders times seeds on an equal budget: one table, with what it can say."""
+"""``kd compare``: trains variants times seeds on an equal budget."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -125,7 +125,7 @@ def compare(
 
     Args:
         config: the study; ``output`` is its folder.
-        report: told what happens.
+        report: called with events.
         command: what to type to go on after an interruption; default the study's folder alone.
         repeat: the command line to which more seeds can be added; default the study's folder alone.
         session: parts loaded before.

@@ -1,4 +1,4 @@
-"""Compares runs that are finished, wherever they were made."""
+"""Compares finished runs, wherever they were made."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -84,7 +84,7 @@ def lines_of(
         models: folders of models that were trained elsewhere.
         place: folder under which evaluations are kept.
         rows: file of the held-out rows, where it is not the one that the runs' settings name.
-        report: told what happens.
+        report: called with events.
 
     Raises:
         InputError: a model of ``models`` that cannot be measured on the rows of the runs.
@@ -208,7 +208,7 @@ def compare_runs(
     Args:
         folders: run folders, each with an evaluation, and model folders, which are measured as the runs' students were.
         baseline: objective or folder that differences are taken to; default the first.
-        report: told what happens.
+        report: called with events.
         output: folder to write tables into.
         rows: file of the held-out rows, where it is not the one that the runs' settings name.
 
@@ -246,7 +246,7 @@ def load_runs(folders: Sequence[Path], report: Report) -> tuple[dict[str, dict[i
 
     Args:
         folders: run folders, each with an evaluation.
-        report: told what happens.
+        report: called with events.
 
     Returns:
         label -> seed -> run and evaluation, and a sentence for each training setting that differs.

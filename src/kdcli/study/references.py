@@ -117,7 +117,7 @@ def measure_references(planned: Planned, study: Path, beside: EvalRecord, sessio
         study: folder under which the evaluations are kept.
         beside: the evaluation of any of the study's students: other lines must be of the same rows.
         session: what is loaded already.
-        report: told what happens.
+        report: called with events.
 
     Raises:
         InterruptedRunError: stopped by a signal.

@@ -1,4 +1,4 @@
-"""From finished cells to a comparison: tidy tables first, everything else is computed from those."""
+"""Turns finished cells into a comparison: long tables first, everything else from those."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

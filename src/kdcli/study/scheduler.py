@@ -1,4 +1,4 @@
-"""Runs the cells of a comparison on any executor: hands them out, watches their folders, gathers their records."""
+"""Runs the cells of a comparison on any executor: submits, watches folders, collects records."""
 
 import time
 import traceback

@@ -1,4 +1,4 @@
-"""Lets the teacher run once for all cells of a study, where that pays."""
+"""One teacher cache for all cells of a study, where that saves time."""
 
 import math
 import shutil

@@ -1,4 +1,4 @@
-"""A study's own two files: ``study.yaml``, its settings, and ``study.json``, its cells; read without torch."""
+"""``study.yaml``, the settings of a study, and ``study.json``, its cells; read without torch."""
 
 import json
 from collections.abc import Mapping

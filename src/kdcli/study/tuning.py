@@ -1,4 +1,4 @@
-"""Each contender's own value of a setting: tried on development rows, chosen before the test rows are read."""
+"""Tuning: each variant's setting is chosen on development rows before the test rows are read."""
 
 import json
 import math

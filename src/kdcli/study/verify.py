@@ -1,4 +1,4 @@
-"""Checks every digest of a run, a study or a model folder; changes nothing."""
+"""``kd verify``: checks every digest of a run, a study or a model folder."""
 
 import json
 from collections.abc import Callable, Iterator

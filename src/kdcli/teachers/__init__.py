@@ -1,1 +1,1 @@
-"""What the student learns from: a live model, several, a cache, another tokenizer's, or a server."""
+"""Teachers: live, an ensemble, cached, with another tokenizer, or behind a server."""

@@ -1,4 +1,4 @@
-"""What the engine asks of a teacher: hidden states of the tokens that count, and a head to read them."""
+"""The interface of teachers: hidden states of valid tokens, and a head to read them."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Builds a teacher cache: the teacher runs once, whoever learns from it and however often."""
+"""``kd cache``: builds a teacher cache."""
 
 import shutil
 import time

@@ -1,4 +1,4 @@
-"""A teacher that was run before: what it said comes from disk."""
+"""Cached teachers: hidden states, or top-k log-probabilities, from disk."""
 
 import json
 import math

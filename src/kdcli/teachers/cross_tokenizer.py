@@ -1,4 +1,4 @@
-"""A teacher of another tokenizer: it reads the same text, and speaks where both have read as much of it."""
+"""A teacher with another tokenizer; valid where token boundaries coincide."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Several live teachers that speak as one."""
+"""An ensemble of live teachers."""
 
 from typing import Literal
 

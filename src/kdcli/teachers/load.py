@@ -1,4 +1,4 @@
-"""Chooses what a run learns from: the teacher itself, or what a cache remembers of it."""
+"""Loads the teacher of a run: live, or from a cache."""
 
 from collections.abc import Sequence
 from pathlib import Path

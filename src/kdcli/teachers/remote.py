@@ -1,4 +1,4 @@
-"""A teacher behind a server: asked what it thinks of given tokens."""
+"""A teacher behind a server, by log-probabilities of given tokens."""
 
 import base64
 import contextlib

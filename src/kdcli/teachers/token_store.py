@@ -1,4 +1,4 @@
-"""Tensors of one row per response token, kept on disk and addressed by what the sequence is.
+"""Content-addressed storage of per-token tensors.
 
 ::
 

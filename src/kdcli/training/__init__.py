@@ -1,1 +1,1 @@
-"""Chunked loss, one training loop, checkpoints."""
+"""The training loop: chunked loss, optimizer, checkpoints, several processes."""

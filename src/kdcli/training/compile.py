@@ -1,4 +1,4 @@
-"""Layers of student and teacher as compiled code, inside training steps and nowhere else.
+"""Compiled layers of student and teacher inside training steps.
 
 What a training step computes must follow from its batch alone, never from which batches came before: a run that
 goes on after a kill sees others first. A compiler, however, writes its code for the sizes it sees first. So all code is
@@ -46,7 +46,7 @@ class CompiledLayers:
         for model in models:
             layers = blocks_of(model)
             if not layers:
-                raise _refuse(type(model).__name__, "its layers cannot be told from the rest")
+                raise _refuse(type(model).__name__, "its layers cannot be identified")
             self._layers.extend(layers)
         self._code = [
             torch.compile(layer.forward, backend=BACKEND, dynamic=True, fullgraph=True) for layer in self._layers

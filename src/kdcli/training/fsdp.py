@@ -28,7 +28,7 @@ class Sharded(Placement):
     reads outside the model's own forward, belong to the step itself and stay gathered from a micro-batch's
     forward to its backward; or, as in ZeRO's third stage (Rajbhandari et al. 2020, section 5.3), they are dropped
     after the forward too and gathered again for the backward. The models as they were given stay empty, and are
-    filled for as long as somebody uses them whole: to generate, to measure, to save.
+    gathered while they are used whole: to generate, to evaluate, to save.
 
     Args:
         device: where this process computes.

@@ -1,4 +1,4 @@
-"""Head and loss in one: the only place that chunks tokens and takes logit gradients.
+"""The chunked fusion of head and loss: the only place that chunks tokens and takes logit gradients.
 
 Full-vocabulary logits of a micro-batch never exist. Per chunk both heads are applied, the
 gradient of the loss over the student's logits is taken at once, in closed form or by autograd

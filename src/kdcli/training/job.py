@@ -1,4 +1,4 @@
-"""What one run trains with, and what it cost."""
+"""The inputs and results of a training."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -57,7 +57,7 @@ class TrainJob:
         device: where it computes.
         folder: the run folder; it exists.
         identity: what must be equal for a run to be continued.
-        report: told what happens.
+        report: called with events.
         resume_command: the command that goes on, printed when stopped.
         monitor: measures the student between steps; asked on the first rank only.
         hardware: how the models lie among several processes, and how long one waits for the others.

@@ -1,4 +1,4 @@
-"""Append-only ``metrics.jsonl`` (what happened, comparable by hash) and ``timing.jsonl`` (how fast)."""
+"""``metrics.jsonl`` (comparable by hash) and ``timing.jsonl``, append-only."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Optimizer and the course of its learning rate."""
+"""AdamW and the learning-rate schedule."""
 
 import math
 

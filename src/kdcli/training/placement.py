@@ -1,4 +1,4 @@
-"""Where the parts of a training lie among its processes: whole in every one, or in shards over all."""
+"""Placement of parameters among processes: replicated or sharded."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator

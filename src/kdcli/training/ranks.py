@@ -1,4 +1,4 @@
-"""What the processes of one run tell each other between two steps."""
+"""Collective communication between steps, and the error of a lost rank."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +46,7 @@ class Processes:
     Attributes:
         size: how many there are.
         index: which one this is.
-        main: whether it is the first, which writes and speaks.
+        main: whether it is rank 0, which writes and logs.
     """
 
     def __init__(self, accelerator: Accelerator, device: torch.device) -> None:

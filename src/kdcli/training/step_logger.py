@@ -1,4 +1,4 @@
-"""Tells a step's numbers to the run's journal, to trackers, and to whoever listens."""
+"""Logs each step to metrics.jsonl, to trackers, and as events."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from kdcli.training.metrics_log import MetricsLog, NullMetricsLog
 
 
 class StepLogger:
-    """Speaks for all processes; deaf and silent in every one but the first.
+    """Logs steps on rank 0; does nothing on the others.
 
     Args:
         training: the run.

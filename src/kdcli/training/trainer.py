@@ -1,4 +1,4 @@
-"""The one training loop: windows -> denominators -> gradients -> optimizer -> events."""
+"""The training loop: windows -> denominators -> gradients -> optimizer -> events."""
 
 import json
 import time
@@ -244,7 +244,7 @@ class _Loop:
         return nullcontext() if self.compiled is None else self.compiled.at_work()
 
     def _look(self, step: int) -> dict[str, Any] | None:
-        """Let the first rank measure the student, if that is due; the others lend it their shards and hear of it."""
+        """Let the first rank measure the student, if that is due; the other ranks gather their shards for it."""
         monitor = self.training.monitor
         if monitor is None or not monitor.due(step):
             return None

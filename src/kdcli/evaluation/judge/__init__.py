@@ -1,1 +1,1 @@
-"""A judge's opinion of answers: asked for at a server, or given elsewhere."""
+"""LLM judges: scores asked of a server or given in a file."""

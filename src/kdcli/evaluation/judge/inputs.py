@@ -1,4 +1,4 @@
-"""Finds the answers to judge: in an evaluation, in a run, or in a file of answers made elsewhere."""
+"""Loads the answers to judge: of an evaluation, a run, or a file."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``kd judge``: what a strong model, or scores given elsewhere, say about answers."""
+"""``kd judge``: scores of a judge model, or given scores, as metrics."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ def judge(config: JudgeConfig, report: Report) -> EvalRecord:
 
     Args:
         config: the answers, and who judges them.
-        report: told how far the judge is.
+        report: called with progress events.
 
     Returns:
         the record; its folder is ``output``, or None.

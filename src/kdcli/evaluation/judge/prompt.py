@@ -1,4 +1,4 @@
-"""What a judge is asked, and how its reply is read."""
+"""The judge's prompt, and how its reply is parsed."""
 
 import hashlib
 import re

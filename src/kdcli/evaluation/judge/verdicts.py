@@ -1,4 +1,4 @@
-"""From a judge's scores of answers and references to ratio, win rate and consistency, with intervals."""
+"""Ratio, win rate and consistency of a judge's scores, with intervals."""
 
 from dataclasses import dataclass
 from functools import partial

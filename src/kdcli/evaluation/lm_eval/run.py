@@ -1,4 +1,4 @@
-"""Benchmarks of lm-evaluation-harness on a model that is already loaded, in one table with the other scores."""
+"""Benchmarks of lm-evaluation-harness on a loaded model, in one table with the other scores."""
 
 import hashlib
 import math
@@ -125,7 +125,7 @@ def benchmark(
     Args:
         model: a loaded model.
         config: names, files or folders of tasks, and how they are asked.
-        report: told how far the tasks are.
+        report: called with progress events.
         harness: what runs them; default lm-evaluation-harness.
 
     Raises:

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness, so far as it is used: its tasks are loaded, and run on a model that is there already."""
+"""The parts of lm-evaluation-harness that are used: loading tasks and running them."""
 
 import contextlib
 import importlib

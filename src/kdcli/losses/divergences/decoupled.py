@@ -1,4 +1,4 @@
-"""Decoupled distillation: the target part and the diversity part of the KL divergence, apart."""
+"""Decoupled distillation (DKD): the target part and the diversity part of the KL divergence."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Our value of each objective beside that of the implementations people compare with."""
+"""Values of each objective beside those of published implementations."""
 
 import math
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The contract every loss must keep, as checks that run on any loss, guests included."""
+"""The contract of losses as checks that run on any loss, plug-ins included."""
 
 import contextlib
 import inspect
@@ -229,7 +229,7 @@ class Check:
     Args:
         name: short, as printed.
         run: raises Broken where the loss breaks it; returns a note or nothing.
-        after: checks without which this one tells nothing; it is left out when one of them failed.
+        after: checks without which this one means nothing; it is left out when one of them failed.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Checks of the contract on the numbers a loss answers."""
+"""Checks of the contract on the numbers that a loss returns."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ def require(kept: bool, detail: str) -> None:
         raise ContractViolation(detail)
 
 
-# Tells the objectives that vanish when the student equals the teacher.
+# Finds the objectives that vanish when the student equals the teacher.
 
 
 def zero_at_equal(loss: DistillLoss) -> bool:

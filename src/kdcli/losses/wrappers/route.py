@@ -1,4 +1,4 @@
-"""What every loss around one other loss shares: the inner one cannot tell that it is inside."""
+"""The base of wrappers around one loss, and the wrapper that routes tokens by origin."""
 
 from dataclasses import replace
 from typing import Annotated, ClassVar

@@ -1,4 +1,4 @@
-"""A loss one of whose options changes over training."""
+"""Wrappers that change an option or a weight over training."""
 
 import math
 from typing import Annotated, ClassVar, Literal, TypeAlias

@@ -1,4 +1,4 @@
-"""What transforms of the teacher share: the loss inside sees another teacher than there is."""
+"""Wrappers that transform the teacher: revised, tempered, truncated."""
 
 import math
 from abc import abstractmethod
@@ -137,7 +137,7 @@ class Tempered(TeacherView):
 
 
 class Truncated(TeacherView):
-    """A loss that sees the teacher's likeliest tokens alone; the mass of the rest is dealt with as told.
+    """A loss that sees the teacher's likeliest tokens alone; an option says what happens to the rest's mass.
 
     ``top_k`` and ``top_p`` bound the kept tokens together: at most k, and no more than are needed for a mass of p.
     The rest, P_R of the teacher and Q_R of the student, is called the tail:
@@ -145,7 +145,7 @@ class Truncated(TeacherView):
     * ``tail=student``: its mass is kept and spread as the student spreads its own, ``p'_j = P_R q_j / Q_R``. Of all
       teachers that agree with what is kept, that is the one nearest to the student: a divergence ``sum q f(p/q)``
       takes on it the value that it has between the kept tokens and one bin for the rest, with the same
-      gradient. The student is told how much the rest weighs, and nothing of what is in it. Defined for every objective.
+      gradient. The student learns how much the rest weighs, and nothing of what is in it. Defined for every objective.
     * ``tail=uniform``: its mass is kept and spread evenly. Defined for every objective.
     * ``tail=none``: it is dropped and the kept tokens are scaled up to 1. The student is taught to give nothing to
       the rest; an objective that is infinite there is refused.

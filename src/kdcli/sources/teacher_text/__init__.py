@@ -1,1 +1,1 @@
-"""A teacher's answers to prompts, written once and kept."""
+"""A teacher's answers to prompts, written once and stored."""

@@ -1,4 +1,4 @@
-"""How a teacher's text is written and which of it is kept."""
+"""Options of teacher text: decoding and filtering."""
 
 from typing import Annotated, Literal
 

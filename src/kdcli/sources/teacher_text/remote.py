@@ -1,4 +1,4 @@
-"""A server as the author of a teacher's text."""
+"""Teacher text from a server."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -32,7 +32,7 @@ class RemoteGenerator:
         reader: the student, whose tokenizer reads the words.
 
     Raises:
-        KDError: an address no server can have, or a model that cannot be told.
+        KDError: an address no server can have, or a model that cannot be determined.
     """
 
     def __init__(self, server: ServerConfig, reader: ModelInfo) -> None:

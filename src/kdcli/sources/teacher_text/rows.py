@@ -1,4 +1,4 @@
-"""What a teacher wrote as rows that any training reads, and how faithfully they say it."""
+"""Teacher text as rows for training, and the record of how it was made."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -114,7 +114,7 @@ def _same(
     return count
 
 
-# What is told of a teacher's text, and what is kept of how it came about.
+# The record of a teacher's text, and how it was made.
 
 
 ABOUT = "about.json"

@@ -1,4 +1,4 @@
-"""What a teacher wrote once: made prompt by prompt, kept as it comes, and found again by what it follows from."""
+"""The store of teacher text, keyed by what it depends on; written prompt by prompt."""
 
 import fcntl
 import hashlib

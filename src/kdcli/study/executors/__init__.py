@@ -1,1 +1,1 @@
-"""Where the cells of a comparison run: this process, its children, Slurm, Ray."""
+"""Executors of cells: this process, child processes, Slurm, Ray."""

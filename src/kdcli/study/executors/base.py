@@ -1,4 +1,4 @@
-"""What an executor is: it is handed cells, tells which have ended, and can be told to stop."""
+"""The interface of executors: submit cells, poll for finished ones, stop."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Starts a cell as a process of its own: ``python -m kdcli.study.executors.child PARENT distill -c ...``.
+"""The entry point of a cell's process: ``python -m kdcli.study.executors.child PARENT distill -c ...``.
 
 The process that starts here becomes ``kd``: it asks the system for SIGTERM when its parent ends, so
 that no cell outlives a killed comparison for long, and drops ``KD_*`` variables, which would

@@ -1,4 +1,4 @@
-"""Which executor a comparison runs on, checked before any work."""
+"""Chooses and checks the executor of a comparison."""
 
 import importlib.util
 import os
