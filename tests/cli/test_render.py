@@ -10,7 +10,7 @@ from rich.console import Console
 from kdcli.cli import render
 from kdcli.cli import render as render_plan
 from kdcli.cli.render import duration, size
-from kdcli.cli.terminal import Terminal, console, jsonable
+from kdcli.cli.terminal import Terminal, console, jsonable, runnable
 from kdcli.comparison.records import Comparison, ComparisonRow, Failure, ReferenceRow
 from kdcli.distill.plan import Plan, Shown
 from kdcli.evaluation.records import EvalRecord, ScoreInfo
@@ -74,6 +74,56 @@ def comparison(labels=("fkl", "akl"), **more) -> Comparison:
         for i, label in enumerate(labels)
     )
     return Comparison(labels[0], rows, INFOS, ("one seed shows nothing",), Path("study"), **more)
+
+
+def test_the_answer_of_four_objectives_fits_one_screen(tmp_path):
+    names = ["rougeL", "exact_match", "perplexity", "nll", "ece", "brier"]
+    infos = tuple(ScoreInfo(name, "higher", name, "") for name in names)
+    rows = tuple(
+        replace(
+            comparison().rows[min(i, 1)], label=label, scores=dict.fromkeys(names, estimate(30.0 + i)),
+            differences=dict.fromkeys(names, estimate(1.0, 0.2, 0.01) if i else None),
+            best=("rougeL",) * (i == 3), tied=("rougeL",) * (i > 1),
+            before=dict.fromkeys(names, estimate(2.0, 0.5, 0.01)), closed=dict.fromkeys(names, estimate(0.5)),
+        )
+        for i, label in enumerate(("fkl", "rkl", "akl", "atkd"))
+    )  # fmt: skip
+    start, teacher = (ReferenceRow(role, role, dict.fromkeys(names, estimate(9.0))) for role in ("before", "teacher"))
+    (tmp_path / "report.html").touch()
+    found = Comparison(
+        "fkl",
+        rows,
+        infos,
+        ("one", "two"),
+        tmp_path,
+        references=(start, teacher),
+        suggested="kd compare -o s --seeds 0,1,2",
+    )
+    lines = drawn(render.answer(found, 80)).splitlines()
+    assert len(lines) <= 24, "\n".join(lines)
+    assert lines[-1] == "Next: kd compare -o s --seeds 0,1,2"
+    text = " ".join(" ".join(lines).split())
+    assert "atkd and akl cannot be told apart in rougeL" in text
+    assert "every objective improved on the student before training" in text
+    assert "more scores, costs and 2 remarks" in text
+    assert "report.html, or --verbose" in text
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_the_answer_shows_hostile_labels_as_text(text):
+    failure = Failure(text, 0, text, Path("x"), 3)
+    shown = drawn(render.answer(comparison((text, "b"), failed=(failure,), suggested=f"kd compare {text}"), 80))
+    assert not [letter for letter in shown if ord(letter) < 32 and letter != "\n"]
+    assert not {"\u202e", "\u200b", "\x9b", "\u2028", "\x7f"} & set(shown)
+
+
+def test_a_command_names_kd_by_its_path_where_it_is_not_on_the_path(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(tmp_path / ".venv" / "bin" / "kd"), "demo"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert runnable("kd compare -o demo --seeds 0,1") == ".venv/bin/kd compare -o demo --seeds 0,1"
+    monkeypatch.setattr("sys.argv", ["/usr/bin/pytest"])
+    assert runnable("kd compare") == "kd compare"
 
 
 def test_a_comparison_shows_means_intervals_differences_and_costs():

@@ -69,6 +69,7 @@ def compare(
     dry_run: options.DryRun = False,
     json: options.Json = False,
     quiet: options.MoreQuiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
     status: options.Status = False,
     to: options.To = None,
@@ -89,7 +90,7 @@ def compare(
     from kdcli.cli.terminal import Terminal
     from kdcli.config.resolve import expanded
 
-    terminal = Terminal(json, quiet)
+    terminal = Terminal(json, quiet, verbose=verbose)
     folders = run_folders(losses or ())
     output = typed["output"] = expanded(output, "-o") if output is not None else None
     study = studies.named_study(folders, output, objectives=bool(losses) and not folders, config=bool(config))

@@ -21,6 +21,7 @@ def demo(
     ] = "demo",
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Make data and a teacher, distil four objectives, compare them, draw the table.
@@ -39,7 +40,8 @@ def demo(
         from kdcli.demo import demo as runs
 
         found = runs.demo(Path(output), report)
-    terminal.result(found, lambda shown: render.comparison(shown, terminal.width))
+    draw = render.comparison if verbose else render.answer
+    terminal.result(found, lambda shown: draw(shown, terminal.width))
     if found.exit_code:
         raise typer.Exit(found.exit_code)
 

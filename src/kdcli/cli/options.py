@@ -157,6 +157,7 @@ MoreColumns = Annotated[Text, _flag("--columns", "NAME=COL,..", "As for kd disti
 MoreTemplate = Annotated[Text, _flag("--template", "NAME", "As for kd distill.", DATA, hidden=True)]
 MoreLength = Annotated[Text, _flag("--max-length", "N", "As for kd distill.", DATA, hidden=True)]
 MoreLimit = Annotated[Text, _flag("--limit", "N", "As for kd distill.", DATA, hidden=True)]
+Verbose = Annotated[bool, _switch("--verbose", "All scores, costs and remarks.", OUTPUT)]
 MoreQuiet = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=OUTPUT, hidden=True)]
 MoreDevice = Annotated[Text, _flag("--device", "NAME", "As for kd distill.", HARDWARE, hidden=True)]
 MoreDtype = Annotated[Text, _flag("--dtype", "NAME", "As for kd distill.", HARDWARE, hidden=True)]

@@ -7,6 +7,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from kdcli.cli.terminal import runnable
+from kdcli.comparison.answer import answer as sentences
+from kdcli.comparison.answer import deciding
 from kdcli.comparison.records import Comparison, ComparisonRow, ReferenceRow
 from kdcli.data.readers import size_text
 from kdcli.distill.plan import Plan, Shown
@@ -15,6 +18,8 @@ from kdcli.evaluation.records import Edge, EvalRecord, ScoreInfo
 from kdcli.statistics import LEVEL, Estimate
 from kdcli.statistics.rounding import decimals, plain, with_interval
 from kdcli.text import fold, one_line, visible
+
+REPORT = "report.html"
 
 __all__ = ["decimals", "duration", "plain", "size", "with_interval"]
 
@@ -97,13 +102,44 @@ def comparison(found: Comparison, width: int) -> Group:
         parts.append(Text(_legend(found), style="dim"))
     parts.append(_cost_table(found.rows))
     parts += [Text(f"· {one_line(note, 500)}") for note in found.notes]
-    for failure in found.failed:
-        where = one_line(str(failure.log), 200)
-        line = f"failed: {one_line(failure.loss)} seed {failure.seed}: {one_line(failure.message, 300)} (see {where})"
-        parts.append(Text(line, style="red"))
+    parts += _failures(found)
     if found.folder is not None:
         parts.append(Text(f"written to {one_line(str(found.folder), 500)}", overflow="fold"))
     return Group(*parts)
+
+
+def answer(found: Comparison, width: int) -> Group:
+    """Return the first scores of a comparison and, last, what follows from them: one screen of 80 by 24.
+
+    Args:
+        found: the comparison.
+        width: columns to stay within; what does not fit is in the report.
+    """
+    decides = deciding(found)
+    infos = sorted(found.scores, key=lambda info: info is not decides)
+    cells = {info.name: _column([*found.references, *found.rows], info) for info in infos}
+    first = next(_fitting(found, cells, width), [])
+    parts: list[RenderableType] = [_score_table(found, first, cells)] if first else []
+    if len(found.rows) > 1 and found.scores:
+        parts.append(Text(_legend(found), style="dim"))
+    parts += _failures(found)
+    parts += [Text(one_line(line, 600)) for line in sentences(found)]
+    hidden = len(found.scores) - len(first)
+    more = f"{hidden} more scores, costs and {len(found.notes)} remarks" if hidden else f"{len(found.notes)} remarks"
+    where = "--verbose"
+    if found.folder is not None and (found.folder / REPORT).is_file():
+        where = f"{one_line(str(found.folder / REPORT), 500)}, or --verbose"
+    parts.append(Text(f"{more}: {where}", overflow="fold"))
+    if found.suggested:
+        parts.append(Text(f"Next: {one_line(runnable(found.suggested), 2000)}", no_wrap=True))
+    return Group(*parts)
+
+
+def _failures(found: Comparison) -> Iterator[Text]:
+    for failure in found.failed:
+        where = one_line(str(failure.log), 200)
+        line = f"failed: {one_line(failure.loss)} seed {failure.seed}: {one_line(failure.message, 300)} (see {where})"
+        yield Text(line, style="red")
 
 
 def evaluation(record: EvalRecord) -> Group:
@@ -212,7 +248,8 @@ def _fitting(found: Comparison, cells: dict[str, list[str]], width: int) -> Iter
     label = min(LABEL_WIDTH, max(map(len, ["objective", *labels])))
     group: list[str] = []
     used = label + 4
-    for info in found.scores:
+    known = {info.name: info for info in found.scores}
+    for info in map(known.__getitem__, cells):
         lines = [line for cell in cells[info.name] for line in cell.split("\n")]
         wide = max(len(line) for line in [_heading(info), *lines]) + 2
         if group and used + wide > width:

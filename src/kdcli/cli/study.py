@@ -139,7 +139,8 @@ def _show_finished(study: Path, terminal: "Terminal") -> bool:
 def _show(found: "Comparison", terminal: "Terminal") -> None:
     from kdcli.cli import render
 
-    terminal.result(found, lambda shown: Group(*_tuning(found.folder), render.comparison(shown, terminal.width)))
+    draw = render.comparison if terminal.verbose else render.answer
+    terminal.result(found, lambda shown: Group(*_tuning(found.folder), draw(shown, terminal.width)))
     if found.exit_code:
         raise typer.Exit(found.exit_code)
 
@@ -227,7 +228,8 @@ def compare_finished(
 
         place = Path(output) if output else None
         found = compare_runs(folders, baseline, report, output=place, rows=typed["eval_data"])
-    terminal.result(found, lambda shown: render.comparison(shown, terminal.width))
+    draw = render.comparison if terminal.verbose else render.answer
+    terminal.result(found, lambda shown: draw(shown, terminal.width))
 
 
 def _plan(settings: "CompareConfig", terminal: "Terminal") -> None:

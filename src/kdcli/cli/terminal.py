@@ -4,16 +4,19 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from kdcli.cli.progress import BarProgress, LineProgress, Progress, Stream
-from kdcli.text import one_line, visible
+from kdcli.text import one_line, typed, visible
 
 PIPE_WIDTH = 100
 
@@ -27,12 +30,14 @@ class Terminal:
         quiet: no progress and no remarks, only results, warnings and errors.
         stdout: where results go.
         stderr: where everything else goes.
+        verbose: results are printed whole.
     """
 
     json: bool = False
     quiet: bool = False
     stdout: Stream = field(default_factory=lambda: sys.stdout)
     stderr: Stream = field(default_factory=lambda: sys.stderr)
+    verbose: bool = False
 
     @property
     def width(self) -> int:
@@ -94,6 +99,14 @@ def console(stream: Stream) -> Console:
     """Return a Rich console without markup; a pipe has a fixed width."""
     width = None if stream.isatty() else PIPE_WIDTH
     return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+def runnable(command: str) -> str:
+    """Return a command as the user must type it here: by its path, where ``kd`` is not on the PATH."""
+    program, _, rest = command.partition(" ")
+    if program != "kd" or shutil.which("kd") is not None or Path(sys.argv[0]).name != "kd":
+        return command
+    return f"{typed(os.path.relpath(sys.argv[0]))} {rest}"
 
 
 def jsonable(value: Any) -> Any:

@@ -68,10 +68,14 @@ class SuggestedCommand:
     command: str = ""
     seeds: tuple[int, ...] = ()
 
+    def line(self) -> str:
+        """Return the command that would make the comparison stronger; empty where none is known."""
+        return with_seeds(self.command, more_seeds(self.seeds)) if self.command else ""
+
     def sentences(self, rows: Sequence[ComparisonRow]) -> Iterator[str]:
         """Name the command that would make the comparison stronger."""
         if self.command:
-            yield f"next: {with_seeds(self.command, more_seeds(self.seeds))}"
+            yield f"next: {self.line()}"
         elif any(len(row.seeds) == 1 for row in rows):
             yield "next: train more seeds of each objective, for example with kd compare OBJECTIVE ... --seeds 0,1,2"
 

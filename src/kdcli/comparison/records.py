@@ -136,6 +136,7 @@ class Comparison:
         pareto: score -> cost ("parameters", "flops") -> labels that no other line beats
             in both; a cost that is unknown or the same for all is left out.
         references: the student before training, the teacher, and models trained elsewhere, on the same rows.
+        suggested: the command that would make the comparison stronger; empty where none is known.
     """
 
     baseline: str
@@ -148,6 +149,7 @@ class Comparison:
     variance: Mapping[str, VarianceShares] = field(default_factory=dict)
     pareto: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     references: tuple[ReferenceRow, ...] = ()
+    suggested: str = ""
 
     @property
     def exit_code(self) -> int:

@@ -68,8 +68,8 @@ def conclude(
 
 def _with_next(comparison: Comparison, about: ComparisonMeta) -> Comparison:
     """Add what to type next: it names folders, so no table holds it."""
-    after = conclusions.SuggestedCommand(about.command, about.seeds).sentences(comparison.rows)
-    return replace(comparison, notes=(*comparison.notes, *after))
+    after = conclusions.SuggestedCommand(about.command, about.seeds)
+    return replace(comparison, notes=(*comparison.notes, *after.sentences(comparison.rows)), suggested=after.line())
 
 
 def read_comparison(folder: Path) -> Comparison:
@@ -119,7 +119,7 @@ def compare_tidy(tidy: LongFormat, machine: Machine, folder: Path | None) -> Com
     ]
     return Comparison(
         about.baseline, rows, infos, tuple(said), folder, about.failed,
-        detectable=detectable, variance=variance, pareto=fronts, references=references,
+        detectable=detectable, variance=variance, pareto=fronts, references=references, suggested=after.line(),
     )  # fmt: skip
 
 
