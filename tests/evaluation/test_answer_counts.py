@@ -24,6 +24,7 @@ from kdcli.metrics.diversity import length_unit
 from kdcli.report.answer_curves import make_buckets
 from kdcli.study.cells import tuned_by
 from kdcli.study.results import conclude
+from mutations import mend_folder
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,18 @@ def evaluated(parts, output, rows, **settings):
         evaluation=EvalSettings(**settings), pictures=False,
     )  # fmt: skip
     return evaluate_run(config, silent)
+
+
+def test_a_record_that_does_not_say_what_a_score_is_computed_from_is_read(parts, tmp_path):
+    rows = [{"prompt": "say a:", "completion": "a"}]
+    found = evaluated(parts, tmp_path / "found", rows, metrics=("perplexity",))
+    path = tmp_path / "found" / "results.json"
+    document = json.loads(path.read_bytes())
+    for entry in document["scores"]:
+        del entry["eats"]
+    path.write_text(json.dumps(document))
+    mend_folder(path)
+    assert read_results(tmp_path / "found").infos == found.infos
 
 
 def test_cut_answers_are_counted_and_kept_in_the_record(parts, tmp_path):

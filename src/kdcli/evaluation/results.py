@@ -254,7 +254,8 @@ def read_results(folder: Path) -> EvalRecord:
         for entry in document["scores"]
     }
     infos = tuple(
-        ScoreInfo(**{name: entry[name] for name in ScoreInfo.__dataclass_fields__}) for entry in document["scores"]
+        ScoreInfo(**{name: entry[name] for name in ScoreInfo.__dataclass_fields__ if name in entry})
+        for entry in document["scores"]
     )
     return EvalRecord(
         document["name"],
