@@ -35,17 +35,17 @@ from kdcli.events import silent
 from kdcli.distill.run import distill
 from kdcli.distill.plan import estimate
 from kdcli.distill.prepare import prepare_run
-from kdcli.loading.session import Workshop
+from kdcli.loading.session import Session
 root, batch = sys.argv[1], int(sys.argv[2])
 config = DistillConfig(
     teacher=f"{root}/teacher", student=f"{root}/student", data=DataConfig(train=f"{root}/rows.jsonl"),
     train=TrainConfig(max_steps=2, batch_size=batch), hardware=HardwareConfig(device="cpu", threads=1),
     output=f"{root}/run",
 )
-workshop = Workshop()
-prepared = prepare_run(config, workshop)
+session = Session()
+prepared = prepare_run(config, session)
 expected = estimate(prepared).peak_bytes
-print(json.dumps([expected, distill(config, silent, workshop=workshop, prepared=prepared).peak_bytes]))
+print(json.dumps([expected, distill(config, silent, session=session, prepared=prepared).peak_bytes]))
 """
 
 

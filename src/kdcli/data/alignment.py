@@ -124,8 +124,8 @@ def common_boundaries(own: TokenOffsets, other: TokenOffsets) -> tuple[int, ...]
     Returns:
         a number of tokens of the other reading for each end; ``NO_OFFSET`` where none ends there.
 
-    >>> own = CacheInterface("abcd", (1, 2, 3), (0, 1, 2, 4))
-    >>> common_boundaries(own, CacheInterface("abcd", (7, 8), (0, 2, 4)))
+    >>> own = TokenOffsets("abcd", (1, 2, 3), (0, 1, 2, 4))
+    >>> common_boundaries(own, TokenOffsets("abcd", (7, 8), (0, 2, 4)))
     (0, -1, 1, 2)
     """
     shared = _shared(own.text, other.text)

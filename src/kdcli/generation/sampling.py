@@ -127,13 +127,13 @@ def sample(
 
     Args:
         logits: shape ``[b, v]``.
-        waits: waiting times, float64, shape ``[b, 256 + blocks]``, as ``draws.waits`` gives them.
+        waits: waiting times, float64, shape ``[b, 256 + blocks]``, as ``exponential_noise`` gives them.
         temperature: divides the logits; above 0.
         top_p: keep the smallest set of most likely tokens that has at least this mass.
         tolerance: by how much each logit of a row may be off, ``[b]``; None: not at all.
 
     >>> import numpy as np
-    >>> from kdcli.generation.sampling import stream, waits
+    >>> from kdcli.generation.sampling import exponential_noise, stream
     >>> times = torch.from_numpy(exponential_noise([stream(0, example) for example in range(1000)], 2))
     >>> drawn = sample(torch.tensor([[0.0, 1.0]]).expand(1000, 2), times, temperature=1.0)
     >>> round(drawn.tokens.double().mean().item(), 2)  # sigmoid(1) = 0.73

@@ -53,7 +53,7 @@ def options(part: type[Plugin]) -> tuple[Option, ...]:
     """Return the options of a part's class, from its fields.
 
     >>> from pydantic import Field
-    >>> class Dice(Part):
+    >>> class Dice(Plugin):
     ...     sides: int = Field(default=6, ge=2, description="faces of the die")
     >>> options(Dice)[0].bounds
     '>= 2'

@@ -82,7 +82,7 @@ def read_completion(raw: bytes | str) -> CompletionReply:
         ValueError: it is no such reply.
 
     >>> read_completion('{"choices": [{"text": " b", "finish_reason": "length"}]}')
-    Written(text=' b', ended=False, tokens=0)
+    CompletionReply(text=' b', ended=False, tokens=0)
     """
     reply = _Completion.model_validate_json(raw)
     first = reply.choices[0]
@@ -291,7 +291,7 @@ def read_spoken(raw: bytes | str) -> LogProbReply:
         ValueError: it is no such reply, its log-probabilities are none, or it is empty without having ended.
 
     >>> read_spoken('{"choices": [{"text": "b", "finish_reason": "stop", "logprobs": {"token_logprobs": [-1, -2]}}]}')
-    Spoken(text='b', ended=True, nll=1.5, ids=None, stop=None)
+    LogProbReply(text='b', ended=True, nll=1.5, ids=None, stop=None)
     """
     first = _spoken_Completion.model_validate_json(raw).choices[0]
     ended = first.finish_reason == "stop"

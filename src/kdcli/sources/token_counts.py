@@ -17,8 +17,8 @@ class TokenCounts:
         teacher_read: tokens through the teacher's trunk.
         teacher_said: tokens through its head.
 
-    >>> Effort.of_answers("student", [(5, 3), (2, 1)])
-    Effort(student_read=9, student_said=4, teacher_read=0, teacher_said=0)
+    >>> TokenCounts.of_answers("student", [(5, 3), (2, 1)])
+    TokenCounts(student_read=9, student_said=4, teacher_read=0, teacher_said=0)
     """
 
     student_read: int = 0
