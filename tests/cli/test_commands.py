@@ -81,8 +81,11 @@ def test_eval_of_a_model_and_of_answers(home):
 def test_compare_of_finished_runs(home):
     answer = kd("compare", "runs/fkl", "runs/rkl", folder=home)
     assert answer.code == 0, answer.err
-    assert "kl_to_teacher" in answer.out
-    assert " memory " in answer.out
+    assert len(answer.out.splitlines()) <= 24
+    assert "What would help most: more training seeds." in answer.out
+    whole = kd("compare", "runs/fkl", "runs/rkl", "--verbose", folder=home)
+    assert "kl_to_teacher" in whole.out
+    assert " memory " in whole.out
 
 
 def test_compare_trains_what_is_missing(home):

@@ -76,7 +76,7 @@ def comparison(labels=("fkl", "akl"), **more) -> Comparison:
     return Comparison(labels[0], rows, INFOS, ("one seed shows nothing",), Path("study"), **more)
 
 
-def test_the_answer_of_four_objectives_fits_one_screen(tmp_path):
+def test_the_answer_of_four_objectives_fits_one_screen(tmp_path, monkeypatch):
     names = ["rougeL", "exact_match", "perplexity", "nll", "ece", "brier"]
     infos = tuple(ScoreInfo(name, "higher", name, "") for name in names)
     rows = tuple(

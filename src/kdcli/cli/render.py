@@ -11,7 +11,7 @@ from kdcli.cli.terminal import runnable
 from kdcli.comparison.answer import answer as sentences
 from kdcli.comparison.answer import deciding
 from kdcli.comparison.records import Comparison, ComparisonRow, ReferenceRow
-from kdcli.data.readers import size_text
+from kdcli.data.readers import counted, size_text
 from kdcli.distill.plan import Plan, Shown
 from kdcli.distill.records import RunRecord
 from kdcli.evaluation.records import Edge, EvalRecord, ScoreInfo
@@ -125,7 +125,7 @@ def answer(found: Comparison, width: int) -> Group:
     parts += _failures(found)
     parts += [Text(one_line(line, 600)) for line in sentences(found)]
     hidden = len(found.scores) - len(first)
-    more = f"{hidden} more scores, costs and {len(found.notes)} remarks" if hidden else f"{len(found.notes)} remarks"
+    more = f"{counted(hidden, 'more score')}, costs and {counted(len(found.notes), 'remark')}"
     where = "--verbose"
     if found.folder is not None and (found.folder / REPORT).is_file():
         where = f"{one_line(str(found.folder / REPORT), 500)}, or --verbose"
