@@ -18,19 +18,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from kdcli.cli.render_catalog import prose
-from kdcli.config.names import ALIASES, FLAGS, flag_path
+from kdcli.config.names import ALIASES
 from kdcli.config.presets import cards as preset_cards
 from kdcli.config.resolve import Setting, iter_settings
 from kdcli.config.resolve import describe as describe_type
-from kdcli.config.schema import (
-    CacheConfig,
-    CompareConfig,
-    DistillConfig,
-    DoctorConfig,
-    EvalConfig,
-    GenerateConfig,
-    JudgeConfig,
-)
+from kdcli.config.schema import KINDS
 from kdcli.losses.build import LossCard, describe
 from kdcli.metrics.describe import cards
 from kdcli.registry.catalog import LOSSES
@@ -39,16 +31,6 @@ from kdcli.sources.build import cards as source_cards
 from kdcli.text import markdown_cell
 
 HERE = Path(__file__).resolve().parent
-KINDS = {
-    "distill": DistillConfig,
-    "eval": EvalConfig,
-    "compare": CompareConfig,
-    "cache": CacheConfig,
-    "generate": GenerateConfig,
-    "judge": JudgeConfig,
-    "doctor": DoctorConfig,
-}
-POSITIONAL = ("losses", "model")
 COLOURS = ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "TERMINAL_WIDTH", "CLICOLOR_FORCE")
 PART = re.compile(r"<!-- begin (?P<name>[\w -]+) -->\n.*?<!-- end (?P=name) -->", re.DOTALL)
 
@@ -129,13 +111,12 @@ def settings() -> str:
     """Return the table of every setting."""
     rows = []
     found: dict[str, tuple[Setting, list[str]]] = {}
-    for command, kind in KINDS.items():
+    for kind in KINDS:
         for path, setting in iter_settings(kind).items():
-            found.setdefault(path, (setting, []))[1].append(command)
+            found.setdefault(path, (setting, []))[1].append(kind.command)
     for path, (setting, commands) in found.items():
-        kind = KINDS[commands[0]]
-        flags = [flag for flag in FLAGS if flag_path(flag, iter_settings(kind)) == path and flag not in POSITIONAL]
-        flag = f"`--{flags[0].replace('_', '-')}`" if flags else ""
+        flags = [flag.spelling.split()[0] for flag in setting.flags if not flag.positional]
+        flag = f"`{flags[0]}`" if flags else ""
         default = setting.adapter.dump_python(setting.info.default, mode="json")
         shown = (
             ",".join(map(str, default)) if isinstance(default, list) else "" if default in (None, {}) else str(default)

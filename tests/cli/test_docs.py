@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 from kdcli.cli.app import app
-from kdcli.config.names import FLAGS
-from kdcli.config.resolve import iter_settings
+from kdcli.config.resolve import flag_paths, iter_settings
 from kdcli.config.schema import (
     CacheConfig,
     CompareConfig,
@@ -74,7 +73,7 @@ def test_defaults_in_help_are_the_defaults():
     for name, text in shown.items():
         if name == "resume":
             continue
-        setting = settings[FLAGS[name]]
+        setting = settings[flag_paths(settings)[name]]
         default = setting.info.default
         if default is None:  # the help tells in words what happens without a value
             assert " " in text or text.isdecimal(), name

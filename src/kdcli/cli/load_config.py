@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.cli.errors import ARGUMENTS, RUN_FOLDER
-from kdcli.config.names import FLAGS
 from kdcli.config.presets import config_path
-from kdcli.config.resolve import Config, resolve, revalidated
+from kdcli.config.resolve import Config, all_flags, resolve, revalidated
 from kdcli.config.schema import CompareConfig, DistillConfig
 from kdcli.errors import MachineError, UsageError
 from kdcli.registry import plugins
@@ -37,7 +36,7 @@ def load_config(
     """
     if config and len(config) > 1:
         raise UsageError("CLI-14", f"{len(config)} files are given", where="-c", fix="give one; use --set key=value")
-    given = {name: value for name, value in typed.items() if name in FLAGS and value not in (None, [], (), False)}
+    given = {name: value for name, value in typed.items() if name in all_flags() and value not in (None, [], (), False)}
     flags = {name: "true" if value is True else value for name, value in given.items()}
     if "metric" in flags:
         flags["metric"] = ",".join(flags["metric"])

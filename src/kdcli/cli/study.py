@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdcli.cli.progress import CellStatus, counts, grid, summary
-from kdcli.config.names import FLAGS
+from kdcli.config.resolve import all_flags
 from kdcli.config.sweep import combinations, read_axes
 from kdcli.errors import UsageError
 from kdcli.registry.plugins import WithheldError
@@ -61,7 +61,7 @@ def named_study(folders: Sequence[Path], output: str | None, *, objectives: bool
 
 def settings_typed(typed: Mapping[str, Any]) -> list[str]:
     """Return the flags typed that stand for settings, beside the contenders and the folder."""
-    return [name for name in FLAGS if typed.get(name) and name not in ("losses", "output")]
+    return [name for name in all_flags() if typed.get(name) and name not in ("losses", "output")]
 
 
 def refuse_settings(typed: Mapping[str, Any], flag: str) -> None:

@@ -1,7 +1,12 @@
 """Names of settings: flags, aliases of other tools, and suggestions for misspelt ones."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+
+MODELS, DATA, OBJECTIVE, GRID = "Models", "Data", "Objective", "Grid"
+TRAINING, EVALUATION, OUTPUT, HARDWARE = "Training", "Evaluation", "Output", "Hardware"
+PANELS = (MODELS, DATA, OBJECTIVE, GRID, TRAINING, EVALUATION, OUTPUT, HARDWARE)
+"""Headings of a command's help, in their order."""
 
 
 def canonical(token: str) -> str:
@@ -13,70 +18,6 @@ def canonical(token: str) -> str:
     snake = token.replace("-", "_")
     return ALIASES.get(snake, snake).replace("_", "-") if len(token) > 1 else token
 
-
-FLAGS = {
-    "teacher": "teacher",
-    "teacher_cache": "teacher_cache",
-    "kind": "kind",
-    "store_dtype": "store_dtype",
-    "top_k": "top_k",
-    "student": "student",
-    "lora": "lora.rank",
-    "local_teacher": "local_teacher",
-    "source": "source",
-    "count": "count",
-    "model": "model",
-    "predictions": "predictions",
-    "answers": "answers",
-    "scores": "scores",
-    "server_url": "server.url",
-    "server_model": "server.model",
-    "loss": "loss",
-    "losses": "losses",
-    "baseline": "baseline",
-    "seed": "train.seed",
-    "seeds": "seeds",
-    "data": "data.train",
-    "eval_data": "data.eval",
-    "columns": "data.columns",
-    "template": "data.template",
-    "max_length": "data.max_length",
-    "limit": "data.limit",
-    "eval_limit": "data.eval_limit",
-    "skip_bad": "data.skip_bad",
-    "gradient_checkpointing": "train.gradient_checkpointing",
-    "eval_every": "monitor.every",
-    "epochs": "train.epochs",
-    "max_steps": "train.max_steps",
-    "batch_size": "train.batch_size",
-    "lr": "train.lr",
-    "metric": "evaluation.metrics",
-    "sampling_seeds": "evaluation.generation.seeds",
-    "max_new_tokens": "evaluation.generation.max_new_tokens",
-    "tasks": "benchmarks.tasks",
-    "edge": "edge.measure",
-    "protocol": "evaluation.protocol",
-    "rouge_tokenizer": "evaluation.rouge_tokenizer",
-    "device": "hardware.device",
-    "dtype": "hardware.dtype",
-    "threads": "hardware.threads",
-    "matmul_precision": "hardware.matmul_precision",
-    "output": "output",
-    "vary": "vary",
-    "tune": "tune",
-    "tune_by": "tune_by",
-    "tune_seeds": "tune_seeds",
-    "dev_data": "data.dev",
-    "gpus": "hardware.gpus",
-    "shard": "hardware.shard",
-    "jobs": "execution.jobs",
-    "executor": "execution.executor",
-    "slurm": "execution.slurm",
-    "ray_address": "execution.ray_address",
-}
-"""Flag in snake case -> the setting it stands for."""
-
-_WITHOUT_TRAINING = {"data": "data.eval", "limit": "data.eval_limit"}
 
 ALIASES = {
     "model_name_or_path": "student",
@@ -122,16 +63,6 @@ OTHER_MEANINGS = {
 """Other tools' flags, in snake case, that mean something else than a flag of ours -> what to give instead."""
 
 
-def flag_path(flag: str, known: Iterable[str]) -> str:
-    """Return the setting a flag stands for, given the settings a command has.
-
-    >>> flag_path("data", ["data.train", "train.lr"]), flag_path("data", ["data.eval"])
-    ('data.train', 'data.eval')
-    """
-    evaluates_only = not {"train.lr", "store_dtype", "local_teacher", "count"} & set(known)
-    return _WITHOUT_TRAINING.get(flag, FLAGS[flag]) if evaluates_only else FLAGS[flag]
-
-
 def nearest(typed: str, known: Mapping[str, str], cutoff: float = 0.6) -> str | None:
     """Return what the spelling nearest to the typed one stands for, None if none is near.
 
@@ -152,17 +83,3 @@ def nearest(typed: str, known: Mapping[str, str], cutoff: float = 0.6) -> str | 
             if ratio > best:
                 best, found = ratio, target
     return found
-
-
-def setting_names(known: Iterable[str]) -> dict[str, str]:
-    """Return every spelling of the settings given: their paths, flags and other tools' names."""
-    paths = list(known)
-    names = {path: path for path in paths}
-    for flag in FLAGS:
-        target = flag_path(flag, paths)
-        if target in names:
-            names[flag] = target
-    for alias, flag in ALIASES.items():
-        if flag in names:
-            names[alias] = names[flag]
-    return names

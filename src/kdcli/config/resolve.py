@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -21,17 +21,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from kdcli.config import yaml_file
-from kdcli.config.names import FLAGS, flag_path, nearest, setting_names
+from kdcli.config.names import ALIASES, nearest
 from kdcli.config.presets import PROTOCOL, of_protocol, read_protocol
-from kdcli.config.schema import (
-    CacheConfig,
-    CompareConfig,
-    DistillConfig,
-    DoctorConfig,
-    EvalConfig,
-    GenerateConfig,
-    JudgeConfig,
-)
+from kdcli.config.schema import KINDS, CommandConfig, Flag
 from kdcli.config.yaml_file import Node, scalar
 from kdcli.errors import InputError, KDError, UsageError
 from kdcli.text import one_line
@@ -58,10 +50,17 @@ class Setting:
     Args:
         path: dotted name, such as ``train.lr``.
         info: the field behind it.
+        names: flags in snake case that mean this setting here.
     """
 
     path: str
     info: FieldInfo
+    names: tuple[str, ...] = ()
+
+    @property
+    def flags(self) -> tuple[Flag, ...]:
+        """The flags that its field declares, of any command."""
+        return flags_of(self.info)
 
     @cached_property
     def adapter(self) -> TypeAdapter:
@@ -152,20 +151,58 @@ class Setting:
         )
 
 
-def iter_settings(model: type[BaseModel], above: str = "") -> dict[str, Setting]:
+def flags_of(info: FieldInfo) -> tuple[Flag, ...]:
+    """Return the flags that a field declares."""
+    extra: Any = info.json_schema_extra
+    return extra.get("flags", ()) if isinstance(extra, dict) else ()
+
+
+def iter_settings(model: type[BaseModel]) -> dict[str, Setting]:
     """Return every setting of a config by its dotted path.
 
     >>> from kdcli.config.schema import EvalConfig
     >>> list(iter_settings(EvalConfig))[:3]
     ['model', 'teacher', 'teacher_cache']
     """
-    found: dict[str, Setting] = {}
+    fields = dict(_leaves(model, ""))
+    command = getattr(model, "command", "")
+    claims = [(flag, path) for path, info in fields.items() for flag in flags_of(info)]
+    # A flag of another command gives a name, too, unless one of this command has it: --data is data.eval in kd eval.
+    meant = {flag.name: path for flag, path in sorted(claims, key=lambda claim: claim[0].of(command))}
+    return {
+        path: Setting(path, info, tuple(name for name, one in meant.items() if one == path))
+        for path, info in fields.items()
+    }
+
+
+def _leaves(model: type[BaseModel], above: str) -> Iterator[tuple[str, FieldInfo]]:
     for name, info in model.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            found |= iter_settings(info.annotation, f"{above}{name}.")
+            yield from _leaves(info.annotation, f"{above}{name}.")
         else:
-            found[above + name] = Setting(above + name, info)
-    return found
+            yield above + name, info
+
+
+def flag_paths(settings: Mapping[str, Setting]) -> dict[str, str]:
+    """Return the setting that each flag in snake case stands for, given the settings of a command.
+
+    >>> from kdcli.config.schema import DistillConfig, EvalConfig
+    >>> flag_paths(iter_settings(DistillConfig))["data"], flag_paths(iter_settings(EvalConfig))["data"]
+    ('data.train', 'data.eval')
+    """
+    return {name: path for path, setting in settings.items() for name in setting.names}
+
+
+@cache
+def all_flags() -> tuple[str, ...]:
+    """Return the flags of all commands that stand for a setting, in snake case."""
+    return tuple(dict.fromkeys(name for kind in KINDS for name in flag_paths(iter_settings(kind))))
+
+
+def setting_names(settings: Mapping[str, Setting]) -> dict[str, str]:
+    """Return every spelling of the settings given: their paths, flags and other tools' names."""
+    names = {path: path for path in settings} | flag_paths(settings)
+    return names | {alias: names[flag] for alias, flag in ALIASES.items() if flag in names}
 
 
 def describe(schema: dict[str, Any]) -> str:
@@ -233,9 +270,7 @@ def _shown(value: Any) -> str:
     return one_line(json.dumps(value) if isinstance(value, bool | dict | list | None) else str(value), 60)
 
 
-Config = TypeVar(
-    "Config", DistillConfig, EvalConfig, CompareConfig, CacheConfig, GenerateConfig, JudgeConfig, DoctorConfig
-)
+Config = TypeVar("Config", bound=CommandConfig)
 Text = str | Sequence[str]
 
 PATHS = {
@@ -280,6 +315,7 @@ def resolve(
         UsageError: a flag, ``--set`` or variable that cannot be used.
         InputError: a file that cannot be used.
 
+    >>> from kdcli.config.schema import DistillConfig
     >>> resolve(DistillConfig, sets=["train.lr=1e-4"], environ={"KD_LR": "1", "KD_EPOCHS": "2"}).train.lr
     0.0001
     """
@@ -302,9 +338,10 @@ def revalidated(config: Config, changes: Mapping[str, Any]) -> Config:
     return _built(type(config), config.model_copy(update=dict(changes)).model_dump())
 
 
-def to_yaml(config: DistillConfig | EvalConfig | CompareConfig | CacheConfig | GenerateConfig | DoctorConfig) -> str:
+def to_yaml(config: CommandConfig) -> str:
     """Write a config in the form that ``-c`` reads.
 
+    >>> from kdcli.config.schema import DistillConfig
     >>> to_yaml(DistillConfig(loss="akl")).splitlines()[3]
     'loss: akl'
     """
@@ -381,8 +418,9 @@ def _on_the_command_line(
 ) -> Iterator[tuple[str, Any, _Source]]:
     for text in sets:
         yield _split_set(text, settings)
+    paths = flag_paths(settings)
     for flag, value in flags.items():
-        yield flag_path(flag, settings), value, _Source("--" + flag.replace("_", "-"))
+        yield paths[flag], value, _Source("--" + flag.replace("_", "-"))
 
 
 def _variable_path(name: str, settings: Mapping[str, Setting]) -> str | None:
@@ -390,10 +428,9 @@ def _variable_path(name: str, settings: Mapping[str, Setting]) -> str | None:
     flag = name[3:].lower()
     if not name.startswith("KD_") or flag == "debug":
         return None
-    if flag in FLAGS:
-        path = flag_path(flag, settings)
-        return path if path in settings else None
-    if similar := nearest(flag, {known: known for known in FLAGS}, cutoff=0.8):
+    if flag in all_flags():
+        return flag_paths(settings).get(flag)
+    if similar := nearest(flag, {known: known for known in all_flags()}, cutoff=0.8):
         fix = f"did you mean KD_{similar.upper()}?"
         raise UsageError("CLI-19", "no such setting", where=f"variable {one_line(name)}", fix=fix)
     return None

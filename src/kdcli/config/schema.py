@@ -1,16 +1,81 @@
-"""The settings of every command: frozen pydantic models with defaults, bounds and descriptions.
+"""The settings of every command: frozen pydantic models with defaults, bounds, descriptions and flags.
 
-Options of an objective live with the objective; this file never names one.
+A field is the only place of a setting: ``docs/generate.py`` writes the commands' flags (``cli/options.py``) and the
+pages' tables from it. Options of an objective live with the objective; this file never names one.
 """
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from kdcli.config.names import DATA, EVALUATION, GRID, HARDWARE, MODELS, OBJECTIVE, OUTPUT, TRAINING
 
 Positive = Annotated[int, Field(ge=1)]
 Finite = Field(allow_inf_nan=False)
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Quantization = Literal["none", "int8", "nf4"]
+EVERY = "*"
+"""Every command, in :class:`Flag`."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How a setting is given on the command line; a field may have several, each for other commands.
+
+    Args:
+        spelling: ``--batch-size``, with a short form after a space; without dashes it is an argument.
+        metavar: what stands for the value in the help.
+        help: one line; the default is added to it.
+        panel: heading of the help that it stands under.
+        default: the default in words, where the field's own says nothing; empty to leave it unsaid.
+        on: commands that have it, with spaces between; those whose settings hold the field if not given.
+        hidden: commands that have it and leave it out of their help.
+        repeat: whether it may be given several times.
+    """
+
+    spelling: str
+    metavar: str
+    help: str
+    panel: str
+    default: str | None = None
+    on: str = EVERY
+    hidden: str = ""
+    repeat: bool = False
+
+    @property
+    def name(self) -> str:
+        """The flag as a parameter's name.
+
+        >>> Flag("--output -o", "FOLDER", "Folder.", OUTPUT).name
+        'output'
+        """
+        return self.spelling.split()[0].removeprefix("--").replace("-", "_")
+
+    @property
+    def positional(self) -> bool:
+        """Whether it is an argument, given without dashes."""
+        return not self.spelling.startswith("-")
+
+    def of(self, command: str) -> bool:
+        """Whether a command has it."""
+        return self.on == EVERY or command in self.on.split()
+
+    def hidden_in(self, command: str) -> bool:
+        """Whether a command's help leaves it out."""
+        return self.hidden == EVERY or command in self.hidden.split()
+
+
+def setting(default: Any, description: str, *flags: Flag, **bounds: Any) -> Any:
+    """Return the field of a setting that has flags.
+
+    Args:
+        default: its default.
+        description: what it is, for the table of all settings.
+        flags: its flags; of several that a command has, the last one holds.
+        bounds: further arguments of ``pydantic.Field``.
+    """
+    return Field(default=default, description=description, json_schema_extra=dict[str, Any](flags=flags), **bounds)
 
 
 class Settings(BaseModel):
@@ -22,16 +87,58 @@ class Settings(BaseModel):
 class DataConfig(Settings):
     """Where rows come from and how they become tokens."""
 
-    train: str | None = Field(default=None, description="training rows: file, folder or hub id")
-    eval: str | None = Field(default=None, description="held-out rows, evaluated after training")
-    columns: dict[str, str] = Field(default={}, description="field=column pairs where names differ")
-    template: str = Field(default="auto", description="auto, chat, alpaca, plain, or text holding {instruction}")
-    max_length: Positive = Field(default=512, description="tokens of prompt and response together")
+    train: str | None = setting(
+        None,
+        "training rows: file, folder or hub id",
+        Flag("--data", "FILE", "Training rows: file, folder, hub id.", DATA, on="distill compare cache doctor"),
+        Flag("--data", "FILE", "Rows with prompts; their answers are not read.", DATA, on="generate"),
+    )
+    eval: str | None = setting(
+        None,
+        "held-out rows, evaluated after training",
+        Flag("--eval-data", "FILE", "Held-out rows, measured after training.", DATA, on="distill compare cache"),
+        Flag("--data", "FILE", "Rows to evaluate on, as for kd distill.", DATA, on="eval"),
+    )
+    columns: dict[str, str] = setting(
+        {},
+        "field=column pairs where names differ",
+        Flag("--columns", "NAME=COL,..", "Where names differ: prompt=question.", DATA, hidden="compare"),
+    )
+    template: str = setting(
+        "auto",
+        "auto, chat, alpaca, plain, or text holding {instruction}",
+        Flag("--template", "NAME", "auto, chat, alpaca, plain, or a text.", DATA, default="", hidden="compare"),
+    )
+    max_length: Positive = setting(
+        512,
+        "tokens of prompt and response together",
+        Flag("--max-length", "N", "Tokens of a whole row.", DATA, hidden="compare"),
+    )
     max_prompt_length: Positive | None = Field(default=None, description="drop rows with longer prompts")
-    limit: Positive | None = Field(default=None, description="use the first N training rows")
-    eval_limit: Positive | None = Field(default=None, description="use the first N held-out rows")
-    skip_bad: bool = Field(default=False, description="leave out rows that cannot be read instead of stopping")
-    dev: str | None = Field(default=None, description="development rows, to choose settings on; never trained on")
+    limit: Positive | None = setting(
+        None,
+        "use the first N training rows",
+        Flag(
+            "--limit", "N", "Use the first N rows.", DATA, on="distill compare cache generate doctor", hidden="compare"
+        ),
+    )
+    eval_limit: Positive | None = setting(
+        None,
+        "use the first N held-out rows",
+        Flag("--eval-limit", "N", "Use the first N held-out rows.", DATA, on="distill compare cache", hidden=EVERY),
+        Flag("--limit", "N", "Use the first N rows.", DATA, on="eval"),
+    )
+    skip_bad: bool = setting(
+        False,
+        "leave out rows that cannot be read instead of stopping",
+        Flag("--skip-bad", "", "Leave out rows that cannot be read.", DATA, hidden="distill compare"),
+    )
+    dev: str | None = setting(
+        None,
+        "development rows, to choose settings on; never trained on",
+        Flag("--dev-data", "FILE", "Dev rows.", GRID, default="a tenth of the training rows", on="compare"),
+        Flag("--dev-data", "FILE", "Rows to fit temperatures on.", DATA, on="eval"),
+    )
     dev_share: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0, description="share of the training rows kept out of training as development rows"
     )
@@ -44,12 +151,24 @@ class DataConfig(Settings):
 class TrainConfig(Settings):
     """How the student is trained."""
 
-    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(default=3.0, description="passes over the rows")
-    max_steps: Positive | None = Field(default=None, description="optimizer steps; overrides epochs")
-    batch_size: Positive = Field(default=8, description="sequences per optimizer step over all devices")
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = setting(
+        3.0, "passes over the rows", Flag("--epochs", "X", "Passes over the rows.", TRAINING)
+    )
+    max_steps: Positive | None = setting(
+        None,
+        "optimizer steps; overrides epochs",
+        Flag("--max-steps", "N", "Optimizer steps; overrides --epochs.", TRAINING),
+    )
+    batch_size: Positive = setting(
+        8,
+        "sequences per optimizer step over all devices",
+        Flag("--batch-size", "N", "Sequences per optimizer step.", TRAINING),
+    )
     micro_tokens: Positive = Field(default=4096, description="padded tokens per micro-batch and device")
     length_window: Positive = Field(default=16, description="steps within which rows are sorted by length")
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(default=5e-4, description="peak learning rate")
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = setting(
+        5e-4, "peak learning rate", Flag("--lr", "X", "Peak learning rate.", TRAINING)
+    )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="course of the learning rate"
     )
@@ -63,11 +182,19 @@ class TrainConfig(Settings):
         default=(0.9, 0.95), description="AdamW betas"
     )
     clip: Annotated[float, Field(gt=0)] = Field(default=1.0, description="gradient norm bound")
-    seed: Seed = Field(default=0, description="seed of order, initialisation and dropout")
+    seed: Seed = setting(
+        0,
+        "seed of order, initialisation and dropout",
+        Flag("--seed", "N", "Order, first weights, dropout.", TRAINING, on="distill"),
+    )
     reduce: Literal["token", "sequence"] = Field(
         default="token", description="mean over tokens, or over sequences' means"
     )
-    gradient_checkpointing: bool = Field(default=False, description="recompute trunk activations to save memory")
+    gradient_checkpointing: bool = setting(
+        False,
+        "recompute trunk activations to save memory",
+        Flag("--gradient-checkpointing", "", "Less memory, more time.", TRAINING, on="distill"),
+    )
     chunk_tokens: Positive | None = Field(
         default=None, description="tokens whose logits exist at once; default by device"
     )
@@ -81,32 +208,55 @@ class TrainConfig(Settings):
 class HardwareConfig(Settings):
     """Where the arithmetic happens."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="device")
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="fp32, or autocast to bf16")
-    threads: Positive | None = Field(default=None, description="CPU threads; part of a run's identity")
-    gpus: Positive = Field(default=1, description="processes that train one run together: one GPU each, or a CPU's")
-    shard: Literal["ddp", "fsdp2", "zero3"] = Field(
-        default="ddp",
-        description="ddp: every process holds all weights; fsdp2: weights, gradients, moments in shards; "
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting(
+        "auto", "device", Flag("--device", "NAME", "auto, cpu, cuda, mps.", HARDWARE, hidden="compare")
+    )
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto",
+        "fp32, or autocast to bf16",
+        Flag("--dtype", "NAME", "auto, fp32, bf16, fp16.", HARDWARE, hidden="compare"),
+    )
+    threads: Positive | None = setting(
+        None, "CPU threads; part of a run's identity", Flag("--threads", "N", "CPU threads.", HARDWARE, hidden=EVERY)
+    )
+    gpus: Positive = setting(
+        1,
+        "processes that train one run together: one GPU each, or a CPU's",
+        Flag("--gpus", "N", "Processes, a GPU each.", HARDWARE, on="distill"),
+        Flag("--gpus", "N", "GPUs of one cell.", GRID, on="compare"),
+    )
+    shard: Literal["ddp", "fsdp2", "zero3"] = setting(
+        "ddp",
+        "ddp: every process holds all weights; fsdp2: weights, gradients, moments in shards; "
         "zero3: fsdp2 that also drops embeddings and head between forward and backward",
+        Flag("--shard", "NAME", "ddp, or fsdp2, zero3: in shards.", HARDWARE, on="distill"),
     )
     wait: Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False)] = Field(
         default=1800.0, description="seconds one process waits for the others before it gives the run up"
     )
     compile: bool = Field(default=False, description="compile the layers of student and teacher for training steps")
-    matmul_precision: Literal["highest", "high", "medium"] = Field(
-        default="highest", description="fp32 matrix products; medium is faster where bf16 units exist"
+    matmul_precision: Literal["highest", "high", "medium"] = setting(
+        "highest",
+        "fp32 matrix products; medium is faster where bf16 units exist",
+        Flag("--matmul-precision", "NAME", "highest, high, medium.", HARDWARE, hidden=EVERY),
     )
 
 
 class GenerationConfig(Settings):
     """How answers are sampled when texts are scored."""
 
-    max_new_tokens: Positive = Field(default=128, description="tokens per answer at most")
+    max_new_tokens: Positive = setting(
+        128,
+        "tokens per answer at most",
+        Flag("--max-new-tokens", "N", "Tokens per answer at most.", EVALUATION, hidden="distill compare"),
+    )
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(default=1.0, description="0 is greedy")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="nucleus mass")
-    seeds: tuple[Seed, ...] = Field(
-        default=(10, 20, 30, 40, 50), min_length=1, description="sampling seeds, one answer each"
+    seeds: tuple[Seed, ...] = setting(
+        (10, 20, 30, 40, 50),
+        "sampling seeds, one answer each",
+        Flag("--sampling-seeds", "N,N,..", "One answer each.", EVALUATION, hidden="distill compare"),
+        min_length=1,
     )
     batch_tokens: Positive = Field(default=8192, description="prompt and answer tokens in one batch")
 
@@ -114,19 +264,26 @@ class GenerationConfig(Settings):
 class EvalSettings(Settings):
     """What is measured on held-out rows."""
 
-    metrics: tuple[str, ...] = Field(
-        default=("rougeL", "perplexity", "ece", "kl_to_teacher", "agreement"), description="metric names"
+    metrics: tuple[str, ...] = setting(
+        ("rougeL", "perplexity", "ece", "kl_to_teacher", "agreement"),
+        "metric names",
+        Flag("--metric", "NAME,..", "Names of kd metrics list.", EVALUATION, default="", repeat=True),
+        Flag("--metric", "NAME,..", "Names of kd metrics list.", GRID, default="", on="compare", repeat=True),
     )
     split: Literal["test", "dev"] = Field(default="test", description="rows measured after training: held-out or dev")
     bins: Positive = Field(default=10, description="calibration bins")
     choice_score: Literal["sum", "mean"] = Field(
         default="sum", description="a choice's log-probability, or its mean over the choice's tokens"
     )
-    protocol: str | None = Field(
-        default=None, description="minillm, greedy, or a YAML file; what is given besides wins over what it sets"
+    protocol: str | None = setting(
+        None,
+        "minillm, greedy, or a YAML file; what is given besides wins over what it sets",
+        Flag("--protocol", "NAME", "minillm, greedy or a YAML file; flags win over it.", EVALUATION, on="eval"),
     )
-    rouge_tokenizer: Literal["words", "char"] = Field(
-        default="words", description="what Rouge compares: runs of a-z and 0-9, or characters of any script"
+    rouge_tokenizer: Literal["words", "char"] = setting(
+        "words",
+        "what Rouge compares: runs of a-z and 0-9, or characters of any script",
+        Flag("--rouge-tokenizer", "NAME", "words, or char for any script.", EVALUATION, on="eval"),
     )
     rouge_stemmer: Literal["porter", "none"] = Field(default="porter", description="stems of words before Rouge")
     length_unit: Literal["tokens", "words"] = Field(
@@ -142,7 +299,11 @@ class EvalSettings(Settings):
 class LoraConfig(Settings):
     """A LoRA adapter: small matrices trained in place of the student's weights."""
 
-    rank: Positive | None = Field(default=None, description="rank; only the adapter trains. None trains all weights")
+    rank: Positive | None = setting(
+        None,
+        "rank; only the adapter trains. None trains all weights",
+        Flag("--lora", "RANK", "Train a LoRA adapter only; merged when saved.", MODELS, hidden="compare"),
+    )
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         default=None, description="the adapter is scaled by alpha / rank; default twice the rank"
     )
@@ -156,7 +317,11 @@ class LoraConfig(Settings):
 class MonitorConfig(Settings):
     """What is measured while a student is trained; no weight depends on it, but for an early end."""
 
-    every: Positive | None = Field(default=None, description="steps between evaluations while training; none without")
+    every: Positive | None = setting(
+        None,
+        "steps between evaluations while training; none without",
+        Flag("--eval-every", "N", "Steps between evaluations; best/ is kept.", TRAINING),
+    )
     rows: Positive = Field(default=64, description="rows of the fixed sample: of the dev rows, else of those held out")
     metrics: tuple[str, ...] = Field(default=("perplexity",), min_length=1, description="metrics of texts or tokens")
     by: str | None = Field(default=None, description="score that says which student is best; default the first one")
@@ -168,8 +333,16 @@ class MonitorConfig(Settings):
 class ServerConfig(Settings):
     """A server with the OpenAI protocol, such as vLLM."""
 
-    url: str | None = Field(default=None, description="address, as in http://localhost:8000/v1")
-    model: str | None = Field(default=None, description="model's name on the server; default the only one it has")
+    url: str | None = setting(
+        None,
+        "address, as in http://localhost:8000/v1",
+        Flag("--server-url", "URL", "Ask a server, as http://localhost:8000/v1.", MODELS, on="eval judge"),
+    )
+    model: str | None = setting(
+        None,
+        "model's name on the server; default the only one it has",
+        Flag("--server-model", "NAME", "Its model.", MODELS, default="the only one it has", on="eval judge"),
+    )
     send: Literal["text", "ids"] = Field(
         default="text", description="prompts of a teacher's text as words, or as ids of the student's own tokenizer"
     )
@@ -190,73 +363,134 @@ class ServerConfig(Settings):
 class BenchmarkConfig(Settings):
     """Tasks of lm-evaluation-harness."""
 
-    tasks: tuple[str, ...] = Field(default=(), description="names known to lm-eval, task files or folders of them")
+    tasks: tuple[str, ...] = setting(
+        (),
+        "names known to lm-eval, task files or folders of them",
+        Flag("--tasks", "NAME,..", "Of lm-evaluation-harness, task files or folders.", EVALUATION, on="eval"),
+    )
     shots: Annotated[int, Field(ge=0)] | None = Field(default=None, description="solved examples; default the task's")
     limit: Positive | None = Field(default=None, description="use the first N documents of each task")
     batch_size: Positive = Field(default=8, description="requests computed at once")
 
 
-class DistillConfig(Settings):
-    """One training run."""
+_TEACHER = Flag("--teacher", "MODEL", "Model folder or hub id.", MODELS)
+_STUDENT = Flag("--student", "MODEL", "Folder, hub id, or random:layers=3,..", MODELS)
+_OUTPUT = Flag("--output -o", "FOLDER", "Folder for everything the command writes.", OUTPUT)
 
-    teacher: str | None = Field(default=None, description="teacher: model folder, hub id, or a server's http address")
-    teacher_cache: str | None = Field(default=None, description="folder that kd cache made of this teacher and data")
-    student: str | None = Field(
-        default=None, description="student: folder, hub id, or random:layers=..,width=..,heads=.."
+TEACHER = setting(None, "teacher: model folder, hub id, or a server's http address", _TEACHER)
+TEACHER_CACHE = setting(
+    None,
+    "folder that kd cache made of this teacher and data",
+    Flag("--teacher-cache", "FOLDER", "Of kd cache, instead of running the teacher.", MODELS, on="distill"),
+)
+STUDENT = setting(None, "student: folder, hub id, or random:layers=..,width=..,heads=..", _STUDENT)
+TEACHER_QUANTIZATION: Any = Field(
+    default="none", description="teacher's linear layers below the head: none, int8 (torchao), nf4 (bitsandbytes)"
+)
+
+
+class CommandConfig(Settings):
+    """Base of the settings of a command.
+
+    The fields of several bases stand in a record from the last base to the first, the class's own after them.
+    """
+
+    command: ClassVar[str] = ""
+
+
+class ModelsConfig(CommandConfig):
+    """The teacher and the student of a training."""
+
+    teacher: str | None = TEACHER
+    teacher_cache: str | None = TEACHER_CACHE
+    student: str | None = STUDENT
+
+
+class ObjectiveConfig(ModelsConfig):
+    """The models of a training, and what is minimised."""
+
+    loss: str = setting(
+        "fkl",
+        "objective, as in 0.5*ce+0.5*akl:mu=0.6",
+        Flag("--loss", "OBJECTIVE", "As in akl or '0.5*ce+0.5*akl:mu=0.6'.", OBJECTIVE),
     )
-    loss: str = Field(default="fkl", description="objective, as in 0.5*ce+0.5*akl:mu=0.6")
+
+
+class TrainingConfig(CommandConfig):
+    """What every training has, alone or as a cell of a comparison."""
+
     lora: LoraConfig = LoraConfig()
-    teacher_quantization: Quantization = Field(
-        default="none", description="teacher's linear layers below the head: none, int8 (torchao), nf4 (bitsandbytes)"
-    )
+    teacher_quantization: Quantization = TEACHER_QUANTIZATION
     server: ServerConfig = ServerConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     hardware: HardwareConfig = HardwareConfig()
     evaluation: EvalSettings = EvalSettings()
     benchmarks: BenchmarkConfig = BenchmarkConfig()
+
+
+class DistillConfig(TrainingConfig, ObjectiveConfig):
+    """One training run."""
+
+    command: ClassVar[str] = "distill"
     monitor: MonitorConfig = MonitorConfig()
-    output: str | None = Field(default=None, description="run folder")
+    output: str | None = setting(None, "run folder", _OUTPUT)
 
 
 class EdgeConfig(Settings):
     """How size, memory and speed of a model are measured."""
 
-    measure: bool = Field(default=False, description="measure size, memory, speed and energy on this machine")
+    measure: bool = setting(
+        False,
+        "measure size, memory, speed and energy on this machine",
+        Flag("--edge", "", "Size, memory, speed and energy on this machine.", EVALUATION),
+    )
     prompt_tokens: Positive = Field(default=64, description="tokens of the prompt that is read")
     new_tokens: Annotated[int, Field(ge=2)] = Field(default=64, description="tokens that are added to it")
     repeats: Positive = Field(default=5, description="measurements, of which the median is reported")
 
 
-class EvalConfig(Settings):
+class EvalConfig(CommandConfig):
     """One evaluation of a model folder, or of answers made elsewhere."""
 
-    model: str | None = Field(default=None, description="run folder, model folder or hub id")
-    teacher: str | None = Field(default=None, description="teacher, for metrics that compare with it")
-    teacher_cache: str | None = Field(default=None, description="folder that kd cache made of this teacher and data")
-    predictions: str | None = Field(
-        default=None, description="JSONL of prediction and reference(s); no model is loaded"
+    command: ClassVar[str] = "eval"
+    model: str | None = setting(
+        None,
+        "run folder, model folder or hub id",
+        Flag("model", "RUN_OR_MODEL", "Run folder, model folder or hub id.", MODELS),
+    )
+    teacher: str | None = setting(None, "teacher, for metrics that compare with it", _TEACHER)
+    teacher_cache: str | None = TEACHER_CACHE
+    predictions: str | None = setting(
+        None,
+        "JSONL of prediction and reference(s); no model is loaded",
+        Flag("--predictions", "FILE", "JSONL of prediction and reference(s); no model is loaded.", DATA),
     )
     server: ServerConfig = ServerConfig()
     edge: EdgeConfig = EdgeConfig()
     benchmarks: BenchmarkConfig = BenchmarkConfig()
-    teacher_quantization: Quantization = Field(
-        default="none", description="teacher's linear layers below the head: none, int8 (torchao), nf4 (bitsandbytes)"
-    )
+    teacher_quantization: Quantization = TEACHER_QUANTIZATION
     data: DataConfig = DataConfig()
     hardware: HardwareConfig = HardwareConfig()
     evaluation: EvalSettings = EvalSettings()
-    output: str | None = Field(default=None, description="folder for results.json and samples.parquet")
+    output: str | None = setting(None, "folder for results.json and samples.parquet", _OUTPUT)
     pictures: bool = Field(default=True, description="draw each curve as PNG and SVG beside curves.json")
 
 
-class JudgeConfig(Settings):
+class JudgeConfig(CommandConfig):
     """One judgement of answers."""
 
-    answers: str | None = Field(
-        default=None, description="run, evaluation folder, or JSONL of prompt, prediction and reference"
+    command: ClassVar[str] = "judge"
+    answers: str | None = setting(
+        None,
+        "run, evaluation folder, or JSONL of prompt, prediction and reference",
+        Flag("answers", "RUN_OR_ANSWERS", "Run, evaluation folder or JSONL of answers.", DATA),
     )
-    scores: str | None = Field(default=None, description="JSONL of scores given elsewhere; no server is asked")
+    scores: str | None = setting(
+        None,
+        "JSONL of scores given elsewhere; no server is asked",
+        Flag("--scores", "FILE", "JSONL of scores given elsewhere.", DATA),
+    )
     server: ServerConfig = ServerConfig()
     prompt_file: str | None = Field(default=None, description="judge's prompt with {prompt}, {first} and {second}")
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
@@ -264,103 +498,155 @@ class JudgeConfig(Settings):
     )
     max_tokens: Positive = Field(default=512, description="tokens of a judge's reply at most")
     limit: Positive | None = Field(default=None, description="judge the first N examples")
-    output: str | None = Field(default=None, description="folder for results.json and samples.parquet")
+    output: str | None = setting(None, "folder for results.json and samples.parquet", _OUTPUT)
 
 
-class CacheConfig(Settings):
+class CacheConfig(CommandConfig):
     """One pass of a teacher over rows, kept."""
 
-    teacher: str | None = Field(default=None, description="teacher: model folder, hub id, or a server's http address")
-    student: str | None = Field(default=None, description="student folder, if its tokenizer files end texts otherwise")
-    teacher_quantization: Quantization = Field(
-        default="none", description="teacher's linear layers below the head: none, int8 (torchao), nf4 (bitsandbytes)"
-    )
+    command: ClassVar[str] = "cache"
+    teacher: str | None = TEACHER
+    student: str | None = setting(None, "student folder, if its tokenizer files end texts otherwise", _STUDENT)
+    teacher_quantization: Quantization = TEACHER_QUANTIZATION
     server: ServerConfig = ServerConfig()
     data: DataConfig = DataConfig()
     hardware: HardwareConfig = HardwareConfig()
-    kind: Literal["exact", "compact"] = Field(
-        default="exact", description="exact: last hidden states; compact: the likeliest tokens and the rest's mass"
+    kind: Literal["exact", "compact"] = setting(
+        "exact",
+        "exact: last hidden states; compact: the likeliest tokens and the rest's mass",
+        Flag("--kind", "exact|compact", "Hidden states, or the likeliest tokens.", MODELS),
     )
-    store_dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="of the hidden states on disk; auto: that of the computation, which loses nothing"
+    store_dtype: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto",
+        "of the hidden states on disk; auto: that of the computation, which loses nothing",
+        Flag("--store-dtype", "NAME", "auto (loses nothing), fp32, bf16, fp16, on disk.", MODELS),
     )
-    top_k: Positive = Field(default=64, description="tokens kept by a compact cache")
-    output: str | None = Field(default=None, description="cache folder")
+    top_k: Positive = setting(
+        64, "tokens kept by a compact cache", Flag("--top-k", "N", "Tokens a compact cache keeps.", MODELS)
+    )
+    output: str | None = setting(None, "cache folder", _OUTPUT)
 
 
-class GenerateConfig(Settings):
+class GenerateConfig(CommandConfig):
     """A teacher's text, written by itself."""
 
-    teacher: str | None = Field(default=None, description="teacher: model folder, hub id, or a server's http address")
-    student: str | None = Field(default=None, description="student folder, if it reads shorter texts than the teacher")
-    source: str = Field(default="teacher", description="how it writes, as in teacher:decode=beam,answers=2")
-    count: Positive | None = Field(default=None, description="texts to write, where prompts=bos and no rows are given")
+    command: ClassVar[str] = "generate"
+    teacher: str | None = TEACHER
+    student: str | None = setting(None, "student folder, if it reads shorter texts than the teacher", _STUDENT)
+    source: str = setting(
+        "teacher",
+        "how it writes, as in teacher:decode=beam,answers=2",
+        Flag("--source", "SOURCE", "How it writes; see kd sources show teacher.", MODELS),
+    )
+    count: Positive | None = setting(
+        None,
+        "texts to write, where prompts=bos and no rows are given",
+        Flag("--count", "N", "Texts without prompts, of prompts=bos.", DATA),
+    )
     server: ServerConfig = ServerConfig()
     data: DataConfig = DataConfig()
     hardware: HardwareConfig = HardwareConfig()
-    output: str | None = Field(default=None, description="folder of the rows and of the text they come from")
+    output: str | None = setting(None, "folder of the rows and of the text they come from", _OUTPUT)
 
 
-class DoctorConfig(Settings):
+class DoctorConfig(CommandConfig):
     """What a run would be given, to be looked at."""
 
-    teacher: str | None = Field(default=None, description="teacher: model folder, hub id, or a server's http address")
-    local_teacher: str | None = Field(default=None, description="folder of the model that a server serves, to compare")
-    student: str | None = Field(
-        default=None, description="student: folder, hub id, or random:layers=..,width=..,heads=.."
+    command: ClassVar[str] = "doctor"
+    teacher: str | None = TEACHER
+    local_teacher: str | None = setting(
+        None,
+        "folder of the model that a server serves, to compare",
+        Flag("--local-teacher", "MODEL", "Of the server, to compare numbers.", MODELS),
     )
+    student: str | None = STUDENT
     lora: LoraConfig = LoraConfig()
-    teacher_quantization: Quantization = Field(
-        default="none", description="teacher's linear layers below the head: none, int8 (torchao), nf4 (bitsandbytes)"
-    )
+    teacher_quantization: Quantization = TEACHER_QUANTIZATION
     server: ServerConfig = ServerConfig()
-    top_k: Positive = Field(default=20, description="tokens asked of a teacher behind a server")
+    top_k: Positive = setting(
+        20,
+        "tokens asked of a teacher behind a server",
+        Flag("--top-k", "N", "Tokens to ask of a server.", MODELS, hidden=EVERY),
+    )
     seed: Seed = Field(default=0, description="seed of a random student")
     data: DataConfig = DataConfig()
     hardware: HardwareConfig = HardwareConfig()
-    output: str | None = Field(default=None, description="where a run would be written")
+    output: str | None = setting(None, "where a run would be written", _OUTPUT)
 
 
 class ExecutionConfig(Settings):
     """Where the cells of a comparison run; no number of the table depends on it."""
 
-    executor: Literal["auto", "inline", "local", "slurm", "ray"] = Field(
-        default="auto", description="this process, its children, Slurm or Ray; auto: local for several jobs"
+    executor: Literal["auto", "inline", "local", "slurm", "ray"] = setting(
+        "auto",
+        "this process, its children, Slurm or Ray; auto: local for several jobs",
+        Flag("--executor", "NAME", "auto, inline, local, slurm, ray.", GRID),
     )
-    jobs: Positive | None = Field(default=None, description="cells at once")
-    slurm: dict[str, str] = Field(default={}, description="partition=..,time=MINUTES,gpus=..,cpus=..,mem_gb=..")
-    ray_address: str | None = Field(default=None, description="a running Ray cluster; default one on this machine")
+    jobs: Positive | None = setting(
+        None, "cells at once", Flag("--jobs", "N", "Cells at once, as processes.", GRID, default="1")
+    )
+    slurm: dict[str, str] = setting(
+        {},
+        "partition=..,time=MINUTES,gpus=..,cpus=..,mem_gb=..",
+        Flag("--slurm", "NAME=X,..", "partition, time, gpus, cpus, mem_gb, ..", GRID),
+    )
+    ray_address: str | None = setting(
+        None,
+        "a running Ray cluster; default one on this machine",
+        Flag("--ray-address", "ADDRESS", "A running cluster.", GRID, hidden=EVERY),
+    )
 
 
-class CompareConfig(Settings):
+class ContendersConfig(CommandConfig):
+    """What a comparison varies, and what it compares to."""
+
+    losses: tuple[str, ...] = setting(
+        (),
+        "contenders, each an objective",
+        Flag("losses", "OBJECTIVE|RUN|STUDY", "Objectives, a study, or runs and models.", OBJECTIVE, repeat=True),
+    )
+    vary: tuple[str, ...] = setting(
+        (),
+        "setting=value,value: each combination is a contender",
+        Flag("--vary", "lr=X,Y", "Every value a contender; repeatable.", GRID, repeat=True),
+    )
+    tune: tuple[str, ...] = setting(
+        (),
+        "setting=value,value: chosen on dev rows per objective",
+        Flag("--tune", "lr=X,Y", "Choose per objective on dev rows; --tune-by.", GRID, repeat=True),
+    )
+    tune_by: str | None = setting(
+        None,
+        "score that chooses; default the first one measured",
+        Flag("--tune-by", "SCORE", "What chooses; default the first.", GRID, hidden=EVERY),
+    )
+    tune_seeds: tuple[Seed, ...] | None = setting(
+        None,
+        "training seeds that --tune tries; default as many from 1000 on",
+        Flag("--tune-seeds", "N,N,..", "They choose.", GRID, default="as many, from 1000", hidden=EVERY),
+        min_length=1,
+    )
+    seeds: tuple[Seed, ...] = setting(
+        (0,), "training seeds", Flag("--seeds", "N,N,..", "Training seeds of each contender.", GRID), min_length=1
+    )
+    baseline: str | None = setting(
+        None,
+        "objective differences are taken to; default the first",
+        Flag("--baseline", "OBJECTIVE", "Differences are taken to it.", GRID, default="the first"),
+    )
+
+
+class CompareConfig(TrainingConfig, ModelsConfig, ContendersConfig):
     """Objectives times variations times seeds on an equal budget."""
 
-    losses: tuple[str, ...] = Field(default=(), description="contenders, each an objective")
-    vary: tuple[str, ...] = Field(default=(), description="setting=value,value: each combination is a contender")
-    tune: tuple[str, ...] = Field(default=(), description="setting=value,value: chosen on dev rows per objective")
-    tune_by: str | None = Field(default=None, description="score that chooses; default the first one measured")
-    tune_seeds: tuple[Seed, ...] | None = Field(
-        default=None, min_length=1, description="training seeds that --tune tries; default as many from 1000 on"
+    command: ClassVar[str] = "compare"
+    teacher_cache: str = setting(
+        "auto",
+        "auto: run the teacher once for all cells if that pays; none; or a kd cache folder",
+        Flag("--teacher-cache", "FOLDER", "Run the teacher once: auto, none, a folder.", MODELS, default=""),
     )
-    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1, description="training seeds")
-    baseline: str | None = Field(default=None, description="objective differences are taken to; default the first")
-    teacher: str | None = Field(default=None, description="teacher: model folder, hub id, or a server's http address")
-    teacher_cache: str = Field(
-        default="auto", description="auto: run the teacher once for all cells if that pays; none; or a kd cache folder"
-    )
-    student: str | None = Field(default=None, description="student: folder, hub id, or random:...")
-    lora: LoraConfig = LoraConfig()
-    teacher_quantization: Quantization = Field(
-        default="none", description="teacher's linear layers below the head: none, int8 (torchao), nf4 (bitsandbytes)"
-    )
-    server: ServerConfig = ServerConfig()
-    data: DataConfig = DataConfig()
-    train: TrainConfig = TrainConfig()
-    hardware: HardwareConfig = HardwareConfig()
-    evaluation: EvalSettings = EvalSettings()
-    benchmarks: BenchmarkConfig = BenchmarkConfig()
     execution: ExecutionConfig = ExecutionConfig()
-    output: str | None = Field(default=None, description="study folder")
+    output: str | None = setting(None, "study folder", _OUTPUT)
 
     @model_validator(mode="after")
     def _distinct(self) -> "CompareConfig":
@@ -369,3 +655,15 @@ class CompareConfig(Settings):
             if twice:
                 raise ValueError(f"{name}: {twice[0]} given twice; each cell needs its own")
         return self
+
+
+KINDS: tuple[type[CommandConfig], ...] = (
+    DistillConfig,
+    EvalConfig,
+    CompareConfig,
+    CacheConfig,
+    GenerateConfig,
+    JudgeConfig,
+    DoctorConfig,
+)
+"""The settings of every command that has some."""
