@@ -1,9 +1,9 @@
-"""Writes the generated parts of the pages here: help texts, settings, objectives, metrics.
+"""Writes the commands' flags, and the generated parts of the pages here: help texts, settings, objectives, metrics.
 
 A generated part stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``; all else is
 written by hand and stays as it is. NAME is ``help`` with a command, or one of ``PARTS`` below.
 
-    python docs/generate.py            bring the pages up to date
+    python docs/generate.py            bring flags and pages up to date
     python docs/generate.py --check    say what is stale, change nothing
 """
 
@@ -17,6 +17,7 @@ import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from kdcli.cli.generate_options import source as options_source
 from kdcli.cli.render_catalog import prose
 from kdcli.config.names import ALIASES
 from kdcli.config.presets import cards as preset_cards
@@ -31,16 +32,22 @@ from kdcli.sources.build import cards as source_cards
 from kdcli.text import markdown_cell
 
 HERE = Path(__file__).resolve().parent
+OPTIONS = HERE.parent / "src" / "kdcli" / "cli" / "options.py"
 COLOURS = ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "TERMINAL_WIDTH", "CLICOLOR_FORCE")
 PART = re.compile(r"<!-- begin (?P<name>[\w -]+) -->\n.*?<!-- end (?P=name) -->", re.DOTALL)
 
 
 def main() -> int:
-    """Bring the pages up to date, or check that they are."""
-    arguments = argparse.ArgumentParser(description="Bring the generated parts of the pages up to date.")
+    """Bring flags and pages up to date, or check that they are."""
+    arguments = argparse.ArgumentParser(description="Bring flags and the generated parts of the pages up to date.")
     arguments.add_argument("--check", action="store_true", help="say what is stale, change nothing")
     check = arguments.parse_args().check
     stale = []
+    flags = options_source()
+    if OPTIONS.read_text(encoding="utf-8") != flags:
+        stale.append(str(OPTIONS.relative_to(HERE.parent)))
+        if not check:
+            OPTIONS.write_text(flags, encoding="utf-8")
     for page in sorted(HERE.glob("*.md")):
         old = page.read_text(encoding="utf-8")
         new, names = refreshed(old)

@@ -2,18 +2,11 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import typer
 
 from kdcli.cli.app import app
 from kdcli.config.resolve import flag_paths, iter_settings
-from kdcli.config.schema import (
-    CacheConfig,
-    CompareConfig,
-    DistillConfig,
-    DoctorConfig,
-    EvalConfig,
-    GenerateConfig,
-    JudgeConfig,
-)
+from kdcli.config.schema import KINDS
 from kdcli.registry.catalog import LOSSES, METRICS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -40,8 +33,7 @@ def test_a_stale_part_is_noticed(generate):
 
 def test_everything_that_has_a_name_is_documented():
     cli, objectives = ((DOCS / name).read_text(encoding="utf-8") for name in ("cli.md", "objectives.md"))
-    kinds = (DistillConfig, EvalConfig, CompareConfig, CacheConfig, GenerateConfig, JudgeConfig, DoctorConfig)
-    for kind in kinds:
+    for kind in KINDS:
         for path in iter_settings(kind):
             assert f"| `{path}` |" in cli
     for metric in METRICS:
@@ -54,28 +46,20 @@ def test_everything_that_has_a_name_is_documented():
 
 def test_defaults_in_help_are_the_defaults():
     """Defaults are written out in the flags' help, so that help need not load the settings."""
-    from kdcli.cli import options
-
-    shown = {}
-    for found in vars(options).values():
-        for info in getattr(found, "__metadata__", ()):
-            if " Default " in (info.help or ""):
-                name = info.default.lstrip("-").replace("-", "_")
-                shown[name] = info.help.rpartition(" Default ")[2].rstrip(".")
-    settings = {
-        **iter_settings(CacheConfig),
-        **iter_settings(GenerateConfig),
-        **iter_settings(CompareConfig),
-        **iter_settings(EvalConfig),
-        **iter_settings(DistillConfig),
-    }
-    assert {"lr", "batch_size", "epochs"} <= set(shown)
-    for name, text in shown.items():
-        if name == "resume":
-            continue
-        setting = settings[flag_paths(settings)[name]]
-        default = setting.info.default
-        if default is None:  # the help tells in words what happens without a value
-            assert " " in text or text.isdecimal(), name
-            continue
-        assert setting.from_text(text, lambda *why: AssertionError(why)) == default, name
+    commands = typer.main.get_command(app).commands
+    seen = set()
+    for kind in KINDS:
+        settings = iter_settings(kind)
+        paths = flag_paths(settings)
+        for parameter in commands[kind.command].params:
+            if parameter.name not in paths or " Default " not in (getattr(parameter, "help", None) or ""):
+                continue
+            seen.add(parameter.name)
+            text = parameter.help.rpartition(" Default ")[2].rstrip(".")
+            setting = settings[paths[parameter.name]]
+            default = setting.info.default
+            if default is None:  # the help tells in words what happens without a value
+                assert " " in text or text.isdecimal(), parameter.name
+                continue
+            assert setting.from_text(text, lambda *why: AssertionError(why)) == default, parameter.name
+    assert {"lr", "batch_size", "epochs", "sampling_seeds", "kind", "top_k"} <= seen

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from kdcli.cli import catalog, compare, demo, diagnose, distill, evaluate, options, reproduce, streams, teacher
+from kdcli.cli import catalog, compare, demo, diagnose, distill, evaluate, reproduce, streams, switches, teacher
 from kdcli.cli import demo as toy
 from kdcli.cli import distill as plan
 from kdcli.cli import evaluate as judge
@@ -111,7 +111,7 @@ IMPLIED: dict[tuple[str, ...], tuple[str, ...]] = {
 @app.callback()
 def _top(
     version: Annotated[bool, typer.Option("--version", metavar="", help="Print the version.")] = False,
-    debug: options.Debug = False,
+    debug: switches.Debug = False,
 ) -> None:
     if version:
         sys.stdout.write(f"kd {__version__}\n")

@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from kdcli.cli import options
-from kdcli.cli.options import OBJECTIVE
+from kdcli.cli import switches
+from kdcli.config.names import OBJECTIVE
 from kdcli.errors import InputError
 from kdcli.text import one_line
 
@@ -25,7 +25,7 @@ def register(app: typer.Typer, group: type[Any]) -> None:
 
 
 @_app.command("list")
-def list_losses(json: options.Json = False, quiet: options.Quiet = False, debug: options.Debug = False) -> None:
+def list_losses(json: switches.Json = False, quiet: switches.Quiet = False, debug: switches.Debug = False) -> None:
     """List every objective with its formula."""
     from kdcli.cli.terminal import Terminal
 
@@ -40,7 +40,7 @@ def list_losses(json: options.Json = False, quiet: options.Quiet = False, debug:
 
 
 @_app.command("show", epilog="Example: kd losses show akl")
-def show(name: Name, json: options.Json = False, quiet: options.Quiet = False, debug: options.Debug = False) -> None:
+def show(name: Name, json: switches.Json = False, quiet: switches.Quiet = False, debug: switches.Debug = False) -> None:
     """Explain one objective: formula, reference, options with bounds, cost."""
     from kdcli.cli.terminal import Terminal
     from kdcli.registry.registry import LOSSES
@@ -60,9 +60,9 @@ def check(
     objective: Annotated[
         str, typer.Argument(metavar=OBJECTIVE.upper(), help="As for --loss: ./my_loss.py:MyLoss, akl:mu=0.6.")
     ],
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    json: switches.Json = False,
+    quiet: switches.Quiet = False,
+    debug: switches.Debug = False,
 ) -> None:
     """Run the contract that every objective must keep; exit code 3 if one is broken."""
     from kdcli.cli import load_config
@@ -84,7 +84,7 @@ def check(
 
 
 @_app.command("conformance")
-def conformance(json: options.Json = False, quiet: options.Quiet = False, debug: options.Debug = False) -> None:
+def conformance(json: switches.Json = False, quiet: switches.Quiet = False, debug: switches.Debug = False) -> None:
     """Print our value beside each published variant's, on fixed logits."""
     from kdcli.cli.terminal import Terminal
 
@@ -114,7 +114,7 @@ def register_metrics(app: typer.Typer, group: type[Any]) -> None:
 
 
 @_metrics_app.command("list")
-def list_metrics(json: options.Json = False, quiet: options.Quiet = False, debug: options.Debug = False) -> None:
+def list_metrics(json: switches.Json = False, quiet: switches.Quiet = False, debug: switches.Debug = False) -> None:
     """List every metric."""
     from kdcli.cli.terminal import Terminal
 
@@ -130,9 +130,9 @@ def list_metrics(json: options.Json = False, quiet: options.Quiet = False, debug
 @_metrics_app.command("show", epilog="Example: kd metrics show rougeL")
 def show_metrics(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name of kd metrics list.")],
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    json: switches.Json = False,
+    quiet: switches.Quiet = False,
+    debug: switches.Debug = False,
 ) -> None:
     """Explain one metric: what it reads, its scores and their direction, its settings."""
     from kdcli.cli.terminal import Terminal
@@ -163,7 +163,7 @@ def register_presets(app: typer.Typer, group: type[Any]) -> None:
 
 
 @_presets_app.command("list")
-def list_presets(json: options.Json = False, quiet: options.Quiet = False, debug: options.Debug = False) -> None:
+def list_presets(json: switches.Json = False, quiet: switches.Quiet = False, debug: switches.Debug = False) -> None:
     """List every preset that --config takes by name."""
     from kdcli.cli.terminal import Terminal
 
@@ -179,9 +179,9 @@ def list_presets(json: options.Json = False, quiet: options.Quiet = False, debug
 @_presets_app.command("show", epilog="Example: kd presets show gkd > gkd.yaml")
 def show_presets(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name of kd presets list.")],
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    json: switches.Json = False,
+    quiet: switches.Quiet = False,
+    debug: switches.Debug = False,
 ) -> None:
     """Print one preset: paper and section, what the published code does otherwise, its settings."""
     from kdcli.cli.terminal import Terminal
@@ -214,7 +214,7 @@ def register_sources(app: typer.Typer, group: type[Any]) -> None:
 
 
 @_sources_app.command("list")
-def list_sources(json: options.Json = False, quiet: options.Quiet = False, debug: options.Debug = False) -> None:
+def list_sources(json: switches.Json = False, quiet: switches.Quiet = False, debug: switches.Debug = False) -> None:
     """List every source; an objective names one behind @, as in jsd@student:rate=0.5."""
     from kdcli.cli.terminal import Terminal
 
@@ -230,9 +230,9 @@ def list_sources(json: options.Json = False, quiet: options.Quiet = False, debug
 @_sources_app.command("show", epilog="Example: kd sources show student")
 def show_sources(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name of kd sources list, or ./file.py:Class.")],
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    json: switches.Json = False,
+    quiet: switches.Quiet = False,
+    debug: switches.Debug = False,
 ) -> None:
     """Explain one source: what it needs, the facts it supplies, its options with bounds."""
     from kdcli.cli.terminal import Terminal

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from kdcli.cli import options
-from kdcli.cli.options import looks_like_folder
+from kdcli.cli.switches import Texts, Typed
 from kdcli.errors import UsageError
 from kdcli.study.study_dir import SETTINGS, check_settings
 from kdcli.text import one_line
@@ -21,82 +20,43 @@ Example: kd compare runs/akl runs/fkl ./trained-elsewhere"""
 def register(app: typer.Typer) -> None:
     """Add the command."""
     text = "Train objectives on an equal budget and tabulate them; or compare finished runs."
-    app.command("compare", epilog=EPILOG, short_help=text)(compare)
+    app.command("compare", epilog=EPILOG, short_help=text)(options.compare(compare))
 
 
 def compare(
-    losses: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="OBJECTIVE|RUN|STUDY", help="Objectives, a study, or runs and models.", show_default=False
-        ),
-    ] = None,
-    teacher: options.Teacher = None,
-    teacher_cache: options.StudyCache = None,
-    student: options.Student = None,
-    lora: options.MoreLora = None,
-    data: options.Data = None,
-    eval_data: options.EvalData = None,
-    columns: options.MoreColumns = None,
-    template: options.MoreTemplate = None,
-    max_length: options.MoreLength = None,
-    limit: options.MoreLimit = None,
-    skip_bad: options.MoreSkipBad = False,
-    eval_limit: options.EvalLimit = None,
-    baseline: options.Reference = None,
-    epochs: options.Epochs = None,
-    max_steps: options.MaxSteps = None,
-    batch_size: options.BatchSize = None,
-    lr: options.Lr = None,
-    seeds: options.Contenders = None,
-    vary: options.Vary = None,
-    tune: options.Tune = None,
-    tune_by: options.TuneBy = None,
-    tune_seeds: options.TuneSeeds = None,
-    dev_data: options.DevData = None,
-    jobs: options.Jobs = None,
-    executor: options.Executor = None,
-    slurm: options.Slurm = None,
-    ray_address: options.RayAddress = None,
-    gpus: options.CellGpus = None,
-    metric: options.Scores = None,
-    sampling_seeds: options.MoreSeeds = None,
-    max_new_tokens: options.MoreTokens = None,
-    output: options.Output = None,
-    config: options.Config = None,
-    sets: options.Sets = None,
-    plugin: options.MorePlugin = None,
-    dry_run: options.DryRun = False,
-    json: options.Json = False,
-    quiet: options.MoreQuiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
-    status: options.Status = False,
-    to: options.To = None,
-    caption: options.Caption = None,
-    label: options.Label = None,
-    digits: options.Digits = None,
-    device: options.MoreDevice = None,
-    dtype: options.MoreDtype = None,
-    threads: options.Threads = None,
-    matmul_precision: options.MatmulPrecision = None,
+    typed: Typed,
+    *,
+    config: Texts,
+    sets: Texts,
+    dry_run: bool,
+    json: bool,
+    quiet: bool,
+    verbose: bool,
+    status: bool,
+    to: str | None,
+    caption: str | None,
+    label: str | None,
+    digits: str | None,
 ) -> None:
     """Train each objective with each seed on an equal budget, evaluate, print the table; or compare finished runs.
 
     The same line again, or kd compare -o STUDY, starts only what is missing.
     """
-    typed = locals()
     from kdcli.cli import study as studies
     from kdcli.cli.terminal import Terminal
     from kdcli.config.resolve import expanded
 
     terminal = Terminal(json, quiet, verbose=verbose)
+    losses = typed["losses"]
     folders = run_folders(losses or ())
-    output = typed["output"] = expanded(output, "-o") if output is not None else None
+    output = expanded(typed["output"], "-o") if typed["output"] is not None else None
+    typed = {**typed, "output": output}
     study = studies.named_study(folders, output, objectives=bool(losses) and not folders, config=bool(config))
     if status or to is not None:
-        typed |= {"plain": losses if not folders else None}
-        studies.refuse_settings(typed, "--status" if status else "--to")
+        wording = {"caption": caption, "label": label, "digits": digits, "to": to} if status else {}
+        besides = {"config": config, "sets": sets, "dry_run": dry_run, **wording}
+        plain = losses if not folders else None
+        studies.refuse_settings(typed, besides, plain, "--status" if status else "--to")
     if study is not None and output is not None and study.resolve() != Path(output).resolve():
         what = f"the study {one_line(str(study), 100)} is named, too"
         raise UsageError("CLI-09", what, where=f"-o {one_line(output, 100)}", fix="leave one of them out")
@@ -108,12 +68,12 @@ def compare(
     elif any((caption, label, digits)):
         raise UsageError("CLI-09", "has no effect without --to", where="--caption, --label, --digits", fix="add --to")
     elif folders and study is None:
-        studies.compare_finished(folders, baseline, typed, terminal)
+        studies.compare_finished(folders, typed["baseline"], typed, terminal)
     else:
         alone = study is not None and not (sets or config or studies.settings_typed(typed))
         if study is not None:
             check_settings(study)
-            typed |= {"losses": None, "output": str(study)}
+            typed = {**typed, "losses": None, "output": str(study)}
             config = config or [str(study / SETTINGS)]
         studies.run(config, sets, typed, terminal, dry_run=dry_run, named=study if alone else None)
 
@@ -127,7 +87,7 @@ def run_folders(names: Sequence[str]) -> list[Path]:
     Raises:
         UsageError: some are folders and some are not.
     """
-    from kdcli.cli.load_config import objective
+    from kdcli.cli.load_config import looks_like_folder, objective
 
     folders = [name for name in names if looks_like_folder(name)]
     if folders and len(folders) < len(names):

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from kdcli.cli import options
+from kdcli.cli import switches
+from kdcli.config.names import OUTPUT
 from kdcli.errors import UsageError
 
 
@@ -17,12 +18,12 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.", rich_help_panel=options.OUTPUT)
+        str, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.", rich_help_panel=OUTPUT)
     ] = "demo",
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
+    json: switches.Json = False,
+    quiet: switches.Quiet = False,
+    verbose: switches.Verbose = False,
+    debug: switches.Debug = False,
 ) -> None:
     """Make data and a teacher, distil four objectives, compare them, draw the table.
 
@@ -61,11 +62,11 @@ def toy(
         typer.Argument(metavar="OBJECTIVE", help="As for --loss. Default fkl rkl akl jsd.", show_default=False),
     ] = None,
     output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.", rich_help_panel=options.OUTPUT)
+        str, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.", rich_help_panel=OUTPUT)
     ] = "toy",
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    json: switches.Json = False,
+    quiet: switches.Quiet = False,
+    debug: switches.Debug = False,
 ) -> None:
     """Fit a categorical to a long-tailed teacher, and one Gaussian to two bumps, under each objective.
 

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdcli.cli import options
+from kdcli.cli import options, switches
+from kdcli.cli.switches import Texts, Typed
+from kdcli.config.names import HARDWARE
 from kdcli.errors import UsageError
 from kdcli.text import one_line
 
@@ -18,37 +20,16 @@ EPILOG = "Example: kd doctor --teacher http://localhost:8000/v1 --local-teacher 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("doctor", epilog=EPILOG, short_help="Check machine, models, rows and teachers before a run.")(doctor)
+    app.command("doctor", epilog=EPILOG, short_help="Check machine, models, rows and teachers before a run.")(
+        options.doctor(doctor)
+    )
 
 
-def doctor(
-    teacher: options.Teacher = None,
-    local_teacher: options.LocalTeacher = None,
-    student: options.Student = None,
-    lora: options.Lora = None,
-    data: options.Data = None,
-    columns: options.Columns = None,
-    template: options.Template = None,
-    max_length: options.MaxLength = None,
-    limit: options.Limit = None,
-    skip_bad: options.SkipBad = False,
-    top_k: options.ServedTopK = None,
-    output: options.Output = None,
-    config: options.Config = None,
-    sets: options.Sets = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    threads: options.Threads = None,
-    matmul_precision: options.MatmulPrecision = None,
-) -> None:
+def doctor(typed: Typed, *, config: Texts, sets: Texts, json: bool, quiet: bool) -> None:
     """Look at everything a run would use and say of each whether it will do; nothing is trained or written.
 
     Leaves with the code of the first check that fails: 3 for an input, 4 for the machine, 0 where none does.
     """
-    typed = locals()
     from kdcli.cli import load_config
     from kdcli.cli.terminal import Terminal
     from kdcli.config.schema import DoctorConfig
@@ -87,7 +68,7 @@ is longer. Formulas: docs/evaluation/edge.md"""
 
 
 def _option(name: str, metavar: str, text: str) -> typer.models.OptionInfo:
-    return typer.Option(name, metavar=metavar, help=text, rich_help_panel=options.HARDWARE, show_default=False)
+    return typer.Option(name, metavar=metavar, help=text, rich_help_panel=HARDWARE, show_default=False)
 
 
 def register_estimate(app: typer.Typer) -> None:
@@ -106,9 +87,9 @@ def estimate(
     memory: Annotated[str | None, _option("--memory", "SIZE", "Of the device, as 8GiB.")] = None,
     bandwidth: Annotated[str | None, _option("--bandwidth", "RATE", "Of its memory, as 50GB/s.")] = None,
     flops: Annotated[str | None, _option("--flops", "RATE", "Its arithmetic, as 2TFLOPS.")] = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    json: switches.Json = False,
+    quiet: switches.Quiet = False,
+    debug: switches.Debug = False,
 ) -> None:
     """Estimate weights, key-value cache, the largest batch and the time per token; no weight is read."""
     from kdcli.cli.quantities import amount, count
@@ -133,8 +114,6 @@ def estimate(
 # ``kd inspect``: what objectives ask of a student, before anything is trained.
 
 
-_app = typer.Typer(help="Look at objectives on real tokens before training.", no_args_is_help=True)
-
 EPILOG_INSPECT = "Example: kd inspect batch --teacher T --student S --data train.jsonl fkl rkl akl"
 
 
@@ -145,56 +124,31 @@ def register_inspect(app: typer.Typer, group: type[Any]) -> None:
         app: the whole program.
         group: class of the group, for its answers to unknown names.
     """
-    app.add_typer(_app, name="inspect", cls=group)
+    inspect = typer.Typer(help="Look at objectives on real tokens before training.", no_args_is_help=True)
+    inspect.command("batch", epilog=EPILOG_INSPECT)(options.inspect_batch(batch))
+    app.add_typer(inspect, name="inspect", cls=group)
 
 
-@_app.command("batch", epilog=EPILOG_INSPECT)
 def batch(
-    losses: Annotated[
-        list[str] | None, typer.Argument(metavar="OBJECTIVE", help="As for --loss.", show_default=False)
-    ] = None,
-    teacher: options.Teacher = None,
-    student: options.Student = None,
-    data: options.Data = None,
-    columns: options.Columns = None,
-    template: options.Template = None,
-    max_length: options.MaxLength = None,
-    limit: options.Limit = None,
-    skip_bad: options.SkipBad = False,
-    rows: Annotated[
-        str | None, typer.Option("--rows", metavar="N", help="Rows of the batch. Default 8.", show_default=False)
-    ] = None,
-    seed: options.Seed = None,
-    output: options.Output = None,
-    config: options.Config = None,
-    sets: options.Sets = None,
-    plugin: options.MorePlugin = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    threads: options.Threads = None,
-    matmul_precision: options.MatmulPrecision = None,
+    typed: Typed, *, objectives: Texts, rows: str | None, config: Texts, sets: Texts, json: bool, quiet: bool
 ) -> None:
     """Put objectives side by side on the first batch: values, gradient norms, cosines between gradients.
 
     Batch, weights and arithmetic are those of the first training step; nothing is trained.
     """
-    typed = {name: value for name, value in locals().items() if name not in ("losses", "rows")}
     from kdcli.cli import load_config
     from kdcli.cli.terminal import Terminal
     from kdcli.config.schema import DistillConfig
 
     terminal = Terminal(json, quiet)
-    specs = [load_config.objective(text) for text in losses or ()]
+    specs = [load_config.objective(text) for text in objectives or ()]
     if not specs:
         raise UsageError("CLI-20", "no objective is named", where="kd inspect batch", fix="name some, such as fkl rkl")
     twice = [spec for spec in specs if specs.count(spec) > 1]
     if twice:
         what = f"{one_line(twice[0], 60)} given twice"
         raise UsageError("CLI-08", what, where="kd inspect batch", fix="name each objective once")
-    settings = load_config.load_config(DistillConfig, config, sets, typed | ({"batch_size": rows} if rows else {}))
+    settings = load_config.load_config(DistillConfig, config, sets, {**typed, "batch_size": rows or None})
     load_config.require(student=settings.student, data=settings.data.train)
     if any(load_config.needs_teacher(spec) for spec in specs):
         load_config.require(teacher=settings.teacher)

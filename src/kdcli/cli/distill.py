@@ -1,6 +1,5 @@
 """``kd distill`` and ``kd plan``: train a student on a teacher, or say what that would do."""
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ import typer
 
 from kdcli import distributed
 from kdcli.cli import options
+from kdcli.cli.switches import Texts, Typed
 from kdcli.errors import MachineError
 
 if TYPE_CHECKING:
@@ -23,64 +23,25 @@ EPILOG = "Example: kd distill --teacher ./T --student ./S --data train.jsonl --l
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("distill", epilog=EPILOG, short_help="Train a student on a teacher; evaluate it; write a run folder.")(
-        distill
+        options.distill(distill)
     )
 
 
 def distill(
-    teacher: options.Teacher = None,
-    teacher_cache: options.TeacherCache = None,
-    student: options.Student = None,
-    lora: options.Lora = None,
-    data: options.Data = None,
-    eval_data: options.EvalData = None,
-    columns: options.Columns = None,
-    template: options.Template = None,
-    max_length: options.MaxLength = None,
-    limit: options.Limit = None,
-    skip_bad: options.MoreSkipBad = False,
-    eval_limit: options.EvalLimit = None,
-    loss: options.Loss = None,
-    epochs: options.Epochs = None,
-    max_steps: options.MaxSteps = None,
-    batch_size: options.BatchSize = None,
-    lr: options.Lr = None,
-    seed: options.Seed = None,
-    gradient_checkpointing: options.Checkpointing = False,
-    eval_every: options.EvalEvery = None,
-    metric: options.Metric = None,
-    sampling_seeds: options.MoreSeeds = None,
-    max_new_tokens: options.MoreTokens = None,
-    output: options.Output = None,
-    resume: options.Resume = None,
-    push_to_hub: options.PushToHub = None,
-    config: options.Config = None,
-    sets: options.Sets = None,
-    plugin: options.MorePlugin = None,
-    dry_run: options.DryRun = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    threads: options.Threads = None,
-    gpus: options.Gpus = None,
-    shard: options.Shard = None,
-    matmul_precision: options.MatmulPrecision = None,
+    typed: Typed,
+    *,
+    resume: str | None,
+    push_to_hub: str | None,
+    config: Texts,
+    sets: Texts,
+    dry_run: bool,
+    json: bool,
+    quiet: bool,
+    gpu_memory: int | None = None,
 ) -> None:
     """Train a student on a teacher, evaluate it, write a run folder.
 
     The same line again goes on where it stopped; -c takes a preset, too.
-    """
-    run(locals())
-
-
-def run(typed: Mapping[str, Any], gpu_memory: int | None = None) -> None:
-    """Do what the flags say.
-
-    Args:
-        typed: the command's parameters.
-        gpu_memory: for a plan: bytes of each GPU, which need not be here.
     """
     from kdcli.cli import launch, load_config
     from kdcli.cli.errors import ARGUMENTS
@@ -88,10 +49,9 @@ def run(typed: Mapping[str, Any], gpu_memory: int | None = None) -> None:
     from kdcli.config.schema import DistillConfig
 
     launch.init_ranks()
-    json, push_to_hub, dry_run = typed["json"], typed["push_to_hub"], typed["dry_run"]
-    terminal = Terminal(json, typed["quiet"] or not launch.is_first())
-    again = load_config.resuming(typed["resume"])
-    settings = load_config.load_config(DistillConfig, typed["config"], typed["sets"], typed)
+    terminal = Terminal(json, quiet or not launch.is_first())
+    again = load_config.resuming(resume)
+    settings = load_config.load_config(DistillConfig, config, sets, typed)
     load_config.require(student=settings.student, data=settings.data.train)
     if load_config.needs_teacher(settings.loss):
         load_config.require(teacher=settings.teacher)
@@ -169,28 +129,36 @@ EPILOG_PLAN = (
     "With --gpu-memory, no GPU need be here, and a model folder may lack its weights.\n\n"
     "A comparison: kd compare ... --dry-run"
 )
-_LEFT_OUT = ("dry_run", "resume")
-_MEMORY = "gpu_memory"
 
 
 def register_plan(app: typer.Typer) -> None:
     """Add the command."""
     text = "Say what a run would do: steps, tokens, memory, time; write nothing."
-    app.command("plan", epilog=EPILOG_PLAN, short_help=text)(plan)
+    app.command("plan", epilog=EPILOG_PLAN, short_help=text)(options.plan(plan))
 
 
-def plan(**typed: Any) -> None:
+def plan(
+    typed: Typed,
+    *,
+    push_to_hub: str | None,
+    config: Texts,
+    sets: Texts,
+    json: bool,
+    quiet: bool,
+    gpu_memory: str | None,
+) -> None:
     """Say what kd distill would do with the same flags: examples, steps, tokens, peak memory, time; write nothing."""
     from kdcli.cli.quantities import amount
 
-    memory = typed.pop(_MEMORY, None)
-    size = None if memory is None else int(amount(memory, "bytes", "--gpu-memory", "80GiB"))
-    run({**typed, "resume": None, "dry_run": True}, size)
-
-
-_signature = inspect.signature(distill)
-_shown = [one for name, one in _signature.parameters.items() if name not in _LEFT_OUT]
-_shown.append(inspect.Parameter(_MEMORY, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=options.GpuMemory))
-vars(plan)["__signature__"] = _signature.replace(parameters=_shown)
-plan.__annotations__ = {name: kind for name, kind in distill.__annotations__.items() if name not in _LEFT_OUT}
-plan.__annotations__[_MEMORY] = options.GpuMemory
+    size = None if gpu_memory is None else int(amount(gpu_memory, "bytes", "--gpu-memory", "80GiB"))
+    distill(
+        typed,
+        resume=None,
+        push_to_hub=push_to_hub,
+        config=config,
+        sets=sets,
+        dry_run=True,
+        json=json,
+        quiet=quiet,
+        gpu_memory=size,
+    )

@@ -1,11 +1,12 @@
 """``kd eval`` and ``kd judge``: measure a model folder or answers made elsewhere."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from kdcli.cli import options
+from kdcli.cli.switches import Texts, Typed
 from kdcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,46 +22,13 @@ Example: kd eval runs/akl --edge --tasks arc_easy"""
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("eval", epilog=EPILOG, short_help="Measure a run, a model folder, or answers made elsewhere.")(evaluate)
+    app.command("eval", epilog=EPILOG, short_help="Measure a run, a model folder, or answers made elsewhere.")(
+        options.eval(evaluate)
+    )
 
 
-def evaluate(
-    model: Annotated[
-        str | None,
-        typer.Argument(metavar="RUN_OR_MODEL", help="Run folder, model folder or hub id.", show_default=False),
-    ] = None,
-    teacher: options.Teacher = None,
-    data: options.TestData = None,
-    dev_data: options.FitData = None,
-    predictions: options.Predictions = None,
-    server_url: options.ServerUrl = None,
-    server_model: options.ServerModel = None,
-    columns: options.Columns = None,
-    template: options.Template = None,
-    max_length: options.MaxLength = None,
-    limit: options.Limit = None,
-    skip_bad: options.SkipBad = False,
-    protocol: options.Protocol = None,
-    metric: options.Metric = None,
-    tasks: options.Tasks = None,
-    edge: options.EdgeCosts = False,
-    rouge_tokenizer: options.RougeTokenizer = None,
-    sampling_seeds: options.SamplingSeeds = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    output: options.Output = None,
-    config: options.Config = None,
-    sets: options.Sets = None,
-    plugin: options.MorePlugin = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    threads: options.Threads = None,
-    matmul_precision: options.MatmulPrecision = None,
-) -> None:
+def evaluate(typed: Typed, *, config: Texts, sets: Texts, json: bool, quiet: bool) -> None:
     """Measure a run, a model folder, or answers made elsewhere, on held-out rows."""
-    typed = locals()
     from kdcli.cli import load_config
     from kdcli.cli.terminal import Terminal
     from kdcli.config.schema import EvalConfig
@@ -126,32 +94,15 @@ Example: kd judge answers.jsonl --scores scores.jsonl"""
 def register_judge(app: typer.Typer) -> None:
     """Add the command."""
     app.command("judge", epilog=EPILOG_JUDGE, short_help="Let a strong model judge answers, or import its scores.")(
-        judge
+        options.judge(judge)
     )
 
 
-def judge(
-    answers: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RUN_OR_ANSWERS", help="Run, evaluation folder or JSONL of answers.", show_default=False
-        ),
-    ] = None,
-    scores: options.JudgeScores = None,
-    server_url: options.ServerUrl = None,
-    server_model: options.ServerModel = None,
-    output: options.Output = None,
-    config: options.Config = None,
-    sets: options.Sets = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
-) -> None:
+def judge(typed: Typed, *, config: Texts, sets: Texts, json: bool, quiet: bool) -> None:
     """Compare answers with references: scores from 1 to 10 in both orders, their ratio in %, and the win rate.
 
     The judge is an OpenAI-compatible server, or a file of scores.
     """
-    typed = locals()
     from kdcli.cli import load_config
     from kdcli.cli.terminal import Terminal
     from kdcli.config.schema import JudgeConfig

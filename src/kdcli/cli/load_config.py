@@ -8,7 +8,7 @@ from typing import Any
 
 from kdcli.cli.errors import ARGUMENTS, RUN_FOLDER
 from kdcli.config.presets import config_path
-from kdcli.config.resolve import Config, all_flags, resolve, revalidated
+from kdcli.config.resolve import Config, resolve, revalidated
 from kdcli.config.schema import CompareConfig, DistillConfig
 from kdcli.errors import MachineError, UsageError
 from kdcli.registry import plugins
@@ -29,14 +29,14 @@ def load_config(
         kind: the config to fill.
         config: what ``-c`` was given.
         sets: what ``--set`` was given.
-        typed: a command's parameters in snake case -> what was typed, None where nothing was.
+        typed: the settings as typed: flag in snake case -> what was typed, None where nothing was.
 
     Raises:
         UsageError: two files, or a name that does not exist.
     """
     if config and len(config) > 1:
         raise UsageError("CLI-14", f"{len(config)} files are given", where="-c", fix="give one; use --set key=value")
-    given = {name: value for name, value in typed.items() if name in all_flags() and value not in (None, [], (), False)}
+    given = {name: value for name, value in typed.items() if value not in (None, [], (), False)}
     flags = {name: "true" if value is True else value for name, value in given.items()}
     if "metric" in flags:
         flags["metric"] = ",".join(flags["metric"])
@@ -88,6 +88,11 @@ def objective(text: str) -> str:
     if spec.source:
         SOURCES.canonical(spec.source.name)
     return str(ObjectiveSpec(terms, spec.source))
+
+
+def looks_like_folder(name: str) -> bool:
+    """Whether an argument names a folder and not an objective."""
+    return Path(name).is_dir() or ("/" in name.partition(":")[0] and ".py" not in name)
 
 
 def needs_teacher(text: str) -> bool:

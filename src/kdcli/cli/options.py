@@ -1,168 +1,561 @@
-"""Every flag, declared once: the same name means the same in all commands.
+"""The flags of every command that has settings. Written by docs/generate.py from config/schema.py."""
 
-Flags are texts; the setting behind each one (``spelling.FLAGS``) gives it its type.
-"""
+from typing import Annotated
 
-from pathlib import Path
-from typing import Annotated, Any
+from kdcli.cli import switches
+from kdcli.cli.switches import Run, Text, Texts, argument, flag, switch
 
-import typer
-
-from kdcli.registry import plugins
-
-MODELS, DATA, OBJECTIVE, TRAINING = "Models", "Data", "Objective", "Training"
-EVALUATION, OUTPUT, HARDWARE = "Evaluation", "Output", "Hardware"
-GRID = "Grid"
-
-
-def _flag(
-    names: str, metavar: str, text: str, panel: str, default: str = "", *, hidden: bool = False, **more: Any
-) -> Any:
-    return typer.Option(
-        *names.split(),
-        metavar=metavar,
-        help=f"{text} Default {default}." if default else text,
-        rich_help_panel=panel,
-        show_default=False,
-        hidden=hidden,
-        **more,
-    )
-
-
-def _code(names: str, metavar: str, text: str, panel: str, *, hidden: bool = False) -> Any:
-    """Return a flag whose values name code that the command may run."""
-
-    def permit(values: list[str] | None) -> list[str] | None:
-        plugins.permit(values or ())
-        return values
-
-    return _flag(names, metavar, text, panel, hidden=hidden, callback=permit)
-
-
-def _switch(name: str, text: str, panel: str, *, hidden: bool = False) -> Any:
-    return typer.Option(name, metavar="", help=text, rich_help_panel=panel, show_default=False, hidden=hidden)
-
-
-Text = str | None
-Texts = list[str] | None
-
-Teacher = Annotated[Text, _flag("--teacher", "MODEL", "Model folder or hub id.", MODELS)]
-Student = Annotated[Text, _flag("--student", "MODEL", "Folder, hub id, or random:layers=3,..", MODELS)]
-LocalTeacher = Annotated[Text, _flag("--local-teacher", "MODEL", "Of the server, to compare numbers.", MODELS)]
-ServedTopK = Annotated[Text, _flag("--top-k", "N", "Tokens to ask of a server.", MODELS, hidden=True)]
-MoreLora = Annotated[Text, _flag("--lora", "RANK", "As for kd distill.", MODELS, hidden=True)]
-Lora = Annotated[Text, _flag("--lora", "RANK", "Train a LoRA adapter only; merged when saved.", MODELS)]
-
+Teacher = Annotated[Text, flag("--teacher", "MODEL", "Model folder or hub id.", "Models")]
 TeacherCache = Annotated[
-    Text, _flag("--teacher-cache", "FOLDER", "Of kd cache, instead of running the teacher.", MODELS)
+    Text, flag("--teacher-cache", "FOLDER", "Of kd cache, instead of running the teacher.", "Models")
 ]
-StudyCache = Annotated[Text, _flag("--teacher-cache", "FOLDER", "Run the teacher once: auto, none, a folder.", MODELS)]
-Kind = Annotated[Text, _flag("--kind", "exact|compact", "Hidden states, or the likeliest tokens.", MODELS, "exact")]
-StoreDtype = Annotated[
-    Text, _flag("--store-dtype", "NAME", "auto (loses nothing), fp32, bf16, fp16, on disk.", MODELS, "auto")
+Student = Annotated[Text, flag("--student", "MODEL", "Folder, hub id, or random:layers=3,..", "Models")]
+Lora = Annotated[Text, flag("--lora", "RANK", "Train a LoRA adapter only; merged when saved.", "Models")]
+Data = Annotated[Text, flag("--data", "FILE", "Training rows: file, folder, hub id.", "Data")]
+EvalData = Annotated[Text, flag("--eval-data", "FILE", "Held-out rows, measured after training.", "Data")]
+Columns = Annotated[Text, flag("--columns", "NAME=COL,..", "Where names differ: prompt=question.", "Data")]
+Template = Annotated[Text, flag("--template", "NAME", "auto, chat, alpaca, plain, or a text.", "Data")]
+MaxLength = Annotated[Text, flag("--max-length", "N", "Tokens of a whole row. Default 512.", "Data")]
+Limit = Annotated[Text, flag("--limit", "N", "Use the first N rows.", "Data")]
+EvalLimit = Annotated[Text, flag("--eval-limit", "N", "Use the first N held-out rows.", "Data", hidden=True)]
+SkipBad = Annotated[bool, switch("--skip-bad", "Leave out rows that cannot be read.", "Data", hidden=True)]
+Loss = Annotated[Text, flag("--loss", "OBJECTIVE", "As in akl or '0.5*ce+0.5*akl:mu=0.6'. Default fkl.", "Objective")]
+Epochs = Annotated[Text, flag("--epochs", "X", "Passes over the rows. Default 3.", "Training")]
+MaxSteps = Annotated[Text, flag("--max-steps", "N", "Optimizer steps; overrides --epochs.", "Training")]
+BatchSize = Annotated[Text, flag("--batch-size", "N", "Sequences per optimizer step. Default 8.", "Training")]
+Lr = Annotated[Text, flag("--lr", "X", "Peak learning rate. Default 0.0005.", "Training")]
+Seed = Annotated[Text, flag("--seed", "N", "Order, first weights, dropout. Default 0.", "Training")]
+GradientCheckpointing = Annotated[bool, switch("--gradient-checkpointing", "Less memory, more time.", "Training")]
+EvalEvery = Annotated[Text, flag("--eval-every", "N", "Steps between evaluations; best/ is kept.", "Training")]
+Metric = Annotated[Texts, flag("--metric", "NAME,..", "Names of kd metrics list.", "Evaluation")]
+MaxNewTokens = Annotated[
+    Text, flag("--max-new-tokens", "N", "Tokens per answer at most. Default 128.", "Evaluation", hidden=True)
 ]
-TopK = Annotated[Text, _flag("--top-k", "N", "Tokens a compact cache keeps.", MODELS, "64")]
-
-Source = Annotated[Text, _flag("--source", "SOURCE", "How it writes; see kd sources show teacher.", MODELS, "teacher")]
-Count = Annotated[Text, _flag("--count", "N", "Texts without prompts, of prompts=bos.", DATA)]
-Prompts = Annotated[Text, _flag("--data", "FILE", "Rows with prompts; their answers are not read.", DATA)]
-Data = Annotated[Text, _flag("--data", "FILE", "Training rows: file, folder, hub id.", DATA)]
-TestData = Annotated[Text, _flag("--data", "FILE", "Rows to evaluate on, as for kd distill.", DATA)]
-EvalData = Annotated[Text, _flag("--eval-data", "FILE", "Held-out rows, measured after training.", DATA)]
+SamplingSeeds = Annotated[
+    Text, flag("--sampling-seeds", "N,N,..", "One answer each. Default 10,20,30,40,50.", "Evaluation", hidden=True)
+]
+Output = Annotated[Text, flag("--output -o", "FOLDER", "Folder for everything the command writes.", "Output")]
+Device = Annotated[Text, flag("--device", "NAME", "auto, cpu, cuda, mps. Default auto.", "Hardware")]
+Dtype = Annotated[Text, flag("--dtype", "NAME", "auto, fp32, bf16, fp16. Default auto.", "Hardware")]
+Threads = Annotated[Text, flag("--threads", "N", "CPU threads.", "Hardware", hidden=True)]
+Gpus = Annotated[Text, flag("--gpus", "N", "Processes, a GPU each. Default 1.", "Hardware")]
+Shard = Annotated[Text, flag("--shard", "NAME", "ddp, or fsdp2, zero3: in shards. Default ddp.", "Hardware")]
+MatmulPrecision = Annotated[
+    Text, flag("--matmul-precision", "NAME", "highest, high, medium. Default highest.", "Hardware", hidden=True)
+]
+Losses = Annotated[Texts, argument("OBJECTIVE|RUN|STUDY", "Objectives, a study, or runs and models.")]
+TeacherCacheCompare = Annotated[
+    Text, flag("--teacher-cache", "FOLDER", "Run the teacher once: auto, none, a folder.", "Models")
+]
+LoraCompare = Annotated[
+    Text, flag("--lora", "RANK", "Train a LoRA adapter only; merged when saved.", "Models", hidden=True)
+]
+ColumnsCompare = Annotated[
+    Text, flag("--columns", "NAME=COL,..", "Where names differ: prompt=question.", "Data", hidden=True)
+]
+TemplateCompare = Annotated[
+    Text, flag("--template", "NAME", "auto, chat, alpaca, plain, or a text.", "Data", hidden=True)
+]
+MaxLengthCompare = Annotated[
+    Text, flag("--max-length", "N", "Tokens of a whole row. Default 512.", "Data", hidden=True)
+]
+LimitCompare = Annotated[Text, flag("--limit", "N", "Use the first N rows.", "Data", hidden=True)]
+Baseline = Annotated[Text, flag("--baseline", "OBJECTIVE", "Differences are taken to it. Default the first.", "Grid")]
+Seeds = Annotated[Text, flag("--seeds", "N,N,..", "Training seeds of each contender. Default 0.", "Grid")]
+Vary = Annotated[Texts, flag("--vary", "lr=X,Y", "Every value a contender; repeatable.", "Grid")]
+Tune = Annotated[Texts, flag("--tune", "lr=X,Y", "Choose per objective on dev rows; --tune-by.", "Grid")]
+DevData = Annotated[Text, flag("--dev-data", "FILE", "Dev rows. Default a tenth of the training rows.", "Grid")]
+Jobs = Annotated[Text, flag("--jobs", "N", "Cells at once, as processes. Default 1.", "Grid")]
+Executor = Annotated[Text, flag("--executor", "NAME", "auto, inline, local, slurm, ray. Default auto.", "Grid")]
+Slurm = Annotated[Text, flag("--slurm", "NAME=X,..", "partition, time, gpus, cpus, mem_gb, ..", "Grid")]
+GpusCompare = Annotated[Text, flag("--gpus", "N", "GPUs of one cell. Default 1.", "Grid")]
+TuneBy = Annotated[Text, flag("--tune-by", "SCORE", "What chooses; default the first.", "Grid", hidden=True)]
+TuneSeeds = Annotated[
+    Text, flag("--tune-seeds", "N,N,..", "They choose. Default as many, from 1000.", "Grid", hidden=True)
+]
+MetricCompare = Annotated[Texts, flag("--metric", "NAME,..", "Names of kd metrics list.", "Grid")]
+RayAddress = Annotated[Text, flag("--ray-address", "ADDRESS", "A running cluster.", "Grid", hidden=True)]
+DeviceCompare = Annotated[
+    Text, flag("--device", "NAME", "auto, cpu, cuda, mps. Default auto.", "Hardware", hidden=True)
+]
+DtypeCompare = Annotated[
+    Text, flag("--dtype", "NAME", "auto, fp32, bf16, fp16. Default auto.", "Hardware", hidden=True)
+]
+Model = Annotated[Text, argument("RUN_OR_MODEL", "Run folder, model folder or hub id.")]
+ServerUrl = Annotated[Text, flag("--server-url", "URL", "Ask a server, as http://localhost:8000/v1.", "Models")]
+ServerModel = Annotated[Text, flag("--server-model", "NAME", "Its model. Default the only one it has.", "Models")]
+DataEval = Annotated[Text, flag("--data", "FILE", "Rows to evaluate on, as for kd distill.", "Data")]
+DevDataEval = Annotated[Text, flag("--dev-data", "FILE", "Rows to fit temperatures on.", "Data")]
 Predictions = Annotated[
-    Text, _flag("--predictions", "FILE", "JSONL of prediction and reference(s); no model is loaded.", DATA)
+    Text, flag("--predictions", "FILE", "JSONL of prediction and reference(s); no model is loaded.", "Data")
 ]
-ServerUrl = Annotated[Text, _flag("--server-url", "URL", "Ask a server, as http://localhost:8000/v1.", MODELS)]
-ServerModel = Annotated[Text, _flag("--server-model", "NAME", "Its model.", MODELS, "the only one it has")]
-JudgeScores = Annotated[Text, _flag("--scores", "FILE", "JSONL of scores given elsewhere.", DATA)]
-Columns = Annotated[Text, _flag("--columns", "NAME=COL,..", "Where names differ: prompt=question.", DATA)]
-Template = Annotated[Text, _flag("--template", "NAME", "auto, chat, alpaca, plain, or a text.", DATA)]
-MaxLength = Annotated[Text, _flag("--max-length", "N", "Tokens of a whole row.", DATA, "512")]
-Limit = Annotated[Text, _flag("--limit", "N", "Use the first N rows.", DATA)]
-SkipBad = Annotated[bool, _switch("--skip-bad", "Leave out rows that cannot be read.", DATA)]
-MoreSkipBad = Annotated[bool, _switch("--skip-bad", "Leave out rows that cannot be read.", DATA, hidden=True)]
-EvalLimit = Annotated[Text, _flag("--eval-limit", "N", "Use the first N held-out rows.", DATA, hidden=True)]
-
-Loss = Annotated[Text, _flag("--loss", "OBJECTIVE", "As in akl or '0.5*ce+0.5*akl:mu=0.6'.", OBJECTIVE, "fkl")]
-Baseline = Annotated[Text, _flag("--baseline", "OBJECTIVE", "Differences are taken to it.", OBJECTIVE, "the first")]
-
-Epochs = Annotated[Text, _flag("--epochs", "X", "Passes over the rows.", TRAINING, "3")]
-MaxSteps = Annotated[Text, _flag("--max-steps", "N", "Optimizer steps; overrides --epochs.", TRAINING)]
-BatchSize = Annotated[Text, _flag("--batch-size", "N", "Sequences per optimizer step.", TRAINING, "8")]
-Lr = Annotated[Text, _flag("--lr", "X", "Peak learning rate.", TRAINING, "0.0005")]
-Seed = Annotated[Text, _flag("--seed", "N", "Order, first weights, dropout.", TRAINING, "0")]
-Seeds = Annotated[Text, _flag("--seeds", "N,N,..", "Training seeds, for each objective.", TRAINING, "0")]
-Resume = Annotated[Text, _flag("--resume", "auto|never", "auto goes on with what the folder holds.", OUTPUT)]
-
-Contenders = Annotated[Text, _flag("--seeds", "N,N,..", "Training seeds of each contender.", GRID, "0")]
-Reference = Annotated[Text, _flag("--baseline", "OBJECTIVE", "Differences are taken to it.", GRID, "the first")]
-Scores = Annotated[Texts, _flag("--metric", "NAME,..", "Names of kd metrics list.", GRID)]
-Vary = Annotated[Texts, _flag("--vary", "lr=X,Y", "Every value a contender; repeatable.", GRID)]
-Tune = Annotated[Texts, _flag("--tune", "lr=X,Y", "Choose per objective on dev rows; --tune-by.", GRID)]
-TuneBy = Annotated[Text, _flag("--tune-by", "SCORE", "What chooses; default the first.", GRID, hidden=True)]
-TuneSeeds = Annotated[Text, _flag("--tune-seeds", "N,N,..", "They choose.", GRID, "as many, from 1000", hidden=True)]
-DevData = Annotated[Text, _flag("--dev-data", "FILE", "Dev rows.", GRID, "a tenth of the training rows")]
-FitData = Annotated[Text, _flag("--dev-data", "FILE", "Rows to fit temperatures on.", DATA)]
-Jobs = Annotated[Text, _flag("--jobs", "N", "Cells at once, as processes.", GRID, "1")]
-Executor = Annotated[Text, _flag("--executor", "NAME", "auto, inline, local, slurm, ray.", GRID, "auto")]
-Slurm = Annotated[Text, _flag("--slurm", "NAME=X,..", "partition, time, gpus, cpus, mem_gb, ..", GRID)]
-RayAddress = Annotated[Text, _flag("--ray-address", "ADDRESS", "A running cluster.", GRID, hidden=True)]
-Gpus = Annotated[Text, _flag("--gpus", "N", "Processes, a GPU each.", HARDWARE, "1")]
-Shard = Annotated[Text, _flag("--shard", "NAME", "ddp, or fsdp2, zero3: in shards.", HARDWARE, "ddp")]
-GpuMemory = Annotated[Text, _flag("--gpu-memory", "SIZE", "Plan for GPUs that are not here: 80GiB.", HARDWARE)]
-CellGpus = Annotated[Text, _flag("--gpus", "N", "GPUs of one cell.", GRID, "1")]
-
-Status = Annotated[bool, _switch("--status", "How far a study's cells are; loads no model.", OUTPUT)]
-To = Annotated[Text, _flag("--to", "FILE", "Write a study's table: .tex .md .csv .json .html", OUTPUT)]
-Caption = Annotated[Text, _flag("--caption", "TEXT", "Caption of the exported table.", OUTPUT, hidden=True)]
-Label = Annotated[Text, _flag("--label", "NAME", "LaTeX label of the exported table.", OUTPUT, hidden=True)]
-Digits = Annotated[Text, _flag("--digits", "N", "Decimals in the exported table.", OUTPUT, hidden=True)]
-
-Metric = Annotated[
-    Texts,
-    _flag("--metric", "NAME,..", "Names of kd metrics list.", EVALUATION),
-]
-Checkpointing = Annotated[bool, _switch("--gradient-checkpointing", "Less memory, more time.", TRAINING)]
-EvalEvery = Annotated[Text, _flag("--eval-every", "N", "Steps between evaluations; best/ is kept.", TRAINING)]
-SamplingSeeds = Annotated[Text, _flag("--sampling-seeds", "N,N,..", "One answer each.", EVALUATION, "10,20,30,40,50")]
-MaxNewTokens = Annotated[Text, _flag("--max-new-tokens", "N", "Tokens per answer at most.", EVALUATION, "128")]
+SkipBadEval = Annotated[bool, switch("--skip-bad", "Leave out rows that cannot be read.", "Data")]
 Protocol = Annotated[
-    Text, _flag("--protocol", "NAME", "minillm, greedy or a YAML file; flags win over it.", EVALUATION)
+    Text, flag("--protocol", "NAME", "minillm, greedy or a YAML file; flags win over it.", "Evaluation")
 ]
+Tasks = Annotated[Text, flag("--tasks", "NAME,..", "Of lm-evaluation-harness, task files or folders.", "Evaluation")]
+Edge = Annotated[bool, switch("--edge", "Size, memory, speed and energy on this machine.", "Evaluation")]
 RougeTokenizer = Annotated[
-    Text, _flag("--rouge-tokenizer", "NAME", "words, or char for any script.", EVALUATION, "words")
+    Text, flag("--rouge-tokenizer", "NAME", "words, or char for any script. Default words.", "Evaluation")
 ]
-Tasks = Annotated[Text, _flag("--tasks", "NAME,..", "Of lm-evaluation-harness, task files or folders.", EVALUATION)]
-EdgeCosts = Annotated[bool, _switch("--edge", "Size, memory, speed and energy on this machine.", EVALUATION)]
-MoreSeeds = Annotated[Text, _flag("--sampling-seeds", "N,N,..", "One answer each.", EVALUATION, hidden=True)]
-MoreTokens = Annotated[Text, _flag("--max-new-tokens", "N", "Tokens per answer at most.", EVALUATION, hidden=True)]
-
-Output = Annotated[Text, _flag("--output -o", "FOLDER", "Folder for everything the command writes.", OUTPUT)]
-Config = Annotated[Texts, _flag("--config -c", "FILE", "Settings as YAML; a run's config.yaml is one.", OUTPUT)]
-Sets = Annotated[Texts, _flag("--set", "KEY=VALUE", "Any setting, as train.clip=0.5; repeatable.", OUTPUT)]
-Plugin = Annotated[Texts, _code("--plugin", "FILE", "Its code may run where a file or record names it.", OUTPUT)]
-MorePlugin = Annotated[Texts, _code("--plugin", "FILE", "As for kd rerun.", OUTPUT, hidden=True)]
-PushToHub = Annotated[Text, _flag("--push-to-hub", "ID", "Upload the student, last of all.", MODELS)]
-DryRun = Annotated[bool, _switch("--dry-run", "Show plan and examples; write nothing.", OUTPUT)]
-Json = Annotated[bool, _switch("--json", "Print the result as JSON.", OUTPUT)]
-Quiet = Annotated[bool, _switch("--quiet", "Print the result only, no progress.", OUTPUT)]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=OUTPUT, hidden=True)]
-
-Device = Annotated[Text, _flag("--device", "NAME", "auto, cpu, cuda, mps.", HARDWARE, "auto")]
-Dtype = Annotated[Text, _flag("--dtype", "NAME", "auto, fp32, bf16, fp16.", HARDWARE, "auto")]
-Threads = Annotated[Text, _flag("--threads", "N", "CPU threads.", HARDWARE, hidden=True)]
-MatmulPrecision = Annotated[Text, _flag("--matmul-precision", "NAME", "highest, high, medium.", HARDWARE, hidden=True)]
-
-MoreColumns = Annotated[Text, _flag("--columns", "NAME=COL,..", "As for kd distill.", DATA, hidden=True)]
-MoreTemplate = Annotated[Text, _flag("--template", "NAME", "As for kd distill.", DATA, hidden=True)]
-MoreLength = Annotated[Text, _flag("--max-length", "N", "As for kd distill.", DATA, hidden=True)]
-MoreLimit = Annotated[Text, _flag("--limit", "N", "As for kd distill.", DATA, hidden=True)]
-Verbose = Annotated[bool, _switch("--verbose", "All scores, costs and remarks.", OUTPUT)]
-MoreQuiet = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=OUTPUT, hidden=True)]
-MoreDevice = Annotated[Text, _flag("--device", "NAME", "As for kd distill.", HARDWARE, hidden=True)]
-MoreDtype = Annotated[Text, _flag("--dtype", "NAME", "As for kd distill.", HARDWARE, hidden=True)]
+SamplingSeedsEval = Annotated[
+    Text, flag("--sampling-seeds", "N,N,..", "One answer each. Default 10,20,30,40,50.", "Evaluation")
+]
+MaxNewTokensEval = Annotated[
+    Text, flag("--max-new-tokens", "N", "Tokens per answer at most. Default 128.", "Evaluation")
+]
+Answers = Annotated[Text, argument("RUN_OR_ANSWERS", "Run, evaluation folder or JSONL of answers.")]
+Scores = Annotated[Text, flag("--scores", "FILE", "JSONL of scores given elsewhere.", "Data")]
+Kind = Annotated[
+    Text, flag("--kind", "exact|compact", "Hidden states, or the likeliest tokens. Default exact.", "Models")
+]
+StoreDtype = Annotated[
+    Text, flag("--store-dtype", "NAME", "auto (loses nothing), fp32, bf16, fp16, on disk. Default auto.", "Models")
+]
+TopK = Annotated[Text, flag("--top-k", "N", "Tokens a compact cache keeps. Default 64.", "Models")]
+Source = Annotated[
+    Text, flag("--source", "SOURCE", "How it writes; see kd sources show teacher. Default teacher.", "Models")
+]
+DataGenerate = Annotated[Text, flag("--data", "FILE", "Rows with prompts; their answers are not read.", "Data")]
+Count = Annotated[Text, flag("--count", "N", "Texts without prompts, of prompts=bos.", "Data")]
+LocalTeacher = Annotated[Text, flag("--local-teacher", "MODEL", "Of the server, to compare numbers.", "Models")]
+TopKDoctor = Annotated[Text, flag("--top-k", "N", "Tokens to ask of a server. Default 20.", "Models", hidden=True)]
 
 
-def looks_like_folder(name: str) -> bool:
-    """Whether an argument names a folder and not an objective."""
-    return Path(name).is_dir() or ("/" in name.partition(":")[0] and ".py" not in name)
+def distill(run: Run) -> Run:
+    """Return ``kd distill``, which calls ``run`` with the settings as typed and the switches by name."""
+
+    def command(
+        teacher: Teacher = None,
+        teacher_cache: TeacherCache = None,
+        student: Student = None,
+        lora: Lora = None,
+        data: Data = None,
+        eval_data: EvalData = None,
+        columns: Columns = None,
+        template: Template = None,
+        max_length: MaxLength = None,
+        limit: Limit = None,
+        eval_limit: EvalLimit = None,
+        skip_bad: SkipBad = False,
+        loss: Loss = None,
+        epochs: Epochs = None,
+        max_steps: MaxSteps = None,
+        batch_size: BatchSize = None,
+        lr: Lr = None,
+        seed: Seed = None,
+        gradient_checkpointing: GradientCheckpointing = False,
+        eval_every: EvalEvery = None,
+        metric: Metric = None,
+        max_new_tokens: MaxNewTokens = None,
+        sampling_seeds: SamplingSeeds = None,
+        output: Output = None,
+        device: Device = None,
+        dtype: Dtype = None,
+        threads: Threads = None,
+        gpus: Gpus = None,
+        shard: Shard = None,
+        matmul_precision: MatmulPrecision = None,
+        resume: switches.Resume = None,
+        push_to_hub: switches.PushToHub = None,
+        config: switches.Config = None,
+        sets: switches.Sets = None,
+        plugin: switches.HiddenPlugin = None,
+        dry_run: switches.DryRun = False,
+        json: switches.Json = False,
+        quiet: switches.Quiet = False,
+        debug: switches.Debug = False,
+    ) -> None:
+        typed = {
+            "teacher": teacher, "teacher_cache": teacher_cache, "student": student, "lora": lora, "data": data,
+            "eval_data": eval_data, "columns": columns, "template": template, "max_length": max_length, "limit": limit,
+            "eval_limit": eval_limit, "skip_bad": skip_bad, "loss": loss, "epochs": epochs, "max_steps": max_steps,
+            "batch_size": batch_size, "lr": lr, "seed": seed, "gradient_checkpointing": gradient_checkpointing,
+            "eval_every": eval_every, "metric": metric, "max_new_tokens": max_new_tokens,
+            "sampling_seeds": sampling_seeds, "output": output, "device": device, "dtype": dtype, "threads": threads,
+            "gpus": gpus, "shard": shard, "matmul_precision": matmul_precision,
+        }  # fmt: skip
+        run(
+            typed,
+            resume=resume,
+            push_to_hub=push_to_hub,
+            config=config,
+            sets=sets,
+            dry_run=dry_run,
+            json=json,
+            quiet=quiet,
+        )
+
+    command.__doc__ = run.__doc__
+    return command
+
+
+def plan(run: Run) -> Run:
+    """Return ``kd plan``, which calls ``run`` with the settings as typed and the switches by name."""
+
+    def command(
+        teacher: Teacher = None,
+        teacher_cache: TeacherCache = None,
+        student: Student = None,
+        lora: Lora = None,
+        data: Data = None,
+        eval_data: EvalData = None,
+        columns: Columns = None,
+        template: Template = None,
+        max_length: MaxLength = None,
+        limit: Limit = None,
+        eval_limit: EvalLimit = None,
+        skip_bad: SkipBad = False,
+        loss: Loss = None,
+        epochs: Epochs = None,
+        max_steps: MaxSteps = None,
+        batch_size: BatchSize = None,
+        lr: Lr = None,
+        seed: Seed = None,
+        gradient_checkpointing: GradientCheckpointing = False,
+        eval_every: EvalEvery = None,
+        metric: Metric = None,
+        max_new_tokens: MaxNewTokens = None,
+        sampling_seeds: SamplingSeeds = None,
+        output: Output = None,
+        device: Device = None,
+        dtype: Dtype = None,
+        threads: Threads = None,
+        gpus: Gpus = None,
+        shard: Shard = None,
+        matmul_precision: MatmulPrecision = None,
+        push_to_hub: switches.PushToHub = None,
+        config: switches.Config = None,
+        sets: switches.Sets = None,
+        plugin: switches.HiddenPlugin = None,
+        json: switches.Json = False,
+        quiet: switches.Quiet = False,
+        debug: switches.Debug = False,
+        gpu_memory: switches.GpuMemory = None,
+    ) -> None:
+        typed = {
+            "teacher": teacher, "teacher_cache": teacher_cache, "student": student, "lora": lora, "data": data,
+            "eval_data": eval_data, "columns": columns, "template": template, "max_length": max_length, "limit": limit,
+            "eval_limit": eval_limit, "skip_bad": skip_bad, "loss": loss, "epochs": epochs, "max_steps": max_steps,
+            "batch_size": batch_size, "lr": lr, "seed": seed, "gradient_checkpointing": gradient_checkpointing,
+            "eval_every": eval_every, "metric": metric, "max_new_tokens": max_new_tokens,
+            "sampling_seeds": sampling_seeds, "output": output, "device": device, "dtype": dtype, "threads": threads,
+            "gpus": gpus, "shard": shard, "matmul_precision": matmul_precision,
+        }  # fmt: skip
+        run(typed, push_to_hub=push_to_hub, config=config, sets=sets, json=json, quiet=quiet, gpu_memory=gpu_memory)
+
+    command.__doc__ = run.__doc__
+    return command
+
+
+def compare(run: Run) -> Run:
+    """Return ``kd compare``, which calls ``run`` with the settings as typed and the switches by name."""
+
+    def command(
+        losses: Losses = None,
+        teacher: Teacher = None,
+        teacher_cache: TeacherCacheCompare = None,
+        student: Student = None,
+        lora: LoraCompare = None,
+        data: Data = None,
+        eval_data: EvalData = None,
+        columns: ColumnsCompare = None,
+        template: TemplateCompare = None,
+        max_length: MaxLengthCompare = None,
+        limit: LimitCompare = None,
+        eval_limit: EvalLimit = None,
+        skip_bad: SkipBad = False,
+        baseline: Baseline = None,
+        seeds: Seeds = None,
+        vary: Vary = None,
+        tune: Tune = None,
+        dev_data: DevData = None,
+        jobs: Jobs = None,
+        executor: Executor = None,
+        slurm: Slurm = None,
+        gpus: GpusCompare = None,
+        tune_by: TuneBy = None,
+        tune_seeds: TuneSeeds = None,
+        metric: MetricCompare = None,
+        ray_address: RayAddress = None,
+        epochs: Epochs = None,
+        max_steps: MaxSteps = None,
+        batch_size: BatchSize = None,
+        lr: Lr = None,
+        max_new_tokens: MaxNewTokens = None,
+        sampling_seeds: SamplingSeeds = None,
+        output: Output = None,
+        device: DeviceCompare = None,
+        dtype: DtypeCompare = None,
+        threads: Threads = None,
+        matmul_precision: MatmulPrecision = None,
+        config: switches.Config = None,
+        sets: switches.Sets = None,
+        plugin: switches.HiddenPlugin = None,
+        dry_run: switches.DryRun = False,
+        json: switches.Json = False,
+        quiet: switches.HiddenQuiet = False,
+        verbose: switches.Verbose = False,
+        debug: switches.Debug = False,
+        status: switches.Status = False,
+        to: switches.To = None,
+        caption: switches.Caption = None,
+        label: switches.Label = None,
+        digits: switches.Digits = None,
+    ) -> None:
+        typed = {
+            "losses": losses, "teacher": teacher, "teacher_cache": teacher_cache, "student": student, "lora": lora,
+            "data": data, "eval_data": eval_data, "columns": columns, "template": template, "max_length": max_length,
+            "limit": limit, "eval_limit": eval_limit, "skip_bad": skip_bad, "baseline": baseline, "seeds": seeds,
+            "vary": vary, "tune": tune, "dev_data": dev_data, "jobs": jobs, "executor": executor, "slurm": slurm,
+            "gpus": gpus, "tune_by": tune_by, "tune_seeds": tune_seeds, "metric": metric, "ray_address": ray_address,
+            "epochs": epochs, "max_steps": max_steps, "batch_size": batch_size, "lr": lr,
+            "max_new_tokens": max_new_tokens, "sampling_seeds": sampling_seeds, "output": output, "device": device,
+            "dtype": dtype, "threads": threads, "matmul_precision": matmul_precision,
+        }  # fmt: skip
+        run(
+            typed,
+            config=config,
+            sets=sets,
+            dry_run=dry_run,
+            json=json,
+            quiet=quiet,
+            verbose=verbose,
+            status=status,
+            to=to,
+            caption=caption,
+            label=label,
+            digits=digits,
+        )
+
+    command.__doc__ = run.__doc__
+    return command
+
+
+def eval(run: Run) -> Run:
+    """Return ``kd eval``, which calls ``run`` with the settings as typed and the switches by name."""
+
+    def command(
+        model: Model = None,
+        teacher: Teacher = None,
+        server_url: ServerUrl = None,
+        server_model: ServerModel = None,
+        data: DataEval = None,
+        dev_data: DevDataEval = None,
+        predictions: Predictions = None,
+        columns: Columns = None,
+        template: Template = None,
+        max_length: MaxLength = None,
+        limit: Limit = None,
+        skip_bad: SkipBadEval = False,
+        protocol: Protocol = None,
+        metric: Metric = None,
+        tasks: Tasks = None,
+        edge: Edge = False,
+        rouge_tokenizer: RougeTokenizer = None,
+        sampling_seeds: SamplingSeedsEval = None,
+        max_new_tokens: MaxNewTokensEval = None,
+        output: Output = None,
+        device: Device = None,
+        dtype: Dtype = None,
+        threads: Threads = None,
+        matmul_precision: MatmulPrecision = None,
+        config: switches.Config = None,
+        sets: switches.Sets = None,
+        plugin: switches.HiddenPlugin = None,
+        json: switches.Json = False,
+        quiet: switches.Quiet = False,
+        debug: switches.Debug = False,
+    ) -> None:
+        typed = {
+            "model": model, "teacher": teacher, "server_url": server_url, "server_model": server_model, "data": data,
+            "dev_data": dev_data, "predictions": predictions, "columns": columns, "template": template,
+            "max_length": max_length, "limit": limit, "skip_bad": skip_bad, "protocol": protocol, "metric": metric,
+            "tasks": tasks, "edge": edge, "rouge_tokenizer": rouge_tokenizer, "sampling_seeds": sampling_seeds,
+            "max_new_tokens": max_new_tokens, "output": output, "device": device, "dtype": dtype, "threads": threads,
+            "matmul_precision": matmul_precision,
+        }  # fmt: skip
+        run(typed, config=config, sets=sets, json=json, quiet=quiet)
+
+    command.__doc__ = run.__doc__
+    return command
+
+
+def judge(run: Run) -> Run:
+    """Return ``kd judge``, which calls ``run`` with the settings as typed and the switches by name."""
+
+    def command(
+        answers: Answers = None,
+        scores: Scores = None,
+        server_url: ServerUrl = None,
+        server_model: ServerModel = None,
+        output: Output = None,
+        config: switches.Config = None,
+        sets: switches.Sets = None,
+        json: switches.Json = False,
+        quiet: switches.Quiet = False,
+        debug: switches.Debug = False,
+    ) -> None:
+        typed = {
+            "answers": answers, "scores": scores, "server_url": server_url, "server_model": server_model,
+            "output": output,
+        }  # fmt: skip
+        run(typed, config=config, sets=sets, json=json, quiet=quiet)
+
+    command.__doc__ = run.__doc__
+    return command
+
+
+def cache(run: Run) -> Run:
+    """Return ``kd cache``, which calls ``run`` with the settings as typed and the switches by name."""
+
+    def command(
+        teacher: Teacher = None,
+        student: Student = None,
+        kind: Kind = None,
+        store_dtype: StoreDtype = None,
+        top_k: TopK = None,
+        data: Data = None,
+        eval_data: EvalData = None,
+        columns: Columns = None,
+        template: Template = None,
+        max_length: MaxLength = None,
+        limit: Limit = None,
+        eval_limit: EvalLimit = None,
+        skip_bad: SkipBadEval = False,
+        output: Output = None,
+        device: Device = None,
+        dtype: Dtype = None,
+        threads: Threads = None,
+        matmul_precision: MatmulPrecision = None,
+        config: switches.Config = None,
+        sets: switches.Sets = None,
+        dry_run: switches.DryRun = False,
+        json: switches.Json = False,
+        quiet: switches.Quiet = False,
+        debug: switches.Debug = False,
+    ) -> None:
+        typed = {
+            "teacher": teacher, "student": student, "kind": kind, "store_dtype": store_dtype, "top_k": top_k,
+            "data": data, "eval_data": eval_data, "columns": columns, "template": template, "max_length": max_length,
+            "limit": limit, "eval_limit": eval_limit, "skip_bad": skip_bad, "output": output, "device": device,
+            "dtype": dtype, "threads": threads, "matmul_precision": matmul_precision,
+        }  # fmt: skip
+        run(typed, config=config, sets=sets, dry_run=dry_run, json=json, quiet=quiet)
+
+    command.__doc__ = run.__doc__
+    return command
+
+
+def generate(run: Run) -> Run:
+    """Return ``kd generate``, which calls ``run`` with the settings as typed and the switches by name."""
+
+    def command(
+        teacher: Teacher = None,
+        student: Student = None,
+        source: Source = None,
+        data: DataGenerate = None,
+        count: Count = None,
+        columns: Columns = None,
+        template: Template = None,
+        max_length: MaxLength = None,
+        limit: Limit = None,
+        skip_bad: SkipBadEval = False,
+        output: Output = None,
+        device: Device = None,
+        dtype: Dtype = None,
+        threads: Threads = None,
+        matmul_precision: MatmulPrecision = None,
+        config: switches.Config = None,
+        sets: switches.Sets = None,
+        plugin: switches.HiddenPlugin = None,
+        dry_run: switches.DryRun = False,
+        json: switches.Json = False,
+        quiet: switches.Quiet = False,
+        debug: switches.Debug = False,
+    ) -> None:
+        typed = {
+            "teacher": teacher, "student": student, "source": source, "data": data, "count": count, "columns": columns,
+            "template": template, "max_length": max_length, "limit": limit, "skip_bad": skip_bad, "output": output,
+            "device": device, "dtype": dtype, "threads": threads, "matmul_precision": matmul_precision,
+        }  # fmt: skip
+        run(typed, config=config, sets=sets, dry_run=dry_run, json=json, quiet=quiet)
+
+    command.__doc__ = run.__doc__
+    return command
+
+
+def doctor(run: Run) -> Run:
+    """Return ``kd doctor``, which calls ``run`` with the settings as typed and the switches by name."""
+
+    def command(
+        teacher: Teacher = None,
+        local_teacher: LocalTeacher = None,
+        student: Student = None,
+        lora: Lora = None,
+        top_k: TopKDoctor = None,
+        data: Data = None,
+        columns: Columns = None,
+        template: Template = None,
+        max_length: MaxLength = None,
+        limit: Limit = None,
+        skip_bad: SkipBadEval = False,
+        output: Output = None,
+        device: Device = None,
+        dtype: Dtype = None,
+        threads: Threads = None,
+        matmul_precision: MatmulPrecision = None,
+        config: switches.Config = None,
+        sets: switches.Sets = None,
+        json: switches.Json = False,
+        quiet: switches.Quiet = False,
+        debug: switches.Debug = False,
+    ) -> None:
+        typed = {
+            "teacher": teacher, "local_teacher": local_teacher, "student": student, "lora": lora, "top_k": top_k,
+            "data": data, "columns": columns, "template": template, "max_length": max_length, "limit": limit,
+            "skip_bad": skip_bad, "output": output, "device": device, "dtype": dtype, "threads": threads,
+            "matmul_precision": matmul_precision,
+        }  # fmt: skip
+        run(typed, config=config, sets=sets, json=json, quiet=quiet)
+
+    command.__doc__ = run.__doc__
+    return command
+
+
+def inspect_batch(run: Run) -> Run:
+    """Return ``kd inspect batch``, which calls ``run`` with the settings as typed and the switches by name."""
+
+    def command(
+        teacher: Teacher = None,
+        student: Student = None,
+        data: Data = None,
+        columns: Columns = None,
+        template: Template = None,
+        max_length: MaxLength = None,
+        limit: Limit = None,
+        skip_bad: SkipBadEval = False,
+        seed: Seed = None,
+        output: Output = None,
+        device: Device = None,
+        dtype: Dtype = None,
+        threads: Threads = None,
+        matmul_precision: MatmulPrecision = None,
+        objectives: switches.Objectives = None,
+        rows: switches.Rows = None,
+        config: switches.Config = None,
+        sets: switches.Sets = None,
+        plugin: switches.HiddenPlugin = None,
+        json: switches.Json = False,
+        quiet: switches.Quiet = False,
+        debug: switches.Debug = False,
+    ) -> None:
+        typed = {
+            "teacher": teacher, "student": student, "data": data, "columns": columns, "template": template,
+            "max_length": max_length, "limit": limit, "skip_bad": skip_bad, "seed": seed, "output": output,
+            "device": device, "dtype": dtype, "threads": threads, "matmul_precision": matmul_precision,
+        }  # fmt: skip
+        run(typed, objectives=objectives, rows=rows, config=config, sets=sets, json=json, quiet=quiet)
+
+    command.__doc__ = run.__doc__
+    return command

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from kdcli.cli import options
+from kdcli.cli import options, switches
+from kdcli.config.names import OUTPUT
 from kdcli.errors import IntegrityError, UsageError
 
 Folders = Annotated[
@@ -31,12 +32,12 @@ def report(
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", metavar="FILE", help="Page to write. Default report.html in the study.",
-                     rich_help_panel=options.OUTPUT, show_default=False),
+                     rich_help_panel=OUTPUT, show_default=False),
     ] = None,
-    plugin: options.MorePlugin = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    plugin: switches.HiddenPlugin = None,
+    json: switches.Json = False,
+    quiet: switches.Quiet = False,
+    debug: switches.Debug = False,
 ) -> None:  # fmt: skip
     """Write a study, or finished runs, as one self-contained page: no script, nothing fetched, ready to print."""
     from kdcli.cli.load_config import output_folder
@@ -61,7 +62,7 @@ def report(
 
 
 def verify(
-    folder: Folder, json: options.Json = False, quiet: options.Quiet = False, debug: options.Debug = False
+    folder: Folder, json: switches.Json = False, quiet: switches.Quiet = False, debug: switches.Debug = False
 ) -> None:
     """Check every digest of a run, a study or a model that kd wrote; nothing is changed.
 
@@ -88,15 +89,15 @@ def clean(
     folder: Annotated[str, typer.Argument(metavar="RUN|STUDY", help="What kd wrote.", show_default=False)],
     keep_checkpoints: Annotated[
         bool, typer.Option("--keep-checkpoints", help="Leave the checkpoints of finished runs.", show_default=False,
-                           rich_help_panel=options.OUTPUT)
+                           rich_help_panel=OUTPUT)
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list what would be removed.", show_default=False,
-                           rich_help_panel=options.OUTPUT)
+                           rich_help_panel=OUTPUT)
     ] = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    json: switches.Json = False,
+    quiet: switches.Quiet = False,
+    debug: switches.Debug = False,
 ) -> None:  # fmt: skip
     """Remove what nothing is read from any more: checkpoints of finished runs, and what killed writers left.
 
@@ -117,10 +118,10 @@ def clean(
 def rerun(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.", show_default=False)],
     output: options.Output = None,
-    plugin: options.Plugin = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    plugin: switches.Plugin = None,
+    json: switches.Json = False,
+    quiet: switches.Quiet = False,
+    debug: switches.Debug = False,
 ) -> None:
     """Train a run again from its own settings and say whether the same weights came out.
 

@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from kdcli.cli.progress import CellStatus, counts, grid, summary
-from kdcli.config.resolve import all_flags
 from kdcli.config.sweep import combinations, read_axes
 from kdcli.errors import UsageError
 from kdcli.registry.plugins import WithheldError
@@ -61,21 +60,24 @@ def named_study(folders: Sequence[Path], output: str | None, *, objectives: bool
 
 def settings_typed(typed: Mapping[str, Any]) -> list[str]:
     """Return the flags typed that stand for settings, beside the contenders and the folder."""
-    return [name for name in all_flags() if typed.get(name) and name not in ("losses", "output")]
+    return [name for name, value in typed.items() if value and name not in ("losses", "output")]
 
 
-def refuse_settings(typed: Mapping[str, Any], flag: str) -> None:
+def refuse_settings(
+    typed: Mapping[str, Any], besides: Mapping[str, Any], objectives: Sequence[str] | None, flag: str
+) -> None:
     """Refuse whatever would change a study, where one that exists is only looked at.
 
     Args:
-        typed: what was typed; ``plain`` holds the objectives.
+        typed: the settings as typed.
+        besides: switches that mean nothing here: parameter -> what was typed.
+        objectives: the objectives named.
         flag: what asks to look.
     """
-    wording = ("caption", "label", "digits", "to") if flag == "--status" else ()
-    names = [*settings_typed(typed), *(name for name in ("config", "sets", "dry_run", *wording) if typed.get(name))]
-    if typed.get("plain"):
+    if objectives:
         what = f"{flag} shows a study that exists, and objectives are given"
         raise UsageError("CLI-09", what, where="kd compare", fix=f"give its folder alone: kd compare STUDY {flag}")
+    names = [*settings_typed(typed), *(name for name, value in besides.items() if value)]
     if names:
         spelt = {"sets": "set"}.get(names[0], names[0]).replace("_", "-")
         what = f"has no effect on a study that exists, which {flag} shows as it is"
@@ -209,8 +211,7 @@ def compare_finished(
     folders: Sequence[Path], baseline: str | None, typed: Mapping[str, Any], terminal: "Terminal"
 ) -> None:
     """Compare runs that are finished."""
-    from kdcli.cli.load_config import objective, output_folder
-    from kdcli.cli.options import looks_like_folder
+    from kdcli.cli.load_config import looks_like_folder, objective, output_folder
 
     ignored = [name for name in settings_typed(typed) if name not in ("baseline", "eval_data")]
     if ignored:

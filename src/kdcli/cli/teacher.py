@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from kdcli.cli import options
+from kdcli.cli.switches import Texts, Typed
 from kdcli.errors import UsageError
-from kdcli.text import one_line, typed
+from kdcli.text import one_line
+from kdcli.text import typed as quoted
 
 if TYPE_CHECKING:
     from kdcli.sources.teacher_text.rows import TextRecord
@@ -23,41 +25,15 @@ EPILOG = (
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("cache", epilog=EPILOG, short_help="Run a teacher once and keep what it says, for any objective.")(
-        cache
+        options.cache(cache)
     )
 
 
-def cache(
-    teacher: options.Teacher = None,
-    student: options.Student = None,
-    data: options.Data = None,
-    eval_data: options.EvalData = None,
-    columns: options.Columns = None,
-    template: options.Template = None,
-    max_length: options.MaxLength = None,
-    limit: options.Limit = None,
-    skip_bad: options.SkipBad = False,
-    eval_limit: options.EvalLimit = None,
-    kind: options.Kind = None,
-    store_dtype: options.StoreDtype = None,
-    top_k: options.TopK = None,
-    output: options.Output = None,
-    config: options.Config = None,
-    sets: options.Sets = None,
-    dry_run: options.DryRun = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    threads: options.Threads = None,
-    matmul_precision: options.MatmulPrecision = None,
-) -> None:
+def cache(typed: Typed, *, config: Texts, sets: Texts, dry_run: bool, json: bool, quiet: bool) -> None:
     """Run a teacher over rows once, and keep its last hidden states, or its likeliest tokens, for any number of runs.
 
     The same line again adds what is missing.
     """
-    typed = locals()
     from kdcli.cli import load_config
     from kdcli.cli.terminal import Terminal
     from kdcli.config.schema import CacheConfig
@@ -115,38 +91,14 @@ Example: kd generate --teacher ./T --source teacher:prompts=bos --count 10000 -o
 def register_generate(app: typer.Typer) -> None:
     """Add the command."""
     text = "Let a teacher answer prompts once; keep the answers as rows."
-    app.command("generate", epilog=EPILOG_TEXT, short_help=text)(generate)
+    app.command("generate", epilog=EPILOG_TEXT, short_help=text)(options.generate(generate))
 
 
-def generate(
-    teacher: options.Teacher = None,
-    student: options.Student = None,
-    source: options.Source = None,
-    data: options.Prompts = None,
-    count: options.Count = None,
-    columns: options.Columns = None,
-    template: options.Template = None,
-    max_length: options.MaxLength = None,
-    limit: options.Limit = None,
-    skip_bad: options.SkipBad = False,
-    output: options.Output = None,
-    config: options.Config = None,
-    sets: options.Sets = None,
-    plugin: options.MorePlugin = None,
-    dry_run: options.DryRun = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    threads: options.Threads = None,
-    matmul_precision: options.MatmulPrecision = None,
-) -> None:
+def generate(typed: Typed, *, config: Texts, sets: Texts, dry_run: bool, json: bool, quiet: bool) -> None:
     """Let a teacher answer prompts, or write from the first token, and keep what passes the filters as rows.
 
     kd distill --data FOLDER/rows.jsonl trains on them. The same line again answers what is missing.
     """
-    typed = locals()
     from kdcli.cli import load_config
     from kdcli.cli.terminal import Terminal
     from kdcli.config.schema import GenerateConfig
@@ -171,7 +123,7 @@ def _check_folder(output: str | None) -> None:
         return
     what = "-o is a folder; the rows are a file in it, rows.jsonl"
     raise UsageError(
-        "CLI-10", what, where=f"-o {one_line(output, 80)}", fix=f"give -o {typed(Path(output).with_suffix(''))}"
+        "CLI-10", what, where=f"-o {one_line(output, 80)}", fix=f"give -o {quoted(Path(output).with_suffix(''))}"
     )
 
 

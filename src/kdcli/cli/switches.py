@@ -1,0 +1,84 @@
+"""What commands take that is no setting, once each: the same name means the same on all commands."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from kdcli.config.names import HARDWARE, MODELS, OUTPUT
+from kdcli.registry import plugins
+
+Text = str | None
+Texts = list[str] | None
+Typed = Mapping[str, Any]
+"""Settings as typed: flag in snake case -> text or texts, True for a switch, None or False where nothing was typed."""
+
+Run = Callable[..., None]
+"""What a command does, called with the settings as typed, and with its switches by name."""
+
+
+def flag(spelling: str, metavar: str, text: str, panel: str, *, hidden: bool = False, **more: Any) -> Any:
+    """Return a flag that takes a value.
+
+    Args:
+        spelling: its forms, with a space between.
+        metavar: what stands for the value.
+        text: its line of the help.
+        panel: heading that it stands under.
+        hidden: leave it out of the help.
+        more: further arguments of ``typer.Option``.
+    """
+    return typer.Option(
+        *spelling.split(),
+        metavar=metavar,
+        help=text,
+        rich_help_panel=panel,
+        show_default=False,
+        hidden=hidden,
+        **more,
+    )
+
+
+def switch(spelling: str, text: str, panel: str, *, hidden: bool = False) -> Any:
+    """Return a flag that takes no value; arguments as for :func:`flag`."""
+    return flag(spelling, "", text, panel, hidden=hidden)
+
+
+def argument(metavar: str, text: str) -> Any:
+    """Return what is given without a flag; arguments as for :func:`flag`."""
+    return typer.Argument(metavar=metavar, help=text, show_default=False)
+
+
+def _code(spelling: str, metavar: str, text: str, panel: str, *, hidden: bool = False) -> Any:
+    """Return a flag whose values name code that the command may run."""
+
+    def permit(values: list[str] | None) -> list[str] | None:
+        plugins.permit(values or ())
+        return values
+
+    return flag(spelling, metavar, text, panel, hidden=hidden, callback=permit)
+
+
+Config = Annotated[Texts, flag("--config -c", "FILE", "Settings as YAML; a run's config.yaml is one.", OUTPUT)]
+Sets = Annotated[Texts, flag("--set", "KEY=VALUE", "Any setting, as train.clip=0.5; repeatable.", OUTPUT)]
+Plugin = Annotated[Texts, _code("--plugin", "FILE", "Its code may run where a file or record names it.", OUTPUT)]
+HiddenPlugin = Annotated[Texts, _code("--plugin", "FILE", "As for kd rerun.", OUTPUT, hidden=True)]
+Resume = Annotated[Text, flag("--resume", "auto|never", "auto goes on with what the folder holds.", OUTPUT)]
+DryRun = Annotated[bool, switch("--dry-run", "Show plan and examples; write nothing.", OUTPUT)]
+Json = Annotated[bool, switch("--json", "Print the result as JSON.", OUTPUT)]
+Quiet = Annotated[bool, switch("--quiet", "Print the result only, no progress.", OUTPUT)]
+Verbose = Annotated[bool, switch("--verbose", "All scores, costs and remarks.", OUTPUT)]
+HiddenQuiet = Annotated[bool, switch("--quiet", "No progress.", OUTPUT, hidden=True)]
+Debug = Annotated[bool, switch("--debug", "Show tracebacks.", OUTPUT, hidden=True)]
+
+PushToHub = Annotated[Text, flag("--push-to-hub", "ID", "Upload the student, last of all.", MODELS)]
+GpuMemory = Annotated[Text, flag("--gpu-memory", "SIZE", "Plan for GPUs that are not here: 80GiB.", HARDWARE)]
+
+Status = Annotated[bool, switch("--status", "How far a study's cells are; loads no model.", OUTPUT)]
+To = Annotated[Text, flag("--to", "FILE", "Write a study's table: .tex .md .csv .json .html", OUTPUT)]
+Caption = Annotated[Text, flag("--caption", "TEXT", "Caption of the exported table.", OUTPUT, hidden=True)]
+Label = Annotated[Text, flag("--label", "NAME", "LaTeX label of the exported table.", OUTPUT, hidden=True)]
+Digits = Annotated[Text, flag("--digits", "N", "Decimals in the exported table.", OUTPUT, hidden=True)]
+
+Objectives = Annotated[Texts, argument("OBJECTIVE", "As for --loss.")]
+Rows = Annotated[Text, typer.Option("--rows", metavar="N", help="Rows of the batch. Default 8.", show_default=False)]
