@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 from kdcli.config import yaml_file
 from kdcli.config.names import ALIASES, nearest
 from kdcli.config.presets import PROTOCOL, of_protocol, read_protocol
-from kdcli.config.schema import KINDS, CommandConfig, Flag
+from kdcli.config.schema import KINDS, CommandConfig, Flag, FromText
 from kdcli.config.yaml_file import Node, scalar
 from kdcli.errors import InputError, KDError, UsageError
 from kdcli.text import one_line
@@ -38,9 +38,6 @@ _ANNOTATED: Any = Annotated
 
 MOST = 10**12
 """The greatest whole number that is read where a setting has no bound of its own."""
-
-SPACED = ("losses", "vary", "tune")
-"""Lists whose items may hold commas: a text is split at spaces."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,11 @@ class Setting:
     def flags(self) -> tuple[Flag, ...]:
         """The flags that its field declares, of any command."""
         return flags_of(self.info)
+
+    @property
+    def reading(self) -> FromText:
+        """How it is read from text."""
+        return next((one for one in self.info.metadata if isinstance(one, FromText)), FromText())
 
     @cached_property
     def adapter(self) -> TypeAdapter:
@@ -122,7 +124,7 @@ class Setting:
         return value
 
     def _pieces(self, text: str) -> list[str]:
-        separator = None if self.path in SPACED else ","
+        separator = None if self.reading.spaced else ","
         return [piece.strip() for piece in text.strip("[]").split(separator) if piece.strip()]
 
     def _pairs(self, text: str, fault: Fault) -> Iterator[tuple[str, str]]:
@@ -273,10 +275,6 @@ def _shown(value: Any) -> str:
 Config = TypeVar("Config", bound=CommandConfig)
 Text = str | Sequence[str]
 
-PATHS = {
-    "teacher", "teacher_cache", "student", "model", "predictions", "answers", "scores", "prompt_file", "output",
-    "local_teacher", "data.train", "data.eval", "data.dev",
-}  # fmt: skip
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
@@ -324,7 +322,7 @@ def resolve(
     for path, raw, source in _given(settings, file, sets, flags or {}, environ or {}):
         read = settings[path].from_file if source.file else settings[path].from_text
         value = read(raw, source.fault)
-        values[path] = _expand(value, source) if path in PATHS and value is not None else value
+        values[path] = _expand(value, source) if settings[path].reading.path and value is not None else value
     return _built(kind, _nested(values))
 
 

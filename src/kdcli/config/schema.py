@@ -66,6 +66,23 @@ class Flag:
         return self.hidden == EVERY or command in self.hidden.split()
 
 
+@dataclass(frozen=True)
+class FromText:
+    """How a setting is read from text.
+
+    Args:
+        path: ``~`` and ``$NAME`` are replaced.
+        spaced: a list is split at spaces and not at commas, which its items may hold.
+    """
+
+    path: bool = False
+    spaced: bool = False
+
+
+FilePath = Annotated[str | None, FromText(path=True)]
+Spaced = Annotated[tuple[str, ...], FromText(spaced=True)]
+
+
 def setting(default: Any, description: str, *flags: Flag, **bounds: Any) -> Any:
     """Return the field of a setting that has flags.
 
@@ -87,13 +104,13 @@ class Settings(BaseModel):
 class DataConfig(Settings):
     """Where rows come from and how they become tokens."""
 
-    train: str | None = setting(
+    train: FilePath = setting(
         None,
         "training rows: file, folder or hub id",
         Flag("--data", "FILE", "Training rows: file, folder, hub id.", DATA, on="distill compare cache doctor"),
         Flag("--data", "FILE", "Rows with prompts; their answers are not read.", DATA, on="generate"),
     )
-    eval: str | None = setting(
+    eval: FilePath = setting(
         None,
         "held-out rows, evaluated after training",
         Flag("--eval-data", "FILE", "Held-out rows, measured after training.", DATA, on="distill compare cache"),
@@ -133,7 +150,7 @@ class DataConfig(Settings):
         "leave out rows that cannot be read instead of stopping",
         Flag("--skip-bad", "", "Leave out rows that cannot be read.", DATA, hidden="distill compare"),
     )
-    dev: str | None = setting(
+    dev: FilePath = setting(
         None,
         "development rows, to choose settings on; never trained on",
         Flag("--dev-data", "FILE", "Dev rows.", GRID, default="a tenth of the training rows", on="compare"),
@@ -401,9 +418,9 @@ class CommandConfig(Settings):
 class ModelsConfig(CommandConfig):
     """The teacher and the student of a training."""
 
-    teacher: str | None = TEACHER
-    teacher_cache: str | None = TEACHER_CACHE
-    student: str | None = STUDENT
+    teacher: FilePath = TEACHER
+    teacher_cache: FilePath = TEACHER_CACHE
+    student: FilePath = STUDENT
 
 
 class ObjectiveConfig(ModelsConfig):
@@ -434,7 +451,7 @@ class DistillConfig(TrainingConfig, ObjectiveConfig):
 
     command: ClassVar[str] = "distill"
     monitor: MonitorConfig = MonitorConfig()
-    output: str | None = setting(None, "run folder", _OUTPUT)
+    output: FilePath = setting(None, "run folder", _OUTPUT)
 
 
 class EdgeConfig(Settings):
@@ -454,14 +471,14 @@ class EvalConfig(CommandConfig):
     """One evaluation of a model folder, or of answers made elsewhere."""
 
     command: ClassVar[str] = "eval"
-    model: str | None = setting(
+    model: FilePath = setting(
         None,
         "run folder, model folder or hub id",
         Flag("model", "RUN_OR_MODEL", "Run folder, model folder or hub id.", MODELS),
     )
-    teacher: str | None = setting(None, "teacher, for metrics that compare with it", _TEACHER)
-    teacher_cache: str | None = TEACHER_CACHE
-    predictions: str | None = setting(
+    teacher: FilePath = setting(None, "teacher, for metrics that compare with it", _TEACHER)
+    teacher_cache: FilePath = TEACHER_CACHE
+    predictions: FilePath = setting(
         None,
         "JSONL of prediction and reference(s); no model is loaded",
         Flag("--predictions", "FILE", "JSONL of prediction and reference(s); no model is loaded.", DATA),
@@ -473,7 +490,7 @@ class EvalConfig(CommandConfig):
     data: DataConfig = DataConfig()
     hardware: HardwareConfig = HardwareConfig()
     evaluation: EvalSettings = EvalSettings()
-    output: str | None = setting(None, "folder for results.json and samples.parquet", _OUTPUT)
+    output: FilePath = setting(None, "folder for results.json and samples.parquet", _OUTPUT)
     pictures: bool = Field(default=True, description="draw each curve as PNG and SVG beside curves.json")
 
 
@@ -481,32 +498,32 @@ class JudgeConfig(CommandConfig):
     """One judgement of answers."""
 
     command: ClassVar[str] = "judge"
-    answers: str | None = setting(
+    answers: FilePath = setting(
         None,
         "run, evaluation folder, or JSONL of prompt, prediction and reference",
         Flag("answers", "RUN_OR_ANSWERS", "Run, evaluation folder or JSONL of answers.", DATA),
     )
-    scores: str | None = setting(
+    scores: FilePath = setting(
         None,
         "JSONL of scores given elsewhere; no server is asked",
         Flag("--scores", "FILE", "JSONL of scores given elsewhere.", DATA),
     )
     server: ServerConfig = ServerConfig()
-    prompt_file: str | None = Field(default=None, description="judge's prompt with {prompt}, {first} and {second}")
+    prompt_file: FilePath = Field(default=None, description="judge's prompt with {prompt}, {first} and {second}")
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         default=0.0, description="of the judge's reply; 0 is greedy"
     )
     max_tokens: Positive = Field(default=512, description="tokens of a judge's reply at most")
     limit: Positive | None = Field(default=None, description="judge the first N examples")
-    output: str | None = setting(None, "folder for results.json and samples.parquet", _OUTPUT)
+    output: FilePath = setting(None, "folder for results.json and samples.parquet", _OUTPUT)
 
 
 class CacheConfig(CommandConfig):
     """One pass of a teacher over rows, kept."""
 
     command: ClassVar[str] = "cache"
-    teacher: str | None = TEACHER
-    student: str | None = setting(None, "student folder, if its tokenizer files end texts otherwise", _STUDENT)
+    teacher: FilePath = TEACHER
+    student: FilePath = setting(None, "student folder, if its tokenizer files end texts otherwise", _STUDENT)
     teacher_quantization: Quantization = TEACHER_QUANTIZATION
     server: ServerConfig = ServerConfig()
     data: DataConfig = DataConfig()
@@ -524,15 +541,15 @@ class CacheConfig(CommandConfig):
     top_k: Positive = setting(
         64, "tokens kept by a compact cache", Flag("--top-k", "N", "Tokens a compact cache keeps.", MODELS)
     )
-    output: str | None = setting(None, "cache folder", _OUTPUT)
+    output: FilePath = setting(None, "cache folder", _OUTPUT)
 
 
 class GenerateConfig(CommandConfig):
     """A teacher's text, written by itself."""
 
     command: ClassVar[str] = "generate"
-    teacher: str | None = TEACHER
-    student: str | None = setting(None, "student folder, if it reads shorter texts than the teacher", _STUDENT)
+    teacher: FilePath = TEACHER
+    student: FilePath = setting(None, "student folder, if it reads shorter texts than the teacher", _STUDENT)
     source: str = setting(
         "teacher",
         "how it writes, as in teacher:decode=beam,answers=2",
@@ -546,20 +563,20 @@ class GenerateConfig(CommandConfig):
     server: ServerConfig = ServerConfig()
     data: DataConfig = DataConfig()
     hardware: HardwareConfig = HardwareConfig()
-    output: str | None = setting(None, "folder of the rows and of the text they come from", _OUTPUT)
+    output: FilePath = setting(None, "folder of the rows and of the text they come from", _OUTPUT)
 
 
 class DoctorConfig(CommandConfig):
     """What a run would be given, to be looked at."""
 
     command: ClassVar[str] = "doctor"
-    teacher: str | None = TEACHER
-    local_teacher: str | None = setting(
+    teacher: FilePath = TEACHER
+    local_teacher: FilePath = setting(
         None,
         "folder of the model that a server serves, to compare",
         Flag("--local-teacher", "MODEL", "Of the server, to compare numbers.", MODELS),
     )
-    student: str | None = STUDENT
+    student: FilePath = STUDENT
     lora: LoraConfig = LoraConfig()
     teacher_quantization: Quantization = TEACHER_QUANTIZATION
     server: ServerConfig = ServerConfig()
@@ -571,7 +588,7 @@ class DoctorConfig(CommandConfig):
     seed: Seed = Field(default=0, description="seed of a random student")
     data: DataConfig = DataConfig()
     hardware: HardwareConfig = HardwareConfig()
-    output: str | None = setting(None, "where a run would be written", _OUTPUT)
+    output: FilePath = setting(None, "where a run would be written", _OUTPUT)
 
 
 class ExecutionConfig(Settings):
@@ -600,17 +617,17 @@ class ExecutionConfig(Settings):
 class ContendersConfig(CommandConfig):
     """What a comparison varies, and what it compares to."""
 
-    losses: tuple[str, ...] = setting(
+    losses: Spaced = setting(
         (),
         "contenders, each an objective",
         Flag("losses", "OBJECTIVE|RUN|STUDY", "Objectives, a study, or runs and models.", OBJECTIVE, repeat=True),
     )
-    vary: tuple[str, ...] = setting(
+    vary: Spaced = setting(
         (),
         "setting=value,value: each combination is a contender",
         Flag("--vary", "lr=X,Y", "Every value a contender; repeatable.", GRID, repeat=True),
     )
-    tune: tuple[str, ...] = setting(
+    tune: Spaced = setting(
         (),
         "setting=value,value: chosen on dev rows per objective",
         Flag("--tune", "lr=X,Y", "Choose per objective on dev rows; --tune-by.", GRID, repeat=True),
@@ -640,13 +657,13 @@ class CompareConfig(TrainingConfig, ModelsConfig, ContendersConfig):
     """Objectives times variations times seeds on an equal budget."""
 
     command: ClassVar[str] = "compare"
-    teacher_cache: str = setting(
+    teacher_cache: Annotated[str, FromText(path=True)] = setting(
         "auto",
         "auto: run the teacher once for all cells if that pays; none; or a kd cache folder",
         Flag("--teacher-cache", "FOLDER", "Run the teacher once: auto, none, a folder.", MODELS, default=""),
     )
     execution: ExecutionConfig = ExecutionConfig()
-    output: str | None = setting(None, "study folder", _OUTPUT)
+    output: FilePath = setting(None, "study folder", _OUTPUT)
 
     @model_validator(mode="after")
     def _distinct(self) -> "CompareConfig":
