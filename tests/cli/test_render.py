@@ -89,16 +89,11 @@ def test_the_answer_of_four_objectives_fits_one_screen(tmp_path, monkeypatch):
         for i, label in enumerate(("fkl", "rkl", "akl", "atkd"))
     )  # fmt: skip
     start, teacher = (ReferenceRow(role, role, dict.fromkeys(names, estimate(9.0))) for role in ("before", "teacher"))
-    (tmp_path / "report.html").touch()
-    found = Comparison(
-        "fkl",
-        rows,
-        infos,
-        ("one", "two"),
-        tmp_path,
-        references=(start, teacher),
-        suggested="kd compare -o s --seeds 0,1,2",
-    )
+    monkeypatch.chdir(tmp_path)
+    Path("study").mkdir()
+    Path("study/report.html").touch()
+    more = {"references": (start, teacher), "suggested": "kd compare -o s --seeds 0,1,2"}
+    found = Comparison("fkl", rows, infos, ("one", "two"), Path("study"), **more)
     lines = drawn(render.answer(found, 80)).splitlines()
     assert len(lines) <= 24, "\n".join(lines)
     assert lines[-1] == "Next: kd compare -o s --seeds 0,1,2"
