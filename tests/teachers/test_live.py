@@ -16,7 +16,7 @@ from kdcli.config.schema import ServerConfig
 from kdcli.distill.run import distill
 from kdcli.errors import KDError, MachineError, UsageError
 from kdcli.events import silent
-from kdcli.teachers.remote import LogProbStore, RotatingFiles
+from kdcli.teachers.remote import LogProbStore
 from teaching import script
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -148,26 +148,27 @@ def test_what_bins_do_not_define_is_refused_before_a_weight_is_read(parts, monke
 
 
 def test_places_are_found_again_bit_for_bit_and_damage_counts_as_none(tmp_path):
-    path = tmp_path / "rank-0.jsonl"
+    folder = tmp_path / "rank-0"
+    path = folder / "00000000.jsonl"
     first = {(1, 5, 9): [{3: -0.1, 4: -2.7182818284590455}, {7: -1e-300, 8: -3.3333333333333335}]}
     second = {(1, 6): [{9: -0.25, 2: -7.0}]}
-    kept = LogProbStore(path, "top 2 of m at u")
+    kept = LogProbStore(folder, "top 2 of m at u")
     for found in (first, second):
         kept.add(found)
-    again = LogProbStore(path, "top 2 of m at u")
+    again = LogProbStore(folder, "top 2 of m at u")
     assert len(again) == 2
     assert again.find([1, 5, 9]) == first[1, 5, 9]
     assert [*again.find((1, 5, 9))[0]] == [3, 4]
     assert again.find((1, 5)) is None
-    assert LogProbStore(path, "top 2 of other at u").find((1, 6)) is None
+    assert LogProbStore(folder, "top 2 of other at u").find((1, 6)) is None
     body = path.read_bytes()
     path.write_bytes(body[:40] + b"x" + body[41:])
-    assert LogProbStore(path, "top 2 of m at u").find((1, 5, 9)) is None
+    assert LogProbStore(folder, "top 2 of m at u").find((1, 5, 9)) is None
     for cut in range(len(body)):
         path.write_bytes(body[:cut])
-        half = LogProbStore(path, "top 2 of m at u")
+        half = LogProbStore(folder, "top 2 of m at u")
         half.add(second)
-        whole = LogProbStore(path, "top 2 of m at u")
+        whole = LogProbStore(folder, "top 2 of m at u")
         assert whole.find((1, 6)) == second[1, 6]
         assert whole.find((1, 5, 9)) in (None, first[1, 5, 9])
 
@@ -175,22 +176,22 @@ def test_places_are_found_again_bit_for_bit_and_damage_counts_as_none(tmp_path):
 def test_a_full_disk_is_said_in_one_line(tmp_path):
     (tmp_path / "asked").write_text("in the way")
     with pytest.raises(KDError, match="cannot be written"):
-        LogProbStore(tmp_path / "asked" / "rank-0.jsonl", "m").add({(1, 2): [{3: -0.1}]})
+        LogProbStore(tmp_path / "asked" / "rank-0", "m").add({(1, 2): [{3: -0.1}]})
 
 
 def test_answers_go_with_the_checkpoints_that_needed_them(tmp_path):
-    kept = RotatingFiles(tmp_path / "rank-0", "m")
+    kept = LogProbStore(tmp_path / "rank-0", "m")
     for number in range(5):
         kept.add({(1, number): [{3: -0.5 - number}]})
-        kept.turn(2)
+        kept.rotate(2)
     kept.add({(1, 9): [{3: -9.0}]})
     there = [kept.find((1, number)) for number in range(5)]
     assert there == [None, None, None, [{3: -3.5}], [{3: -4.5}]]
     assert sorted(path.name for path in (tmp_path / "rank-0").iterdir()) == [f"0000000{n}.jsonl" for n in (3, 4, 5)]
-    again = RotatingFiles(tmp_path / "rank-0", "m")
+    again = LogProbStore(tmp_path / "rank-0", "m")
     assert len(again) == 3
     assert again.find((1, 9)) == [{3: -9.0}]
-    again.turn(2)
+    again.rotate(2)
     assert (again.find((1, 3)), again.find((1, 4))) == (None, [{3: -4.5}])
 
 

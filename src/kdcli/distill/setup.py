@@ -73,7 +73,7 @@ def prune_replies_on_checkpoint(report: Report, teacher: Teacher | None, checkpo
 
     def listening(event: Event) -> None:
         if event.kind == "saved":
-            kept.turn(checkpoints)
+            kept.rotate(checkpoints)
         report(event)
 
     return listening

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,7 +14,8 @@ from kdcli.end_tokens import UNTOLD
 from kdcli.errors import MachineError
 from kdcli.events import Event, Report
 from kdcli.generation import Completion
-from kdcli.storage import atomic, stored
+from kdcli.storage import atomic
+from kdcli.storage.jsonl import Entry, JsonlStore, line_of, read_lines
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class AnswerSource(Protocol):
 
 
 ANSWERS = "answers.jsonl"
-_SECONDS_BETWEEN_SYNCS = 5.0
+_SECONDS_BETWEEN_FLUSHES = 5.0
 
 
 @dataclass(frozen=True)
@@ -143,19 +143,16 @@ class AnswerStore:
     """
 
     def __init__(self, folder: Path, asking: AnswerKey, others: Sequence[Path] = ()) -> None:
-        self._path = folder.with_name(f".{folder.name}.{ANSWERS}")
         self._asking = asking
-        self._file: atomic.AppendOnlyFile | None = None
-        self._synced = time.monotonic()
-        self._found: dict[str, dict[str, Any]] = {}
-        for path in (*(other / ANSWERS for other in others), folder / ANSWERS, self._path):
-            self._found |= _read(path)
-        self._used: dict[str, dict[str, Any]] = {}
+        self._lines = JsonlStore(_beside(folder), seconds=_SECONDS_BETWEEN_FLUSHES)
+        places = (folder / ANSWERS, *(other / ANSWERS for other in reversed(others)))
+        self._stores = [self._lines, *map(JsonlStore, places)]
+        self._used: dict[str, Entry] = {}
 
     def find(self, question: Prompt, seed: int) -> Answer | None:
         """Return the answer that was made before, None if there is none."""
         key = self._asking.key(question, seed)
-        entry = self._found.get(key)
+        entry = next((entry for store in self._stores if (entry := store.find(key)) is not None), None)
         if entry is None:
             return None
         self._used[key] = entry
@@ -169,23 +166,15 @@ class AnswerStore:
             MachineError: the disk is full or may not be written.
         """
         key = self._asking.key(question, said.seed)
-        entry = {
+        self._used[key] = {
             "key": key, "example": said.number, "seed": said.seed, "text": said.text,
             "ids": list(said.answer.ids), "ended": said.answer.ended, "end": said.answer.end,
         }  # fmt: skip
-        self._used[key] = entry
-        if self._file is None:
-            self._file = atomic.AppendOnlyFile(self._path)
-        self._file.add(_line(entry))
-        if time.monotonic() - self._synced > _SECONDS_BETWEEN_SYNCS:
-            self._file.settle()
-            self._synced = time.monotonic()
+        self._lines.add(self._used[key])
 
     def close(self) -> None:
         """Flush and close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._lines.close()
 
     def write_into(self, folder: Path, before: Path | None = None) -> None:
         """Write the answers that were asked for, ordered by example and seed, as ``answers.jsonl``.
@@ -194,21 +183,22 @@ class AnswerStore:
             folder: where to write.
             before: an evaluation whose answers stay, too.
         """
-        both = {**(_read(before / ANSWERS) if before is not None else {}), **self._used}
+        earlier = read_lines(before / ANSWERS) if before is not None else ()
+        both = {**{entry["key"]: entry for _, entry in earlier}, **self._used}
         entries = sorted(both.values(), key=lambda entry: (entry["example"], entry["seed"]))
-        (folder / ANSWERS).write_bytes(b"".join(map(_line, entries)))
+        (folder / ANSWERS).write_bytes(b"".join(map(line_of, entries)))
 
     def forget(self) -> None:
         """Remove what lies beside the folder, now that the folder holds it."""
         self.close()
-        atomic.remove_file(self._path)
+        atomic.remove_file(self._lines.path)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed evaluations left beside a finished one's folder, where the disk may be written."""
     with suppress(MachineError):
         atomic.remove_temporaries(folder.parent)
-        kept = folder.with_name(f".{folder.name}.{ANSWERS}")
+        kept = _beside(folder)
         if kept in superseded_answers(folder.parent):
             atomic.remove_file(kept)
 
@@ -218,37 +208,14 @@ def superseded_answers(evaluations: Path) -> list[Path]:
     found = []
     for path in sorted(evaluations.glob(f".*.{ANSWERS}")):
         folder = path.with_name(path.name[1:].removesuffix(f".{ANSWERS}"))
-        if _read(path).keys() <= _read(folder / ANSWERS).keys():
+        if JsonlStore(path).keys() <= JsonlStore(folder / ANSWERS).keys():
             found.append(path)
     return found
 
 
-def _line(entry: dict[str, Any]) -> bytes:
-    return (json.dumps({**entry, "check": _check(entry)}) + "\n").encode()
-
-
-def _check(entry: dict[str, Any]) -> str:
-    rest = {name: value for name, value in entry.items() if name != "check"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise atomic.disk_error(error, path) from error
-    entries = [entry for entry in map(_entry, lines) if entry is not None]
-    return {entry["key"]: {name: value for name, value in entry.items() if name != "check"} for entry in entries}
-
-
-def _entry(raw: bytes) -> dict[str, Any] | None:
-    try:
-        entry = stored.parse(raw)
-    except ValueError:
-        return None
-    return entry if isinstance(entry, dict) and entry.get("check") == _check(entry) else None
+def _beside(folder: Path) -> Path:
+    """Return where the answers of an evaluation lie while it lasts."""
+    return folder.with_name(f".{folder.name}.{ANSWERS}")
 
 
 def prompts_of(dataset: TokenDataset, config: GenerationConfig) -> list[Prompt]:

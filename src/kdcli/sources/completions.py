@@ -1,16 +1,13 @@
 """The file of a teacher's completions: one checksummed line each."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from kdcli.data.tokenize import Example, decode_after
-from kdcli.storage import stored
+from kdcli.storage.jsonl import Entry, read_lines
 
 
 @dataclass(frozen=True)
@@ -44,28 +41,22 @@ def completion_text(one: TeacherCompletion, tokenizer: PreTrainedTokenizerBase) 
     return decode_after(tokenizer, one.example.ids[:cut], one.example.ids[cut:end])
 
 
-def line_of(one: TeacherCompletion, tokenizer: PreTrainedTokenizerBase) -> bytes:
-    """Return the line that holds a sentence."""
-    entry = {
+def entry_of(one: TeacherCompletion, tokenizer: PreTrainedTokenizerBase) -> Entry:
+    """Return the entry that holds a sentence."""
+    return {
         "prompt": one.example.prompt, "response": completion_text(one, tokenizer), "row": one.row, "answer": one.answer,
         "ended": one.ended, "nll": one.nll, "prompt_tokens": one.example.prompt_length, "ids": list(one.example.ids),
     }  # fmt: skip
-    return (json.dumps({**entry, "check": _check(entry)}, ensure_ascii=False) + "\n").encode()
+
+
+def place_of(entry: Entry) -> tuple[int, int]:
+    """Return row and answer of an entry: what it is found by."""
+    return entry["row"], entry["answer"]
 
 
 def read_completions(path: Path, prompts: Mapping[int, Example]) -> list[TeacherCompletion]:
     """Return the sentences of a file; a damaged line counts as none."""
-    found = []
-    for raw in path.read_bytes().split(b"\n"):
-        try:
-            entry = stored.parse(raw)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and entry.get("check") == _check(entry):
-            ids, cut = tuple(entry["ids"]), entry["prompt_tokens"]
-            example = replace(prompts[entry["row"]], ids=ids, prompt_length=cut, response="", asked=())
-            found.append(TeacherCompletion(example, entry["row"], entry["answer"], entry["ended"], entry["nll"]))
-    return found
+    return [_completion(entry, prompts) for _, entry in read_lines(path)]
 
 
 def ordered(sentences: Iterable[TeacherCompletion]) -> tuple[TeacherCompletion, ...]:
@@ -73,6 +64,7 @@ def ordered(sentences: Iterable[TeacherCompletion]) -> tuple[TeacherCompletion, 
     return tuple(sorted(sentences, key=lambda one: (one.row, one.answer)))
 
 
-def _check(entry: dict[str, Any]) -> str:
-    rest = {name: value for name, value in entry.items() if name != "check"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:8]
+def _completion(entry: Entry, prompts: Mapping[int, Example]) -> TeacherCompletion:
+    ids, cut = tuple(entry["ids"]), entry["prompt_tokens"]
+    example = replace(prompts[entry["row"]], ids=ids, prompt_length=cut, response="", asked=())
+    return TeacherCompletion(example, entry["row"], entry["answer"], entry["ended"], entry["nll"])

@@ -307,14 +307,15 @@ class AppendOnlyFile:
             self.close()
             raise disk_error(error, path) from error
 
-    def add(self, data: bytes) -> None:
-        """Append whole lines.
+    def add(self, data: bytes) -> int:
+        """Append whole lines, and return where they begin, in bytes; other processes may have appended before.
 
         Raises:
             MachineError: the disk refuses, or refused an earlier write.
         """
         self._attempt(lambda: _write_all(self._handle, data))
         self.size += len(data)
+        return os.lseek(self._handle, 0, os.SEEK_CUR) - len(data)
 
     def settle(self) -> int:
         """Flush to disk what was added, and return the length in bytes.

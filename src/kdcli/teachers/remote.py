@@ -1,12 +1,12 @@
 """A teacher behind a server, by log-probabilities of given tokens."""
 
 import base64
-import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,48 +19,34 @@ from kdcli.losses.topk import TopKWithTail
 from kdcli.models.packing import Packing
 from kdcli.remote.client import Client, Request, UnreadError
 from kdcli.remote.schema import ReplyParser, TopLogprobs, bodies, token_texts
-from kdcli.storage import atomic, stored
+from kdcli.storage import stored
+from kdcli.storage.jsonl import RotatingStore
 from kdcli.text import one_line
 
-# What a server said of sequences while a student was trained, kept so that a resumed run hears the same.
-
-
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
-"""What a damaged line raises; it counts as none."""
-
 ASKED = "asked"
-"""Where it lies in a run folder, until the run is done."""
+"""Where log-probabilities lie in a run folder, until the run is done."""
 
 
 class LogProbStore:
-    """An append-only file of log-probabilities, found again by the sequence; only places in it are held in memory.
+    """Log-probabilities that a server gave while a student was trained, so that a resumed run reads the same.
 
-    A line that a kill left half written is cut off when the file is opened again. At 20 tokens a place, a response
-    token takes about 320 bytes.
+    A file holds those between two checkpoints. At 20 tokens a place, a response token takes about 320 bytes.
 
     Args:
-        path: the file; made when the first answer comes, in a folder that is there.
+        folder: where the files lie; made when the first answer comes, two levels below a folder that is there.
         about: what the answers follow from beside the sequence: model, address, tokens a place.
     """
 
-    def __init__(self, path: Path, about: str) -> None:
-        self._path, self._about = path, about
-        self._places: dict[str, tuple[int, int]] = {}
-        self._size = 0
-        if path.is_file():
-            self._scan()
+    def __init__(self, folder: Path, about: str) -> None:
+        self._about, self._files = about, RotatingStore(folder)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._files)
 
     def find(self, ids: Sequence[int]) -> list[TopLogprobs] | None:
         """Return what is known of each token of a sequence after the first, None if it was not asked for."""
-        place = self._places.get(self._key(ids))
-        if place is None:
-            return None
-        with self._path.open("rb") as file:
-            file.seek(place[0])
-            return _unpacked(file.read(place[1]))[1]
+        entry = self._files.find(self._key(ids))
+        return None if entry is None else _unpacked(entry)
 
     def add(self, found: Mapping[tuple[int, ...], Sequence[TopLogprobs]]) -> None:
         """Append what was said of some sequences, and flush it to disk once.
@@ -68,106 +54,32 @@ class LogProbStore:
         Raises:
             MachineError: the disk is full or may not be written.
         """
-        lines = [(self._key(ids), _packed(self._key(ids), known)) for ids, known in found.items()]
-        file = atomic.AppendOnlyFile(self._path, self._size)
-        try:
-            file.add(b"".join(line for _, line in lines))
-        finally:
-            file.close()
-        for key, line in lines:
-            self._places[key] = (self._size, len(line))
-            self._size += len(line)
+        self._files.add(*({"key": self._key(ids), **_packed(known)} for ids, known in found.items()))
+
+    def rotate(self, checkpoints: int) -> None:
+        """Begin a new file, and remove those that no checkpoint needs.
+
+        Args:
+            checkpoints: how many are kept; one file more is, for one that turns out to be damaged.
+        """
+        self._files.rotate(checkpoints)
 
     def _key(self, ids: Sequence[int]) -> str:
         return hashlib.sha256(json.dumps([self._about, [*ids]]).encode()).hexdigest()
 
-    def _scan(self) -> None:
-        with self._path.open("rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                with contextlib.suppress(*_DAMAGE):
-                    self._places[_unpacked(line)[0]] = (self._size, len(line))
-                self._size += len(line)
 
-
-def _packed(key: str, known: Sequence[TopLogprobs]) -> bytes:
+def _packed(known: Sequence[TopLogprobs]) -> dict[str, Any]:
     ids = np.asarray([[*place] for place in known], dtype="<i4")
     values = np.asarray([[*place.values()] for place in known], dtype="<f8")
-    data = base64.b64encode(ids.tobytes() + values.tobytes()).decode()
-    entry = {"key": key, "shape": [*ids.shape], "data": data}
-    return (json.dumps({**entry, "check": _check(entry)}) + "\n").encode()
+    return {"shape": [*ids.shape], "data": base64.b64encode(ids.tobytes() + values.tobytes()).decode()}
 
 
-def _unpacked(line: bytes) -> tuple[str, list[TopLogprobs]]:
-    """Return key and places of a line.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    entry = stored.parse(line)
-    if entry.pop("check") != _check(entry):
-        raise ValueError("expected a line that agrees with its check")
+def _unpacked(entry: Mapping[str, Any]) -> list[TopLogprobs]:
     raw, (places, top_k) = base64.b64decode(entry["data"], validate=True), entry["shape"]
     cut = 4 * places * top_k
     ids = np.frombuffer(raw[:cut], dtype="<i4").reshape(places, top_k).tolist()
     values = np.frombuffer(raw[cut:], dtype="<f8").reshape(places, top_k).tolist()
-    return str(entry["key"]), [dict(zip(*pair, strict=True)) for pair in zip(ids, values, strict=True)]
-
-
-def _check(entry: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:8]
-
-
-# Kept answers of a server, in one file per stretch between two checkpoints, so that old ones can go.
-
-
-class RotatingFiles:
-    """What a server said, newest stretch last; a run that goes on from a checkpoint needs what was said after it.
-
-    Args:
-        folder: where the files lie; made when the first answer comes, two levels below a folder that is there.
-        about: what the answers follow from beside the sequence.
-    """
-
-    def __init__(self, folder: Path, about: str) -> None:
-        self._folder, self._about = folder, about
-        self._parts = {int(path.stem): LogProbStore(path, about) for path in sorted(folder.glob("????????.jsonl"))}
-        if not self._parts:
-            self._open(0)
-
-    def __len__(self) -> int:
-        return sum(map(len, self._parts.values()))
-
-    def find(self, ids: Sequence[int]) -> list[TopLogprobs] | None:
-        """Return what is known of each token of a sequence after the first, None if it was not asked for."""
-        return next((known for part in self._parts.values() if (known := part.find(ids)) is not None), None)
-
-    def add(self, found: Mapping[tuple[int, ...], Sequence[TopLogprobs]]) -> None:
-        """Append what was said of some sequences to the newest stretch, and flush it to disk.
-
-        Raises:
-            MachineError: the disk is full or may not be written.
-        """
-        atomic.make_inside(self._folder.parents[1], self._folder.parent.name, self._folder.name)
-        self._parts[max(self._parts)].add(found)
-
-    def turn(self, checkpoints: int) -> None:
-        """Begin a new stretch, and forget those that no checkpoint needs.
-
-        Args:
-            checkpoints: how many are kept; one stretch more is, for one that turns out to be damaged.
-        """
-        self._open(max(self._parts) + 1)
-        for number in sorted(self._parts)[: -(checkpoints + 1)]:
-            del self._parts[number]
-            atomic.remove_file(self._path(number))
-
-    def _open(self, number: int) -> None:
-        self._parts[number] = LogProbStore(self._path(number), self._about)
-
-    def _path(self, number: int) -> Path:
-        return self._folder / f"{number:08d}.jsonl"
+    return [dict(zip(*pair, strict=True)) for pair in zip(ids, values, strict=True)]
 
 
 _FIX = (
@@ -203,7 +115,7 @@ class RemoteTeacher:
         self._client, self.top_k = Client(server), top_k
         self._model, self._vocab = self._client.model(), vocab
         about = f"top {top_k} of {self._model} at {self._client.connection.address.url}"
-        self.kept = None if kept is None else RotatingFiles(kept, about)
+        self.kept = None if kept is None else LogProbStore(kept, about)
         self._tokenizer, self._id_of = tokenizer, id_of(tokenizer)
         self._form: str | None = None
 

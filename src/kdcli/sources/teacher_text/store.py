@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,11 @@ from kdcli.generation.scoring import response_log_probs
 from kdcli.models.load import LanguageModel, cast_copy
 from kdcli.models.tokenizer import answer_key
 from kdcli.sources.base import SourceContext, TextGenerator, Wanted
-from kdcli.sources.completions import TeacherCompletion, line_of, ordered, read_completions
+from kdcli.sources.completions import TeacherCompletion, entry_of, ordered, place_of, read_completions
 from kdcli.sources.sequences import SAID, draw_seed, max_completion, with_completion
 from kdcli.sources.teacher_text.options import TeacherTextOptions
 from kdcli.storage import atomic
+from kdcli.storage.jsonl import JsonlStore, line_of
 
 # A model that is loaded here as the author of a teacher's text.
 
@@ -85,7 +86,7 @@ class LocalGenerator:
 
 TEXT = "text.jsonl"
 _FILTERS = frozenset({"min_tokens", "max_nll", "ended"})
-_SECONDS_BETWEEN_SYNCS = 5.0
+_SECONDS_BETWEEN_FLUSHES = 5.0
 
 
 @dataclass(frozen=True)
@@ -183,19 +184,14 @@ def _write(
 ) -> frozenset[tuple[int, int]]:
     """Write what is missing; return row and answer of what was written."""
     partial, tokenizer = _partial(final), generator_of(context).tokenizer
-    known = {_place(one): one for one in read_completions(partial, prompts)} if partial.is_file() else {}
+    known = {_place(one): one for one in read_completions(partial, prompts)}
     there = frozenset(known)
-    file = atomic.AppendOnlyFile(partial)
-    try:
-        synced = time.monotonic()
+    with closing(JsonlStore(partial, place_of, seconds=_SECONDS_BETWEEN_FLUSHES, ascii_only=False)) as store:
         for one in _make(source, context, prompts, known):
-            if _place(one) in known:
-                continue
-            known[_place(one)] = one
-            synced = _append(file, line_of(one, tokenizer), synced)
-    finally:
-        file.close()
-    body = b"".join(line_of(one, tokenizer) for one in ordered(known.values()))
+            if _place(one) not in known:
+                known[_place(one)] = one
+                store.add(entry_of(one, tokenizer))
+    body = b"".join(line_of(entry_of(one, tokenizer), ascii_only=False) for one in ordered(known.values()))
     about = {"kind": "text", "made_of": made_of(source, context)}
     atomic.commit_folder(final, lambda folder: _fill(folder, body), about)
     return frozenset(known) - there
@@ -212,14 +208,6 @@ def _place(one: TeacherCompletion) -> tuple[int, int]:
 
 def _fill(folder: Path, body: bytes) -> None:
     (folder / TEXT).write_bytes(body)
-
-
-def _append(file: atomic.AppendOnlyFile, line: bytes, synced: float) -> float:
-    file.add(line)
-    if time.monotonic() - synced < _SECONDS_BETWEEN_SYNCS:
-        return synced
-    file.settle()
-    return time.monotonic()
 
 
 def _make(
