@@ -21,6 +21,7 @@ from kdcli.losses.topk import top_k_with_tail
 from kdcli.models.packing import find_valid
 from kdcli.teachers import load as teachers
 from kdcli.teachers.base import LiveTeacher
+from kdcli.teachers.cached import TeacherView
 from kdcli.teachers.remote import RemoteTeacher, coarse_of
 from teaching import script
 
@@ -202,16 +203,16 @@ def test_what_a_server_cannot_do_is_refused_before_a_weight_is_read(setting, cha
 def test_one_known_token_is_too_few_for_objectives_led_by_the_student(loss):
     built, label, _ = objective_of(loss)
     with pytest.raises(UsageError, match=r"would work: .*fkl") as caught:
-        compat.refuse_coarse("top 1 and the rest in one bin", built, label)
+        compat.refuse_coarse(TeacherView(top_k=1), built, label)
     able = str(caught.value).partition("would work: ")[2].split(", ")
     assert {"ce", "fkl"} <= set(able)
     assert not {"rkl", "jsd", "hidden", "attention"} & set(able)
-    compat.refuse_coarse("top 2 and the rest in one bin", built, label)
+    compat.refuse_coarse(TeacherView(top_k=2), built, label)
 
 
 def test_forward_kl_learns_from_one_known_token():
     built, label, _ = objective_of("fkl+0.5*ce")
-    compat.refuse_coarse("top 1 and the rest in one bin", built, label)
+    compat.refuse_coarse(TeacherView(top_k=1), built, label)
 
 
 def test_an_exact_cache_cannot_be_had_from_a_server(setting):

@@ -19,20 +19,12 @@ from kdcli.models.random_init import random_config
 from kdcli.models.tokenizer import ACROSS
 from kdcli.models.weights import build_config
 from kdcli.registry.registry import LOSSES
-from kdcli.remote.address import address_of, is_url
+from kdcli.remote.address import address_of, is_url, served_model
 from kdcli.sources.base import Source
 from kdcli.sources.build import cards, supplying, writing
 from kdcli.sources.teacher import refuse_wordless
-from kdcli.teachers.cached import (
-    WHOLE,
-    cache_key,
-    check_key,
-    read_key,
-    seen_as,
-)
+from kdcli.teachers.cached import TeacherView, cache_key, check_key, read_key
 from kdcli.text import one_line
-
-ASKED_LIVE = "asked while training"
 
 
 def view_of(
@@ -43,8 +35,8 @@ def view_of(
     device: Device,
     *,
     fixed: bool = True,
-) -> str:
-    """Say what a student sees of the teacher; nothing is loaded.
+) -> TeacherView:
+    """Return what a student sees of the teacher; nothing is loaded.
 
     Args:
         cache: the teacher's cache; None for none.
@@ -60,7 +52,7 @@ def view_of(
         ExperimentChangedError: it was made of something else.
     """
     if cache is None and teacher.server is not None and not fixed:
-        return f"top {teacher.server.top_k} and the rest in one bin, {ASKED_LIVE}"
+        return TeacherView(top_k=teacher.server.top_k, live=True)
     if cache is None and teacher.server is not None:
         raise UsageError(
             "SERVE-10", "a teacher behind a server reads the data's rows once, for a compact cache",
@@ -68,11 +60,11 @@ def view_of(
             fix="kd cache --kind compact with this teacher, --student and --data; then add --teacher-cache",
         )  # fmt: skip
     if cache is None:
-        return WHOLE
+        return TeacherView()
     require_single(teacher.path, "a cache remembers one teacher", "--teacher-cache", "leave the teacher cache out")
     found = read_key(Path(cache))["key"]
     check_key(found, cache_key(teacher, data, hardware, device), Path(cache))
-    return seen_as(found)
+    return TeacherView.of_cache(found)
 
 
 def server_of(config: DistillConfig) -> ServerConfig:
@@ -80,23 +72,21 @@ def server_of(config: DistillConfig) -> ServerConfig:
     server = config.server.model_copy(update={"url": config.teacher})
     if config.teacher is None or not is_url(config.teacher) or config.teacher_cache is None or server.model:
         return server
-    name, _, url = str(read_key(Path(config.teacher_cache))["key"].get("teacher")).rpartition(" at ")
-    return server.model_copy(update={"model": name or None}) if url == address_of(server).url else server
+    name = served_model(str(read_key(Path(config.teacher_cache))["key"].get("teacher")), address_of(server).url)
+    return server.model_copy(update={"model": name})
 
 
-def refuse_coarse(view: str, loss: DistillLoss, label: str) -> None:
+def refuse_coarse(view: TeacherView, loss: DistillLoss, label: str) -> None:
     """Refuse an objective that is not defined on what a compact cache keeps.
 
     Raises:
         UsageError: names it and says why.
     """
-    if not view.startswith("top "):
+    known = view.top_k
+    why = _why_not(loss, known) if known is not None else None
+    if known is None or why is None:
         return
-    known = int(view.split()[1])
-    why = _why_not(loss, known)
-    if why is None:
-        return
-    if view.endswith(ASKED_LIVE):
+    if view.live:
         raise UsageError(
             "SERVE-12", f"{label} is not defined on the {known} tokens that a server is asked for: {why}",
             where="--teacher", fix=f"use the teacher itself, or an objective that would work: {_working(known)}",

@@ -146,16 +146,17 @@ def prepare_run(config: DistillConfig, session: Session, device: Device | None =
     reads = loss.needs().anything_of_teacher or source.needs().teacher
     theirs = rows_of_teacher(pair, dataset, config.data, session) if reads else None
     steps = _opened(source, SourceContext(dataset, config.train, pad_id=0, corpus=corpus)).total_steps
-    seen = None
+    view = None
     if loss.needs().anything_of_teacher and pair.teacher is not None:
         refuse_features(loss, label, pair, config.teacher_cache)
         fixed = source.needs().fixed
-        seen = view_of(config.teacher_cache, pair.teacher, config.data, config.hardware, device, fixed=fixed)
-        refuse_coarse(seen, loss, label)
+        view = view_of(config.teacher_cache, pair.teacher, config.data, config.hardware, device, fixed=fixed)
+        refuse_coarse(view, loss, label)
     watched = validation_plan(config, pair.reader, session)
     ending = None
     if watched is not None and (watched.config.patience is not None or source.needs().monitor != ""):
         ending = watched.identity
+    seen = str(view) if view is not None else None
     identity = fingerprint_of(config, label, loss, pair, dataset, device, steps, seen, ending, source)
     identity |= source_identity(source, corpus, config, pair)
     return Prepared(config, loss, label, pair, dataset, test, device, steps, identity, source, corpus, watched, theirs)

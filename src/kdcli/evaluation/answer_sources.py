@@ -12,7 +12,7 @@ from kdcli.generation import Completion, GenerationRequest, answers
 from kdcli.models.devices import Device
 from kdcli.models.load import LanguageModel, cast_copy
 from kdcli.models.tokenizer import answer_key
-from kdcli.remote.address import address_of
+from kdcli.remote.address import address_of, served_identity
 from kdcli.remote.client import Client, Request
 from kdcli.remote.schema import read_completion, request_seed
 from kdcli.text import one_line
@@ -157,4 +157,4 @@ def served_by(server: ServerConfig) -> dict[str, str]:
 
 
 def _identity(model: str, url: str) -> str:
-    return f"{one_line(model, 80)} at {url}"
+    return served_identity(one_line(model, 80), url)

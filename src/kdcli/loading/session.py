@@ -35,7 +35,7 @@ from kdcli.models.tokenizer import (
     refuse_same_model,
     shared_vocabulary,
 )
-from kdcli.remote.address import address_of, is_url
+from kdcli.remote.address import address_of, is_url, served_identity
 from kdcli.remote.client import Client
 
 
@@ -90,8 +90,8 @@ class Session:
             KDError: the server cannot be asked for its model's name, where none is set.
         """
         named = server.model_copy(update={"model": server.model or self._name(server)})
-        place = f"{named.model} at {address_of(named).url}"
-        return replace(reader, path=str(server.url), digest=place, parameters=0, width=0, server=named)
+        digest = served_identity(str(named.model), address_of(named).url)
+        return replace(reader, path=str(server.url), digest=digest, parameters=0, width=0, server=named)
 
     def _name(self, server: ServerConfig) -> str:
         if str(server.url) not in self._names:

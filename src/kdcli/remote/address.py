@@ -61,6 +61,29 @@ def is_url(teacher: str) -> bool:
     return teacher.startswith(("http://", "https://"))
 
 
+def served_identity(model: str, url: str) -> str:
+    """Return what identifies a model behind a server, in records and in keys of caches.
+
+    >>> served_identity("m", "http://localhost:8000/v1")
+    'm at http://localhost:8000/v1'
+    """
+    return f"{model}{_at(url)}"
+
+
+def served_model(identity: str, url: str) -> str | None:
+    """Return the name in the identity of a model behind a server; None if it is of another server, or of none.
+
+    >>> served_model("org/m at home at http://a/v1", "http://a/v1"), served_model("sha256", "http://a/v1")
+    ('org/m at home', None)
+    """
+    name = identity.removesuffix(_at(url))
+    return name if name not in ("", identity) else None
+
+
+def _at(url: str) -> str:
+    return f" at {url}"
+
+
 def address_of(config: ServerConfig) -> Address:
     """Return the server's address and the key that its environment variable holds.
 

@@ -221,19 +221,44 @@ def check_key(found: dict[str, Any], wanted: dict[str, Any], folder: Path, *, fr
             )
 
 
-def seen_as(key: dict[str, Any]) -> str:
-    """Say what a student sees of the teacher through a cache: the whole of it, or less.
+@dataclass(frozen=True)
+class TeacherView:
+    """What a student sees of its teacher; by default the whole of it, with the teacher's own numbers.
 
-    >>> seen_as({"kind": "exact", "dtype": "bfloat16", "precision": "float32", "top_k": None})
-    'exact in bfloat16'
+    Args:
+        dtype: to which hidden states were rounded; empty where nothing was.
+        top_k: tokens known at each place, the rest in one bin; None for all.
+        live: whether a server is asked for them while training.
+
+    >>> str(TeacherView()), str(TeacherView(top_k=8)), str(TeacherView(top_k=8, live=True))
+    ('whole', 'top 8 and the rest in one bin', 'top 8 and the rest in one bin, asked while training')
     """
-    if key["kind"] == "compact":
-        return f"top {key['top_k']} and the rest in one bin"
-    return WHOLE if key["dtype"] in ("float32", key["precision"]) else f"exact in {key['dtype']}"
 
+    dtype: str = ""
+    top_k: int | None = None
+    live: bool = False
 
-WHOLE = "whole"
-"""Nothing is lost: the numbers are those of the teacher itself."""
+    @classmethod
+    def of_cache(cls, key: Mapping[str, Any]) -> "TeacherView":
+        """Return what is seen through a cache.
+
+        >>> str(TeacherView.of_cache({"kind": "exact", "dtype": "bfloat16", "precision": "float32", "top_k": None}))
+        'exact in bfloat16'
+        """
+        if key["kind"] == "compact":
+            return cls(top_k=key["top_k"])
+        return cls() if key["dtype"] in ("float32", key["precision"]) else cls(key["dtype"])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is lost: the numbers are those of the teacher itself."""
+        return not self.dtype and self.top_k is None
+
+    def __str__(self) -> str:
+        """Return the sentence under which runs record it."""
+        if self.top_k is not None:
+            return f"top {self.top_k} and the rest in one bin{', asked while training' if self.live else ''}"
+        return f"exact in {self.dtype}" if self.dtype else "whole"
 
 
 # Makes the entries of a compact cache, and measures what they lose, objective by objective.

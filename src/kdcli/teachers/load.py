@@ -16,15 +16,14 @@ from kdcli.remote.address import is_url
 from kdcli.teachers.base import LiveTeacher, Teacher
 from kdcli.teachers.cache_build import build_cache
 from kdcli.teachers.cached import (
-    WHOLE,
     CacheRecord,
     Remembered,
+    TeacherView,
     cache_key,
     estimated_bytes,
     missing_rows,
     open_cache,
     read_key,
-    seen_as,
 )
 from kdcli.teachers.ensemble import EnsembleTeacher, live_models
 
@@ -78,7 +77,7 @@ def evaluation_teacher(
 ) -> Teacher:
     """Return what a student is measured against: a cache only if nothing is lost and every row is in it."""
     wanted = cache_key(facts, data, hardware, device)
-    if cache is not None and seen_as(read_key(Path(cache))["key"]) == WHOLE:
+    if cache is not None and TeacherView.of_cache(read_key(Path(cache))["key"]).is_whole:
         found = _opened(Path(cache), wanted, device, session)
         if not missing_rows(found, dataset):
             return found
@@ -106,7 +105,7 @@ def plan_cache(config: CacheConfig) -> dict[str, Any]:
     return {
         "teacher": facts.path,
         "device": device.description,
-        "kind": seen_as(key),
+        "kind": str(TeacherView.of_cache(key)),
         "sequences": sum(len(dataset) for dataset in datasets),
         "response_tokens": targets,
         "teacher_tokens": sum(sum(dataset.lengths) - len(dataset) for dataset in datasets),
