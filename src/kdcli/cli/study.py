@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdcli.cli.progress import CellStatus, counts, grid, summary
-from kdcli.config.sweep import combinations, read_axes
+from kdcli.config.sweep import combinations, read_axes, split_label
 from kdcli.errors import UsageError
 from kdcli.registry.plugins import WithheldError
 from kdcli.storage import lock
@@ -183,7 +183,7 @@ def check(settings: "CompareConfig") -> None:
     load_config.require(student=settings.student, data=settings.data.train, eval_data=settings.data.eval)
     if any(load_config.needs_teacher(loss) for loss in settings.losses):
         load_config.require(teacher=settings.teacher)
-    if settings.baseline is not None and settings.baseline.partition(" [")[0] not in settings.losses:
+    if settings.baseline is not None and split_label(settings.baseline)[0] not in settings.losses:
         what = f'"{one_line(settings.baseline, 60)}" is not among the objectives'
         raise UsageError("CLI-18", what, where="--baseline", fix=f"choose one of {', '.join(settings.losses)}")
 

@@ -20,7 +20,7 @@ def conclusions(
     variance: Mapping[str, VarianceShares],
     pareto: Mapping[str, Mapping[str, tuple[str, ...]]],
     *,
-    tuned: bool = False,
+    one_rate: bool = True,
     start: Iterable[str] = (),
 ) -> Iterator[str]:
     """Say what follows from the differences to the baseline, and what does not.
@@ -32,7 +32,7 @@ def conclusions(
         detectable: score -> smallest true difference that this design finds.
         variance: score -> where the variance of a difference comes from.
         pareto: score -> cost -> labels on the front of quality against that cost.
-        tuned: whether each line chose its own value of a setting.
+        one_rate: whether all lines were trained with one learning rate, which none of them chose.
         start: what is said of the student before training.
     """
     fewest = min(len(row.seeds) for row in rows)
@@ -52,7 +52,7 @@ def conclusions(
             f"p is adjusted by Holm's rule over the contenders within each of {len(infos)} scores, not over the "
             "scores: name the score that decides before looking"
         )
-    yield _budget(rows, tuned=tuned or any("[lr=" in row.label for row in rows))
+    yield _budget(rows, one_rate=one_rate)
     yield from _front(pareto, rows)
 
 
@@ -189,10 +189,10 @@ def _front(pareto: Mapping[str, Mapping[str, tuple[str, ...]]], rows: Sequence[C
             yield f"not beaten by anything with {name} (Pareto front): {'; '.join(fronts)}"
 
 
-def _budget(rows: Sequence[ComparisonRow], *, tuned: bool) -> str:
+def _budget(rows: Sequence[ComparisonRow], *, one_rate: bool) -> str:
     steps, tokens = {row.steps for row in rows}, {row.tokens for row in rows}
     if len(steps) == 1 and len(tokens) == 1:
         equal = f"equal budget: {rows[0].steps:,} steps and {rows[0].tokens:,} response tokens each"
         alike = "one learning rate for all; an objective may have a better rate of its own: --tune lr=1e-4,3e-4"
-        return equal if tuned else f"{equal}, {alike}"
+        return f"{equal}, {alike}" if one_rate else equal
     return "the budgets differ (see the cost columns): compare with care"

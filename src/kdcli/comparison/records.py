@@ -137,6 +137,7 @@ class Comparison:
             in both; a cost that is unknown or the same for all is left out.
         references: the student before training, the teacher, and models trained elsewhere, on the same rows.
         suggested: the command that would make the comparison stronger; empty where none is known.
+        suggestions: those of the notes that say what to type next.
     """
 
     baseline: str
@@ -150,6 +151,7 @@ class Comparison:
     pareto: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     references: tuple[ReferenceRow, ...] = ()
     suggested: str = ""
+    suggestions: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -65,6 +65,7 @@ class ComparisonMeta:
         seeds: its training seeds; not stored either.
         failed: cells without numbers.
         rates: label -> the learning rate of its runs, and all that were tried for its objective.
+        tuned: whether each line chose its own value of a setting.
     """
 
     baseline: str
@@ -73,6 +74,12 @@ class ComparisonMeta:
     seeds: tuple[int, ...] = ()
     failed: tuple[Failure, ...] = ()
     rates: Mapping[str, tuple[float, tuple[float, ...]]] = field(default_factory=dict)
+    tuned: bool = False
+
+    @property
+    def one_rate(self) -> bool:
+        """Whether all lines were trained with one learning rate, which none of them chose."""
+        return not self.tuned and len({rate for rate, _ in self.rates.values()}) <= 1
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ class _About:
     remarks: tuple[str, ...]
     failed: tuple[Failure, ...]
     rates: dict[str, tuple[float, tuple[float, ...]]] = field(default_factory=dict)
+    tuned: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,7 +155,9 @@ class LongFormat:
         facts = self.facts["about"]
         failed = tuple(Failure(**{**one, "log": Path(one["log"])}) for one in facts["failed"])
         rates = {label: (rate, tuple(tried)) for label, (rate, tried) in facts.get("rates", {}).items()}
-        return ComparisonMeta(facts["baseline"], tuple(facts["remarks"]), failed=failed, rates=rates)
+        remarks = tuple(facts["remarks"])
+        tuned = facts["tuned"] if "tuned" in facts else _was_tuned(remarks, self.runs if not rates else ())
+        return ComparisonMeta(facts["baseline"], remarks, failed=failed, rates=rates, tuned=tuned)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -222,7 +232,13 @@ def make_tidy(
     failed = [asdict(one) | {"log": str(one.log)} for one in about.failed]
     facts = {
         "schema": SCHEMA,
-        "about": {"baseline": _storable(about.baseline), "remarks": about.remarks, "failed": failed, **_rates(about)},
+        "about": {
+            "baseline": _storable(about.baseline),
+            "remarks": about.remarks,
+            "failed": failed,
+            **_rates(about),
+            "tuned": about.tuned,
+        },
         "infos": [asdict(info) for info in infos],
         "evaluation": read_evaluation_settings(_folder_of(cells[0].found)),
         "notes": [*dict.fromkeys(note for _, found in measured for note in found.notes), *_answer_notes(measured)],
@@ -273,6 +289,11 @@ def read_tidy(folder: Path) -> LongFormat:
         raise IntegrityError("RUN-01", "cannot be read as parquet", where=str(folder), fix=MAKE) from error
     assert tidy.facts, "reading them checks them"
     return tidy
+
+
+def _was_tuned(remarks: Iterable[str], labels: Iterable[str]) -> bool:
+    """Whether lines had values of their own, as far as older tables say so: in their sentences and labels."""
+    return any(remark.startswith("tuned on ") for remark in remarks) or any("[lr=" in label for label in labels)
 
 
 def _rates(about: ComparisonMeta) -> dict[str, Any]:

@@ -82,6 +82,16 @@ def label_with(label: str, choice: Choice) -> str:
     return f"{label} [{format_choice(choice)}]" if choice else label
 
 
+def split_label(label: str) -> tuple[str, str]:
+    """Return the objective and the values that a label of a line names, as it was typed.
+
+    >>> split_label("akl [lr=0.0003]"), split_label("akl")
+    (('akl', 'lr=0.0003'), ('akl', ''))
+    """
+    objective, _, values = label.partition(" [")
+    return objective, values.removesuffix("]")
+
+
 def apply_choice(train: TrainConfig, *choices: Choice) -> TrainConfig:
     """Return training settings with the chosen values in place.
 

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -454,18 +455,50 @@ def _vocabulary(pair: ModelPair) -> str:
     return f"student {pair.vocab:,} real ids, teacher {pair.teacher_vocab:,} of its own"
 
 
-def folder_state(folder: RunFolder, prepared: Prepared) -> str:
-    """Say what is in a run folder: nothing, a part of this run, or all of it.
+class CellState(Enum):
+    """How far a run is."""
+
+    TO_RUN = "to run"
+    TO_RESUME = "to resume"
+    DONE = "done"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class FolderState:
+    """What is in a run folder.
+
+    Args:
+        state: how far the run is.
+        step: of the newest checkpoint, where it is to be resumed.
+        why: it cannot go on, where it is refused.
+
+    >>> str(FolderState(CellState.TO_RESUME, 1000)), str(FolderState())
+    ('to resume at step 1,000', 'to run')
+    """
+
+    state: CellState = CellState.TO_RUN
+    step: int = 0
+    why: str = ""
+
+    def __str__(self) -> str:
+        """Say it in a table."""
+        resumed = f" at step {self.step:,}" if self.state is CellState.TO_RESUME else ""
+        return self.why or f"{self.state.value}{resumed}"
+
+
+def folder_state(folder: RunFolder, prepared: Prepared) -> FolderState:
+    """Return what is in a run folder: nothing, a part of this run, or all of it.
 
     Raises:
         KDError: it holds something else.
     """
     if not folder.check(prepared.identity, resume=True):
-        return "to run"
+        return FolderState()
     if folder.is_done:
-        return "done"
+        return FolderState(CellState.DONE)
     steps = sorted(path.name for path in folder.path.glob("checkpoint-*"))
-    return f"to resume at step {int(steps[-1].removeprefix('checkpoint-')):,}" if steps else "to run"
+    return FolderState(CellState.TO_RESUME, int(steps[-1].removeprefix("checkpoint-"))) if steps else FolderState()
 
 
 def shown_examples(prepared: Prepared) -> tuple[Shown, ...]:

@@ -22,8 +22,6 @@ from kdcli.text import visible
 from kdcli.version import __version__
 
 NAME = "report.html"
-_NEXT = "next: "
-"""What to type next is for whoever started the study, not for the readers of its report."""
 
 _TEMPLATES = resources.files("kdcli.report") / "templates"
 
@@ -79,8 +77,9 @@ def render(title: str, facts: Sequence[tuple[str, str]], sections: Sequence[Sect
 
 
 def _findings(comparison: Comparison) -> Section:
+    """What to type next is for whoever started the study, not for the readers of its report."""
     failed = [f"failed: {one.loss} seed {one.seed}: {one.message}" for one in comparison.failed]
-    said = [note for note in comparison.notes if not note.startswith(_NEXT)]
+    said = [note for note in comparison.notes if note not in comparison.suggestions]
     return Section("findings", "What can be said", remarks=[*said, *failed])
 
 

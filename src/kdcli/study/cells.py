@@ -8,10 +8,10 @@ from pathlib import Path
 
 from kdcli.config.names import nearest
 from kdcli.config.schema import CompareConfig, DistillConfig
-from kdcli.config.sweep import Choice, apply_choice, combinations, format_choice, label_with, read_axes
+from kdcli.config.sweep import Choice, apply_choice, combinations, format_choice, label_with, read_axes, split_label
 from kdcli.data.tokenize import TokenDataset
 from kdcli.distill.fingerprint import short_hash
-from kdcli.distill.plan import folder_state
+from kdcli.distill.plan import CellState, FolderState, folder_state
 from kdcli.distill.prepare import Prepared, objective_of, prepare_run
 from kdcli.errors import KDError, UsageError
 from kdcli.loading import splits
@@ -139,12 +139,12 @@ class Cell:
         config = self.prepared.config
         return self.folder.path / splits.evaluation_folder(config.data, config.evaluation.split)
 
-    def state(self) -> str:
-        """Say how far it is: done, to resume, to run, or why it cannot go on."""
+    def state(self) -> FolderState:
+        """Return how far it is, or why it cannot go on."""
         try:
             return folder_state(self.folder, self.prepared)
         except KDError as error:
-            return str(error)
+            return FolderState(CellState.REFUSED, why=str(error))
 
     def reported(self, seed: int, metrics: tuple[str, ...], session: Session) -> "Cell":
         """Return the run with the same settings and this seed, to be measured on the test rows.
@@ -235,9 +235,10 @@ def baseline_of(config: CompareConfig, lines: Sequence[Variant]) -> str:
     labels = [line.label for line in lines]
     if config.baseline in labels:
         return config.baseline
-    wanted = objective_of(config.baseline.partition(" [")[0])[1]
+    objective, _ = split_label(config.baseline)
+    wanted = objective_of(objective)[1]
     match = [line.label for line in lines if objective_of(line.objective)[1] == wanted]
-    if " [" in config.baseline or not match:
+    if objective != config.baseline or not match:
         raise UsageError(
             "CLI-18",
             f'"{config.baseline}" is not among the objectives',

@@ -12,7 +12,9 @@ from kdcli.config import resolve
 from kdcli.config.schema import CompareConfig
 from kdcli.config.sweep import format_choice, read_axes
 from kdcli.distill.plan import (
+    CellState,
     CostEstimate,
+    FolderState,
     Plan,
     cost_facts,
     cost_numbers,
@@ -52,7 +54,7 @@ def plan_compare(config: CompareConfig) -> Plan:
     cells = make_cells(config, session)
     later = _reported(config, cells, session)
     both = [*cells, *later]
-    states = [cell.state() if config.output else "to run" for cell in both]
+    states = [cell.state() if config.output else FolderState() for cell in both]
     costs = [estimate(cell.prepared) for cell in both]
     first = cells[0].prepared
     facts = describe_run(first)
@@ -66,7 +68,7 @@ def plan_compare(config: CompareConfig) -> Plan:
     facts["training time"] = _time(config, both, states, costs)
     warned = dict.fromkeys(warning for cell in cells for warning in cell.prepared.warnings)
     notes = (*said, *first.notes, *warned)
-    named = tuple((cell.folder.path.name, state) for cell, state in zip(cells, states, strict=False))
+    named = tuple((cell.folder.path.name, str(state)) for cell, state in zip(cells, states, strict=False))
     return Plan(facts, named, shown_examples(first), notes, cost_numbers(costs, first.steps))
 
 
@@ -91,13 +93,15 @@ def _count(cells: Sequence[Cell], later: int) -> str:
     return f"{len(cells)}: {len(labels)} objectives, {len(seeds)} seeds{values}; {steps:,} steps in all{runs}"
 
 
-def _time(config: CompareConfig, cells: Sequence[Cell], states: Sequence[str], costs: Sequence[CostEstimate]) -> str:
+def _time(
+    config: CompareConfig, cells: Sequence[Cell], states: Sequence[FolderState], costs: Sequence[CostEstimate]
+) -> str:
     """Say how long the missing cells will train: measured on finished cells where there are any."""
-    missing = [index for index, state in enumerate(states) if state != "done"]
+    missing = [index for index, state in enumerate(states) if state.state is not CellState.DONE]
     spent = [
         (cell.folder.status().get("seconds", 0.0), cost.seconds or 0.0)
         for cell, cost, state in zip(cells, costs, states, strict=True)
-        if state == "done"
+        if state.state is CellState.DONE
     ]
     guessed = sum(costs[index].seconds or 0.0 for index in missing)
     measured = sum(seconds for seconds, _ in spent)
@@ -141,8 +145,8 @@ def compare(
         report(Event("note", note))
     cells = make_cells(config, session)
     report_notes(cells[0].prepared, report)
-    states = [cell.state() for cell in cells]
-    done, resumed = states.count("done"), sum(state.startswith("to resume") for state in states)
+    states = [cell.state().state for cell in cells]
+    done, resumed = states.count(CellState.DONE), states.count(CellState.TO_RESUME)
     report(Event("note", f"{len(cells)} cells: {done} done, {resumed} to resume, {len(cells) - done - resumed} to run"))
     _write(config, output, cells, session)
     with suppress(MachineError):  # a study that is done can be read where nothing may be written
@@ -282,7 +286,9 @@ def _conclude(
         baseline = next(iter(groups))
     remarks += tuple(lines.remarks)
     after, rates = conclusions.SuggestedCommand(repeat, config.seeds), _rates(config, cells)
-    return tabulate(groups, baseline, tuple(failed), output, remarks, after, lines.references, rates)
+    return tabulate(
+        groups, baseline, tuple(failed), output, remarks, after, lines.references, rates, tuned=tuning is not None
+    )
 
 
 def _rates(config: CompareConfig, cells: Sequence[Cell]) -> dict[str, tuple[float, tuple[float, ...]]]:

@@ -68,8 +68,12 @@ def conclude(
 
 def _with_next(comparison: Comparison, about: ComparisonMeta) -> Comparison:
     """Add what to type next: it names folders, so no table holds it."""
-    after = conclusions.SuggestedCommand(about.command, about.seeds)
-    return replace(comparison, notes=(*comparison.notes, *after.sentences(comparison.rows)), suggested=after.line())
+    command = conclusions.SuggestedCommand(about.command, about.seeds)
+    after = tuple(command.sentences(comparison.rows))
+    return replace(
+        comparison, notes=(*comparison.notes, *after), suggestions=(*comparison.suggestions, *after),
+        suggested=command.line(),
+    )  # fmt: skip
 
 
 def read_comparison(folder: Path) -> Comparison:
@@ -107,19 +111,22 @@ def compare_tidy(tidy: LongFormat, machine: Machine, folder: Path | None) -> Com
     detectable = {name: one.detectable for name, one in verdicts.items()}
     variance = {name: one.variance for name, one in verdicts.items() if one.variance is not None}
     fronts = pareto(rows, infos)
-    after = conclusions.SuggestedCommand(about.command, about.seeds)
-    tuned = any(remark.startswith("tuned on ") for remark in about.remarks)
+    command = conclusions.SuggestedCommand(about.command, about.seeds)
+    after = tuple(command.sentences(rows))
     references = make_references(tidy, verdicts)
     start = against_start(rows, references, infos, about.rates)
     said = [
         *about.remarks,
-        *conclusions.conclusions(rows, about.baseline, infos, detectable, variance, fronts, tuned=tuned, start=start),
+        *conclusions.conclusions(
+            rows, about.baseline, infos, detectable, variance, fronts, one_rate=about.one_rate, start=start
+        ),
         *tidy.notes,
-        *after.sentences(rows),
+        *after,
     ]
     return Comparison(
         about.baseline, rows, infos, tuple(said), folder, about.failed,
-        detectable=detectable, variance=variance, pareto=fronts, references=references, suggested=after.line(),
+        detectable=detectable, variance=variance, pareto=fronts, references=references, suggestions=after,
+        suggested=command.line(),
     )  # fmt: skip
 
 
@@ -215,6 +222,8 @@ def tabulate(
     after: conclusions.SuggestedCommand,
     references: Sequence[Reference] = (),
     rates: Mapping[str, tuple[float, tuple[float, ...]]] | None = None,
+    *,
+    tuned: bool = False,
 ) -> Comparison:
     """Return the comparison, and write its files.
 
@@ -227,9 +236,10 @@ def tabulate(
         after: what to type next.
         references: models that were not trained here, measured on the same rows.
         rates: label -> its learning rate, and all that were tried for its objective; by default those of the runs.
+        tuned: whether each line chose its own value of a setting.
     """
     made = [Group(label, runs) for label, runs in groups.items()]
-    about = ComparisonMeta(baseline, remarks, after.command, after.seeds, failed, rates or rates_of(groups))
+    about = ComparisonMeta(baseline, remarks, after.command, after.seeds, failed, rates or rates_of(groups), tuned)
     comparison = conclude(made, about, output, references)
     if output is not None:
         publish(output, comparison, made, references)

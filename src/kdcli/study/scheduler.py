@@ -157,7 +157,7 @@ class Scheduler:
         atomic.make_inside(self.folder, CELLS, cell.folder.path.name)
         self._say(cell, "running", total=cell.prepared.steps)
         place = self.executor.submit(turn.job, self._heard(cell))
-        if place and turn.starts == 1 and not place.startswith("process"):
+        if place and turn.starts == 1:
             self.report(Event("note", f"{cell.name}: {place}"))
 
     def _settle(self, ended: JobResult) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kdcli.config.schema import CompareConfig
 from kdcli.data.tokenize import TokenDataset
+from kdcli.distill.plan import CellState
 from kdcli.events import Event, Report
 from kdcli.loading.session import Session
 from kdcli.metrics.describe import describe
@@ -32,7 +33,7 @@ def with_cache(
     """
     if config.teacher_cache != "auto":
         return cells
-    needing = [cell for cell in cells if cell.state() != "done" and cell.prepared.needs_teacher]
+    needing = [cell for cell in cells if cell.state().state is not CellState.DONE and cell.prepared.needs_teacher]
     open_cells = [cell for cell in needing if _knows(cell)]
     if len(open_cells) < len(needing):
         live = len(needing) - len(open_cells)

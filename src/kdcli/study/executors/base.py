@@ -64,7 +64,7 @@ class Executor(ABC):
             report: told what happens inside it, where that can be heard.
 
         Returns:
-            what the job is called where it runs, such as a Slurm job id; may be empty.
+            what the job is called in the system that runs it, such as a Slurm job id; empty on this machine.
         """
 
     @abstractmethod

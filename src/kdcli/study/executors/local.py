@@ -45,7 +45,7 @@ class LocalExecutor(Executor):
                 start_new_session=True,
             )
         self._children[process.pid] = (job, process, slot)
-        return f"process {process.pid}"
+        return ""
 
     def poll(self) -> list[JobResult]:
         """Return the children that ended."""
