@@ -54,6 +54,10 @@ class MachineError(KDError):
     exit_code = 4
 
 
+class NoMemoryError(MachineError):
+    """There is no memory left."""
+
+
 class BusyError(KDError):
     """Another process holds the run folder."""
 
@@ -155,8 +159,8 @@ def explained(error: BaseException) -> KDError | None:
     return None
 
 
-OUT_OF_MEMORY = "ENV-02"
-"""The code of what is said where there is no memory left."""
+_LACKING = "ENV-02"
+"""The code of what is said where memory or threads are lacking."""
 
 _NO_MEMORY = (os.strerror(errno.ENOMEM), "can't allocate memory", "std::bad_alloc", "failed to map segment")
 _NO_THREAD = ("can't start new thread", "pthread_create failed")
@@ -176,10 +180,10 @@ def _what_is_lacking(error: BaseException) -> MachineError | None:
         memory = isinstance(seen, MemoryError) or number == errno.ENOMEM or type(seen).__name__ == "OutOfMemoryError"
         foreign = not isinstance(seen, KDError)
         if memory or (foreign and any(words.lower() in text.lower() for words in _NO_MEMORY)):
-            return MachineError(OUT_OF_MEMORY, "out of memory", fix="free some, or use a machine with more")
+            return NoMemoryError(_LACKING, "out of memory", fix="free some, or use a machine with more")
         if foreign and any(words in text for words in _NO_THREAD):
             fix = "end other programs, or raise the limits that ulimit -u and ulimit -v show"
-            return MachineError(OUT_OF_MEMORY, "no further thread can be started", fix=fix)
+            return MachineError(_LACKING, "no further thread can be started", fix=fix)
     return None
 
 

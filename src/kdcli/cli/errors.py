@@ -17,7 +17,7 @@ import typer
 from kdcli import distributed
 from kdcli.cli import launch
 from kdcli.config.names import ALIASES, OTHER_MEANINGS, canonical, nearest
-from kdcli.errors import OUT_OF_MEMORY, InterruptedRunError, KDError, MachineError, UsageError, explained
+from kdcli.errors import InterruptedRunError, KDError, NoMemoryError, UsageError, explained
 from kdcli.registry import plugins
 from kdcli.storage import atomic
 from kdcli.text import one_line
@@ -134,8 +134,8 @@ def explain(error: BaseException) -> KDError | None:
     if isinstance(error, typer.Abort):
         return UsageError("CLI-00", "the input ended", fix="answer, or give the value as a flag")
     known = explained(error) or plugins.blamed(error)
-    if known is not None and known.code == OUT_OF_MEMORY and known.what == "out of memory":
-        return MachineError(known.code, known.what, where=known.where, fix=_LESS.get(_command(), known.fix))
+    if isinstance(known, NoMemoryError):
+        return NoMemoryError(known.code, known.what, where=known.where, fix=_LESS.get(_command(), known.fix))
     return known
 
 

@@ -79,10 +79,9 @@ def verify(
     terminal.result(found, render_diagnostics.verified)
     bad = [one for one in found if not one.passed]
     if bad:
-        where, _, what = bad[0].problem.partition(": ")
         more = f" ({len(bad)} of {len(found)} folders are damaged)" if len(bad) > 1 else ""
         fix = "restore the file, or remove its folder and run the same command again"
-        raise IntegrityError("RUN-01", f"{what}{more}", where=where, fix=fix)
+        raise IntegrityError("RUN-01", f"{bad[0].wrong}{more}", where=bad[0].where, fix=fix)
 
 
 def clean(

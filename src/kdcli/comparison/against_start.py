@@ -90,8 +90,13 @@ def percent(share: Estimate) -> str:
     >>> percent(Estimate(0.342, 0.21, 0.4756, 3, "seeds and examples"))
     '34 % [21, 48]'
     """
-    ends = "" if share.low is None or share.high is None else f" [{_whole(share.low)}, {_whole(share.high)}]"
-    return f"{_whole(share.mean)} %{ends}"
+    return " ".join(part for part in percent_parts(share) if part)
+
+
+def percent_parts(share: Estimate) -> tuple[str, str]:
+    """Return a share and its interval in percent, the interval empty where there is none."""
+    ends = "" if share.low is None or share.high is None else f"[{_whole(share.low)}, {_whole(share.high)}]"
+    return f"{_whole(share.mean)} %", ends
 
 
 def _whole(share: float) -> str:

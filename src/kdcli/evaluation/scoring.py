@@ -29,7 +29,21 @@ from kdcli.teachers.base import Teacher
 from kdcli.version import __version__
 
 _MICRO_TOKENS = 4096
-_NO_TEACHER = "needs a teacher; give --teacher"
+
+
+@dataclass(frozen=True)
+class _Lack:
+    """Why a metric cannot be had, and what to do about it; empty where nothing can be done."""
+
+    why: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        return "; ".join(part for part in (self.why, self.fix) if part)
+
+
+_NO_TEACHER = _Lack("needs a teacher", "give --teacher")
+_OTHER_TOKENS = _Lack("holds token ids against a teacher's, and this one has another tokenizer")
 
 
 @dataclass(frozen=True)
@@ -101,16 +115,15 @@ def choose_metrics(
         UsageError: a metric was asked for that needs a teacher, a model or rows that are not there.
     """
     build = texts, tokens, own, choices = build_metrics(settings)
-    why = "holds token ids against a teacher's, and this one has another tokenizer" if other_tokens else _NO_TEACHER
-    lacking = _lacking(build, "" if teacher else why, model=model, development=development or settings.split == "dev")
+    why = None if teacher else _OTHER_TOKENS if other_tokens else _NO_TEACHER
+    lacking = _lacking(build, why, model=model, development=development or settings.split == "dev")
     asked = settings.metrics != EvalSettings().metrics
     if lacking and asked:
         name, why = next(iter(lacking.items()))
-        what, _, fix = why.partition("; ")
-        raise UsageError("EVAL-01", f"{name} {what}", where="--metric", fix=fix or f"leave {name} out")
+        raise UsageError("EVAL-01", f"{name} {why.why}", where="--metric", fix=why.fix or f"leave {name} out")
     if settings.split == "dev":  # a study measures its candidates there; what is fitted on the same rows says nothing
         fitted = [metric.name for metric in (*tokens, *choices) if metric.needs_development]
-        lacking |= dict.fromkeys(fitted, "is fitted on development rows, and those are measured here")
+        lacking |= dict.fromkeys(fitted, _Lack("is fitted on development rows, and those are measured here"))
     notes = tuple(f"{name} left out: it {why}" for name, why in lacking.items())
     left = tuple(metric for metric in tokens if metric.name not in lacking)
     ours = tuple(metric for metric in own if metric.name not in lacking)
@@ -119,19 +132,19 @@ def choose_metrics(
 
 def _lacking(
     build: tuple[Sequence[Metric], Sequence[TokenMetric], Sequence[OnPolicyMetric], Sequence[ChoiceMetric]],
-    no_teacher: str, *, model: bool, development: bool,
-) -> dict[str, str]:  # fmt: skip
-    """Return the metrics that cannot be had, each with why and, after a semicolon, what to do."""
+    no_teacher: _Lack | None, *, model: bool, development: bool,
+) -> dict[str, _Lack]:  # fmt: skip
+    """Return the metrics that cannot be had, each with why."""
     _, tokens, own, choices = build
-    found = {}
-    if no_teacher:
+    found: dict[str, _Lack] = {}
+    if no_teacher is not None:
         compared = [metric for metric in (*tokens, *own) if metric.needs_teacher()]
         found |= {metric.name: no_teacher for metric in compared}
     if not development:
         fitted = [metric for metric in (*tokens, *choices) if metric.needs_development]
-        found |= {metric.name: "needs development rows; give --set data.dev=FILE" for metric in fitted}
+        found |= {metric.name: _Lack("needs development rows", "give --set data.dev=FILE") for metric in fitted}
     if not model:
-        why = "is measured on a model; --predictions and --server-url give texts only"
+        why = _Lack("is measured on a model", "--predictions and --server-url give texts only")
         found |= {metric.name: why for metric in (*tokens, *own, *choices)}
     return found
 

@@ -169,7 +169,7 @@ def out_of_bounds(kind: type[Plugin], option: str, got: str, where: str) -> Usag
     """Return the error for a value that is of the wrong type or outside the option's range."""
     field = kind.model_fields[option]
     kind_text, bounds = type_text(field), bounds_text(field)
-    if option == "temperature" and bounds == "> 0":
+    if option == "temperature" and _bound(field, ("ge", "gt")) == ("gt", 0.0):
         return _bad_temperature(kind, got, where)
     if "|" in kind_text:
         choices = kind_text.split("|")

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcli.comparison.against_start import percent
+from kdcli.comparison.against_start import percent_parts
 from kdcli.comparison.records import Comparison, ComparisonRow, ReferenceRow
 from kdcli.distill.records import BEFORE, CONTENDER
 from kdcli.evaluation.records import ScoreInfo
@@ -167,8 +167,7 @@ def _mean(row: ComparisonRow | ReferenceRow, name: str, places: int) -> TableCel
 def _share(one: Estimate | None) -> TableCell:
     if one is None:
         return TableCell(ABSENT)
-    mean, _, interval = percent(one).partition(" [")
-    return TableCell(mean, f"[{interval}" if interval else "")
+    return TableCell(*percent_parts(one))
 
 
 def _size(row: ReferenceRow) -> tuple[str, ...]:

@@ -105,7 +105,7 @@ def lines_of(
         if models:
             where, fix = str(models[0]), "give the rows with --eval-data, or measure the model alone with kd eval"
             raise InputError("CMP-06", f"cannot be measured as the runs were: {why}", where=where, fix=fix) from error
-        done.remarks = [f"no line for {' or '.join(LABELS[role] for role in missing)}: {why}"]
+        done.leave_out(" or ".join(LABELS[role] for role in missing), why)
         return done
     identities = [one.identity for one, _ in finished]
     wanted = []
@@ -119,15 +119,14 @@ def lines_of(
     for why in planned.remarks:
         absent.setdefault(TEACHER, why)
     done.remarks = [why for role, why in absent.items() if role in missing] + made.remarks
-    done.failed = made.failed
+    done.failed, done.lost = made.failed, made.lost
     for one in made.references:
         if not _fit(one, finished):
-            done.remarks.append(f"no line for {one.label}: rows or protocol would not be those of the runs")
+            done.leave_out(one.label, "rows or protocol would not be those of the runs")
     lost = [one.label for one in outside if one.label not in {line.label for line in done.references}]
     if lost:
-        whys = [remark for remark in done.remarks if remark.startswith(f"no line for {lost[0]}: ")]
-        whys += [one.message for one in done.failed if one.loss == lost[0]]
-        raise InputError("CMP-06", whys[0], where=lost[0], fix="give the runs' rows with --eval-data")
+        why = done.lost.get(lost[0]) or next(one.message for one in done.failed if one.loss == lost[0])
+        raise InputError("CMP-06", why, where=lost[0], fix="give the runs' rows with --eval-data")
     return done
 
 

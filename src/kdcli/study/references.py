@@ -77,11 +77,18 @@ class Measured:
         references: the lines.
         remarks: a sentence for each line that cannot be had, in whole or in part.
         failed: what went wrong on the way, as cells fail: another start may do better.
+        lost: label -> the first of the remarks that are about it.
     """
 
     references: list[Reference] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
+
+    def leave_out(self, label: str, why: str) -> None:
+        """Remark that a line cannot be had, in whole or in part."""
+        self.remarks.append(f"no line for {label}: {why}")
+        self.lost.setdefault(label, self.remarks[-1])
 
 
 def plan_references(prepared: Prepared, seeds: Sequence[int], session: Session) -> Planned:
@@ -134,14 +141,14 @@ def measure_references(planned: Planned, study: Path, beside: EvalRecord, sessio
             with suppress(MachineError):  # an earlier failure's story, on a disk that may be read only
                 atomic.remove_file(_log(one, study))
             if why := _other_rows(found, beside):
-                done.remarks.append(f"no line for {one.label}: {why}")
+                done.leave_out(one.label, why)
                 continue
         except InterruptedRunError:
             raise
         except Exception as error:  # a line that cannot be had must not cost the table
             known = explained(error) or plugins.blamed(error)
             if known is not None and known.exit_code in _NOT_POSSIBLE:
-                done.remarks.append(f"no line for {one.label}: {known.what}")
+                done.leave_out(one.label, known.what)
             else:
                 done.failed.append(_failure(one, error, known, study))
             report(Event("warning", f"no line for {one.label}: {known.what if known is not None else error}"))

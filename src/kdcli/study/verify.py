@@ -24,12 +24,21 @@ class Checked:
         what: run, checkpoint, model, evaluation, comparison, cache, text or folder.
         files: files whose digests were compared; 0 where something is wrong.
         problem: the one line that says what is wrong; empty if nothing is.
+        where: the path that it is about.
+        wrong: what is wrong there.
     """
 
     folder: str
     what: str
     files: int
     problem: str = ""
+    where: str = ""
+    wrong: str = ""
+
+    @classmethod
+    def damaged(cls, folder: str, what: str, where: object, wrong: str) -> "Checked":
+        """Return what is said of a folder that is not as it was."""
+        return cls(folder, what, 0, f"{where}: {wrong}", str(where), wrong)
 
     @property
     def passed(self) -> bool:
@@ -132,8 +141,8 @@ def _checked(root: Path, folder: Path, what: str, check: Callable[[Path], int]) 
     try:
         return Checked(name, what, check(folder))
     except (IntegrityError, InputError) as error:
-        return Checked(name, what, 0, f"{error.where}: {error.what}")
+        return Checked.damaged(name, what, error.where, error.what)
     except OSError as error:
-        return Checked(name, what, 0, f"{folder}: cannot be read: {error.strerror}")
+        return Checked.damaged(name, what, folder, f"cannot be read: {error.strerror}")
     except (ValueError, KeyError, TypeError, AttributeError, json.JSONDecodeError):
-        return Checked(name, what, 0, f"{folder}: its records are damaged")
+        return Checked.damaged(name, what, folder, "its records are damaged")
