@@ -36,6 +36,16 @@ def test_a_sound_setting_is_ok_throughout(setting):
     assert "fail" not in names.values()
 
 
+@pytest.mark.parametrize(("length", "state"), [(None, "ok"), (12, "warn")], ids=["whole", "cut"])
+def test_rows_are_said_to_be_cut_only_if_they_are_whatever_their_file_is_called(setting, tmp_path, length, state):
+    rows = tiny.rows(tmp_path / "shortcut.jsonl", 12)
+    data = DataConfig(train=str(rows), template="plain", **({"max_length": length} if length else {}))
+    found = diagnose(DoctorConfig(**(setting | {"data": data})), silent)
+    (line,) = [check for check in found.checks if check.name == "data"]
+    assert line.state == state, line.what
+    assert ("responses cut at 12 tokens" in line.what) == bool(length)
+
+
 @pytest.mark.parametrize(
     "change, name, code",
     [

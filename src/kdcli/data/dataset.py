@@ -73,7 +73,7 @@ def load_dataset(
     if role == "train" and (several := sum(len(row.responses) > 1 for row in report.rows)):
         notes.append(f"{counted(several, 'row')} with several responses; training takes the first")
     names = [choose_template(text.row, config.template, tokenizer) for text in texts]
-    return TokenDataset(examples, tuple(notes), report.digest, template_digest(names, tokenizer))
+    return TokenDataset(examples, tuple(notes), report.digest, template_digest(names, tokenizer), maker.cut_note)
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class _Maker:
         told = (
             (self.over_prompt_limit, "row", f"dropped: prompt over {self.config.max_prompt_length} tokens"),
             (self.too_long, "row", f"dropped: the prompt alone fills {longest} tokens"),
-            (self.cut, "response", f"cut at {longest} tokens, without end token"),
+            self._told_of_cut,
             (self.end_inside, "response", "ended early: an end token stood inside"),
             (self.end_first, "response", "opened with an end token, which ends nothing there"),
             (
@@ -204,7 +204,19 @@ class _Maker:
                 "begun by a token of the prompt, which is not learnt; let prompts end in no space",
             ),
         )
-        return [f"{counted(len(places), noun)} {what} ({_first(places)})" for places, noun, what in told if places]
+        return [_note(*one) for one in told if one[0]]
+
+    @property
+    def cut_note(self) -> str:
+        return _note(*self._told_of_cut) if self.cut else ""
+
+    @property
+    def _told_of_cut(self) -> tuple[Sequence[str], str, str]:
+        return self.cut, "response", f"cut at {self.config.max_length} tokens, without end token"
+
+
+def _note(places: Sequence[str], noun: str, what: str) -> str:
+    return f"{counted(len(places), noun)} {what} ({_first(places)})"
 
 
 def _first(places: Sequence[str]) -> str:

@@ -58,12 +58,14 @@ class TokenDataset:
         notes: what was detected, cut and left out, a sentence each.
         files: sha256 over the files' bytes.
         template: eight hex digits that name the texts of the templates rows were put into.
+        cut: the note on responses that were cut at the longest length; empty where none was.
     """
 
     examples: tuple[Example, ...]
     notes: tuple[str, ...] = ()
     files: str = ""
     template: str = ""
+    cut: str = ""
 
     def __len__(self) -> int:
         return len(self.examples)

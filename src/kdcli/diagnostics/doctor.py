@@ -231,10 +231,9 @@ def examine_rows(config: DoctorConfig, reader: ModelInfo, session: Session, foun
 
     rows = found.attempt("data", read)
     if rows is not None:
-        cut = [note for note in rows.notes if "cut" in note]
         what = f"{len(rows):,} rows, {rows.targets:,} response tokens, longest {max(rows.lengths):,}"
-        what += f"; {cut[0]}" if cut else ""
-        found.add("data", "warn" if cut else "ok", what, "raise data.max_length" if cut else "")
+        what += f"; {rows.cut}" if rows.cut else ""
+        found.add("data", "warn" if rows.cut else "ok", what, "raise data.max_length" if rows.cut else "")
     return rows
 
 
