@@ -1,8 +1,7 @@
 """Compatibility of objectives, sources, teachers and tokenizers, checked before weights are read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -11,6 +10,7 @@ from kdcli.errors import InputError, UsageError
 from kdcli.loading.info import ModelInfo, ModelPair, model_of, read_ensemble, require_single
 from kdcli.losses.base import Dims, DistillLoss
 from kdcli.losses.build import build_objective
+from kdcli.losses.composite import losses_inside
 from kdcli.metrics.describe import describe
 from kdcli.models.checks import open_folder
 from kdcli.models.devices import Device
@@ -287,7 +287,7 @@ def offending_loss(loss: DistillLoss) -> DistillLoss:
     >>> [offending_loss(build_objective(spec)).name for spec in ("ce+ramp:loss=fkl", "revised:loss=uld")]
     ['fkl', 'revised']
     """
-    for child in _losses(tuple(getattr(loss, name) for name in type(loss).model_fields)):
+    for child in losses_inside(loss):
         if child.needs().anything_of_teacher and child.needs().same_tokens:
             return offending_loss(child)
     return loss
@@ -314,15 +314,6 @@ def _refuse_metrics(config: DistillConfig) -> None:
             rest = ",".join(name for name in names if name not in bad) or "perplexity"
             what = f"{', '.join(bad)} holds token ids against the teacher's, and the tokenizers differ"
             raise UsageError("PAIR-10", what, where=where, fix=f"measure {rest}")
-
-
-def _losses(value: Any) -> Iterator[DistillLoss]:
-    """Yield the losses among the options of a loss, however deep in pairs and lists."""
-    if isinstance(value, DistillLoss):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _losses(item)
 
 
 # Checks an objective on layers inside the models against the models' sizes, before any weight is read.

@@ -53,6 +53,7 @@ class AdaptiveTeachingKD(DistillLoss):
     """
 
     name: ClassVar[str] = "atkd"
+    zero_at_equal: ClassVar[bool] = True
     formula: ClassVar[str] = "lam mean_easy(DKD) + (1-lam) mean_hard(TKD + DKD)"
     reference: ClassVar[str] = "Zhong et al. 2024 (arXiv 2402.11890, ACL), with the group means of the published code"
     cost: ClassVar[str] = "about 35 operations per vocabulary entry; a survey pass over the teacher's head"

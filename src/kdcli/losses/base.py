@@ -275,9 +275,11 @@ class DistillLoss(Plugin, ABC):
         formula: one line of mathematics, p the teacher, q the student, z its logits.
         reference: paper and equation.
         cost: arithmetic per vocabulary entry and what else it spends.
+        zero_at_equal: whether it is never negative, and 0 where student and teacher are equal, if so are those inside.
     """
 
     part: ClassVar[str] = "loss"
+    zero_at_equal: ClassVar[bool] = False
 
     @property
     def plans_among(self) -> bool:

@@ -1,12 +1,25 @@
 """Losses inside losses: their facts kept apart by prefix, their needs merged."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from torch import Tensor, nn
 
 from kdcli.losses.base import Dims, DistillLoss, Facts, Matches, Needs, Tokens
 from kdcli.losses.rows import Rows
+
+
+def losses_inside(loss: DistillLoss) -> list[DistillLoss]:
+    """Return the losses among the options of a loss, however deep in pairs and lists."""
+    return list(_losses(tuple(getattr(loss, name) for name in type(loss).model_fields)))
+
+
+def _losses(value: object) -> Iterator[DistillLoss]:
+    if isinstance(value, DistillLoss):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _losses(item)
 
 
 def merged_needs(children: Mapping[str, DistillLoss]) -> Needs:

@@ -60,6 +60,7 @@ class SoftCrossEntropy(Divergence):
     """
 
     name: ClassVar[str] = "soft_ce"
+    zero_at_equal: ClassVar[bool] = False  # the teacher's entropy is left
     formula: ClassVar[str] = "-sum_j p_j log q_j"
     reference: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531, section 2"
     cost: ClassVar[str] = "about 20 FLOP a vocabulary entry"

@@ -32,6 +32,7 @@ class LogitsMSE(DistillLoss):
     """
 
     name: ClassVar[str] = "mse_logits"
+    zero_at_equal: ClassVar[bool] = True
     formula: ClassVar[str] = "1/V sum_j (z_j - t_j)^2, z and t less their means if centred"
     reference: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531, section 2.1"
     cost: ClassVar[str] = "about 5 FLOP a vocabulary entry; no softmax"

@@ -244,6 +244,8 @@ KeepUnc = Annotated[bool, Field(description="keep the factor 1 - p_g on the dive
 class DecoupledLoss(DistillLoss):
     """A weighted sum of the target part and the diversity part of a KL divergence."""
 
+    zero_at_equal: ClassVar[bool] = True
+
     temperature: Annotated[
         float, Field(gt=0, allow_inf_nan=False, description="softmax temperature tau of both sides")
     ] = 1.0

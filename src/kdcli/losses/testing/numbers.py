@@ -6,15 +6,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from kdcli.losses.atkd import AdaptiveTeachingKD
 from kdcli.losses.base import DistillLoss
-from kdcli.losses.cross_entropy import SoftCrossEntropy
-from kdcli.losses.divergences.base import Divergence
-from kdcli.losses.divergences.decoupled import DecoupledLoss
-from kdcli.losses.logit_matching import LogitsMSE
+from kdcli.losses.composite import losses_inside
 from kdcli.losses.samples import Sample, sample, tokens_of, values, values_and_grad, with_facts
-from kdcli.losses.wrappers.combine import Sum
-from kdcli.losses.wrappers.route import LossWrapper
 
 # What a check of the contract raises.
 
@@ -46,15 +40,7 @@ def zero_at_equal(loss: DistillLoss) -> bool:
     >>> zero_at_equal(build_objective("0.5*fkl+0.5*rkl")), zero_at_equal(build_objective("0.5*ce+0.5*fkl"))
     (True, False)
     """
-    if isinstance(loss, Sum):
-        return all(zero_at_equal(child) for _, child in loss.terms)
-    if isinstance(loss, LossWrapper):
-        return loss.zero_stays and zero_at_equal(loss.loss)
-    if isinstance(loss, AdaptiveTeachingKD):
-        return all(zero_at_equal(child) for child in (loss.easy, loss.hard) if child is not None)
-    if isinstance(loss, SoftCrossEntropy):
-        return False
-    return isinstance(loss, (Divergence, DecoupledLoss, LogitsMSE))
+    return loss.zero_at_equal and all(map(zero_at_equal, losses_inside(loss)))
 
 
 _TEMPERATURES = (1e-2, 0.1, 10.0, 1e4)

@@ -28,6 +28,7 @@ class Sum(DistillLoss):
     """
 
     name: ClassVar[str] = "sum"
+    zero_at_equal: ClassVar[bool] = True
     formula: ClassVar[str] = "sum_i w_i L_i"
     reference: ClassVar[str] = "Hinton et al. 2015 (arXiv 1503.02531): hard and soft targets mixed"
     cost: ClassVar[str] = "that of its terms, and a copy of both sides' logits for each term but the last"

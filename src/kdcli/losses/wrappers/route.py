@@ -48,8 +48,7 @@ class LossWrapper(DistillLoss):
     these, the loss inside is handed through: needs, facts, parts, closed form and what it watches.
     """
 
-    zero_stays: ClassVar[bool] = True
-    """Whether the value for equal models is 0 if that of the loss inside is."""
+    zero_at_equal: ClassVar[bool] = True
 
     loss: Annotated[NestedLoss, Field(description="objective inside")] = ForwardKL()
 

@@ -18,13 +18,13 @@ from kdcli.losses.wrappers.route import LossWrapper
 from kdcli.shapes import Logits, TokenValues
 
 
-class TeacherView(LossWrapper):
+class TeacherTransform(LossWrapper):
     """A loss whose teacher is changed before it looks at it, in its survey too.
 
     Subclasses are final and define :meth:`changed`. They nest: the outer one changes the teacher first.
     """
 
-    zero_stays: ClassVar[bool] = False
+    zero_at_equal: ClassVar[bool] = False
 
     whole: ClassVar[str] = "a transform of the teacher reads all of its logits"
     reads_student: ClassVar[bool] = False
@@ -33,7 +33,7 @@ class TeacherView(LossWrapper):
     """Whether an id must mean the same token to teacher and student."""
 
     @model_validator(mode="after")
-    def _there_is_a_teacher(self) -> "TeacherView":
+    def _there_is_a_teacher(self) -> "TeacherTransform":
         if not self.loss.needs().teacher:
             raise ValueError(f"{self.loss.name} looks at no teacher's logits, so nothing would change")
         refuse_features({"loss": self.loss}, self.name)
@@ -63,7 +63,7 @@ class TeacherView(LossWrapper):
 # Label revision: a teacher that is wrong about the label is set right before anybody learns from it.
 
 
-class Revised(TeacherView):
+class Revised(TeacherTransform):
     """A loss whose teacher is mixed with the label wherever its likeliest token is another one.
 
     There, with m the likeliest token and y the label::
@@ -104,7 +104,7 @@ class Revised(TeacherView):
 # A temperature for the teacher alone.
 
 
-class Tempered(TeacherView):
+class Tempered(TeacherTransform):
     """A loss whose teacher is softened or sharpened, the student being left as it is.
 
     Below 1 the teacher is sharpened towards its likeliest token, above 1 softened. A temperature of
@@ -136,7 +136,7 @@ class Tempered(TeacherView):
 # A teacher that is cut to its likeliest tokens, and what becomes of the mass of the rest.
 
 
-class Truncated(TeacherView):
+class Truncated(TeacherTransform):
     """A loss that sees the teacher's likeliest tokens alone; an option says what happens to the rest's mass.
 
     ``top_k`` and ``top_p`` bound the kept tokens together: at most k, and no more than are needed for a mass of p.
@@ -183,7 +183,7 @@ class Truncated(TeacherView):
         return self
 
     @property
-    def zero_stays(self) -> bool:
+    def zero_at_equal(self) -> bool:
         """Whether equal models give 0: if the tail is the student's own."""
         return self.tail == "student"
 
