@@ -35,6 +35,8 @@ OBJECTIVES = ("fkl", "rkl", "jsd", "akl")
 class Held:
     """A teacher whose hidden states are in memory."""
 
+    models = ()
+
     def __init__(self, states: dict[str, torch.Tensor], live: LiveTeacher) -> None:
         self.states, self.head = states, live.model.head
 

@@ -14,9 +14,9 @@ from kdcli.data.dataset import load_dataset
 from kdcli.losses.build import build_objective
 from kdcli.models.load import LanguageModel, assemble
 from kdcli.models.packing import count_valid, find_valid
-from kdcli.teachers.base import LiveTeacher, Mixture
+from kdcli.teachers.base import LiveTeacher, Mixture, live_models
 from kdcli.teachers.cross_tokenizer import CrossTokenizerTeacher
-from kdcli.teachers.ensemble import EnsembleTeacher, live_models
+from kdcli.teachers.ensemble import EnsembleTeacher
 from kdcli.training.step import DistillStep
 
 ROWS = [
@@ -203,7 +203,7 @@ def test_nothing_valid_is_nothing_said(student, teacher, aligner):
 def test_several_teachers_of_one_other_tokenizer_are_aligned_together(student, teacher, aligner):
     other = model("fallback", 3, "teacher")
     both = aligned(EnsembleTeacher((teacher, other), (0.25, 0.75), "probability"), aligner)
-    assert live_models(both) == [teacher, other]
+    assert live_models(both) == (teacher, other)
     whole = batch(aligner)
     packing = find_valid(whole.labels)
     seen = both.aligned(whole, packing)

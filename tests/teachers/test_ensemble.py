@@ -6,8 +6,8 @@ import torch
 import running
 from kdcli.models.head import Head
 from kdcli.models.packing import AppliedHead, Projection, Workspace, find_valid
-from kdcli.teachers.base import AppliedMixture, LiveTeacher, Mixture, applied
-from kdcli.teachers.ensemble import EnsembleTeacher, live_models
+from kdcli.teachers.base import AppliedMixture, LiveTeacher, Mixture, applied, live_models
+from kdcli.teachers.ensemble import EnsembleTeacher
 from kdcli.training.trainer import train
 
 
@@ -95,6 +95,6 @@ def test_a_run_learns_from_all_of_them(tmp_path):
 
 def test_who_is_alive():
     one = running.model("teacher", seed=2)
-    assert live_models(LiveTeacher(one)) == [one]
+    assert live_models(LiveTeacher(one)) == (one,)
     assert len(live_models(ensemble())) == 2
-    assert live_models(None) == []
+    assert live_models(None) == ()

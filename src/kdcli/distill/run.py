@@ -32,7 +32,7 @@ from kdcli.registry import plugins
 from kdcli.sources.token_counts import Made, TokenCounts
 from kdcli.storage import stored
 from kdcli.storage.run_dir import CONFIG, STATUS, RunFolder
-from kdcli.teachers.ensemble import live_models
+from kdcli.teachers.base import live_models
 from kdcli.teachers.remote import RemoteTeacher
 from kdcli.text import typed
 from kdcli.training.job import TrainResult

@@ -25,9 +25,8 @@ from kdcli.models.load import LanguageModel
 from kdcli.sources.base import StepBatches, TextGenerator
 from kdcli.sources.teacher_text.remote import RemoteGenerator
 from kdcli.storage.run_dir import MADE, RunFolder
-from kdcli.teachers.base import Teacher
+from kdcli.teachers.base import Teacher, live_models
 from kdcli.teachers.cross_tokenizer import CrossTokenizerTeacher
-from kdcli.teachers.ensemble import live_models
 from kdcli.teachers.load import evaluation_teacher, live_teacher, teacher_for
 from kdcli.teachers.remote import ASKED, RemoteTeacher
 from kdcli.training.job import TrainJob
@@ -135,7 +134,7 @@ class Models:
     @property
     def live(self) -> Sequence[LanguageModel]:
         """The models besides the student that read what the student reads."""
-        return live_models(self.teacher) or ([] if self.writer is None else [self.writer])
+        return live_models(self.teacher) or (() if self.writer is None else (self.writer,))
 
 
 def load_models(prepared: Prepared, session: Session, report: Report) -> Models:

@@ -83,6 +83,11 @@ def applied(
 class Teacher(Protocol):
     """A teacher as the engine sees it, running or remembered."""
 
+    @property
+    def models(self) -> tuple[LanguageModel, ...]:
+        """Those that run whenever it is asked: none for a cache, or for a server."""
+        ...
+
     def side(self, batch: Batch, packing: Packing) -> Projection | Mixture | TopKWithTail:
         """Return what it says of a micro-batch's valid tokens, without gradient.
 
@@ -117,6 +122,11 @@ class LiveTeacher:
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
 
+    @property
+    def models(self) -> tuple[LanguageModel, ...]:
+        """The one that runs."""
+        return (self.model,)
+
     def side(self, batch: Batch, packing: Packing) -> Projection:
         """Run the trunk and gather the valid tokens' hidden states."""
         return self.look(batch, packing, Layers()).side
@@ -124,3 +134,8 @@ class LiveTeacher:
     def look(self, batch: Batch, packing: Packing, layers: Layers) -> LayerOutputs:
         """Run the trunk once and gather the valid tokens' states in the layers asked for, too."""
         return teacher_layer_outputs(self.model, batch, packing, layers)
+
+
+def live_models(teacher: Teacher | None) -> tuple[LanguageModel, ...]:
+    """Return the models that run whenever a teacher is asked, if there is one."""
+    return () if teacher is None else teacher.models

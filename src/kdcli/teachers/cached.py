@@ -43,6 +43,8 @@ class CachedTeacher:
         head: the teacher's head.
     """
 
+    models: tuple[LanguageModel, ...] = ()
+
     def __init__(self, store: TokenStore, head: Head) -> None:
         self.store, self.head = store, head
 
@@ -62,6 +64,8 @@ class TopKTeacher:
         store: ``ids`` and ``log_probs`` by sequence.
         top_k: tokens kept.
     """
+
+    models: tuple[LanguageModel, ...] = ()
 
     def __init__(self, store: TokenStore, top_k: int) -> None:
         self.store, self.top_k = store, top_k

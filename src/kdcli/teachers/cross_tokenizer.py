@@ -10,6 +10,7 @@ from kdcli.data.alignment import NO_OFFSET, AlignedSequence, TokenAligner
 from kdcli.data.batching import IGNORED, Batch, collate
 from kdcli.data.tokenize import Example
 from kdcli.losses.topk import TopKWithTail
+from kdcli.models.load import LanguageModel
 from kdcli.models.packing import Packing, Projection, find_valid
 from kdcli.teachers.base import Mixture, Teacher
 
@@ -48,6 +49,11 @@ class CrossTokenizerTeacher:
     ) -> None:
         self.inner, self.aligner = inner, aligner
         self.vocab, self.pad_id, self.positions = vocab, pad_id, positions
+
+    @property
+    def models(self) -> tuple[LanguageModel, ...]:
+        """Those of the teacher inside."""
+        return self.inner.models
 
     def side(self, batch: Batch, packing: Packing) -> Projection | Mixture | TopKWithTail:
         """Return hidden states of the student's valid tokens, 0 where it is silent."""

@@ -5,8 +5,7 @@ from typing import Literal
 from kdcli.data.batching import Batch
 from kdcli.models.load import LanguageModel
 from kdcli.models.packing import Packing
-from kdcli.teachers.base import LiveTeacher, Mixture, Teacher
-from kdcli.teachers.cross_tokenizer import CrossTokenizerTeacher
+from kdcli.teachers.base import LiveTeacher, Mixture
 
 
 class EnsembleTeacher:
@@ -28,12 +27,3 @@ class EnsembleTeacher:
         """Run every trunk and gather the valid tokens' hidden states."""
         members = tuple(LiveTeacher(model).side(batch, packing) for model in self.models)
         return Mixture(members, self.weights, self.space)
-
-
-def live_models(teacher: Teacher | None) -> list[LanguageModel]:
-    """Return the models that run whenever a teacher is asked: none for a cache."""
-    if isinstance(teacher, CrossTokenizerTeacher):
-        return live_models(teacher.inner)
-    if isinstance(teacher, EnsembleTeacher):
-        return list(teacher.models)
-    return [teacher.model] if isinstance(teacher, LiveTeacher) else []

@@ -13,7 +13,7 @@ from kdcli.loading.session import Session, check_data_path
 from kdcli.models.devices import Device, prepare
 from kdcli.models.tokenizer import real_ids
 from kdcli.remote.address import is_url
-from kdcli.teachers.base import LiveTeacher, Teacher
+from kdcli.teachers.base import LiveTeacher, Teacher, live_models
 from kdcli.teachers.cache_build import build_cache
 from kdcli.teachers.cached import (
     CacheRecord,
@@ -25,7 +25,7 @@ from kdcli.teachers.cached import (
     open_cache,
     read_key,
 )
-from kdcli.teachers.ensemble import EnsembleTeacher, live_models
+from kdcli.teachers.ensemble import EnsembleTeacher
 
 
 def teacher_for(

@@ -16,6 +16,7 @@ from kdcli.config.schema import ServerConfig
 from kdcli.data.batching import IGNORED, Batch
 from kdcli.errors import InputError, KDError
 from kdcli.losses.topk import TopKWithTail
+from kdcli.models.load import LanguageModel
 from kdcli.models.packing import Packing
 from kdcli.remote.client import Client, Request, UnreadError
 from kdcli.remote.schema import ReplyParser, TopLogprobs, bodies, token_texts
@@ -103,6 +104,8 @@ class RemoteTeacher:
     Raises:
         KDError: an address no server can have.
     """
+
+    models: tuple[LanguageModel, ...] = ()
 
     def __init__(
         self,

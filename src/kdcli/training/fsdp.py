@@ -109,6 +109,11 @@ class ShardedTeacher(nn.Module):
         self.inner = model.model
         self._outside = (model,)
 
+    @property
+    def models(self) -> tuple[LanguageModel, ...]:
+        """The one that runs."""
+        return self._outside
+
     @torch.no_grad()
     def forward(self, batch: Batch, packing: Packing) -> Projection:
         """Run the trunk, gather the valid tokens' hidden states, and lend the head until the next reshard."""

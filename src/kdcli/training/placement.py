@@ -12,8 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from kdcli.models.load import LanguageModel
-from kdcli.teachers.base import Teacher
-from kdcli.teachers.ensemble import live_models
+from kdcli.teachers.base import Teacher, live_models
 from kdcli.training.step import DistillStep
 
 Side: TypeAlias = Literal["student", "teacher"]

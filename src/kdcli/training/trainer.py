@@ -23,8 +23,7 @@ from kdcli.models.load import LanguageModel
 from kdcli.signals import StopRequest
 from kdcli.sources.token_counts import TokenCounts
 from kdcli.storage import atomic
-from kdcli.teachers.base import Teacher
-from kdcli.teachers.ensemble import live_models
+from kdcli.teachers.base import Teacher, live_models
 from kdcli.training import checkpoint
 from kdcli.training.checkpoint import GatheredState, State, TrainState
 from kdcli.training.compile import CompiledLayers
