@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 import evaluated
-from kdcli.comparison.tables_store import ComparisonMeta
+from kdcli.comparison.tables_store import RESULTS, ComparisonMeta
 from kdcli.errors import InputError, IntegrityError, UsageError
 from kdcli.report.tables import FORMS, render
-from kdcli.storage.digests import remove_digests
+from kdcli.storage.digests import remove_digests, write_digests
 from kdcli.study.results import conclude, export, read_comparison
 
 
@@ -205,3 +206,41 @@ def test_tables_that_a_kill_left_unsealed_are_told_from_damaged_ones(written, tm
     remove_digests(folder)
     with pytest.raises(IntegrityError, match="it was not finished"):
         read_comparison(folder)
+
+
+ONE_RATE = "one learning rate for all"
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({}, True),
+        ({"rates": dict.fromkeys(("fkl", "rkl", "akl"), (1e-4, (1e-4,)))}, True),
+        ({"rates": {"fkl": (1e-4, (1e-4,)), "rkl": (3e-4, (3e-4,)), "akl": (1e-4, (1e-4,))}}, False),
+        ({"tuned": True}, False),
+        ({"remarks": ("tuned on nothing of the kind: only a remark",)}, True),
+    ],
+    ids=["unknown", "one", "several", "tuned", "a remark"],
+)
+def test_one_learning_rate_is_said_of_lines_that_share_it_however_they_are_called(made, tmp_path, about, said):
+    conclude(made, ComparisonMeta("fkl", **about), tmp_path)
+    assert any(ONE_RATE in note for note in read_comparison(tmp_path).notes) == said
+
+
+@pytest.mark.parametrize("remark", ["tuned on 8 development rows by nll", "a remark"])
+def test_older_tables_say_in_a_sentence_that_they_were_tuned(made, tmp_path, remark):
+    conclude(made, ComparisonMeta("fkl", (remark,)), tmp_path)
+    table = pq.read_table(tmp_path / RESULTS)
+    ((key, raw),) = ((key, raw) for key, raw in table.schema.metadata.items() if b"remarks" in raw)
+    facts = json.loads(raw)
+    assert facts["about"].pop("tuned") is False
+    pq.write_table(table.replace_schema_metadata({key: json.dumps(facts)}), tmp_path / RESULTS)
+    write_digests(tmp_path)
+    assert any(ONE_RATE in note for note in read_comparison(tmp_path).notes) == (remark == "a remark")
+
+
+def test_what_to_type_next_is_told_apart_from_what_was_found(made):
+    found = conclude(made, ComparisonMeta("fkl", ("next: a remark",), "kd compare", (0, 1, 2)), None)
+    assert found.suggestions == ("next: kd compare --seeds 0,1,2,3,4",)
+    assert found.notes[0] == "next: a remark"
+    assert found.notes[-1:] == found.suggestions
