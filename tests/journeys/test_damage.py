@@ -157,7 +157,8 @@ def entries(path):
 def without_advice(text):
     """A comparison without what to type next, which names the study's folder."""
     found = json.loads(text)
-    return found | {"notes": [note for note in found["notes"] if not note.startswith("next: ")]}
+    notes = [note for note in found["notes"] if note not in found["suggestions"]]
+    return found | {"notes": notes, "suggestions": [], "suggested": ""}
 
 
 def read_only(place, *command):

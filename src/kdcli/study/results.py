@@ -67,13 +67,13 @@ def conclude(
 
 
 def _with_next(comparison: Comparison, about: ComparisonMeta) -> Comparison:
-    """Add what to type next: it names folders, so no table holds it."""
+    """Say what to type next, in place of an example: it names folders, so no table holds it."""
     command = conclusions.SuggestedCommand(about.command, about.seeds)
+    if not command.command:
+        return comparison
     after = tuple(command.sentences(comparison.rows))
-    return replace(
-        comparison, notes=(*comparison.notes, *after), suggestions=(*comparison.suggestions, *after),
-        suggested=command.line(),
-    )  # fmt: skip
+    kept = (note for note in comparison.notes if note not in comparison.suggestions)
+    return replace(comparison, notes=(*kept, *after), suggestions=after, suggested=command.line())
 
 
 def read_comparison(folder: Path) -> Comparison:
