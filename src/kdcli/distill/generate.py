@@ -179,7 +179,7 @@ def generate(
         atomic.remove_temporaries(folder)
         writing = _Writing(report, stop, command)
         context = replace(
-            task.context(folder), report=writing.spoken, progress=writing.progress, **_who_writes(task, session)
+            task.context(folder), report=writing.count_tokens, progress=writing.progress, **_generator(task, session)
         )
         name = folder_name(task.source, context, prompts_of(task.source, context))
         check_same_text(folder, name)
@@ -188,7 +188,7 @@ def generate(
         return _laid_out(config, task, context, made, folder, writing)
 
 
-def _who_writes(task: Task, session: Session) -> dict[str, Any]:
+def _generator(task: Task, session: Session) -> dict[str, Any]:
     """Return the teacher, or the server that writes in its stead, as a field of the ground."""
     if task.teacher.server is not None:
         return {"author": RemoteGenerator(task.teacher.server, task.reader)}
@@ -218,7 +218,7 @@ class _Writing:
         self._started: float | None = None
         self.tokens, self.seconds = 0, 0.0
 
-    def spoken(self, tokens: int) -> None:
+    def count_tokens(self, tokens: int) -> None:
         """Count tokens just written; answers that are done are on disk, so that this is the place to stop."""
         self.tokens += tokens
         if self._stop.signal_number:

@@ -229,7 +229,7 @@ def save_adapter_alone(model: LanguageModel, run: Path) -> None:
     atomic.commit_folder(run / ADAPTER, lambda target: save_adapter(model.adapter, target), {"kind": "adapter"})
 
 
-# Uploads a finished student; the last thing a run does, and never its undoing.
+# Uploads a finished student; a failed upload does not fail the run.
 
 
 def check_repository(name: str) -> str:

@@ -418,9 +418,9 @@ def _measure(config: EvalConfig, asked: _Asked, report: Report, session: Session
     device = asked.device
     student = replace(asked.subject.load(device), vocab=vocab)
     student.check_length(max(data.lengths))
-    mentor = decoders = None
+    teacher = decoders = None
     if other is not None and any(metric.needs_teacher() for metric in chosen.tokens):
-        mentor = evaluation_teacher(config.teacher_cache, other, data, config.data, config.hardware, device, session)
+        teacher = evaluation_teacher(config.teacher_cache, other, data, config.data, config.hardware, device, session)
     if chosen.own:
         living = live_teacher(chosen.own, other, config, vocab, device, session, report)
         settings = config.evaluation
@@ -429,7 +429,7 @@ def _measure(config: EvalConfig, asked: _Asked, report: Report, session: Session
     texts, kept = _answers(config, asked, student, report)
     ends = asked.subject.reader.ends
     scored = scoring.score_texts(chosen, scoring.beside(texts, data, ends)) if texts else Scores()
-    scored += scoring.score_tokens(chosen, student, mentor, data, device, report, asked.development)
+    scored += scoring.score_tokens(chosen, student, teacher, data, device, report, asked.development)
     scored += score_choices(chosen.choices, student, data, asked.development, device, report)
     if decoders is not None:
         scored += score_on_policy(chosen.own, data, decoders, texts.answers if texts else None)
