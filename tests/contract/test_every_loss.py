@@ -13,6 +13,7 @@ from kdcli.registry import catalog
 SETTINGS = {
     "ce": [],
     "soft_ce": ["soft_ce:temperature=2"],
+    "sce": ["sce:alpha=0", "sce:beta=0", "sce:alpha=0.01,beta=2,floor=0.001"],
     "fkl": ["fkl:temperature=2", "fkl:temperature=4,scale_tau2=false"],
     "rkl": ["rkl:temperature=2"],
     "sym_kl": ["sym_kl:w=0", "sym_kl:w=1", "sym_kl:w=0.3,temperature=0.5"],
@@ -123,6 +124,12 @@ def findings(spec: str) -> dict[str, Finding]:
 
 def test_every_registered_loss_has_settings_of_its_own():
     assert list(SETTINGS) == list(catalog.LOSSES)
+
+
+def test_what_needs_no_teacher_is_known_without_its_class():
+    assert {
+        name for name in catalog.LOSSES if not build_objective(name).needs().anything_of_teacher
+    } == catalog.TEACHERLESS
 
 
 @pytest.mark.parametrize("check", [check.name for check in CHECKS])

@@ -12,12 +12,11 @@ from kdcli.config.resolve import Config, resolve, revalidated
 from kdcli.config.schema import CompareConfig, DistillConfig
 from kdcli.errors import MachineError, UsageError
 from kdcli.registry import plugins
+from kdcli.registry.catalog import TEACHERLESS
 from kdcli.registry.registry import LOSSES, METRICS, SOURCES
 from kdcli.registry.spec import ObjectiveSpec, Term, parse_objective
 from kdcli.text import one_line
 from kdcli.text import typed as quoted
-
-TEACHERLESS = {"ce"}
 
 
 def load_config(

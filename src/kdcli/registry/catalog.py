@@ -3,6 +3,7 @@
 LOSSES = {
     "ce": "kdcli.losses.cross_entropy:CrossEntropy",
     "soft_ce": "kdcli.losses.cross_entropy:SoftCrossEntropy",
+    "sce": "kdcli.losses.symmetric_cross_entropy:SymmetricCrossEntropy",
     "fkl": "kdcli.losses.divergences.kl:ForwardKL",
     "rkl": "kdcli.losses.divergences.kl:ReverseKL",
     "sym_kl": "kdcli.losses.divergences.kl:SymmetricKL",
@@ -30,6 +31,9 @@ LOSSES = {
     "truncated": "kdcli.losses.wrappers.teacher_transforms:Truncated",
 }
 
+TEACHERLESS = frozenset({"ce", "sce"})
+"""Losses that read nothing of a teacher: known before any class is imported."""
+
 LOSS_ALIASES = {
     "forward_kl": "fkl",
     "kl": "fkl",
@@ -55,6 +59,7 @@ LOSS_ALIASES = {
     "label_revision": "revised",
     "teacher_temperature": "tempered",
     "cross_entropy": "ce",
+    "symmetric_cross_entropy": "sce",
     "sft": "ce",
 }
 
