@@ -1,7 +1,9 @@
 """The grid on executors that are made up: order, retries, failures, stops."""
 
 import signal
+from concurrent.futures import Future
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -23,7 +25,9 @@ RECORDS = (
 
 
 class Scripted(Executor):
-    """Ends every job by the next exit code of its script; a code of 0 brings records along."""
+    """Ends every job by the next exit code of its script; after a code of 0 there are records."""
+
+    finished: ClassVar[set[str]] = set()
 
     def __init__(self, codes, capacity=2):
         super().__init__(capacity)
@@ -46,7 +50,12 @@ class Scripted(Executor):
             code = 0
         if code:
             job.log.write_text("kd: error[NUM-01]: it burst. Fix: lower --lr\n")
-        return [JobResult(job, code, found=RECORDS if not code else None)]
+        else:
+            self.finished.add(job.cell.name)
+        return [JobResult(job, code)]
+
+    def _start(self, job, report):
+        raise AssertionError("submit is overridden")
 
     def stop(self, signal_number):
         self.stopped = signal_number
@@ -59,8 +68,9 @@ def cells(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def nothing_collected(monkeypatch):
-    monkeypatch.setattr(running, "collect", lambda cell, session: None)
+def no_folders(monkeypatch):
+    monkeypatch.setattr(Scripted, "finished", set())
+    monkeypatch.setattr(running, "collect", lambda cell, session: RECORDS if cell.name in Scripted.finished else None)
     monkeypatch.setattr(running.time, "sleep", lambda seconds: None)
 
 
@@ -115,3 +125,23 @@ def test_a_killed_process_is_explained(cells, tmp_path):
     found = run(cells, Scripted({"fkl · seed 0": [-9]}), tmp_path)
     assert found.failed[0].message == "the process was ended by signal 9; is the machine out of memory?"
     assert found.failed[0].exit_code == MachineError.exit_code
+
+
+class Fails(Executor):
+    """An executor whose job never gives a result."""
+
+    def _start(self, job, report):
+        future = Future()
+        future.set_exception(RuntimeError("x\nthe node is gone"))
+        return future, "job 7"
+
+    def stop(self, signal_number):
+        pass
+
+
+def test_a_job_without_a_result_is_the_machines_fault_and_names_its_log(cells, tmp_path):
+    failure = run(cells[:1], Fails(1), tmp_path).failed[0]
+    assert failure.exit_code == MachineError.exit_code
+    assert "error[EXEC-03]" in failure.message
+    assert "the node is gone" in failure.message
+    assert f"{tmp_path}/logs/" in failure.message

@@ -169,7 +169,7 @@ class Scheduler:
         if self._stopping and ended.exit_code:
             self._say(cell, "stopped")
         elif ended.exit_code == 0:
-            found = ended.found or collect(cell, self.session)
+            found = collect(cell, self.session)
             if found is None:
                 self._fail(index, JobResult(ended.job, 1, RuntimeError("ended without results")))
                 return

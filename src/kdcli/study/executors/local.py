@@ -1,22 +1,38 @@
-"""Runs cells as child processes on this machine, several at once."""
+"""Runs cells on this machine: as child processes, several at once, or one after another in this process."""
 
 import os
 import signal
 import subprocess
 from collections.abc import Sequence
+from concurrent import futures
 from contextlib import suppress
+from dataclasses import dataclass
 
 from kdcli.distill.run import distill
-from kdcli.errors import InterruptedRunError, explained
+from kdcli.errors import InterruptedRunError
 from kdcli.events import Report
 from kdcli.loading.session import Session
 from kdcli.registry import plugins
 from kdcli.storage import atomic
 from kdcli.study.executors import child
-from kdcli.study.executors.base import Executor, Job, JobResult
+from kdcli.study.executors.base import Executor, Job
 
 
-class LocalExecutor(Executor):
+@dataclass(frozen=True, eq=False)
+class _Child:
+    """A child process as a future; ``slot`` is its share of the GPUs."""
+
+    process: "subprocess.Popen[bytes]"
+    slot: int
+
+    def done(self) -> bool:
+        return self.process.poll() is not None
+
+    def result(self) -> int:
+        return self.process.wait()
+
+
+class LocalExecutor(Executor[_Child]):
     """Child processes; on GPUs each has devices of its own.
 
     Args:
@@ -27,11 +43,22 @@ class LocalExecutor(Executor):
 
     def __init__(self, capacity: int, devices: Sequence[str] = (), each: int = 1) -> None:
         super().__init__(capacity)
-        self._each = each
         self._slots = [",".join(devices[at : at + each]) for at in range(0, len(devices) - each + 1, each)]
-        self._children: dict[int, tuple[Job, subprocess.Popen[bytes], int]] = {}
 
-    def submit(self, job: Job, report: Report) -> str:
+    def stop(self, signal_number: int) -> None:
+        """Send the signal on."""
+        for running in self._jobs:
+            running.process.send_signal(signal_number)
+
+    def close(self) -> None:
+        """End the children that still run, with everything they started."""
+        for running in self._jobs:
+            with suppress(ProcessLookupError):
+                os.killpg(running.process.pid, signal.SIGKILL)
+            running.process.wait()
+        self._jobs.clear()
+
+    def _start(self, job: Job, report: Report) -> tuple[_Child, str]:
         """Start a child in a session of its own: the terminal's Ctrl-C reaches only the parent, which forwards it."""
         slot = self._free_slot()
         environ = {**os.environ, "CUDA_VISIBLE_DEVICES": self._slots[slot]} if self._slots else None
@@ -44,39 +71,15 @@ class LocalExecutor(Executor):
                 stderr=log,
                 start_new_session=True,
             )
-        self._children[process.pid] = (job, process, slot)
-        return ""
-
-    def poll(self) -> list[JobResult]:
-        """Return the children that ended."""
-        over = [(pid, job, process) for pid, (job, process, _) in self._children.items() if process.poll() is not None]
-        for pid, _, _ in over:
-            del self._children[pid]
-        return [JobResult(job, process.returncode) for _, job, process in over]
-
-    def stop(self, signal_number: int) -> None:
-        """Send the signal on."""
-        for _, process, _ in self._children.values():
-            process.send_signal(signal_number)
-
-    def close(self) -> None:
-        """End the children that still run, with everything they started."""
-        for _, process, _ in self._children.values():
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        self._children.clear()
+        return _Child(process, slot), ""
 
     def _free_slot(self) -> int:
-        taken = [slot for _, _, slot in self._children.values()]
+        taken = [running.slot for running in self._jobs]
         return min(range(max(1, len(self._slots))), key=taken.count)
 
 
-# Runs cells one after another in this process; teacher and data are loaded once for all.
-
-
-class InlineExecutor(Executor):
-    """This process.
+class InlineExecutor(Executor["futures.Future[int]"]):
+    """This process: one cell after another; teacher and data are loaded once for all.
 
     Args:
         session: what is loaded already.
@@ -89,27 +92,19 @@ class InlineExecutor(Executor):
         super().__init__(capacity=1)
         self._session = session
         self._command = command
-        self._ended: list[JobResult] = []
-
-    def submit(self, job: Job, report: Report) -> str:
-        """Run the cell to its end; an interruption goes through."""
-        cell = job.cell
-        try:
-            record = distill(cell.config, report, command=self._command, session=self._session, prepared=cell.prepared)
-        except InterruptedRunError:
-            raise
-        except Exception as error:  # one cell must not stop the others, whatever is wrong with it
-            known = explained(error) or plugins.blamed(error)
-            self._ended.append(JobResult(job, known.exit_code if known is not None else 1, error))
-            return ""
-        found = (record, record.evaluation) if record.evaluation is not None else None
-        self._ended.append(JobResult(job, 0, None, found))
-        return ""
-
-    def poll(self) -> list[JobResult]:
-        """Return the cell that was run."""
-        ended, self._ended = self._ended, []
-        return ended
 
     def stop(self, signal_number: int) -> None:
         """Do nothing: a signal reaches the training loop itself."""
+
+    def _start(self, job: Job, report: Report) -> tuple["futures.Future[int]", str]:
+        """Run the cell to its end; an interruption goes through."""
+        cell, future = job.cell, futures.Future[int]()
+        try:
+            distill(cell.config, report, command=self._command, session=self._session, prepared=cell.prepared)
+        except InterruptedRunError:
+            raise
+        except Exception as error:
+            future.set_exception(error)
+        else:
+            future.set_result(0)
+        return future, ""

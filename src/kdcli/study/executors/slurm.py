@@ -9,7 +9,7 @@ from typing import Any
 from kdcli.errors import MachineError, UsageError
 from kdcli.events import Report
 from kdcli.registry import plugins
-from kdcli.study.executors.base import Executor, Job, JobResult
+from kdcli.study.executors.base import Executor, Job
 from kdcli.study.executors.child import run_cell
 from kdcli.text import one_line
 
@@ -27,7 +27,7 @@ _NUMBERS = {"time", "gpus", "cpus", "mem_gb"}
 _MANY_DAYS = 60 * 24 * 30
 
 
-class SlurmExecutor(Executor):
+class SlurmExecutor(Executor[Any]):
     """Slurm, or submitit's stand-in for it on this machine.
 
     Args:
@@ -47,26 +47,17 @@ class SlurmExecutor(Executor):
         if local:
             parameters = {"timeout_min": _MANY_DAYS, **parameters}
         self._submitit.update_parameters(name="kd", **parameters)
-        self._jobs: dict[str, tuple[Job, Any]] = {}
-
-    def submit(self, job: Job, report: Report) -> str:
-        """Submit the cell: a plain function with texts only."""
-        texts = (str(job.config), str(job.cell.folder.path), str(job.log), os.getcwd(), *plugins.flags())
-        handle = self._submitit.submit(run_cell, *texts)
-        self._jobs[handle.job_id] = (job, handle)
-        return f"Slurm job {handle.job_id}"
-
-    def poll(self) -> list[JobResult]:
-        """Return the jobs that Slurm says are over."""
-        over = [(name, job, handle) for name, (job, handle) in self._jobs.items() if handle.done()]
-        for name, _, _ in over:
-            del self._jobs[name]
-        return [_ended(job, handle) for _, job, handle in over]
 
     def stop(self, signal_number: int) -> None:
         """Cancel the jobs; each cell saves in the time Slurm leaves it."""
-        for _, handle in self._jobs.values():
+        for handle in self._jobs:
             handle.cancel(check=False)
+
+    def _start(self, job: Job, report: Report) -> tuple[Any, str]:
+        """Submit the cell: a plain function with texts only."""
+        texts = (str(job.config), str(job.cell.folder.path), str(job.log), os.getcwd(), *plugins.flags())
+        handle = self._submitit.submit(run_cell, *texts)
+        return handle, f"Slurm job {handle.job_id}"
 
 
 def check_options(options: Mapping[str, str]) -> None:
@@ -96,14 +87,3 @@ def _parameters(options: Mapping[str, str]) -> dict[str, Any]:
             raise UsageError("CLI-07", what, where="--slurm", fix="time is in minutes" if name == "time" else "")
         found[name] = int(found[name])
     return found
-
-
-def _ended(job: Job, handle: Any) -> JobResult:
-    """Return how a job ended; one that Slurm ended itself has no result."""
-    try:
-        return JobResult(job, int(handle.result()))
-    except Exception as error:  # submitit raises whatever went wrong in the job or on the way
-        reason = one_line(str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__, 200)
-        return JobResult(
-            job, 4, MachineError("EXEC-03", f"the job ended without a result: {reason}", where=str(job.log))
-        )
