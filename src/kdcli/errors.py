@@ -8,6 +8,10 @@ _OF_PATHS = frozenset({errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EL
 _REFUSALS = frozenset({errno.EACCES, errno.EPERM, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE})
 
 
+ERROR_LINE = "kd: "
+"""How the one line begins that a failed command writes to stderr."""
+
+
 class KDError(Exception):
     """Anything a user can get wrong; printed as one line and turned into an exit code.
 

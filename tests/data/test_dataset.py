@@ -135,6 +135,12 @@ def test_nothing_left_says_why(tmp_path):
         load(path, max_length=8, skip_bad=True)
 
 
+def test_notes_name_the_place_in_the_file_whatever_its_name(tmp_path):
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a" * 9, "completion": "b"}]
+    dataset = load(write(tmp_path / "my own line 7.jsonl", rows), max_length=8)
+    assert any(note.endswith("fills 8 tokens (line 2)") for note in dataset.notes)
+
+
 def test_several_references_are_kept_and_training_takes_the_first(tmp_path):
     path = write(tmp_path / "r.jsonl", [{"instruction": "i", "output": ["x", "y"]}])
     held_out, train = load(path, role="eval"), load(path)

@@ -17,7 +17,7 @@ import typer
 from kdcli import distributed
 from kdcli.cli import launch
 from kdcli.config.names import ALIASES, OTHER_MEANINGS, canonical, nearest
-from kdcli.errors import InterruptedRunError, KDError, NoMemoryError, UsageError, explained
+from kdcli.errors import ERROR_LINE, InterruptedRunError, KDError, NoMemoryError, UsageError, explained
 from kdcli.registry import plugins
 from kdcli.storage import atomic
 from kdcli.text import one_line
@@ -117,9 +117,9 @@ def _end(code: str, text: str, exit_code: int) -> int:
     if launch.is_started_by_kd():
         launch.record(code, one_line(text, _WIDTH), exit_code)
     elif rank == 0:
-        _say(f"kd: {text}")
+        _say(f"{ERROR_LINE}{text}")
     elif code != launch.STOPPED:
-        _say(f"kd: process {rank}: {text}")
+        _say(f"{ERROR_LINE}process {rank}: {text}")
     return exit_code
 
 

@@ -155,8 +155,10 @@ def _tuning(folder: Path | None) -> list[RenderableType]:
     if tuning is None:
         return []
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
-    for heading in ("objective", "tried", f"{tuning.score} on dev rows", "chosen"):
-        table.add_column(heading, justify="right" if "dev" in heading else "left")
+    table.add_column("objective")
+    table.add_column("tried")
+    table.add_column(f"{tuning.score} on dev rows", justify="right")
+    table.add_column("chosen")
     for trial in tuning.trials:
         mean = "failed" if trial.mean is None else f"{trial.mean:.5g}"
         table.add_row(*map(Text, (one_line(trial.label), one_line(trial.tried), mean, "yes" if trial.chosen else "")))

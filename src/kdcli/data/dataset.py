@@ -9,7 +9,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from kdcli.config.schema import DataConfig
-from kdcli.data.readers import counted
+from kdcli.data.readers import counted, short_place
 from kdcli.data.rows import Row, RowReport, read_rows
 from kdcli.data.templates import check_template, choose_template, render, render_guarded, template_digest
 from kdcli.data.tokenize import (
@@ -220,7 +220,7 @@ def _note(places: Sequence[str], noun: str, what: str) -> str:
 
 
 def _first(places: Sequence[str]) -> str:
-    lines = [place.split(" ", 1)[-1] for place in places[:_SHOWN]]
+    lines = [short_place(place) for place in places[:_SHOWN]]
     return ", ".join(lines) + (", …" if len(places) > _SHOWN else "")
 
 

@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 
 from kdcli.data.files import digest_files, offline_if_unreachable, system_error
-from kdcli.data.readers import MAX_LINE_BYTES, MAX_TOTAL_BYTES, Record, Records, Table, size_text
+from kdcli.data.readers import MAX_LINE_BYTES, MAX_TOTAL_BYTES, Place, Record, Records, Table, size_text
 from kdcli.errors import InputError, raise_machine_fault
 from kdcli.storage import stored
 from kdcli.text import one_line
@@ -72,7 +72,7 @@ def _parquet_records(path: Path, columns: list[str], largest_group: int, declare
                 number += batch.num_rows
                 _check_size(path, max(total, _projected(total, declared, number, file.metadata.num_rows)))
                 for at, fields in enumerate(batch.to_pylist(), number - batch.num_rows + 1):
-                    yield Record(f"{path.name} row {at}", fields)
+                    yield Record(Place(path.name, f"row {at}"), fields)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise_machine_fault(error, str(path))
         raise _not_parquet(path, error) from error
@@ -161,7 +161,7 @@ def _quietly(load: Callable[[Any], Any], where: str, code: str) -> Any:
 def _rows(data: Any, name: str) -> Records:
     with closing(_decoded(data, name)) as rows:
         for number, fields in enumerate(rows, 1):
-            where = f"{name} row {number}"
+            where = Place(name, f"row {number}")
             if sum(len(value) for value in fields.values() if isinstance(value, str)) > MAX_LINE_BYTES:
                 limit = size_text(MAX_LINE_BYTES)
                 yield InputError("DATA-10", f"the row exceeds {limit}", where=where, fix="split the row")

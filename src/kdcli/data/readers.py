@@ -22,6 +22,30 @@ MAX_LINE_BYTES = 16 * 2**20
 MAX_TOTAL_BYTES = 2**30
 
 
+class Place(str):
+    """A row's place as one text, such as ``a.csv line 4``.
+
+    Args:
+        file: short name of the file.
+        inside: line, item or row number; kept apart, for lists of places in one file.
+
+    >>> Place("a.csv", "line 4"), Place("a.csv", "line 4").inside
+    ('a.csv line 4', 'line 4')
+    """
+
+    inside: str
+
+    def __new__(cls, file: str, inside: str = "") -> "Place":  # noqa: D102
+        place = super().__new__(cls, f"{file} {inside}".rstrip())
+        place.inside = inside
+        return place
+
+
+def short_place(where: str) -> str:
+    """Return the place of a row without its file; that of a whole file as it is."""
+    return getattr(where, "inside", "") or where
+
+
 @dataclass(frozen=True)
 class Record:
     """One raw row.
@@ -111,7 +135,7 @@ def raw_lines(found: DataPath) -> Generator[tuple[int, bytes] | InputError, None
                     yield InputError(
                         "DATA-10",
                         f"the line is {size_text(size)} long, the limit is {size_text(MAX_LINE_BYTES)}",
-                        where=f"{name} line {number}",
+                        where=Place(name, f"line {number}"),
                         fix="one row a line, each ended by a line break",
                     )
                 else:
@@ -189,7 +213,7 @@ def open_json(found: DataPath, known: Collection[str] = ()) -> Table:
 
 def _numbered(values: Iterable[Any], name: str) -> Records:
     for number, value in enumerate(values, 1):
-        yield _object(value, f"{name} item {number}")
+        yield _object(value, Place(name, f"item {number}"))
 
 
 def _whole(found: DataPath, known: Collection[str]) -> list[Any] | None:
@@ -248,7 +272,7 @@ def _json_lines(found: DataPath) -> Records:
         number, line = item
         if not line.strip():
             continue
-        where = f"{found.path.name} line {number}"
+        where = Place(found.path.name, f"line {number}")
         text = decode_text(line, where)
         yield text if isinstance(text, InputError) else _json_row(text, where)
 
@@ -335,7 +359,7 @@ class _Lines:
         for item in self.lines:
             if isinstance(item, InputError):
                 raise item
-            text = decode_text(item[1], f"{self.found.path.name} line {item[0]}")
+            text = decode_text(item[1], Place(self.found.path.name, f"line {item[0]}"))
             if isinstance(text, InputError):
                 raise text
             yield text
@@ -365,7 +389,7 @@ def _csv(found: DataPath, delimiter: str) -> tuple[tuple[str, ...], Records]:
 
 def _csv_records(reader: Any, header: list[str], name: str) -> Records:
     while True:
-        where = f"{name} line {reader.line_num + 1}"
+        where = Place(name, f"line {reader.line_num + 1}")
         try:
             row = next(reader, None)
         except csv.Error as error:

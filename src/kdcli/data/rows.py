@@ -11,7 +11,7 @@ from kdcli.config.schema import DataConfig
 from kdcli.data.columns import KNOWN, FormName, RowSchema, infer_schema
 from kdcli.data.files import inspect_path
 from kdcli.data.parquet import open_hub, open_parquet, open_saved
-from kdcli.data.readers import Record, Records, Table, counted, kind_of, open_csv, open_json
+from kdcli.data.readers import Record, Records, Table, counted, kind_of, open_csv, open_json, short_place
 from kdcli.errors import InputError
 from kdcli.storage import stored
 from kdcli.text import one_line
@@ -377,22 +377,19 @@ def _several(errors: Sequence[InputError]) -> InputError:
     first, others = errors[0], errors[1:_SHOWN]
     if not others:
         return first
-    more = "; ".join(f"{_place(error.where)}: {error.what}" for error in others)
+    more = "; ".join(f"{short_place(error.where)}: {error.what}" for error in others)
     dots = "; …" if len(errors) > _SHOWN else ""
     return InputError(
         first.code, f"{first.what} ({len(errors)} bad rows in all; {more}{dots})", where=first.where, fix=first.fix
     )
 
 
-def _place(where: str) -> str:
-    return " ".join(where.rsplit(" ", 2)[-2:])
-
-
 def _notes(name: str, layout: RowSchema, gathered: _Gathered) -> Iterable[str]:
     yield f"{name}: {counted(len(gathered.rows), layout.form.name + ' row')} ({layout.names})"
     if gathered.bad:
-        first = "; ".join(f"{_place(error.where)}: {error.what}" for error in gathered.bad[:_SHOWN])
+        first = "; ".join(f"{short_place(error.where)}: {error.what}" for error in gathered.bad[:_SHOWN])
         yield f"{name}: {counted(len(gathered.bad), 'bad row')} left out ({first})"
     odd = [row.where for row in gathered.rows if row.has_control_characters]
     if odd:
-        yield f"{name}: {counted(len(odd), 'row')} with control characters, kept as they are (first: {_place(odd[0])})"
+        rows = counted(len(odd), "row")
+        yield f"{name}: {rows} with control characters, kept as they are (first: {short_place(odd[0])})"

@@ -66,14 +66,20 @@ def options(part: type[Plugin]) -> tuple[Option, ...]:
 
 def type_text(field: FieldInfo) -> str:
     """Return the type of an option in a user's words."""
+    if names := _choices(field):
+        return "|".join(names)
     annotation: Any = _without_none(field.annotation)
-    if get_origin(annotation) is Literal:
-        return "|".join(str(choice) for choice in get_args(annotation))
     nested = nested_kind(field)
     if nested is not None:
         return nested.part
     words = {float: "number", int: "whole number", bool: "true or false", str: "text"}
     return words.get(annotation, str(annotation).replace("typing.", ""))
+
+
+def _choices(field: FieldInfo) -> tuple[str, ...]:
+    """Return the values of an option that has only named ones."""
+    annotation: Any = _without_none(field.annotation)
+    return tuple(map(str, get_args(annotation))) if get_origin(annotation) is Literal else ()
 
 
 def _without_none(annotation: Any) -> Any:
@@ -171,8 +177,7 @@ def out_of_bounds(kind: type[Plugin], option: str, got: str, where: str) -> Usag
     kind_text, bounds = type_text(field), bounds_text(field)
     if option == "temperature" and _bound(field, ("ge", "gt")) == ("gt", 0.0):
         return _bad_temperature(kind, got, where)
-    if "|" in kind_text:
-        choices = kind_text.split("|")
+    if choices := _choices(field):
         near = difflib.get_close_matches(got, choices, n=1)
         fix = f"did you mean {near[0]}?" if near else f"one of {', '.join(choices)}"
         return UsageError("CLI-06", f"{option} must be one of {', '.join(choices)}, got {got}", where=where, fix=fix)

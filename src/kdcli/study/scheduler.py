@@ -11,7 +11,7 @@ from kdcli.comparison.records import Failure
 from kdcli.config import resolve
 from kdcli.distill.records import RunRecord
 from kdcli.distill.run import is_complete, read_run
-from kdcli.errors import InterruptedRunError, KDError, explained
+from kdcli.errors import ERROR_LINE, InterruptedRunError, KDError, explained
 from kdcli.evaluation.evaluate import find_evaluation
 from kdcli.evaluation.records import EvalRecord
 from kdcli.events import Event, Report
@@ -23,11 +23,9 @@ from kdcli.study import cell_progress
 from kdcli.study.cells import CELLS, Cell
 from kdcli.study.executors.base import Executor, Job, JobResult
 
-# Why a cell failed, in one line, and where the whole story is.
-
 
 def failure_of(ended: JobResult) -> Failure:
-    """Say in one line why a cell failed, and where the whole story is."""
+    """Return why a cell failed, in one line, and the log that says more."""
     cell, error = ended.job.cell, ended.error
     log = cell.folder.path / "error.log"
     code = ended.exit_code if ended.exit_code >= 0 else 4
@@ -41,17 +39,17 @@ def failure_of(ended: JobResult) -> Failure:
     if ended.exit_code < 0:
         message = f"the process was ended by signal {-ended.exit_code}; is the machine out of memory?"
     else:
-        message = _last_word(ended.job.log) or f"ended with exit code {ended.exit_code}"
+        message = _error_line(ended.job.log) or f"ended with exit code {ended.exit_code}"
     return Failure(cell.label, cell.seed, message, log if log.is_file() else ended.job.log, code)
 
 
-def _last_word(log: Path) -> str:
-    """Return the last line that ``kd`` said about itself, without its name."""
+def _error_line(log: Path) -> str:
+    """Return the last error line that ``kd`` wrote into a log, without its beginning; empty if there is none."""
     try:
         lines = log.read_text(encoding="utf-8", errors="backslashreplace").splitlines()
     except OSError:
         return ""
-    return next((line.removeprefix("kd: ") for line in reversed(lines) if line.startswith("kd: ")), "")
+    return next((line.removeprefix(ERROR_LINE) for line in reversed(lines) if line.startswith(ERROR_LINE)), "")
 
 
 Finished = tuple[RunRecord, EvalRecord]
