@@ -100,6 +100,7 @@ def build(home: Path) -> None:
     tiny.folder(home / "s", seed=2)
     tiny.rows(home / "d.jsonl", 10)
     tiny.rows(home / "e.jsonl", 4)
+    (home / "edge.yaml").write_text("memory: 1GiB\nflops: 1e9\n")
     (home / "p.jsonl").write_text('{"prediction": "a", "reference": "a"}\n')
     (home / "odd.jsonl").write_text('{"ask": "say a:", "say": " aa."}\n' * 2)
     (home / "judged.jsonl").write_text('{"prompt": "a", "prediction": "b", "reference": "c"}\n')
@@ -410,6 +411,15 @@ SCENARIOS: dict[str, Typed] = {
     "add --kind compact, or leave it out": typed(
         "cache --teacher t --data d.jsonl --top-k 4 --device cpu --dry-run",
         "cache --teacher t --data d.jsonl --top-k 4 --device cpu --dry-run --kind compact",
+    ),
+    "give --device edge.yaml": typed(
+        "schedule s --arrivals poisson:8 --seconds 1", "schedule s --arrivals poisson:8 --seconds 1 --device edge.yaml"
+    ),
+    "give --requests trace.jsonl or --arrivals poisson:8": typed(
+        "schedule s --device edge.yaml", "schedule s --device edge.yaml --seconds 1 --arrivals poisson:8"
+    ),
+    "write --arrivals poisson:8": typed(
+        "schedule s --device edge.yaml --arrivals 8", "schedule s --device edge.yaml --seconds 1 --arrivals poisson:8"
     ),
     "give one, such as -o report.html": typed("report run run", "report run -o report.html"),
     "make it with: kd eval {} --data test.jsonl": typed(

@@ -11,7 +11,19 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from kdcli.cli import catalog, compare, demo, diagnose, distill, evaluate, reproduce, streams, switches, teacher
+from kdcli.cli import (
+    catalog,
+    compare,
+    demo,
+    diagnose,
+    distill,
+    evaluate,
+    reproduce,
+    schedule,
+    streams,
+    switches,
+    teacher,
+)
 from kdcli.cli import demo as toy
 from kdcli.cli import distill as plan
 from kdcli.cli import evaluate as judge
@@ -82,6 +94,7 @@ app = typer.Typer(
 distill.register(app)
 plan.register_plan(app)
 diagnose.register_estimate(app)
+schedule.register(app)
 evaluate.register(app)
 judge.register_judge(app)
 compare.register(app)
