@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,17 +30,34 @@ def parts(root: Path) -> study.Parts:
     return made
 
 
-def attempt(root: Path) -> int:
-    """Fork a comparison; return its process id."""
+def forked(work: Callable[..., object], *arguments: object) -> int:
+    """Run something in a fork of this process; return its process id."""
     pid = os.fork()
     if pid:
         return pid
     try:
-        compare(parts(root).study("fkl", "akl", seeds=(0, 1), name="killed"), silent, repeat="kd compare")
+        work(*arguments)
     except BaseException as error:
         sys.stderr.write(repr(error))
         os._exit(1)
     os._exit(0)
+
+
+def killed_when(pid: int, reached: Callable[[], bool]) -> bool:
+    """Kill a process as soon as something is reached; False if it ended before."""
+    while not os.waitpid(pid, os.WNOHANG)[0]:
+        if reached():
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return True
+        time.sleep(0.0005)
+    return False
+
+
+def attempt(root: Path) -> int:
+    """Fork a comparison; return its process id."""
+    settings = parts(root).study("fkl", "akl", seeds=(0, 1), name="killed")
+    return forked(lambda: compare(settings, silent, repeat="kd compare"))
 
 
 def changes(folder: Path) -> int:
@@ -66,16 +84,14 @@ def finished(folder: Path) -> dict[str, int]:
 def killed_after(pid: int, folder: Path, wanted: int) -> bool:
     """Kill a process after so many observed changes; False if it ended before."""
     seen, last = 0, changes(folder)
-    while True:
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            return False
+
+    def reached() -> bool:
+        nonlocal seen, last
         now = changes(folder)
         seen, last = seen + (now != last), now
-        if seen >= wanted:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return True
-        time.sleep(0.002)
+        return seen >= wanted
+
+    return killed_when(pid, reached)
 
 
 def main() -> None:

@@ -1,10 +1,7 @@
 """A teacher's text by itself: what is written, kept, found again, and refused."""
 
 import json
-import os
 import signal
-import sys
-import time
 
 import pytest
 
@@ -22,6 +19,7 @@ from kdcli.errors import ExperimentChangedError, IntegrityError, InterruptedRunE
 from kdcli.events import silent
 from kdcli.sources.teacher_text.store import LocalGenerator
 from kdcli.study.verify import verify
+from killing import forked, killed_when
 
 SOURCE = "teacher:max_new_tokens=12,answers=2,temperature=0.8"
 CHAT = "{% for turn in messages %}#{{ turn.content }}{% endfor %}{% if add_generation_prompt %}#{% endif %}"
@@ -164,18 +162,6 @@ def test_damage_is_found(parts, tmp_path):
     assert sum(not check.passed for check in verify(tmp_path)) == 2
 
 
-def attempt(settings):
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        generate(settings, silent)
-    except BaseException as error:
-        sys.stderr.write(repr(error))
-        os._exit(1)
-    os._exit(0)
-
-
 def done(folder):
     return sum(path.read_bytes().count(b"\n") for path in folder.glob(".teacher-*.jsonl"))
 
@@ -187,14 +173,8 @@ def test_a_killed_writer_goes_on_with_the_unanswered_prompts(parts, tmp_path, mo
     whole = generate(config(parts, tmp_path / "whole", source), silent)
     kills = 0
     for wanted in (1, 7):
-        pid = attempt(settings)
-        while not os.waitpid(pid, os.WNOHANG)[0]:
-            if done(tmp_path / "killed") >= wanted:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                kills += 1
-                break
-            time.sleep(0.0005)
+        pid = forked(generate, settings, silent)
+        kills += killed_when(pid, lambda wanted=wanted: done(tmp_path / "killed") >= wanted)
     left = done(tmp_path / "killed")
     asked, write = [], LocalGenerator.write
 

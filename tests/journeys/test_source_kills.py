@@ -1,9 +1,6 @@
 """``kill -9`` while sequences are written or replayed: the student is that of a run nobody touched."""
 
-import os
 import signal
-import sys
-import time
 
 import pytest
 
@@ -14,6 +11,7 @@ from kdcli.errors import InterruptedRunError
 from kdcli.events import silent
 from kdcli.sources import replay, student
 from kdcli.storage.atomic import digest_file
+from killing import forked, killed_when
 
 SPECS = {
     "student": "jsd@student:rate=0.7,max_new_tokens=8",
@@ -36,27 +34,9 @@ def progress(folder):
     return sum(path.read_bytes().count(b"\n") for path in files if path.is_file())
 
 
-def attempt(settings):
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        distill(settings, silent)
-    except BaseException as error:
-        sys.stderr.write(repr(error))
-        os._exit(1)
-    os._exit(0)
-
-
 def killed_after(pid, folder, lines):
     start = progress(folder)
-    while not os.waitpid(pid, os.WNOHANG)[0]:
-        if progress(folder) >= start + lines:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return True
-        time.sleep(0.001)
-    return False
+    return killed_when(pid, lambda: progress(folder) >= start + lines)
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -65,7 +45,7 @@ def test_a_killed_run_ends_as_if_nobody_had_touched_it(tmp_path, name):
     whole = distill(config(parts, "whole", SPECS[name]), silent)
     settings, kills = config(parts, "killed", SPECS[name]), 0
     for lines in (1, 3, 2):
-        kills += killed_after(attempt(settings), tmp_path / "killed", lines)
+        kills += killed_after(forked(distill, settings, silent), tmp_path / "killed", lines)
     assert kills >= 1
     again = distill(settings, silent)
     for file in ("model.safetensors",):

@@ -1,10 +1,7 @@
 """A server that writes a teacher's text: what it wrote, what it cannot, and what a stop leaves behind."""
 
 import json
-import os
 import signal
-import sys
-import time
 from itertools import count
 
 import pytest
@@ -18,6 +15,7 @@ from kdcli.distill.generate import generate
 from kdcli.distill.run import distill
 from kdcli.errors import ExperimentChangedError, InputError, InterruptedRunError, KDError, UsageError
 from kdcli.events import silent
+from killing import forked, killed_when
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 PATIENT = {"retries": 1, "wait": 0.01, "timeout": 20.0}
@@ -127,18 +125,6 @@ def test_every_answer_has_a_seed_of_its_own_and_its_settings(parts, tmp_path):
     assert about["made_of"]["options"]["temperature"] == 0.7
 
 
-def attempt(settings):
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        generate(settings, silent)
-    except BaseException as error:
-        sys.stderr.write(repr(error))
-        os._exit(1)
-    os._exit(0)
-
-
 def lines(folder):
     return sum(path.read_bytes().count(b"\n") for path in folder.glob(".teacher-*.jsonl"))
 
@@ -147,13 +133,7 @@ def test_a_killed_writer_asks_the_unanswered_prompts_only(parts, tmp_path):
     with loopback.serving(script()) as server:
         whole = generate(config(parts, server.url, tmp_path / "whole"), silent)
         settings = config(parts, server.url, tmp_path / "killed", server={"concurrency": 2})
-        pid = attempt(settings)
-        while not os.waitpid(pid, os.WNOHANG)[0]:
-            if lines(tmp_path / "killed") >= 5:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                break
-            time.sleep(0.0005)
+        killed_when(forked(generate, settings, silent), lambda: lines(tmp_path / "killed") >= 5)
         left = lines(tmp_path / "killed")
         before = len(server.asked)
         again = generate(settings, silent)

@@ -1,10 +1,6 @@
 """A training that waits for its teacher: asked per micro-batch, heard once, the same after a kill."""
 
 import json
-import os
-import signal
-import sys
-import time
 from itertools import count
 
 import pytest
@@ -17,6 +13,7 @@ from kdcli.distill.run import distill
 from kdcli.errors import KDError, MachineError, UsageError
 from kdcli.events import silent
 from kdcli.teachers.remote import LogProbStore
+from killing import forked, killed_when
 from teaching import script
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -69,18 +66,6 @@ def noisy(model):
     return answer
 
 
-def attempt(settings):
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        distill(settings, silent)
-    except BaseException as error:
-        sys.stderr.write(repr(error))
-        os._exit(1)
-    os._exit(0)
-
-
 def written(folder):
     path = folder / "metrics.jsonl"
     return path.read_text().splitlines() if path.is_file() else []
@@ -92,13 +77,8 @@ def test_a_killed_run_hears_again_what_it_had_heard(parts, steady):
     model = tiny.model(seed=1)
     with loopback.serving(script(model=model) if steady else noisy(model)) as server:
         settings = config(parts, server.url, name)
-        pid, folder = attempt(settings), parts.root / name
-        while not os.waitpid(pid, os.WNOHANG)[0]:
-            if len(written(folder)) >= 5:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                break
-            time.sleep(0.0005)
+        folder = parts.root / name
+        killed_when(forked(distill, settings, silent), lambda: len(written(folder)) >= 5)
         before = written(folder)
         assert 5 <= len(before) < 12
         asked = len(server.asked)

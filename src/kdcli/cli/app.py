@@ -106,9 +106,6 @@ diagnose.register(app)
 toy.register_toy(app)
 demo.register(app)
 catalog.register(app, Commands)
-catalog.register_metrics(app, Commands)
-catalog.register_sources(app, Commands)
-catalog.register_presets(app, Commands)
 
 
 IMPLIED: dict[tuple[str, ...], tuple[str, ...]] = {

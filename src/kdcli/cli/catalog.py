@@ -1,6 +1,7 @@
-"""``kd losses``, ``kd metrics``, ``kd sources`` and ``kd presets``: list, show, check."""
+"""``kd losses``, ``kd metrics``, ``kd sources`` and ``kd presets``: list and show; objectives are checked, too."""
 
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -9,9 +10,42 @@ from kdcli.config.names import OBJECTIVE
 from kdcli.errors import InputError
 from kdcli.text import one_line
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A name of kd losses list, or ./file.py:Class.")]
 
-_app = typer.Typer(help="List, explain and check objectives.", no_args_is_help=False, rich_markup_mode="rich")
+class _Catalogue(NamedTuple):
+    """What ``list`` and ``show`` need, once it is imported."""
+
+    cards: Callable[[], Sequence[Any]]
+    describe: Callable[[str], Any]
+    render_list: Callable[[Any], Any]
+    render_card: Callable[[Any], Any]
+
+
+def _losses() -> _Catalogue:
+    from kdcli.cli import render_catalog
+    from kdcli.losses.build import cards, describe
+
+    return _Catalogue(cards, describe, render_catalog.loss_list, render_catalog.loss_card)
+
+
+def _metrics() -> _Catalogue:
+    from kdcli.cli import render_catalog
+    from kdcli.metrics.describe import cards, describe
+
+    return _Catalogue(cards, describe, render_catalog.metric_list, render_catalog.metric_card)
+
+
+def _sources() -> _Catalogue:
+    from kdcli.cli import render_catalog
+    from kdcli.sources.build import cards, describe
+
+    return _Catalogue(cards, describe, render_catalog.source_list, render_catalog.source_card)
+
+
+def _presets() -> _Catalogue:
+    from kdcli.cli import render_catalog
+    from kdcli.config.presets import cards, describe
+
+    return _Catalogue(cards, describe, render_catalog.preset_list, render_catalog.preset_card)
 
 
 def register(app: typer.Typer, group: type[Any]) -> None:
@@ -19,43 +53,82 @@ def register(app: typer.Typer, group: type[Any]) -> None:
 
     Args:
         app: the whole program.
-        group: class of the group, for its answers to unknown names.
+        group: class of the groups, for their answers to unknown names.
     """
-    app.add_typer(_app, name="losses", cls=group, rich_help_panel="Catalogues")
+    losses = _group(
+        "losses", _losses, "List, explain and check objectives.", "List every objective with its formula.",
+        "Explain one objective: formula, reference, options with bounds, cost.", "akl", registry="LOSSES",
+    )  # fmt: skip
+    losses.command("check", epilog="Example: kd losses check ./my_loss.py:MyLoss")(check)
+    losses.command("conformance")(conformance)
+    metrics = _group(
+        "metrics", _metrics, "List and explain metrics.", "List every metric.",
+        "Explain one metric: what it reads, its scores and their direction, its settings.", "rougeL",
+    )  # fmt: skip
+    sources = _group(
+        "sources", _sources, "List and explain sources of training sequences.",
+        "List every source; an objective names one behind @, as in jsd@student:rate=0.5.",
+        "Explain one source: what it needs, the facts it supplies, its options with bounds.", "student",
+        registry="SOURCES",
+    )  # fmt: skip
+    presets = _group(
+        "presets", _presets, "List and show training presets.", "List every preset that --config takes by name.",
+        "Print one preset: paper and section, what the published code does otherwise, its settings.", "gkd > gkd.yaml",
+    )  # fmt: skip
+    for name, one in (("losses", losses), ("metrics", metrics), ("sources", sources), ("presets", presets)):
+        app.add_typer(one, name=name, cls=group, rich_help_panel="Catalogues")
 
 
-@_app.command("list")
-def list_losses(json: switches.Json = False, quiet: switches.Quiet = False, debug: switches.Debug = False) -> None:
-    """List every objective with its formula."""
-    from kdcli.cli.terminal import Terminal
+def _group(
+    name: str, load: Callable[[], _Catalogue], about: str, of_list: str, of_show: str, example: str, *,
+    registry: str = "",
+) -> typer.Typer:  # fmt: skip
+    """Return the group of commands of one catalogue, with ``list`` and ``show``.
 
-    terminal = Terminal(json, quiet)
-    with terminal.progress():
-        from kdcli.cli import render_catalog
-        from kdcli.losses.build import describe
-        from kdcli.registry.registry import LOSSES
+    Args:
+        name: of the group.
+        load: imports what the commands need.
+        about: help of the group.
+        of_list: help of ``list``.
+        of_show: help of ``show``.
+        example: what the example of ``show`` ends with.
+        registry: of plug-ins, if ``show`` takes one's file; knows a wrong name before anything is imported.
+    """
+    commands = typer.Typer(help=about, no_args_is_help=False, rich_markup_mode="rich")
+    named = f"A name of kd {name} list{', or ./file.py:Class' if registry else ''}."
 
-        cards = [describe(name) for name in LOSSES.names()]
-    terminal.result(cards, render_catalog.loss_list)
+    @commands.command("list", help=of_list)
+    def list_all(json: switches.Json = False, quiet: switches.Quiet = False, debug: switches.Debug = False) -> None:
+        from kdcli.cli.terminal import Terminal
+
+        terminal = Terminal(json, quiet)
+        with terminal.progress():
+            catalogue = load()
+            cards = catalogue.cards()
+        terminal.result(cards, catalogue.render_list)
+
+    @commands.command("show", help=of_show, epilog=f"Example: kd {name} show {example}")
+    def show(
+        name: Annotated[str, typer.Argument(metavar="NAME", help=named)],
+        json: switches.Json = False,
+        quiet: switches.Quiet = False,
+        debug: switches.Debug = False,
+    ) -> None:
+        from kdcli.cli.terminal import Terminal
+
+        terminal = Terminal(json, quiet)
+        if registry:
+            from kdcli.registry import registry as registries
+
+            name = getattr(registries, registry).canonical(name)
+        with terminal.progress():
+            catalogue = load()
+            card = catalogue.describe(name)
+        terminal.result(card, catalogue.render_card)
+
+    return commands
 
 
-@_app.command("show", epilog="Example: kd losses show akl")
-def show(name: Name, json: switches.Json = False, quiet: switches.Quiet = False, debug: switches.Debug = False) -> None:
-    """Explain one objective: formula, reference, options with bounds, cost."""
-    from kdcli.cli.terminal import Terminal
-    from kdcli.registry.registry import LOSSES
-
-    terminal = Terminal(json, quiet)
-    name = LOSSES.canonical(name)
-    with terminal.progress():
-        from kdcli.cli import render_catalog
-        from kdcli.losses.build import describe
-
-        card = describe(name)
-    terminal.result(card, render_catalog.loss_card)
-
-
-@_app.command("check", epilog="Example: kd losses check ./my_loss.py:MyLoss")
 def check(
     objective: Annotated[
         str, typer.Argument(metavar=OBJECTIVE.upper(), help="As for --loss: ./my_loss.py:MyLoss, akl:mu=0.6.")
@@ -83,7 +156,6 @@ def check(
         raise InputError("PLUG-05", one_line(what, 300), where=one_line(objective), fix="see the details above")
 
 
-@_app.command("conformance")
 def conformance(json: switches.Json = False, quiet: switches.Quiet = False, debug: switches.Debug = False) -> None:
     """Print our value beside each published variant's, on fixed logits."""
     from kdcli.cli.terminal import Terminal
@@ -95,154 +167,3 @@ def conformance(json: switches.Json = False, quiet: switches.Quiet = False, debu
 
         rows = suite.conformance()
     terminal.result(rows, render_catalog.conformance)
-
-
-# ``kd metrics``: what can be measured.
-
-
-_metrics_app = typer.Typer(help="List and explain metrics.", no_args_is_help=False, rich_markup_mode="rich")
-
-
-def register_metrics(app: typer.Typer, group: type[Any]) -> None:
-    """Add the commands.
-
-    Args:
-        app: the whole program.
-        group: class of the group, for its answers to unknown names.
-    """
-    app.add_typer(_metrics_app, name="metrics", cls=group, rich_help_panel="Catalogues")
-
-
-@_metrics_app.command("list")
-def list_metrics(json: switches.Json = False, quiet: switches.Quiet = False, debug: switches.Debug = False) -> None:
-    """List every metric."""
-    from kdcli.cli.terminal import Terminal
-
-    terminal = Terminal(json, quiet)
-    with terminal.progress():
-        from kdcli.cli import render_catalog
-        from kdcli.metrics.describe import cards
-
-        found = cards()
-    terminal.result(found, render_catalog.metric_list)
-
-
-@_metrics_app.command("show", epilog="Example: kd metrics show rougeL")
-def show_metrics(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of kd metrics list.")],
-    json: switches.Json = False,
-    quiet: switches.Quiet = False,
-    debug: switches.Debug = False,
-) -> None:
-    """Explain one metric: what it reads, its scores and their direction, its settings."""
-    from kdcli.cli.terminal import Terminal
-
-    terminal = Terminal(json, quiet)
-    with terminal.progress():
-        from kdcli.cli import render_catalog
-        from kdcli.metrics.describe import describe
-
-        card = describe(name)
-    terminal.result(card, render_catalog.metric_card)
-
-
-# ``kd presets``: published training systems, by name.
-
-
-_presets_app = typer.Typer(help="List and show training presets.", no_args_is_help=False, rich_markup_mode="rich")
-
-
-def register_presets(app: typer.Typer, group: type[Any]) -> None:
-    """Add the commands.
-
-    Args:
-        app: the whole program.
-        group: class of the group, for its answers to unknown names.
-    """
-    app.add_typer(_presets_app, name="presets", cls=group, rich_help_panel="Catalogues")
-
-
-@_presets_app.command("list")
-def list_presets(json: switches.Json = False, quiet: switches.Quiet = False, debug: switches.Debug = False) -> None:
-    """List every preset that --config takes by name."""
-    from kdcli.cli.terminal import Terminal
-
-    terminal = Terminal(json, quiet)
-    with terminal.progress():
-        from kdcli.cli import render_catalog
-        from kdcli.config.presets import cards
-
-        found = cards()
-    terminal.result(found, render_catalog.preset_list)
-
-
-@_presets_app.command("show", epilog="Example: kd presets show gkd > gkd.yaml")
-def show_presets(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of kd presets list.")],
-    json: switches.Json = False,
-    quiet: switches.Quiet = False,
-    debug: switches.Debug = False,
-) -> None:
-    """Print one preset: paper and section, what the published code does otherwise, its settings."""
-    from kdcli.cli.terminal import Terminal
-
-    terminal = Terminal(json, quiet)
-    with terminal.progress():
-        from kdcli.cli import render_catalog
-        from kdcli.config.presets import describe
-
-        card = describe(name)
-    terminal.result(card, render_catalog.preset_card)
-
-
-# ``kd sources``: where training sequences may come from.
-
-
-_sources_app = typer.Typer(
-    help="List and explain sources of training sequences.", no_args_is_help=False, rich_markup_mode="rich"
-)
-
-
-def register_sources(app: typer.Typer, group: type[Any]) -> None:
-    """Add the commands.
-
-    Args:
-        app: the whole program.
-        group: class of the group, for its answers to unknown names.
-    """
-    app.add_typer(_sources_app, name="sources", cls=group, rich_help_panel="Catalogues")
-
-
-@_sources_app.command("list")
-def list_sources(json: switches.Json = False, quiet: switches.Quiet = False, debug: switches.Debug = False) -> None:
-    """List every source; an objective names one behind @, as in jsd@student:rate=0.5."""
-    from kdcli.cli.terminal import Terminal
-
-    terminal = Terminal(json, quiet)
-    with terminal.progress():
-        from kdcli.cli import render_catalog
-        from kdcli.sources.build import cards
-
-        found = cards()
-    terminal.result(found, render_catalog.source_list)
-
-
-@_sources_app.command("show", epilog="Example: kd sources show student")
-def show_sources(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of kd sources list, or ./file.py:Class.")],
-    json: switches.Json = False,
-    quiet: switches.Quiet = False,
-    debug: switches.Debug = False,
-) -> None:
-    """Explain one source: what it needs, the facts it supplies, its options with bounds."""
-    from kdcli.cli.terminal import Terminal
-    from kdcli.registry.registry import SOURCES
-
-    terminal = Terminal(json, quiet)
-    name = SOURCES.canonical(name)
-    with terminal.progress():
-        from kdcli.cli import render_catalog
-        from kdcli.sources.build import describe
-
-        card = describe(name)
-    terminal.result(card, render_catalog.source_card)

@@ -142,3 +142,8 @@ def describe(name: str) -> LossCard:
         options=options(found),
         doc=inspect.getdoc(found) or "",
     )
+
+
+def cards() -> list[LossCard]:
+    """Return the card of every registered loss."""
+    return [describe(name) for name in LOSSES.names()]
