@@ -110,6 +110,12 @@ def test_files_are_read_by_their_own_types(write):
     assert (config.data.columns, config.evaluation.metrics) == ({"prompt": "q"}, ("rougeL",))
 
 
+def test_a_setting_is_found_by_its_earlier_name(write):
+    assert resolve(DistillConfig, file=write("data: {made: text}")).data.teacher_text == "text"
+    assert resolve(DistillConfig, sets=["data.made=text"]).data.teacher_text == "text"
+    assert "data.made" not in setting_names(iter_settings(DistillConfig))
+
+
 def test_an_empty_file_sets_nothing(write):
     assert resolve(DistillConfig, file=write("# only a remark\n")) == DistillConfig()
 

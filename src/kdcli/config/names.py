@@ -54,6 +54,9 @@ ALIASES = {
 }
 """Other tools' spellings, in snake case -> our flag."""
 
+EARLIER = {"data.made": "data.teacher_text"}
+"""Settings that had another name -> the name they have now; files and commands with the old one stay valid."""
+
 OTHER_MEANINGS = {
     "per_device_train_batch_size": "--batch-size counts the sequences of a step over all processes: give that number",
     "per_device_batch_size": "--batch-size counts the sequences of a step over all processes: give that number",

@@ -21,7 +21,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from kdcli.config import yaml_file
-from kdcli.config.names import ALIASES, nearest
+from kdcli.config.names import ALIASES, EARLIER, nearest
 from kdcli.config.presets import PROTOCOL, of_protocol, read_protocol
 from kdcli.config.schema import KINDS, CommandConfig, Flag, FromText
 from kdcli.config.yaml_file import Node, scalar
@@ -400,7 +400,7 @@ def _walk(
     section: Mapping[str, Node], above: str, settings: Mapping[str, Setting], name: str
 ) -> Iterator[tuple[str, Any, _Source]]:
     for key, node in section.items():
-        path, source = above + key, _Source(f"{name} line {node.line}", file=True)
+        path, source = EARLIER.get(above + key, above + key), _Source(f"{name} line {node.line}", file=True)
         if path in settings:
             yield path, node.plain(), source
         elif not _below(path, settings):
@@ -437,6 +437,7 @@ def _variable_path(name: str, settings: Mapping[str, Setting]) -> str | None:
 def _split_set(text: str, settings: Mapping[str, Setting]) -> tuple[str, str, _Source]:
     path, equals, value = text.partition("=")
     path, source = path.strip().replace("-", "_"), _Source(f"--set {one_line(text, 60)}")
+    path = EARLIER.get(path, path)
     if not equals:
         raise source.fault("CLI-19", "expected key=value", "write --set train.lr=1e-4")
     if path not in settings:

@@ -160,8 +160,8 @@ class DataConfig(Settings):
         default=0.0, description="share of the training rows kept out of training as development rows"
     )
     corpus: str | None = Field(default=None, description="rows of a second corpus, for sources that read one")
-    made: str | None = Field(
-        default=None, description="folder for what a teacher writes once; default in the run or study folder"
+    teacher_text: str | None = Field(
+        default=None, description="folder for text that the teacher generates once; default in the run or study folder"
     )
 
 

@@ -158,7 +158,7 @@ def generate(
     """Let a teacher answer what it has not answered yet, and write the answers that pass the filters as rows.
 
     Args:
-        config: teacher, prompts, how it writes; ``output`` is the folder, which a training's ``data.made`` may name.
+        config: teacher, prompts, decoding; ``output`` is the folder, which a run's ``data.teacher_text`` may name.
         report: called with progress events.
         command: what to type to go on after an interruption.
         session: what is loaded already.

@@ -259,7 +259,7 @@ def _windows(folder: RunFolder, prepared: Prepared, models: Models, report: Repo
     return prepared.windows(
         student.pad_id, distributed.rank(), distributed.world(),
         student=student, teacher=models.writer, author=models.author,
-        folder=Path(data.made) if data.made else folder.path / MADE,
+        folder=Path(data.teacher_text) if data.teacher_text else folder.path / MADE,
         longest=min(limit for limit in limits if limit is not None), progress=progress, **shared,
     )  # fmt: skip
 

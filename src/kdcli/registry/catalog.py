@@ -125,6 +125,10 @@ METRIC_ALIASES = {
     "token_agreement": "agreement",
     "tvd": "teacher_distance",
     "acceptance": "teacher_distance",
+    "on_policy_kl": "own_kl",
+    "on_policy_distance": "own_distance",
+    "on_policy_calibration": "own_calibration",
+    "truncation_rate": "without_end",
     "ex_acc_err": "exposure_bias",
     "len": "length",
 }

@@ -109,7 +109,7 @@ class TeacherSource(TeacherTextOptions):
     With ``ce`` this is SeqKD: train on what the teacher says. ``decode=beam`` is the original form, sampling the
     usual one with large models. ``prompts=bos`` is data-free distillation: the teacher makes whole texts from the
     token that begins one. What is made depends on teacher, prompts and options, ``seed`` among them, and not on the
-    run: all runs with the same ``data.made`` folder and all cells of a comparison share it. The filters choose
+    run: all runs with the same ``data.teacher_text`` folder and all cells of a comparison share it. The filters choose
     among what was made. A step has as many sequences as with the rows themselves: each row's prompt with one of its
     answers, another one in each epoch; where all answers to a prompt were filtered out, another prompt's.
     All rows are asked, also those that a run shorter than an epoch never comes to: ``--limit N`` asks fewer.

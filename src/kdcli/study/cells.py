@@ -264,8 +264,8 @@ def _run_config(config: CompareConfig, line: Variant, tried: Choice, seed: int, 
         share = 0.0 if data.dev else data.dev_share or SHARE
         data = data.model_copy(update={"dev_share": share})
         evaluation = evaluation.model_copy(update={"split": "dev", "metrics": (by,)})
-    if config.output is not None and data.made is None:
-        data = data.model_copy(update={"made": str(Path(config.output) / MADE)})
+    if config.output is not None and data.teacher_text is None:
+        data = data.model_copy(update={"teacher_text": str(Path(config.output) / MADE)})
     train = apply_choice(config.train, line.varied, tried)
     return DistillConfig(
         teacher=config.teacher,
