@@ -1,10 +1,12 @@
 """What holds on an accelerator, shown on a CPU: formulas that read nothing on the host, and are right all the same."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
 
+from kdcli.losses.base import DistillLoss, Needs
 from kdcli.losses.build import build_objective
 from kdcli.losses.divergences.akl import by_bisection, by_sorting, head_gap
 from kdcli.losses.groups import AMONG, Groups
@@ -12,6 +14,7 @@ from kdcli.losses.rows import Rows, host_may_read, without_host_reads
 from kdcli.losses.samples import sample, tokens_of, values_and_grad, with_facts
 from kdcli.losses.sorting import first_marked, largest
 from kdcli.losses.testing.contract import device_clean, value_and_grad
+from kdcli.losses.token_facts import code_of
 from kdcli.losses.wrappers.teacher_transforms import likeliest
 from kdcli.registry.registry import LOSSES
 
@@ -166,6 +169,39 @@ def test_rows_are_gathered_where_they_may_be_read_and_masked_elsewhere():
     assert torch.equal(read.put(torch.ones(3, 2), read.take(values)), unread.put(torch.ones(3, 2), values))
     assert Rows.of(torch.tensor([False])).none
     assert not unread.none
+
+
+class _Logarithm(DistillLoss):
+    """A loss by autograd alone, of infinite gradient where the student's likeliest token has all of the mass."""
+
+    name: ClassVar[str] = "logarithm"
+
+    def needs(self) -> Needs:
+        return Needs(teacher=False)
+
+    def token_loss(self, tok):
+        return (-torch.log1p(-torch.softmax(tok.student, -1).amax(-1))).sqrt()
+
+
+@pytest.mark.parametrize("around", ["route:student=ce", "atkd:easy=ce"])
+def test_tokens_of_others_bring_nothing_into_the_gradient_of_a_loss_that_autograd_takes(around):
+    guest = _Logarithm()
+    loss = build_objective(around)
+    loss = loss.model_copy(update={"teacher" if loss.name == "route" else "hard": guest})
+    data = sample(loss, entries=8, tokens=12)
+    seen = with_facts(loss, data)
+    fact, hers = ("split/hard", True) if loss.name == "atkd" else ("origin", code_of("teacher"))
+    others = seen.facts[fact] != hers
+    assert others.any()
+    assert not others.all()
+    seen.student[others] *= 1e4  # one token has all of the mass: the guest's slope there is infinite
+    expected, slope = value_and_grad(loss, tokens_of(loss, seen))
+    with without_host_reads():
+        parts, grad = value_and_grad(loss, tokens_of(loss, seen))
+    for name, value in parts.items():
+        torch.testing.assert_close(value, expected[name])
+    torch.testing.assert_close(grad, slope)
+    assert torch.isfinite(grad).all()
 
 
 def _reads(tok, how):

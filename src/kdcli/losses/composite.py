@@ -93,13 +93,15 @@ def hand_on(label: str, child: DistillLoss, seen: Tokens, tok: Tokens) -> None:
 def take(tok: Tokens, rows: Rows) -> Tokens:
     """Return some of the tokens, copied; all of them where the host may not read which.
 
+    The logits of the others are 0 then: nothing that is infinite there can come into a value or a gradient.
+
     Args:
         tok: the tokens in hand.
         rows: those wanted.
     """
     if rows.index is None:
-        teacher = None if tok.teacher is None else tok.teacher.clone()
-        return replace(tok, student=tok.student.clone(), teacher=teacher, watched={})
+        teacher = None if tok.teacher is None else rows.alone(tok.teacher)
+        return replace(tok, student=rows.alone(tok.student), teacher=teacher, watched={})
     index = rows.index
     teacher = None if tok.teacher is None else tok.teacher[index]
     coarse = None if tok.coarse is None else tok.coarse[index]

@@ -78,8 +78,12 @@ class Rows:
     def placed(self, values: Tensor) -> Tensor:
         """Return numbers of these tokens at their places among all, 0 elsewhere, ``[t, ..]``; differentiable."""
         if self.index is None:
-            return torch.where(self._beside(values), values, values.new_zeros(()))
+            return self.alone(values)
         return values.new_zeros((len(self.mask), *values.shape[1:])).index_put((self.index,), values)
+
+    def alone(self, values: Tensor) -> Tensor:
+        """Return numbers of all tokens, ``[t, ..]``, with 0 for the others; differentiable."""
+        return torch.where(self._beside(values), values, values.new_zeros(()))
 
     def _beside(self, values: Tensor) -> Tensor:
         return self.mask.reshape(-1, *(1,) * (values.dim() - 1))
