@@ -8,7 +8,7 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run the command line of this process and leave with its exit code."""
+    """Run the command line of this process and exit with its exit code."""
     signal.signal(signal.SIGINT, _leave)
     for number in range(3):  # a file opened later must not become a standard stream that was closed
         try:

@@ -55,9 +55,9 @@ def _number(environ: Mapping[str, str], name: str, otherwise: str) -> int:
 
 
 def adopt_slurm(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Take number and meeting point from Slurm, where srun started several tasks and nobody else has said them.
+    """Take rank and address from Slurm, where srun started several tasks and no launcher has set them.
 
-    The first machine of the step is where the processes meet, at a port that follows from the numbers of job and step.
+    The first machine of the step holds the rendezvous, at a port that follows from the numbers of job and step.
     A batch script itself, and srun with one task, are no run of several processes.
 
     >>> found = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1",

@@ -164,11 +164,11 @@ def explained(error: BaseException) -> KDError | None:
 
 
 _LACKING = "ENV-02"
-"""The code of what is said where memory or threads are lacking."""
+"""The code of the error where memory or threads are lacking."""
 
 _NO_MEMORY = (os.strerror(errno.ENOMEM), "can't allocate memory", "std::bad_alloc", "failed to map segment")
 _NO_THREAD = ("can't start new thread", "pthread_create failed")
-"""What is said by libraries that raise no type of their own for it."""
+"""Messages of libraries that raise no type of their own for it."""
 
 
 def _what_is_lacking(error: BaseException) -> MachineError | None:

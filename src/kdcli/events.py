@@ -32,4 +32,4 @@ Report: TypeAlias = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:
-    """Report to nobody."""
+    """Discard events."""

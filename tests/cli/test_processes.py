@@ -63,7 +63,7 @@ def test_a_signal_to_all_ends_with_what_the_first_saved(tmp_path):
 
 
 def test_a_process_that_says_nothing_is_not_passed_over(tmp_path):
-    assert "process 1 of 2 ended with exit code 9 and said nothing" in said(tmp_path, {1: 9})[0]
+    assert "process 1 of 2 ended with exit code 9 and without a message" in said(tmp_path, {1: 9})[0]
 
 
 def test_processes_that_kd_started_leave_their_line_and_say_nothing(tmp_path, monkeypatch, capsys):

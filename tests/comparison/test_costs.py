@@ -117,7 +117,7 @@ def test_a_teachers_text_is_asked_for_by_every_run_and_written_by_one(tmp_path):
     """Expectations from the text as it lies there: one reading of a prompt for two answers, and one of each whole."""
     parts, made = study.Parts(tmp_path), str(tmp_path / "made")
     spec = "ce@teacher:answers=2,max_new_tokens=7"
-    first, second = (trained(parts, name, spec, made=made) for name in ("first", "second"))
+    first, second = (trained(parts, name, spec, teacher_text=made) for name in ("first", "second"))
     (path,) = (tmp_path / "made").glob("teacher-*/text.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     prompts = {line["row"]: line["prompt_tokens"] for line in lines}

@@ -118,7 +118,7 @@ def test_a_run_finds_the_text_again_and_trains_on_it(parts, tmp_path, monkeypatc
     generate(config(parts, tmp_path / "text", data=data), silent)
     monkeypatch.setattr(LocalGenerator, "write", lambda *_: pytest.fail("written again"))
     settings = parts.run("finds", f"ce@{SOURCE}", max_steps=2)
-    made = settings.data.model_copy(update={"made": str(tmp_path / "text"), "eval": None})
+    made = settings.data.model_copy(update={"teacher_text": str(tmp_path / "text"), "eval": None})
     assert distill(settings.model_copy(update={"data": made}), silent).steps == 2
 
 
@@ -132,7 +132,7 @@ def test_a_run_of_another_tokenizer_finds_the_text_too(parts, tmp_path, monkeypa
     assert alone.kept == record.kept
     monkeypatch.setattr(LocalGenerator, "write", lambda *_: pytest.fail("written again"))
     settings = parts.run("across", f"ce@{SOURCE}", max_steps=2)
-    made = settings.data.model_copy(update={"made": str(tmp_path / "text"), "eval": None})
+    made = settings.data.model_copy(update={"teacher_text": str(tmp_path / "text"), "eval": None})
     scores = EvalSettings(metrics=("perplexity",))
     done = distill(settings.model_copy(update={"data": made, "student": stranger, "evaluation": scores}), silent)
     assert cost_of(done).generated_tokens == record.tokens

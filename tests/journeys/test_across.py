@@ -129,7 +129,7 @@ def test_a_plan_and_a_look_at_one_batch(base):
     assert plan.code == 0, plan.err
     assert "student 300 real ids, teacher 379 of its own" in plan.out
     (line,) = [line for line in plan.out.splitlines() if "alignment" in line]
-    share = float(line.partition("speaks of ")[2].partition("%")[0]) / 100
+    share = float(line.split()[1].rstrip("%")) / 100
     _, (step,) = run(base, "every-row", "--loss", "uld", "--batch-size", "16", "--max-steps", "1")
     assert share == pytest.approx(step["uld.aligned"], abs=1e-3)
     seen = kd("inspect", "batch", "ce", "uld", *common, "--set", "train.batch_size=4", folder=base)

@@ -257,7 +257,7 @@ def test_a_run_trains_on_a_servers_text_and_again_without_it(parts, tmp_path):
         first = distill(run_of(parts, server.url, "far", spec), silent)
         asked = len(server.asked)
         made = first.folder / "made"
-        data = parts.data().model_copy(update={"made": str(made), "eval": None})
+        data = parts.data().model_copy(update={"teacher_text": str(made), "eval": None})
         again = distill(run_of(parts, server.url, "again", spec, data=data), silent)
         assert not [one for one in server.asked[asked:] if one.body]
         changed = run_of(parts, server.url, "far", spec, server=ServerConfig(**PATIENT, send="ids"))

@@ -175,7 +175,7 @@ def test_a_teacher_that_cannot_be_measured_has_no_line_and_a_reason(made):
     for teacher, reason in (
         (None, "none was named"),
         (replace(pair.teacher, server=ServerConfig(model="m")), "it is behind a server"),
-        (replace(pair.teacher, blend=Ensemble(("a", "b"), (0.5, 0.5))), "several speak as one"),
+        (replace(pair.teacher, blend=Ensemble(("a", "b"), (0.5, 0.5))), "it is an ensemble"),
     ):
         planned = plan_references(replace(prepared, pair=replace(pair, teacher=teacher)), (0,), session)
         assert [one.role for one in planned.measurements] == ["before"]
@@ -330,7 +330,7 @@ def test_likely_reasons_follow_from_what_the_table_shows():
     assert "near the best" not in said
     # an objective that asks no teacher and only moves away from it
     said = against_start_of({"fkl": {"perplexity": -0.1}, "ce": {"perplexity": -0.1, "kl": 0.3}})
-    assert said.endswith("ce does not look at the teacher, so it need not come nearer to it")
+    assert said.endswith("ce does not use the teacher, so it need not come closer to it")
     # rates: one alone, or the lowest of those tried
     losing = {"fkl": {"perplexity": 0.1}, "rkl": {"perplexity": 0.1}}
     said = against_start_of(losing, {"fkl": (1e-3, (1e-3,)), "rkl": (1e-4, (1e-4, 1e-3))})

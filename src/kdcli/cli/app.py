@@ -47,7 +47,7 @@ _TALKATIVE = ("torchao", "bitsandbytes", "torch.utils._pytree")
 
 
 class Commands(TyperGroup):
-    """A group that answers unknown names in our words and lets interrupts pass."""
+    """A group of commands with error messages of kd for unknown names; interrupts pass."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         """Find the command that the first argument names.
@@ -70,7 +70,7 @@ class Commands(TyperGroup):
 
 
 class PassThrough(Exception):
-    """Brings an error past Typer unchanged.
+    """Carries an error through Typer unchanged.
 
     Args:
         error: what was raised.
@@ -160,7 +160,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def main() -> NoReturn:
-    """Run the command line of this process and leave with its exit code."""
+    """Run the command line of this process and exit with its exit code."""
     for name, value in _QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
     for name in _TALKATIVE:

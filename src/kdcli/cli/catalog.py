@@ -137,7 +137,7 @@ def check(
     quiet: switches.Quiet = False,
     debug: switches.Debug = False,
 ) -> None:
-    """Run the contract that every objective must keep; exit code 3 if one is broken."""
+    """Run the contract checks on an objective; exit code 3 if one fails."""
     from kdcli.cli import load_config
     from kdcli.cli.terminal import Terminal
 
@@ -157,7 +157,7 @@ def check(
 
 
 def conformance(json: switches.Json = False, quiet: switches.Quiet = False, debug: switches.Debug = False) -> None:
-    """Print our value beside each published variant's, on fixed logits."""
+    """Compare our values with those of published variants, on fixed logits."""
     from kdcli.cli.terminal import Terminal
 
     terminal = Terminal(json, quiet)

@@ -26,9 +26,9 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(typed: Typed, *, config: Texts, sets: Texts, json: bool, quiet: bool) -> None:
-    """Look at everything a run would use and say of each whether it will do; nothing is trained or written.
+    """Check whether models, data, device and libraries are usable; nothing is trained or written.
 
-    Leaves with the code of the first check that fails: 3 for an input, 4 for the machine, 0 where none does.
+    Exits with the exit code of the first check that fails: 3 for an input, 4 for the machine, 0 where none does.
     """
     from kdcli.cli import load_config
     from kdcli.cli.terminal import Terminal
@@ -85,7 +85,7 @@ def estimate(
     context: Annotated[str, _option("--context", "N", "Tokens of prompt and answer. Default 2048.")] = "2048",
     batch: Annotated[str, _option("--batch", "N", "Requests at once. Default 1.")] = "1",
     memory: Annotated[str | None, _option("--memory", "SIZE", "Of the device, as 8GiB.")] = None,
-    bandwidth: Annotated[str | None, _option("--bandwidth", "RATE", "Of its memory, as 50GB/s.")] = None,
+    bandwidth: Annotated[str | None, _option("--bandwidth", "RATE", "Memory bandwidth, as 50GB/s.")] = None,
     flops: Annotated[str | None, _option("--flops", "RATE", "Its arithmetic, as 2TFLOPS.")] = None,
     json: switches.Json = False,
     quiet: switches.Quiet = False,

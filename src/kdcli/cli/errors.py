@@ -64,7 +64,7 @@ def run_guarded(work: Callable[[], int], *, debug: bool) -> int:
 
 
 def _ended(error: BaseException, *, debug: bool) -> int:
-    """Say how a command ended that did not end well; libraries may have put something else in place of its cause."""
+    """Report how a command failed; libraries may have replaced the cause by another error."""
     causes = [error, error.__cause__, error.__context__]
     if any(isinstance(cause, BrokenPipeError) for cause in causes) and not isinstance(error, KDError):
         return PIPE_CLOSED
@@ -144,7 +144,7 @@ def _command() -> str:
 
 
 def _usage(error: typer.TyperException) -> UsageError:
-    """Say in our form what Typer found wrong with the command line."""
+    """Return the usage error for what Typer found wrong with the command line."""
     context = getattr(error, "ctx", None)
     first = _command()
     command = context.command_path if context else f"kd {first}" if first.isalpha() else "kd"

@@ -44,7 +44,7 @@ class Ended:
 
 
 class ReportedError(KDError):
-    """What a process of the run had to say at its end.
+    """How a process of the run ended.
 
     Args:
         text: the line, without the name of the program.
@@ -65,7 +65,7 @@ def is_started_by_kd() -> bool:
 
 
 def record(code: str, text: str, exit_code: int) -> None:
-    """Leave a process' last line where the one that started it looks; a full disk must not hide the exit code."""
+    """Write a process' last line for the process that started it; a full disk must not hide the exit code."""
     path = Path(os.environ[RECORDS]) / f"{distributed.rank()}.json"
     line = {"rank": distributed.rank(), "code": code, "text": text, "exit_code": exit_code, "time": time.time()}
     with suppress(OSError):
@@ -73,9 +73,9 @@ def record(code: str, text: str, exit_code: int) -> None:
 
 
 def conclude(records: Path, ended: Ended, count: int, saved: int | None, command: str) -> None:
-    """Return if all processes did well, else raise what is to be said, one line for all of them.
+    """Return if all processes did well, else raise one error for all of them.
 
-    An error of a process' own comes first, then a process that was killed, then what the others made of that.
+    An error of a process itself comes first, then a process that was killed, then errors that follow from these.
 
     Args:
         records: the folder of their last lines.
@@ -99,7 +99,7 @@ def conclude(records: Path, ended: Ended, count: int, saved: int | None, command
     if ended.signal:
         raise ReportedError("stopped at once; what was saved before stays usable", 128 + ended.signal)
     for rank, code in ended.codes.items():
-        what = f"process {rank} of {count} ended with exit code {code} and said nothing"
+        what = f"process {rank} of {count} ended with exit code {code} and without a message"
         raise MachineError(_LOST, what, fix="run it again with --debug")
 
 

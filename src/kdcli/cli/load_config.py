@@ -95,7 +95,7 @@ def looks_like_folder(name: str) -> bool:
 
 
 def needs_teacher(text: str) -> bool:
-    """Whether an objective surely reads a teacher; a guest decides for itself.
+    """Whether an objective is known to need a teacher; a plug-in is not asked here.
 
     >>> needs_teacher("ce"), needs_teacher("0.5*ce+fkl")
     (False, True)
@@ -172,7 +172,7 @@ def output_folder(output: str | None, *, needed: bool) -> None:
 
 
 def command_line() -> str:
-    """Return the command line at hand as one that goes on with it, ready to be pasted into a shell."""
+    """Return the command line that resumes the command at hand, quoted for a shell."""
     words, kept = list(ARGUMENTS.get()), []
     while words:
         word = words.pop(0)

@@ -7,13 +7,13 @@ from kdcli.cli.switches import Run, Text, Texts, argument, flag, switch
 
 Teacher = Annotated[Text, flag("--teacher", "MODEL", "Model folder or hub id.", "Models")]
 TeacherCache = Annotated[
-    Text, flag("--teacher-cache", "FOLDER", "Of kd cache, instead of running the teacher.", "Models")
+    Text, flag("--teacher-cache", "FOLDER", "Folder of kd cache, in place of a teacher.", "Models")
 ]
 Student = Annotated[Text, flag("--student", "MODEL", "Folder, hub id, or random:layers=3,..", "Models")]
 Lora = Annotated[Text, flag("--lora", "RANK", "Train a LoRA adapter only; merged when saved.", "Models")]
 Data = Annotated[Text, flag("--data", "FILE", "Training rows: file, folder, hub id.", "Data")]
 EvalData = Annotated[Text, flag("--eval-data", "FILE", "Held-out rows, measured after training.", "Data")]
-Columns = Annotated[Text, flag("--columns", "NAME=COL,..", "Where names differ: prompt=question.", "Data")]
+Columns = Annotated[Text, flag("--columns", "NAME=COL,..", "Names of your columns: prompt=question.", "Data")]
 Template = Annotated[Text, flag("--template", "NAME", "auto, chat, alpaca, plain, or a text.", "Data")]
 MaxLength = Annotated[Text, flag("--max-length", "N", "Tokens of a whole row. Default 512.", "Data")]
 Limit = Annotated[Text, flag("--limit", "N", "Use the first N rows.", "Data")]
@@ -27,7 +27,7 @@ Lr = Annotated[Text, flag("--lr", "X", "Peak learning rate. Default 0.0005.", "T
 Seed = Annotated[Text, flag("--seed", "N", "Order, first weights, dropout. Default 0.", "Training")]
 GradientCheckpointing = Annotated[bool, switch("--gradient-checkpointing", "Less memory, more time.", "Training")]
 EvalEvery = Annotated[Text, flag("--eval-every", "N", "Steps between evaluations; best/ is kept.", "Training")]
-Metric = Annotated[Texts, flag("--metric", "NAME,..", "Names of kd metrics list.", "Evaluation")]
+Metric = Annotated[Texts, flag("--metric", "NAME,..", "Metrics; see kd metrics list.", "Evaluation")]
 MaxNewTokens = Annotated[
     Text, flag("--max-new-tokens", "N", "Tokens per answer at most. Default 128.", "Evaluation", hidden=True)
 ]
@@ -51,7 +51,7 @@ LoraCompare = Annotated[
     Text, flag("--lora", "RANK", "Train a LoRA adapter only; merged when saved.", "Models", hidden=True)
 ]
 ColumnsCompare = Annotated[
-    Text, flag("--columns", "NAME=COL,..", "Where names differ: prompt=question.", "Data", hidden=True)
+    Text, flag("--columns", "NAME=COL,..", "Names of your columns: prompt=question.", "Data", hidden=True)
 ]
 TemplateCompare = Annotated[
     Text, flag("--template", "NAME", "auto, chat, alpaca, plain, or a text.", "Data", hidden=True)
@@ -71,9 +71,9 @@ Slurm = Annotated[Text, flag("--slurm", "NAME=X,..", "partition, time, gpus, cpu
 GpusCompare = Annotated[Text, flag("--gpus", "N", "GPUs of one cell. Default 1.", "Grid")]
 TuneBy = Annotated[Text, flag("--tune-by", "SCORE", "What chooses; default the first.", "Grid", hidden=True)]
 TuneSeeds = Annotated[
-    Text, flag("--tune-seeds", "N,N,..", "They choose. Default as many, from 1000.", "Grid", hidden=True)
+    Text, flag("--tune-seeds", "N,N,..", "Seeds to choose with. Default as many, from 1000.", "Grid", hidden=True)
 ]
-MetricCompare = Annotated[Texts, flag("--metric", "NAME,..", "Names of kd metrics list.", "Grid")]
+MetricCompare = Annotated[Texts, flag("--metric", "NAME,..", "Metrics; see kd metrics list.", "Grid")]
 RayAddress = Annotated[Text, flag("--ray-address", "ADDRESS", "A running cluster.", "Grid", hidden=True)]
 DeviceCompare = Annotated[
     Text, flag("--device", "NAME", "auto, cpu, cuda, mps. Default auto.", "Hardware", hidden=True)
@@ -114,11 +114,11 @@ StoreDtype = Annotated[
 ]
 TopK = Annotated[Text, flag("--top-k", "N", "Tokens a compact cache keeps. Default 64.", "Models")]
 Source = Annotated[
-    Text, flag("--source", "SOURCE", "How it writes; see kd sources show teacher. Default teacher.", "Models")
+    Text, flag("--source", "SOURCE", "Decoding; see kd sources show teacher. Default teacher.", "Models")
 ]
 DataGenerate = Annotated[Text, flag("--data", "FILE", "Rows with prompts; their answers are not read.", "Data")]
-Count = Annotated[Text, flag("--count", "N", "Texts without prompts, of prompts=bos.", "Data")]
-LocalTeacher = Annotated[Text, flag("--local-teacher", "MODEL", "Of the server, to compare numbers.", "Models")]
+Count = Annotated[Text, flag("--count", "N", "Texts to generate with prompts=bos.", "Data")]
+LocalTeacher = Annotated[Text, flag("--local-teacher", "MODEL", "Local copy of a served model, to compare.", "Models")]
 TopKDoctor = Annotated[Text, flag("--top-k", "N", "Tokens to ask of a server. Default 20.", "Models", hidden=True)]
 
 

@@ -173,7 +173,7 @@ class LineProgress:
 
 
 class Cells:
-    """How far every cell of a comparison is, as the events say."""
+    """The state of every cell of a comparison, from its events."""
 
     def __init__(self) -> None:
         self.seen: dict[str, CellStatus] = {}
@@ -296,7 +296,7 @@ SHOWN = {"loss": "loss", "lr": "lr", "tokens_per_second": "tokens/s", "generated
 
 
 def number_words(values: Mapping[str, Any]) -> str:
-    """Return named numbers as words, four digits each; of a training step only the telling ones.
+    """Return named numbers as words, four digits each; of a training step only loss, learning rate and speed.
 
     >>> number_words({"rows": 1200, "who": "akl"}), number_words({"loss": 1.23456, "gradient_norm": 2.0})
     ('rows 1,200, who akl', 'loss 1.235')

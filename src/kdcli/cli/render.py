@@ -169,7 +169,7 @@ def evaluation(record: EvalRecord) -> Group:
 
 
 def _interval(estimate: Estimate, places: int) -> str:
-    """Return an interval; where every example has the same value, data says nothing of its width."""
+    """Return an interval; where every example has the same value, its width is unknown."""
     low, high = estimate.low, estimate.high
     if low is None or high is None:
         return "all the same" if estimate.error == 0.0 else ""
@@ -224,7 +224,7 @@ def _aligned(cells: Sequence[Sequence[tuple[str, str]]], marked: bool) -> list[s
 
 
 def verdict(difference: Estimate, better: str) -> str:
-    """Return the mark of a difference: ▲ better, ▼ worse, = cannot be told apart.
+    """Return the mark of a difference: ▲ better, ▼ worse, = not significant.
 
     Args:
         difference: contender minus baseline.

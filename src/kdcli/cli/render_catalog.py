@@ -111,7 +111,7 @@ def findings(found: Sequence[Any]) -> Group:
 
 
 def conformance(rows: Iterable[Any]) -> Group:
-    """Return our values beside the published variants'.
+    """Return our values and the published variants'.
 
     Args:
         rows: losses.conformance.Row of each.

@@ -98,7 +98,7 @@ def clean(
     quiet: switches.Quiet = False,
     debug: switches.Debug = False,
 ) -> None:  # fmt: skip
-    """Remove what nothing is read from any more: checkpoints of finished runs, and what killed writers left.
+    """Remove files that are not needed any more: checkpoints of finished runs, and leftovers of killed processes.
 
     Works on a run, a study, a teacher cache, or a folder of such. A run that is not done keeps its checkpoints, and so
     does one whose settings say train.keep_finished=true.
@@ -122,7 +122,7 @@ def rerun(
     quiet: switches.Quiet = False,
     debug: switches.Debug = False,
 ) -> None:
-    """Train a run again from its own settings and say whether the same weights came out.
+    """Train a run again from its own settings and compare the weights.
 
     Refuses if a model, the data or a guest's code has changed since. Ends with exit code 6 if the weights differ.
     """

@@ -31,7 +31,7 @@ class Closed(io.TextIOBase):
 
 
 class Remarks:
-    """Standard error that never fails: a full disk behind it must not end the work.
+    """Standard error that never fails: a full disk must not end the command.
 
     Args:
         stream: what is written to; None where it was closed.
@@ -41,12 +41,12 @@ class Remarks:
         self._stream = stream if stream is not None else open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
     def write(self, text: str) -> int:
-        """Write, or do without; the end of a pipe counts."""
+        """Write, or ignore that it fails; only a closed pipe counts."""
         self._try(lambda: self._stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or do without."""
+        """Flush, or ignore that it fails."""
         self._try(self._stream.flush)
 
     def __getattr__(self, name: str) -> Any:
@@ -62,7 +62,7 @@ class Remarks:
 
 
 def prepare() -> None:
-    """Make the streams of this process such that any text can be written, and that a lost remark does no harm."""
+    """Make the streams of this process such that any text can be written, and failing to write a note is no error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -44,7 +44,7 @@ class TableOptions:
 
 
 def named_study(folders: Sequence[Path], output: str | None, *, objectives: bool, config: bool) -> Path | None:
-    """Return the study that a command line means by its folder alone.
+    """Return the study of a command line that gives only its folder.
 
     Args:
         folders: the arguments, if they are folders.
@@ -59,14 +59,14 @@ def named_study(folders: Sequence[Path], output: str | None, *, objectives: bool
 
 
 def settings_typed(typed: Mapping[str, Any]) -> list[str]:
-    """Return the flags typed that stand for settings, beside the contenders and the folder."""
+    """Return the flags typed that stand for settings, besides the contenders and the folder."""
     return [name for name, value in typed.items() if value and name not in ("losses", "output")]
 
 
 def refuse_settings(
     typed: Mapping[str, Any], besides: Mapping[str, Any], objectives: Sequence[str] | None, flag: str
 ) -> None:
-    """Refuse whatever would change a study, where one that exists is only looked at.
+    """Refuse whatever would change a study, where an existing one is only read.
 
     Args:
         typed: the settings as typed.
@@ -191,7 +191,7 @@ def check(settings: "CompareConfig") -> None:
 
 
 def show_status(study: Path | None, output: str | None, terminal: "Terminal") -> None:
-    """Print how far the cells of a study are."""
+    """Print the progress of a study's cells."""
     terminal.result(read(_needed(study, output)), draw)
 
 
@@ -258,7 +258,7 @@ def _needed(study: Path | None, output: str | None) -> Path:
 
 @dataclass(frozen=True)
 class Status:
-    """How far a study is.
+    """The progress of a study.
 
     Args:
         study: its folder.
@@ -276,7 +276,7 @@ class Status:
 
 
 def read(study: Path) -> Status:
-    """Look at a study's folder; no model is loaded and nothing is locked.
+    """Read a study's folder; no model is loaded and nothing is locked.
 
     Raises:
         KDError: the folder holds no study, or a damaged one.

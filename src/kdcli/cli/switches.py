@@ -1,4 +1,4 @@
-"""What commands take that is no setting, once each: the same name means the same on all commands."""
+"""Flags that are no settings, declared once: the same name means the same on all commands."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -74,7 +74,7 @@ Debug = Annotated[bool, switch("--debug", "Show tracebacks.", OUTPUT, hidden=Tru
 PushToHub = Annotated[Text, flag("--push-to-hub", "ID", "Upload the student, last of all.", MODELS)]
 GpuMemory = Annotated[Text, flag("--gpu-memory", "SIZE", "Plan for GPUs that are not here: 80GiB.", HARDWARE)]
 
-Status = Annotated[bool, switch("--status", "How far a study's cells are; loads no model.", OUTPUT)]
+Status = Annotated[bool, switch("--status", "Progress of a study; loads no model.", OUTPUT)]
 To = Annotated[Text, flag("--to", "FILE", "Write a study's table: .tex .md .csv .json .html", OUTPUT)]
 Caption = Annotated[Text, flag("--caption", "TEXT", "Caption of the exported table.", OUTPUT, hidden=True)]
 Label = Annotated[Text, flag("--label", "NAME", "LaTeX label of the exported table.", OUTPUT, hidden=True)]

@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 def cache(typed: Typed, *, config: Texts, sets: Texts, dry_run: bool, json: bool, quiet: bool) -> None:
-    """Run a teacher over rows once, and keep its last hidden states, or its likeliest tokens, for any number of runs.
+    """Run a teacher over rows once and store its last hidden states, or its top tokens, for any number of runs.
 
     The same line again adds what is missing.
     """
@@ -95,7 +95,7 @@ def register_generate(app: typer.Typer) -> None:
 
 
 def generate(typed: Typed, *, config: Texts, sets: Texts, dry_run: bool, json: bool, quiet: bool) -> None:
-    """Let a teacher answer prompts, or write from the first token, and keep what passes the filters as rows.
+    """Generate a teacher's answers to prompts, or texts without prompts, filter them, and write them as rows.
 
     kd distill --data FOLDER/rows.jsonl trains on them. The same line again answers what is missing.
     """
@@ -146,5 +146,7 @@ def _written(record: "TextRecord") -> str:
     if record.same < record.kept:
         lines.append(f"{record.kept - record.same:,} rows read back as other tokens than were written")
     if record.open:
-        lines.append(f"{record.open:,} rows were cut, and a training adds an end token; ended=true drops them")
+        lines.append(
+            f"{record.open:,} rows were cut at a length; training adds an end token to each; ended=true drops them"
+        )
     return "\n".join([*lines, str(record.rows)])

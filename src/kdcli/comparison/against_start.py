@@ -121,7 +121,7 @@ def _likely(
         if row.teacher_passes == 0.0 and not any(row.label in worse[name] for name in worse if name not in nearness)
     ]
     if deaf:
-        yield f"{_named(deaf, rows)} does not look at the teacher, so it need not come nearer to it"
+        yield f"{_named(deaf, rows)} does not use the teacher, so it need not come closer to it"
     losers = [row for row in losers if row.label not in deaf]
     lost = {row.label: [name for name in worse if row.label in worse[name] and name not in nearness] for row in losers}
     outdone = [label for label, names in lost.items() if any(better[name] for name in names)]

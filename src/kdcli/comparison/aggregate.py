@@ -45,7 +45,7 @@ class ScoreTest:
         differences: label -> difference to the baseline, about the objectives if there are several seeds.
         models: label -> the same about these trained models.
         best: the label with the best mean; None where neither direction is better, or of one line.
-        tied: labels that cannot be told from it, itself included.
+        tied: labels that do not differ significantly from it, itself included.
         detectable: smallest true difference to the baseline that this design finds, None where it is unknown.
         variance: where the variance of a difference to the baseline comes from.
         references: role and label of a reference model -> its value with interval.
@@ -200,7 +200,7 @@ class _Lines:
 
     @staticmethod
     def _beside(ours: Seeds, theirs: Seeds) -> tuple[list[Score], list[Score]]:
-        """Pair by seed; a model that was measured once stands beside every seed of the other."""
+        """Pair by seed; a model that was measured once is paired with every seed of the other."""
         if None in theirs or None in ours:
             seeds = list(ours) if None in theirs else list(theirs)
         else:

@@ -49,7 +49,9 @@ def _best(found: Comparison, info: ScoreInfo) -> str:
     else:
         names = _listed([row.label for row in (*best, *tied)])
         everything = len(best) + len(tied) == len(rows)
-        said = f"{names} cannot be told apart in {info.name}" + ("" if everything else ", and are ahead of the rest")
+        said = f"{names} do not differ significantly in {info.name}" + (
+            "" if everything else ", and are ahead of the rest"
+        )
         end = "highest" if info.better == "higher" else "lowest"
         said += f" ({end} mean: {first.label}, {_value(first.scores[info.name])})"
     if min(len(row.seeds) for row in found.rows) == 1:

@@ -146,7 +146,7 @@ def _tied(rows: Sequence[ComparisonRow], infos: Sequence[ScoreInfo]) -> Iterator
         if best:
             groups.append(f"{info.name}: {_named([*best, *others], rows)}")
     if groups:
-        yield f"best, and what cannot be told from it: {'; '.join(groups)}"
+        yield f"best, and not significantly different from it: {'; '.join(groups)}"
 
 
 def _power(
@@ -158,8 +158,8 @@ def _power(
         design = f"with {seeds} seeds" if seeds > 1 else "between these models"
         known = f"{seeds} seeds" if seeds > 1 else "these examples"
         yield (
-            f"{design} a true difference to {baseline} is found in 8 of 10 repeats only if it is at least: "
-            f"{', '.join(sizes)} (a range: the noise is known from {known} only); smaller ones may be there unseen"
+            f"minimum detectable effect against {baseline} at 80 % power, {design}: "
+            f"{', '.join(sizes)} (a range: the noise is known from {known} only); smaller differences may exist"
         )
 
 

@@ -55,7 +55,7 @@ _SHARED = ("example", "where", "prompt", "references", "predictions", "ended")
 
 @dataclass(frozen=True)
 class ComparisonMeta:
-    """What a comparison needs beside its numbers.
+    """What a comparison needs besides its numbers.
 
     Args:
         baseline: label that differences are taken to.
@@ -151,7 +151,7 @@ class LongFormat:
 
     @property
     def about(self) -> ComparisonMeta:
-        """What is stored beside the numbers."""
+        """What is stored besides the numbers."""
         facts = self.facts["about"]
         failed = tuple(Failure(**{**one, "log": Path(one["log"])}) for one in facts["failed"])
         rates = {label: (rate, tuple(tried)) for label, (rate, tried) in facts.get("rates", {}).items()}

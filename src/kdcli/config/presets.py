@@ -28,7 +28,7 @@ def protocol_names() -> list[str]:
 
 
 def of_protocol(settings: Iterable[str]) -> list[str]:
-    """Return which settings make up a protocol: what answers and scores follow from, but model and rows.
+    """Return which settings make up a protocol: all that answers and scores depend on, except model and rows.
 
     >>> of_protocol(["train.lr", "data.template", "evaluation.metrics", "evaluation.generation.top_p"])
     ['data.template', 'evaluation.generation.top_p']

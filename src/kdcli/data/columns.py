@@ -35,7 +35,7 @@ _CHAT = {
     "documents": ("documents",),
     "chat_template_kwargs": ("chat_template_kwargs",),
 }
-"""What a conversation may have beside its turns, for its chat template."""
+"""What a conversation may have besides its turns, for its chat template."""
 
 FORMS = (
     RowFormat("messages", {"messages": ("messages",), **_CHAT}, frozenset(_CHAT)),

@@ -52,7 +52,7 @@ class DataPath:
 
 
 def inspect_path(path: str) -> DataPath:
-    """Look at a path without reading its rows.
+    """Inspect a path without reading its rows.
 
     Args:
         path: file, saved ``datasets`` folder, or hub id ``owner/name`` with an optional ``:split``.
@@ -182,7 +182,7 @@ def _digest(path: Path) -> str:
 
 @contextmanager
 def offline_if_unreachable() -> Iterator[None]:
-    """Let ``datasets`` look into its own store only while the hub is out of reach."""
+    """Put ``datasets`` into offline mode while the hub cannot be reached."""
     offline = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = offline or not is_in_reach()
     try:

@@ -170,7 +170,7 @@ def _rows(data: Any, name: str) -> Records:
 
 
 def _decoded(data: Any, name: str) -> Generator[dict[str, Any], None, None]:
-    """Yield rows; what cannot be decoded, such as sound without the package that reads it, is said in one line."""
+    """Yield rows; what cannot be decoded, such as audio without the package that reads it, is an error of one line."""
     with closing(iter(data)) as rows:
         while True:
             try:

@@ -183,7 +183,7 @@ def _said(reader: _Reader, before: list[dict[str, Any]], turn: dict[str, Any] | 
 
 
 def _extras(reader: _Reader) -> dict[str, Any]:
-    """Return what a row gives to its chat template beside the turns."""
+    """Return what a row gives to its chat template besides the turns."""
     found = {name: reader.optional(name) for name in ("tools", "documents")}
     for name, value in found.items():
         if isinstance(value, str):  # a table's column cannot hold objects of different forms
@@ -215,7 +215,7 @@ def _turn(reader: _Reader, turn: Any, index: int) -> dict[str, Any]:
     if "content" in said or not more:
         reader.clean(turn.get("content"), f"{name}.content", may_be_empty=True)
     elif "content" in turn:
-        said["content"] = None  # as given: a turn that says nothing itself, beside calls of tools
+        said["content"] = None  # as given: a turn without text, with tool calls
     return said
 
 

@@ -373,7 +373,7 @@ def _chat(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
 
 
 def _refuse_unread(row: Row, turns: Sequence[Mapping[str, Any]], reads: Reads | None) -> None:
-    """Refuse keys of turns, and what stands beside the turns, that the template does not read."""
+    """Refuse keys of turns and of the row that the template does not read."""
     if reads is None:
         return
     for number, turn in enumerate(turns):
@@ -386,7 +386,7 @@ def _refuse_unread(row: Row, turns: Sequence[Mapping[str, Any]], reads: Reads | 
 
 
 def _more(turn: Mapping[str, Any]) -> list[str]:
-    """Return the keys of a turn that say something beside its role and content."""
+    """Return the keys of a turn, besides role and content, that are not empty."""
     return [name for name, value in turn.items() if name not in ("role", "content") and value not in (None, "", [], {})]
 
 
@@ -402,7 +402,7 @@ def _unread(row: Row, what: str, reads: Reads | None) -> InputError:
 
 
 def _refuse_dropped(row: Row, answer: Mapping[str, Any], response: str) -> None:
-    """Refuse an answer whose thoughts, given under a key of their own, the template leaves out."""
+    """Refuse an answer whose reasoning, given under a key of its own, the template leaves out."""
     for name in _THOUGHTS:
         thoughts = answer.get(name)
         if isinstance(thoughts, str) and thoughts.strip() and thoughts.strip() not in response:
@@ -415,12 +415,12 @@ def _refuse_dropped(row: Row, answer: Mapping[str, Any], response: str) -> None:
 
 
 def _thoughts(content: str) -> re.Match[str] | None:
-    """Return where an answer's thoughts are closed, if it has any."""
+    """Return where an answer's reasoning ends, if it has any."""
     return re.search(r"</(think|thinking|thought|reasoning)>", content)
 
 
 def _with_thoughts(row: Row, prompt: str, whole: str, content: str) -> str:
-    """Return the response with the thoughts that the template took out of it, as a model has to write it.
+    """Return the response with the reasoning that the template took out of it, as a model has to generate it.
 
     The words are the answer's own, without the mark that the prompt has opened already; what the template writes
     behind an answer follows.

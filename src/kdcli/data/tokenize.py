@@ -45,7 +45,7 @@ class Example:
 
     @property
     def question(self) -> tuple[int, ...]:
-        """The prompt's tokens as a model is asked them, before anything is known to follow."""
+        """The prompt's tokens as given to a model, before anything follows."""
         return self.asked or self.ids[: self.prompt_length]
 
 

@@ -73,7 +73,7 @@ def with_server(local: LanguageModel, served: RemoteTeacher, batches: Sequence[B
 
 
 def with_itself(served: RemoteTeacher, batch: Batch) -> int:
-    """Ask a server about one sequence; return how many places it spoke of."""
+    """Ask a server about one sequence; return at how many places it gave probabilities."""
     return len(served.side(batch, find_valid(batch.labels)).ids)
 
 

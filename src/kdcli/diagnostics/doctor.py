@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One check.
 
     Args:
         name: what.
@@ -58,7 +58,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything that was looked at.
+    """All checks.
 
     Args:
         checks: in the order of looking.
@@ -99,7 +99,7 @@ _LITTLE = 2**30
 
 
 def examine_machine(config: DoctorConfig, found: Examination) -> Device | None:
-    """Look at versions, device, threads, memory and disk; return the device."""
+    """Check versions, device, threads, memory and disk; return the device."""
     versions = environment()
     libraries = ", ".join(f"{name} {versions['libraries'][name]}" for name in ("torch", "transformers", "accelerate"))
     found.add("versions", "ok", f"kd {versions['kd']}, python {versions['python']}, {libraries}")
@@ -200,7 +200,7 @@ def _disk(folder: Path, found: Examination) -> None:
 
 
 def examine_pair(config: DoctorConfig, session: Session, found: Examination) -> ModelPair | None:
-    """Look at tokenizers and vocabularies of student and teacher."""
+    """Check tokenizers and vocabularies of student and teacher."""
     if config.student is None:
         return None
     pair = found.attempt(
@@ -238,7 +238,7 @@ def examine_rows(config: DoctorConfig, reader: ModelInfo, session: Session, foun
 
 
 def examine_model(name: str, model: LanguageModel | None, rows: TokenDataset | None, found: Examination) -> None:
-    """Say what a loaded model is; that it was loaded proves its split into layers and head."""
+    """Describe a loaded model; loading has verified its split into layers and head."""
     if model is None:
         return
     length = max(rows.lengths) if rows is not None else 0
@@ -270,7 +270,7 @@ _NEAR = 0.05
 
 
 def diagnose(config: DoctorConfig, report: Report) -> Diagnosis:
-    """Look at everything that the settings name; nothing is trained, nothing is written.
+    """Check everything that the settings name; nothing is trained, nothing is written.
 
     Args:
         config: what a run would be given; whatever is not given is not looked at.

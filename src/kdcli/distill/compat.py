@@ -98,7 +98,7 @@ def refuse_coarse(view: TeacherView, loss: DistillLoss, label: str) -> None:
 
 
 def refuse_measuring(metrics: Sequence[str], *, measured: bool) -> None:
-    """Refuse scores that compare with a teacher of whom a server shows a part.
+    """Refuse scores that need a teacher's whole distribution, of which a server shows a part.
 
     Raises:
         UsageError: SERVE-10, names them and those that can be had.
@@ -128,7 +128,7 @@ def _working(known: int) -> str:
 
 
 def refuse_pair(config: DistillConfig, loss: DistillLoss, source: Source, label: str) -> None:
-    """Refuse what cannot be trained whatever the data hold.
+    """Refuse combinations of settings that cannot be trained with any data.
 
     Args:
         config: the run's settings.
@@ -169,7 +169,7 @@ def refuse_pair(config: DistillConfig, loss: DistillLoss, source: Source, label:
 
 
 def own_words_note(loss: DistillLoss, source: Source) -> str | None:
-    """Return the warning for an objective that takes what the student wrote for right answers; None otherwise.
+    """Return the warning for an objective that takes the student's own answers for labels; None otherwise.
 
     Args:
         loss: the objective.
@@ -253,7 +253,7 @@ def _refuse_facts(loss: DistillLoss, source: Source, label: str) -> None:
 
 
 def refuse_across(config: DistillConfig, loss: DistillLoss, source: Source, label: str, pair: ModelPair) -> None:
-    """Refuse what holds token ids of student and teacher against each other, where these have different tokenizers.
+    """Refuse what compares token ids of student and teacher, where these have different tokenizers.
 
     Args:
         config: the run's settings.

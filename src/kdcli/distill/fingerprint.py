@@ -45,7 +45,7 @@ def fingerprint_of(
     ending: dict[str, Any] | None = None,
     source: Source | None = None,
 ) -> dict[str, Any]:
-    """Return the flat table of everything the student's bits follow from.
+    """Return the flat table of everything that the student's weights depend on.
 
     Args:
         config: the run's settings.
@@ -90,7 +90,7 @@ def _other_tokenizer(pair: ModelPair, loss: DistillLoss, source: Source | None) 
 
 
 def _compiled(config: DistillConfig, seen: str | None) -> str:
-    """Say whose layers are compiled: a teacher's only where it runs, so that its cache is told from it here."""
+    """Return whose layers are compiled: the teacher's only if it runs, which differs from reading its cache."""
     return "student and teacher" if seen is not None and config.teacher_cache is None else "student"
 
 
@@ -105,7 +105,7 @@ def _adapter(lora: LoraConfig) -> dict[str, Any]:
 def source_identity(
     source: Source, corpus: TokenDataset | None, config: DistillConfig, pair: ModelPair
 ) -> dict[str, Any]:
-    """Return what the student's bits follow from besides, where sequences are not the rows as they are.
+    """Return what else the student's weights depend on, where sequences are not the rows as they are.
 
     Args:
         source: where sequences come from; its spec is part of the objective's label.

@@ -73,7 +73,7 @@ class Task:
         return len(self.dataset) * self.source.answers
 
     def context(self, folder: Path) -> SourceContext:
-        """Return the ground without its teacher."""
+        """Return the source context without its teacher."""
         return SourceContext(
             self.dataset, TrainConfig(), 0, vocab=self.vocab, longest=self.longest, autocast=self.device.autocast,
             folder=folder,
@@ -155,7 +155,7 @@ def _longest(config: GenerateConfig, models: tuple[str | None, ...]) -> int:
 def generate(
     config: GenerateConfig, report: Report, *, command: str = "", session: Session | None = None
 ) -> TextRecord:
-    """Let a teacher answer what it has not answered yet, and write the answers that pass the filters as rows.
+    """Generate a teacher's missing answers, and write those that pass the filters as rows.
 
     Args:
         config: teacher, prompts, decoding; ``output`` is the folder, which a run's ``data.teacher_text`` may name.
@@ -189,14 +189,14 @@ def generate(
 
 
 def _generator(task: Task, session: Session) -> dict[str, Any]:
-    """Return the teacher, or the server that writes in its stead, as a field of the ground."""
+    """Return the teacher, or the client of its server, as a field of the source context."""
     if task.teacher.server is not None:
         return {"author": RemoteGenerator(task.teacher.server, task.reader)}
     return {"teacher": session.load_teacher(task.teacher.path, task.device.device)}
 
 
 def plan_generate(config: GenerateConfig) -> dict[str, Any]:
-    """Say what would be written; nothing is written, no weight is read."""
+    """Return what would be generated; nothing is written, no weight is read."""
     task = prepare_task(config, Session())
     return {
         "teacher": task.teacher.path,
@@ -210,7 +210,7 @@ def plan_generate(config: GenerateConfig) -> dict[str, Any]:
 
 
 class _Writing:
-    """Watches a teacher write: counts, reports, and ends it where a signal asks for it."""
+    """Counts and reports a teacher's generated tokens, and stops at a signal."""
 
     def __init__(self, report: Report, stop: StopRequest, command: str) -> None:
         self._report, self._stop, self._command = report, stop, command

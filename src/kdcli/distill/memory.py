@@ -88,7 +88,7 @@ class Setup:
 
     @property
     def shards(self) -> int:
-        """Into how many pieces a weight is cut."""
+        """Number of shards of a weight."""
         return 1 if self.shard == "ddp" else self.processes
 
     @property
@@ -238,7 +238,7 @@ class _Count:
         }
 
     def gathering(self) -> dict[str, int]:
-        """Count the models whole beside their shards: as used outside a step, and the student at the end."""
+        """Count the whole models in addition to their shards: as used outside a step, and the student at the end."""
         theirs = self.teacher.parameters if self.teacher is not None and self.live and self.setup.lends else 0
         return {**self.standing(), **self._gathered(self.student.parameters + theirs)}
 
@@ -312,7 +312,7 @@ class _Count:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Inside its context, counts what operations allocate, and what is let go of.
+    """Inside its context, counts what operations allocate and free.
 
     What a single operation takes and returns within itself is not seen.
 

@@ -225,7 +225,7 @@ def rehearse(model: LanguageModel, run: Path, card: str, *, adapter: bool) -> No
 
 
 def save_adapter_alone(model: LanguageModel, run: Path) -> None:
-    """Write a student's adapter beside it, into a run's folder."""
+    """Write a student's adapter into a run's folder."""
     atomic.commit_folder(run / ADAPTER, lambda target: save_adapter(model.adapter, target), {"kind": "adapter"})
 
 

@@ -238,7 +238,7 @@ def count(hardware: HardwareConfig) -> int:
 
 
 def pointwise(loss: DistillLoss) -> float:
-    """Return how many fp32 tensors of the size of a block's logits an objective holds at once, tried on made-up ones.
+    """Return how many fp32 tensors of the size of a block's logits an objective holds at once, tried on random ones.
 
     The logits themselves are not counted.
 
@@ -439,7 +439,7 @@ def describe_run(prepared: Prepared) -> dict[str, str]:
     }
     if prepared.teacher_rows is not None:
         met, seen = share_met(prepared, _SAMPLED), min(_SAMPLED, len(data))
-        facts["alignment"] = f"the teacher speaks of {met:.1%} of the response tokens (first {seen} rows)"
+        facts["alignment"] = f"{met:.1%} of the response tokens are aligned with the teacher's (first {seen} rows)"
     if prepared.test is not None:
         bare = leaves_answers_out(config.evaluation, prepared.test)
         names = [name for name in config.evaluation.metrics if not (bare and describe(name).eats == "texts")]

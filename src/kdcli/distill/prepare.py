@@ -115,7 +115,7 @@ def prepare_run(config: DistillConfig, session: Session, device: Device | None =
         device: what to plan for, which need not be here; None for what the settings name.
 
     Raises:
-        UsageError: an objective, source or metric nobody knows, or something missing.
+        UsageError: an unknown objective, source or metric, or something missing.
         InputError: data, tokenizers or model folders that cannot be used.
         MachineError: the device is missing.
     """

@@ -22,7 +22,7 @@ _ALSO = ("platform", "device", "python", "revision")
 
 @dataclass(frozen=True)
 class Rerun:
-    """A run beside its repetition.
+    """A run and its repetition.
 
     Args:
         run: the folder repeated.

@@ -144,7 +144,7 @@ def _with_evaluation(record: RunRecord, prepared: Prepared, session: Session, re
 
 
 def _begin(folder: RunFolder, prepared: Prepared, report: Report) -> None:
-    """Write what the run is; asks again what the folder holds, now that nobody else may change it."""
+    """Write what the run is; checks the folder again, now that it is locked."""
     if distributed.rank() != 0:
         return
     now = environment()

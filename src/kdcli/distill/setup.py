@@ -59,7 +59,7 @@ def load_teacher(prepared: Prepared, start: Device, session: Session, report: Re
 
 
 def prune_replies_on_checkpoint(report: Report, teacher: Teacher | None, checkpoints: int) -> Report:
-    """Return a report that lets a server's answers go with the checkpoints that needed them.
+    """Return a report that prunes a server's replies together with the checkpoints that needed them.
 
     Args:
         report: what it passes events on to.
@@ -106,9 +106,9 @@ def token_aligner_of(prepared: Prepared) -> TokenAligner:
 
 
 def share_met(prepared: Prepared, rows: int) -> float:
-    """Return the share of the student's response tokens that the teacher can speak of, over the first so many rows.
+    """Return the share of the student's response tokens that are aligned with the teacher's, over the first rows.
 
-    No weight is read. A bound on the teacher's positions is not looked at.
+    No weight is read. The teacher's longest sequence is not taken into account.
     """
     aligner, examples = token_aligner_of(prepared), prepared.dataset.examples[:rows]
     found = [aligner.align(one.ids, one.prompt_length, row).places for row, one in enumerate(examples)]
@@ -138,7 +138,7 @@ class Models:
 
 
 def load_models(prepared: Prepared, session: Session, report: Report) -> Models:
-    """Load a run's models, and tell what is found in them.
+    """Load a run's models, and report notes on them.
 
     Raises:
         KDError: of the kind that fits, for a model that cannot be loaded or rows longer than it reads.
@@ -210,7 +210,7 @@ def assemble_training(
 
 
 def _start(prepared: Prepared) -> Device:
-    """Return where models are loaded: what will lie in shards need never fit on one device, but for a cache's head."""
+    """Return where models are loaded: one that is sharded need not fit on one device, except for a cache's head."""
     config = prepared.config
     if config.hardware.shard == "ddp" or distributed.world() == 1 or config.teacher_cache is not None:
         return prepared.device
@@ -267,7 +267,7 @@ def _windows(folder: RunFolder, prepared: Prepared, models: Models, report: Repo
 def _monitor(
     folder: RunFolder, prepared: Prepared, session: Session, student: LanguageModel, report: Report
 ) -> Validator | None:
-    """Return what looks at the student while it is trained."""
+    """Return what evaluates the student during training."""
     watched, pair, config = prepared.watched, prepared.pair, prepared.config
     if watched is None:
         return None

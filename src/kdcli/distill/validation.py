@@ -31,7 +31,7 @@ _EATEN = ("texts", "tokens")
 
 @dataclass(frozen=True)
 class ValidationPlan:
-    """What is looked at while a run trains.
+    """What is evaluated during training.
 
     Args:
         config: how often, by what, and when to end.
@@ -51,7 +51,7 @@ class ValidationPlan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that the numbers, and so an early end, follow from."""
+        """Everything that the scores, and so early stopping, depend on."""
         return {
             "every": self.config.every,
             "by": self.score,
@@ -69,7 +69,7 @@ class ValidationPlan:
 
 
 def validation_plan(config: DistillConfig, reader: ModelInfo, session: Session) -> ValidationPlan | None:
-    """Return what a run is asked to look at while it trains, None for nothing; no weight is read.
+    """Return what a run evaluates during training, None for nothing; no weight is read.
 
     Raises:
         UsageError: no rows, or a score that cannot decide.
@@ -110,7 +110,7 @@ def sample_of(dataset: TokenDataset, rows: int) -> TokenDataset:
 
 @dataclass
 class Validator:
-    """Measures a student every few steps; see ``engine.monitor.Monitor``.
+    """Evaluates a student every few steps; see :class:`kdcli.training.job.Monitor`.
 
     Args:
         watched: what is looked at.

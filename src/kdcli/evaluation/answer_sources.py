@@ -64,7 +64,7 @@ class LocalAnswers:
 
 
 class _Pace:
-    """Says how far answering is, and how fast."""
+    """Reports the progress and speed of generation."""
 
     def __init__(self, total: int, report: Report) -> None:
         self.done = 0

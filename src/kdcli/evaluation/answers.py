@@ -131,7 +131,7 @@ class AnswerKey:
 class AnswerStore:
     """The answers of one evaluation, on disk.
 
-    While the evaluation lasts they are beside its folder, in ``.<name>.answers.jsonl``; a finished one holds
+    While the evaluation lasts they are next to its folder, in ``.<name>.answers.jsonl``; a finished one holds
     them itself, as ``answers.jsonl``. A line is written when an answer ends, so that a killed process loses
     the answers under way and no other; it is flushed to the disk every five seconds. A damaged line counts as
     no answer.
@@ -189,13 +189,13 @@ class AnswerStore:
         (folder / ANSWERS).write_bytes(b"".join(map(line_of, entries)))
 
     def forget(self) -> None:
-        """Remove what lies beside the folder, now that the folder holds it."""
+        """Remove the file next to the folder, now that the folder holds its answers."""
         self.close()
         atomic.remove_file(self._lines.path)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed evaluations left beside a finished one's folder, where the disk may be written."""
+    """Remove what killed evaluations left next to a finished one's folder, where the disk may be written."""
     with suppress(MachineError):
         atomic.remove_temporaries(folder.parent)
         kept = _beside(folder)
@@ -204,7 +204,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def superseded_answers(evaluations: Path) -> list[Path]:
-    """Return the files of answers beside finished evaluations that hold nothing which the evaluation does not."""
+    """Return the files of answers next to finished evaluations that hold nothing which the evaluation does not."""
     found = []
     for path in sorted(evaluations.glob(f".*.{ANSWERS}")):
         folder = path.with_name(path.name[1:].removesuffix(f".{ANSWERS}"))

@@ -16,7 +16,7 @@ from kdcli.training.checkpoint import checkpoints
 
 @contextmanager
 def locked(folder: RunFolder) -> Iterator[None]:
-    """Make the folder and be alone in it, on the first rank only."""
+    """Make the folder and hold its lock, on rank 0 only."""
     with ExitStack() as stack:
         if distributed.rank() == 0:
             atomic.make_folder(folder.path)
@@ -76,7 +76,7 @@ def remove_superseded(folder: Path, *, keep_checkpoints: bool) -> None:
 
 @contextmanager
 def record_failure(folder: RunFolder) -> Iterator[None]:
-    """Record in the folder how a run ended that did not end well."""
+    """Record in the folder how a run failed."""
     try:
         yield
     except (KeyboardInterrupt, InterruptedRunError):

@@ -282,7 +282,7 @@ def _now(device: Device) -> float:
     return time.perf_counter()
 
 
-# What is measured of a model beside its scores on rows: benchmarks, and what it costs on this machine.
+# Measurements besides scores on rows: benchmarks, and size, memory, speed and energy on this machine.
 
 
 TASKS = "tasks"
@@ -291,7 +291,7 @@ TASKS = "tasks"
 
 @dataclass(frozen=True)
 class ExtraMeasurements:
-    """What was measured beside the rows.
+    """What was measured besides the scores on rows.
 
     Args:
         benchmarked: scores of tasks.
@@ -321,7 +321,7 @@ class ExtraTools:
 
 
 def asks_extra_measurements(config: EvalConfig) -> bool:
-    """Whether anything is to be measured beside the rows."""
+    """Whether anything is to be measured besides the scores on rows."""
     return config.edge.measure or bool(config.benchmarks.tasks)
 
 
@@ -342,7 +342,7 @@ def load_extra_tools(config: EvalConfig) -> ExtraTools | None:
 def measure_extras(
     config: EvalConfig, model: str, device: Device, report: Report, ready: ExtraTools | None = None
 ) -> ExtraMeasurements:
-    """Measure what the settings ask for beside the rows; the model is loaded for it, and let go.
+    """Measure what the settings ask for besides the scores on rows; the model is loaded for it, and released.
 
     Args:
         config: what to measure.

@@ -136,7 +136,7 @@ def score_served(config: EvalConfig, report: Report) -> EvalRecord:
     Raises:
         UsageError: a metric that needs weights, or no metric of texts.
         InputError: rows that cannot be used.
-        KDError: a server that fails; what it answered is kept beside ``output``.
+        KDError: a server that fails; its replies are stored next to ``output``.
     """
     chosen = scoring.choose_metrics(config.evaluation, teacher=False, model=False)
     if not chosen.texts:
@@ -271,7 +271,7 @@ def find_evaluation(run: Path, config: DistillConfig, session: Session) -> EvalR
 
 @dataclass(frozen=True)
 class _Asked:
-    """An evaluation, its parts looked at; no weight is read."""
+    """An evaluation, its parts checked; no weight is read."""
 
     chosen: MetricSet
     subject: Subject
@@ -439,7 +439,7 @@ def _measure(config: EvalConfig, asked: _Asked, report: Report, session: Session
 def _answers(
     config: EvalConfig, asked: _Asked, student: LanguageModel, report: Report
 ) -> tuple[TextSamples | None, AnswerStore | None]:
-    """Let the model answer, where a metric reads its answers; what it said before is not asked again."""
+    """Let the model answer, where a metric reads its answers; answers stored before are used again."""
     if not asked.chosen.texts and not any("student" in metric.samplers for metric in asked.chosen.own):
         return None, None
     generation = config.evaluation.generation
@@ -486,7 +486,7 @@ def _protocol(
     model: ModelInfo,
     teacher: ModelInfo | None,
 ) -> dict[str, Any]:
-    """Return everything but the model that the numbers follow from."""
+    """Return everything but the model that the scores depend on."""
     generation = config.evaluation.generation.model_dump(mode="json")
     return {
         **protocol_of(config).record(),

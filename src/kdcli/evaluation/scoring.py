@@ -33,7 +33,7 @@ _MICRO_TOKENS = 4096
 
 @dataclass(frozen=True)
 class _Lack:
-    """Why a metric cannot be had, and what to do about it; empty where nothing can be done."""
+    """Why a metric cannot be computed, and what to do about it; empty where nothing can be done."""
 
     why: str
     fix: str = ""
@@ -48,7 +48,7 @@ _OTHER_TOKENS = _Lack("holds token ids against a teacher's, and this one has ano
 
 @dataclass(frozen=True)
 class MetricSet:
-    """The metrics of an evaluation, split by what they eat.
+    """The metrics of an evaluation, split by their inputs.
 
     Args:
         texts: metrics of generated texts.
@@ -95,14 +95,14 @@ class Scores:
     notes: tuple[str, ...] = ()
 
     def __add__(self, other: "Scores") -> "Scores":
-        """Join what was measured on several roads."""
+        """Join scores of texts, of tokens, and of sampled answers."""
         return Scores(self.pairs + other.pairs, self.curves + other.curves, self.notes + other.notes)
 
 
 def choose_metrics(
     settings: EvalSettings, *, teacher: bool, model: bool = True, development: bool = True, other_tokens: bool = False
 ) -> MetricSet:
-    """Construct the metrics; of the default list, leave out what cannot be had.
+    """Construct the metrics; of the default list, leave out those that cannot be computed.
 
     Args:
         settings: names and options.
@@ -134,7 +134,7 @@ def _lacking(
     build: tuple[Sequence[Metric], Sequence[TokenMetric], Sequence[OnPolicyMetric], Sequence[ChoiceMetric]],
     no_teacher: _Lack | None, *, model: bool, development: bool,
 ) -> dict[str, _Lack]:  # fmt: skip
-    """Return the metrics that cannot be had, each with why."""
+    """Return the metrics that cannot be computed, each with the reason."""
     _, tokens, own, choices = build
     found: dict[str, _Lack] = {}
     if no_teacher is not None:

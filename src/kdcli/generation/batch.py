@@ -56,7 +56,7 @@ class RunningBatch:
         return max(len(row.prompt) for row in (*self.rows, coming)) + self.config.max_new_tokens
 
     def _join(self, row: SequenceState) -> bool:
-        """Let a row say its first token; return whether that was all, else it is in the batch."""
+        """Generate a row's first token; return whether that ended it, else it joins the batch."""
         if self._last_read is None or self._last_read[0] != row.place:
             self._last_read = row.place, self.decoder.prefill(row.prompt)
         read = self._last_read[1]
@@ -80,7 +80,7 @@ class RunningBatch:
         self.decoder.cache.reserve(slots, need + _SPARE_COLUMNS)
 
     def _step(self) -> Iterator[SequenceState]:
-        """Let every row say one more token; yield those that have finished."""
+        """Generate one more token of every row; yield those that have finished."""
         if not self.rows:
             return
         self._append_tokens(self.rows, self.decoder.decode_step([row.said[-1] for row in self.rows]))
@@ -140,7 +140,7 @@ class RunningBatch:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model said to one prompt.
+    """A model's answer to one prompt.
 
     Args:
         ids: the answer's tokens, without the end token.
@@ -161,7 +161,7 @@ class Completion:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """Everything that was written, the end token included."""
+        """The generated tokens, the end token included."""
         assert self.end != UNTOLD, "a source that gives tokens gives the end token"
         return self.ids if self.end is None else (*self.ids, self.end)
 
@@ -248,7 +248,7 @@ def answers(
 def run_batches(
     decoder: Decoder, asked: Sequence[GenerationRequest], config: GenerationConfig, report: Callable[[int], None]
 ) -> Iterator[tuple[int, int, Completion]]:
-    """Let a speaker answer every prompt once for each of its seeds; as :func:`answers` does, and under no autocast."""
+    """Generate an answer to every prompt for each of its seeds, as :func:`answers` does, without autocast."""
     decoder.check([one.prompt for one in asked])
     order = sorted(range(len(asked)), key=lambda place: (-len(asked[place].prompt), place))
     waiting = (

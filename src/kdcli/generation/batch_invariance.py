@@ -1,6 +1,6 @@
 """Verifies tokens in fixed-size forward passes where low precision makes logits depend on the batch.
 
-What a row says is defined by reading it alone, in pieces whose widths depend on nothing but where they begin: the
+The tokens of a row are defined by reading it alone, in pieces whose widths depend on nothing but where they begin: the
 prompt, then blocks of 8, 8, 16, 32, 32, .. tokens on top of the keys and values of the pieces before. A causal
 model's logits after token t then follow, bit for bit, from prompt and tokens up to t: all shapes are given by t, and
 what a block holds behind t is not seen. So each token follows from those before it, and an answer from its prompt and
@@ -21,7 +21,7 @@ _NARROWEST, _WIDEST = 8, 32
 
 
 class BatchInvariance:
-    """Reads again, alone, what rows of a batch have said, and puts right what they would not have said alone.
+    """Reads the tokens of each row again, alone, and corrects those that it would not have generated alone.
 
     Args:
         decoder: the model; its cache holds the rows.
@@ -33,7 +33,7 @@ class BatchInvariance:
         self.repaired = 0
 
     def is_due(self, row: SequenceState) -> bool:
-        """Whether a row has said all that its open block can settle."""
+        """Whether a row's open block is full, so that its tokens can be verified."""
         return len(row.tokens) > row.block + self.width(row)
 
     def width(self, row: SequenceState) -> int:
@@ -45,11 +45,11 @@ class BatchInvariance:
         return width if limit is None else min(width, limit - len(row.prompt) - row.block)
 
     def verify(self, row: SequenceState, place: int) -> None:
-        """Make a row's tokens final, up to the first that it would not have said alone, which is put right.
+        """Make a row's tokens final, up to the first that it would not have generated alone, which is corrected.
 
         Args:
             row: its tokens up to the first of its open block are final.
-            place: where the speaker's cache holds it.
+            place: where the decoder's cache holds it.
         """
         decoder, tokens, begin, width = self.decoder, row.tokens, row.block, self.width(row)
         inside = tokens[begin : begin + width]

@@ -61,7 +61,7 @@ class RowsLayer(DynamicLayer):
 
 
 class RowCache:
-    """What a model remembers of several rows; every row ends in the same column.
+    """The keys and values of several rows; every row ends in the same column.
 
     Args:
         config: the model's config.
@@ -134,7 +134,7 @@ class RowCache:
         self.window.begin = self.window.end - max(self.lengths)
 
     def make_column(self) -> None:
-        """See to it that one more column fits."""
+        """Make room for one more column."""
         if self.window.end == self._columns:
             seen, width = self._seen(), self.window.end - self.window.begin
             for layer in self._layers:

@@ -86,7 +86,7 @@ class MixtureDecoder(Decoder):
         return self._mixture(*(side.forward_single(tokens) for side in self.sides))
 
     def rescore(self, past: KVState, tokens: Sequence[int]) -> Prefill:
-        """Read some tokens of one row, by itself, with both models; as the speaker of one model does."""
+        """Read some tokens of one row, by itself, with both models; as the decoder of one model does."""
         parts = past[: self.cache.cut], past[self.cache.cut :]
         own, other = (side.rescore(part, tokens) for side, part in zip(self.sides, parts, strict=True))
         return Prefill([*own.kept, *other.kept], self._mixture(own.logits, other.logits))

@@ -174,7 +174,7 @@ def _totals(mass: Tensor) -> Tensor:
 
 
 def _first(times: Tensor, least: Tensor, most: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
-    """Return who arrives first at speeds ``most``, and whether it does at any speeds down to ``least``.
+    """Return the token with the least waiting time at rates ``most``, and whether it stays so down to ``least``.
 
     Args:
         times: waiting times at speed 1, ``[b, k]``.
@@ -235,7 +235,7 @@ def _ranked(mass: Tensor, top_p: float, total: Tensor) -> Tensor:
 
 @dataclass
 class SequenceState:
-    """One answer on its way.
+    """The state of one sequence being generated.
 
     Args:
         place: the prompt's position in what was asked.
@@ -275,18 +275,18 @@ class SequenceState:
 
     @property
     def tokens(self) -> list[int]:
-        """What was said, end token included."""
+        """The generated tokens, end token included."""
         return self.said if self.end is None else [*self.said, self.end]
 
     def take(self, token: int, ends: EndTokens) -> None:
-        """Say one more token."""
+        """Append a token, or end the sequence with it."""
         if token in ends:
             self.end = token
         else:
             self.said.append(token)
 
     def correct(self, at: int, token: int, ends: EndTokens, ids: int) -> None:
-        """Say another token in place of an earlier one, and forget what came after that.
+        """Replace an earlier token and drop those after it.
 
         Args:
             at: which token of the answer.

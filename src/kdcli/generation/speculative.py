@@ -108,7 +108,7 @@ def _nucleus(mass: Array, top_p: float) -> Array:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One drafted token that the teacher looked at.
+    """One drafted token that the teacher verified.
 
     Args:
         position: its place in the answer, from 0.
@@ -220,7 +220,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 @dataclass
 class _Run:
-    """One answer in the making."""
+    """The state of one answer being generated."""
 
     drafter: _Reader
     verifier: _Reader

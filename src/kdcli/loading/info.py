@@ -153,7 +153,7 @@ class ModelInfo:
 
     @property
     def writing_notes(self) -> tuple[str, ...]:
-        """What to know where this model writes."""
+        """Notes on texts that this model generates."""
         if not self.passed_over:
             return self.notes
         named = ", ".join(self.passed_over)

@@ -130,12 +130,12 @@ _FIX = "give development rows: data.dev=FILE or data.dev_share=0.1"
 
 
 def watches_held_out(config: DistillConfig) -> bool:
-    """Whether a run looks at its held-out rows while it trains, for want of development rows."""
+    """Whether a run evaluates on its held-out rows during training, for want of development rows."""
     return config.monitor.every is not None and not measures_after_training(config.data, "dev")
 
 
 def watching_warning(config: DistillConfig, *, follows: bool) -> str:
-    """Return the warning of a run that looks at its held-out rows while it trains; empty where it does not.
+    """Return the warning of a run that evaluates on its held-out rows during training; empty where it does not.
 
     Args:
         config: the run's settings.

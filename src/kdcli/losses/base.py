@@ -283,7 +283,7 @@ class DistillLoss(Plugin, ABC):
 
     @property
     def plans_among(self) -> bool:
-        """Whether :meth:`plan` heeds the fact ``among``, which marks the tokens to plan for; so if it plans nothing."""
+        """Whether :meth:`plan` uses the fact ``among``, the mark of tokens to plan for; true if it plans nothing."""
         return type(self).plan is DistillLoss.plan
 
     formula: ClassVar[str]

@@ -51,7 +51,7 @@ def refuse_features(children: Mapping[str, DistillLoss], name: str) -> None:
         ValueError: one does.
     """
     if merged_needs(children).features:
-        raise ValueError(f"{name} works on logits; put hidden and attention beside it, as in {name}+hidden")
+        raise ValueError(f"{name} works on logits; add hidden and attention to it, as in {name}+hidden")
 
 
 def survey_all(children: Mapping[str, DistillLoss], tok: Tokens) -> dict[str, Tensor]:

@@ -235,7 +235,7 @@ class MiniLLM(DistillLoss):
 
     @cached_property
     def knobs(self) -> MiniLLMOptions:
-        """The variant's knobs, with those that were given in their place."""
+        """The variant's options, with those that were given in their place."""
         given = {name: getattr(self, name) for name in asdict(MiniLLMOptions()) if getattr(self, name) is not None}
         return replace(VARIANTS[self.variant], **given)
 

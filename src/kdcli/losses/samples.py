@@ -38,7 +38,7 @@ def draw_features(loss: DistillLoss, tokens: int, generator: torch.Generator) ->
 
 
 def equal_features(loss: DistillLoss, features: Features) -> Features:
-    """Return them with the student for a teacher: one layer stands for every layer that is then compared."""
+    """Return them with the student in place of the teacher: one layer stands for every layer that is then compared."""
     dims = Dims(features.dims.student, features.dims.student)
     asked = loss.matches(dims)
     held = features.student
@@ -140,7 +140,7 @@ class Sample:
         return replace(self, student=student, teacher=teacher, labels=labels, facts=facts, features=features)
 
     def equal(self, loss: DistillLoss) -> "Sample":
-        """Return it with the student for a teacher."""
+        """Return it with the student in place of the teacher."""
         features = None if self.features is None else equal_features(loss, self.features)
         return replace(self, teacher=self.student, features=features)
 

@@ -13,7 +13,7 @@ from kdcli.shapes import TokenValues
 
 
 class SymmetricCrossEntropy(DistillLoss):
-    """Cross-entropy with the label and its reverse, which labels that are wrong pull at less.
+    """Cross-entropy with the label and its reverse, on which wrong labels have less influence.
 
     The reverse has the student's distribution in front and the label inside the logarithm, clamped at ``floor``::
 

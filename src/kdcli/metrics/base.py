@@ -111,7 +111,7 @@ class Metric(evaluate.Metric, ABC):
         return InputError(code, what, where=f"metric {self.name}", fix=fix)
 
     def _proven(self, scores: Any) -> list[Score]:
-        """Stop at a value that is not a number; infinity is an honest answer, NaN is none. Bounds are filled in.
+        """Stop at a value that is not a number; infinity is allowed, NaN is not. Bounds are filled in.
 
         An optional score that counts no example is left out.
         """
@@ -153,7 +153,7 @@ class TextMetric(Metric):
         """Score checked texts and what ``also_reads`` names; see ``scores_from_texts``."""
 
     def curves(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Curve]:
-        """Return what is worth a picture, from what ``scores_from_texts`` takes; nothing by default."""
+        """Return curves to plot, from what ``scores_from_texts`` takes; none by default."""
         return []
 
     def scores_from_texts(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Score]:
@@ -207,7 +207,7 @@ class TextMetric(Metric):
 
 
 class FactMetric(Metric):
-    """A metric of what the models say about each token, whoever wrote the tokens.
+    """A metric of statistics of each token, whichever model generated the tokens.
 
     Class attributes:
         facts: names of the token facts it reads.
@@ -217,7 +217,7 @@ class FactMetric(Metric):
 
     @classmethod
     def needs_teacher(cls) -> bool:
-        """Whether a fact it reads cannot be had without a teacher."""
+        """Whether a statistic it reads needs a teacher."""
         return not TEACHER_FACTS.isdisjoint(cls.facts)
 
     @property
@@ -245,7 +245,7 @@ class FactMetric(Metric):
 
 
 class TokenMetric(FactMetric):
-    """A metric of what the models say about each token of the reference responses."""
+    """A metric of statistics of each token of the reference responses."""
 
     eats: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "tokens"
 
@@ -254,7 +254,7 @@ class TokenMetric(FactMetric):
         """Score checked facts; see ``scores_from_tokens``."""
 
     def curves(self, facts: Mapping[str, Array], example: NDArray[np.int64], examples: int) -> list[Curve]:
-        """Return what is worth a picture, from the facts that ``measure`` takes; nothing by default."""
+        """Return curves to plot, from the facts that ``measure`` takes; none by default."""
         return []
 
     def scores_from_tokens(self, facts: Mapping[str, Array], example: NDArray[Any], examples: int) -> list[Score]:

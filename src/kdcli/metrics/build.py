@@ -12,7 +12,7 @@ from kdcli.registry.registry import METRICS
 def build_metrics(
     settings: EvalSettings,
 ) -> tuple[list[TextMetric], list[TokenMetric], list[OnPolicyMetric], list[ChoiceMetric]]:
-    """Construct the metrics named in the settings, each once, split by what they eat.
+    """Construct the metrics named in the settings, each once, split by their inputs.
 
     Args:
         settings: names, and the options some of them take.

@@ -75,7 +75,7 @@ def _mean(values: Iterable[float]) -> float:
 class Length(TextMetric):
     """Mean answer length in words, and its ratio to the mean reference length.
 
-    Words are split at spaces. Neither is better: read it beside the other scores, several of
+    Words are split at spaces. Neither is better: read it with the other scores, several of
     which reward short or long answers.
 
     >>> Length().compute(predictions=["one two three"], references=["one two"])
@@ -108,7 +108,7 @@ class Length(TextMetric):
         ]
 
     def curves(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Curve]:
-        """Return the histogram of answer lengths beside that of reference lengths, in shares of the texts.
+        """Return the histograms of answer and reference lengths, in shares of the texts.
 
         Its bars hold 0, 1, 2 to 3, 4 to 7 words, and so on: each twice as many lengths as the one before.
         """
@@ -154,7 +154,7 @@ class Repetition(TextMetric):
     """
 
     name: ClassVar[str] = "repetition"
-    description: ClassVar[str] = "share of an answer's 4-grams that it has said before"
+    description: ClassVar[str] = "share of an answer's 4-grams that occur earlier in it"
     scores: ClassVar[dict[str, Better]] = {"repetition": "lower"}
     bounds: ClassVar[dict[str, Bounds]] = {"repetition": PERCENT}
     settings: ClassVar[str] = "n:4|tok:space|case:kept|agg:mean|x100"

@@ -1,4 +1,4 @@
-"""Exposure bias: how much of a student's error along its own answers comes from its earlier errors."""
+"""Exposure bias: how much of a student's error on its own answers comes from its earlier errors."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -44,7 +44,7 @@ class ExposureBias(OnPolicyMetric):
     plain_sampling: ClassVar[bool] = True
 
     def measure(self, samples: Mapping[Sampler, SampledTokenStats]) -> list[Score]:
-        """Accumulate the divergence along both models' answers up to each length."""
+        """Accumulate the divergence over both models' answers up to each length."""
         longest = samples["student"].length
         self.check_length(longest)
         whole = _score("ex_acc_err", samples, longest)

@@ -154,7 +154,7 @@ def one_token(names: Iterable[str]) -> SampledTokenStats:
     return SampledTokenStats({name: np.array([0.5]) for name in names}, here, here, here, 1, 1, _LONGEST)
 
 
-# Calibration along the student's own answers, with the teacher for a judge.
+# Calibration on the student's own answers, by the teacher's probabilities.
 
 
 class OwnCalibration(OnPolicyMetric):
@@ -176,7 +176,7 @@ class OwnCalibration(OnPolicyMetric):
     """
 
     name: ClassVar[str] = "own_calibration"
-    description: ClassVar[str] = "gap between confidence and the teacher's word, along the student's own answers"
+    description: ClassVar[str] = "gap between confidence and the teacher's probability, on the student's own answers"
     scores: ClassVar[dict[str, Better]] = {"own_ece": "lower", "own_brier": "lower", "own_nll": "lower"}
     bounds: ClassVar[dict[str, Bounds]] = {"own_ece": SHARE, "own_brier": (0.0, 2.0), "own_nll": NOT_NEGATIVE}
     settings: ClassVar[str] = "top:1|label:teacher|prefix:student|width:equal|norm:l1|tau:1|agg:token-mean"
@@ -231,7 +231,7 @@ def expected_series(label: str, sums: Array) -> Series:
     return replace(line, left=tuple(edges[:-1][held].tolist()), right=tuple(edges[1:][held].tolist()))
 
 
-# Agreement of student and teacher along the student's own answers.
+# Agreement of student and teacher on the student's own answers.
 
 
 class OwnDistance(OnPolicyMetric):
@@ -249,7 +249,7 @@ class OwnDistance(OnPolicyMetric):
     """
 
     name: ClassVar[str] = "own_distance"
-    description: ClassVar[str] = "top token, JSD, total variation and acceptance along the student's own answers"
+    description: ClassVar[str] = "top token, JSD, total variation and acceptance on the student's own answers"
     scores: ClassVar[dict[str, Better]] = {
         "own_agreement": "higher",
         "own_jsd": "lower",
@@ -278,7 +278,7 @@ class OwnDistance(OnPolicyMetric):
         ]
 
 
-# Divergence between student and teacher along the student's own answers.
+# Divergence between student and teacher on the student's own answers.
 
 
 _DIRECTIONS = {"kl_from_teacher": "KL(teacher‖student)", "kl_to_teacher": "KL(student‖teacher)"}
@@ -297,7 +297,7 @@ class OwnKL(OnPolicyMetric):
     """
 
     name: ClassVar[str] = "own_kl"
-    description: ClassVar[str] = "KL divergence from and to the teacher along the student's own answers"
+    description: ClassVar[str] = "KL divergence from and to the teacher on the student's own answers"
     scores: ClassVar[dict[str, Better]] = {"own_kl_from_teacher": "lower", "own_kl_to_teacher": "lower"}
     bounds: ClassVar[dict[str, Bounds]] = {"own_kl_from_teacher": NOT_NEGATIVE, "own_kl_to_teacher": NOT_NEGATIVE}
     settings: ClassVar[str] = "unit:nats|prefix:student|tau:1|agg:token-mean"

@@ -316,7 +316,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
                 "MOD-15",
                 f'shard "{one_line(str(name))}" is not the plain name of a safetensors file in this folder',
                 where=str(path),
-                fix="use shards that lie beside the index",
+                fix="use shards in the folder of the index",
             )
         if not (folder / name).is_file():
             raise InputError("MOD-15", f"shard {one_line(name)} is missing", where=str(path), fix="copy it here")

@@ -56,7 +56,7 @@ class Execution(ABC):
         """Return the tokens of one pointwise pass."""
 
     def pass_bytes(self) -> int | None:
-        """Return the bytes a pass takes per logit beside logits and gradient; None where the objective decides."""
+        """Return the bytes a pass takes per logit besides logits and gradient; None where the objective decides."""
         return None
 
     @abstractmethod

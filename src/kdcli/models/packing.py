@@ -169,7 +169,7 @@ class AppliedHead:
         self.bias = None if side.head.bias is None else side.head.bias.detach()[:vocab].to(compute)
 
     def buffer(self, rows: int) -> Tensor:
-        """Return this head's buffer for so many tokens, with whatever it holds."""
+        """Return this head's buffer for so many tokens, with arbitrary contents."""
         return self.workspace.logits(self.name, rows, self.vocab, self.dtype, self.hidden.device)
 
     def logits(self, span: slice) -> Tensor:

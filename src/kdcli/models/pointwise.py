@@ -36,7 +36,7 @@ _SIZES = (7, 11, 13, 17, 19, 23, 29)
 
 
 class _Share(float):
-    """A share of the run done of which one can tell whether it was looked at."""
+    """A share of the run done that records whether it was read."""
 
     looked_at = False
 

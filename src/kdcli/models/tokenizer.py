@@ -273,7 +273,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 
 def answer_key(tokenizer: PreTrainedTokenizerBase, ends: EndTokens) -> str:
-    """Return what decides where a model's answer ends and which of its tokens are words, beside weights and prompt.
+    """Return what decides where a model's answer ends and which of its tokens are words, besides weights and prompt.
 
     Args:
         tokenizer: the model's tokenizer.

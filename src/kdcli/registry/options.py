@@ -83,7 +83,7 @@ def _choices(field: FieldInfo) -> tuple[str, ...]:
 
 
 def _without_none(annotation: Any) -> Any:
-    """Return the one type that an option has beside None, or the annotation as it is."""
+    """Return the one type that an option has besides None, or the annotation as it is."""
     kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
     optional = type(None) in get_args(annotation) and len(kinds) == 1
     return kinds[0] if optional else annotation
@@ -276,7 +276,7 @@ def build_plugin(kind: type[_Part], values: Mapping[str, Any], where: str) -> _P
 
 
 def asked(made: Any, answer: type, where: str) -> None:
-    """Refuse a part that does not say what it needs.
+    """Refuse a plug-in that does not declare what it needs.
 
     Args:
         made: the part.

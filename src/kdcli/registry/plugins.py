@@ -153,7 +153,7 @@ def blamed(error: BaseException) -> InputError | None:
 
 
 def flags() -> list[str]:
-    """Return the words that let another command run the code that this one used: ``--plugin`` and its file, each."""
+    """Return the flags that let another command run the code that this one used: ``--plugin`` and its file, each."""
     there = [code for code in _used if Path(code).exists() or _MODULE.match(code)]
     return [word for code in there for word in ("--plugin", code)]
 

@@ -42,7 +42,7 @@ class ReplyStore:
 
 
 def kept_path(output: Path) -> Path:
-    """Return where the replies of a command that writes into ``output`` are kept: beside it.
+    """Return where the replies of a command that writes into ``output`` are stored: next to it.
 
     >>> kept_path(Path("runs/eval")).as_posix()
     'runs/eval.replies.jsonl'

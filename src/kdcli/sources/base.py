@@ -200,7 +200,7 @@ class StepBatches(ABC):
         return
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a checkpoint must hold beside the step; nothing by default."""
+        """Return what a checkpoint must hold besides the step; nothing by default."""
         return {}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:

@@ -86,7 +86,7 @@ def _digest(values: Sequence[float]) -> str:
 def _measured(by: Difficulty, model: LanguageModel, rows: Sequence[int], context: SourceContext) -> list[float]:
     """Measure some rows with a model in evaluation mode, which is put back."""
     examples, lengths = context.dataset.examples, context.dataset.lengths
-    alone = model.head.weight.is_cpu  # so that a row's number does not depend on its company
+    alone = model.head.weight.is_cpu  # so that a row's number does not depend on the batch
     groups = [[row] for row in rows] if alone else micro_batches(rows, lengths, _BATCH_TOKENS)
     training, found = model.model.training, dict[int, float]()
     model.model.eval()

@@ -120,7 +120,7 @@ class MixtureWindows(RowWindows):
 
     @property
     def made(self) -> Made:
-        """What both had written before the first step."""
+        """What both generated before the first step."""
         one, other = self.parts["first"].made, self.parts["second"].made
         return Made(
             one.tokens + other.tokens, one.effort + other.effort, one.fresh + other.fresh,
@@ -132,7 +132,7 @@ class MixtureWindows(RowWindows):
         return {f"{name}/{key}": value for name, part in self.parts.items() for key, value in part.values().items()}
 
     def observe(self, step: int, scores: Mapping[str, float | None]) -> None:
-        """Let both hear of an evaluation."""
+        """Hand the scores of an evaluation to both."""
         for part in self.parts.values():
             part.observe(step, scores)
 

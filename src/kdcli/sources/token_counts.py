@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 class TokenCounts:
     """Tokens that went through models so that sequences were written; every pass goes forward only.
 
-    A prompt of P tokens and an answer of n are P + n - 1 tokens through the trunk, for nobody reads the last one, and
+    A prompt of P tokens and an answer of n are P + n - 1 tokens through the trunk, since the last one is not read, and
     n through the head.
 
     Args:
@@ -36,7 +36,7 @@ class TokenCounts:
 
     @classmethod
     def of(cls, who: str, read: int, said: int) -> "TokenCounts":
-        """Return the effort of one model.
+        """Return the counts of one model.
 
         Args:
             who: "student" or "teacher".

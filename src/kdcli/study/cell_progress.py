@@ -32,7 +32,7 @@ class CellProgress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Training time to go at the pace of the last steps, None if nobody can say."""
+        """Training time to go at the pace of the last steps, None if unknown."""
         if self.state == "done" or self.seconds_per_step is None:
             return 0.0 if self.state == "done" else None
         return self.seconds_per_step * max(self.total - self.step, 0)

@@ -223,7 +223,7 @@ def _teacher(config: DistillConfig, pair: ModelPair, session: Session) -> tuple[
         why = "it is behind a server, and only its answers can be measured, with kd eval --server-url"
         return None, f"no line for the teacher: {why}"
     if facts.blend is not None:
-        return None, "no line for the teacher: several speak as one, and no one model says what they say together"
+        return None, "no line for the teacher: it is an ensemble, and no single model gives its distribution"
     cards = [(name, describe(name)) for name in config.evaluation.metrics]
     apart = pair.teacher_vocab is not None
     kept = tuple(name for name, card in cards if not card.needs_teacher and not (apart and _is_per_token(card)))
@@ -304,7 +304,7 @@ def _check_precision(config: EvalConfig, beside: EvalRecord) -> None:
 
 
 def _failure(one: Measurement, error: Exception, known: KDError | None, study: Path) -> Failure:
-    """Return what went wrong, and write the whole story beside the evaluation's folder."""
+    """Return what went wrong, and write the traceback next to the evaluation's folder."""
     log = _log(one, study)
     log.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_file(log, "".join(traceback.format_exception(error)))

@@ -188,7 +188,7 @@ def check(target: Path, *, caption: str = "", label: str = "", digits: int | Non
     return form
 
 
-# What a comparison leaves for readers: training curves, the report, and digests of all that lies beside them.
+# Training curves, the report, and digests of all files of the study.
 
 
 def publish(

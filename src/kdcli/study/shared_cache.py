@@ -27,7 +27,7 @@ _SHARE = 0.25
 def with_cache(
     config: CompareConfig, output: Path, cells: list[Cell], report: Report, session: Session, command: str
 ) -> list[Cell]:
-    """Return the cells, reading from a cache built beside them if ``teacher_cache`` is auto and it pays.
+    """Return the cells, reading from a cache built in the study's folder if ``teacher_cache`` is auto and it pays.
 
     The cells stay the same experiments: nothing is lost by the cache, and on a CPU not a bit changes.
     """

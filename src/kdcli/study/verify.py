@@ -37,7 +37,7 @@ class Checked:
 
     @classmethod
     def damaged(cls, folder: str, what: str, where: object, wrong: str) -> "Checked":
-        """Return what is said of a folder that is not as it was."""
+        """Return the result for a folder that is not as it was."""
         return cls(folder, what, 0, f"{where}: {wrong}", str(where), wrong)
 
     @property

@@ -14,7 +14,7 @@ from kdcli.models.layers import LayerOutputs, teacher_layer_outputs
 from kdcli.models.load import LanguageModel
 from kdcli.models.packing import AppliedHead, Packing, Projection, Workspace
 
-# Several teachers that speak as one: their distributions mixed, a chunk of tokens at a time.
+# Ensembles of teachers: their distributions mixed, a chunk of tokens at a time.
 
 
 @dataclass(frozen=True)

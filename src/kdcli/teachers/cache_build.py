@@ -159,7 +159,7 @@ def _known(folder: Path, key: dict[str, Any], report: Report) -> bool:
 
 
 def _belongs(manifest: dict[str, Any], *, of: str, known: bool) -> bool:
-    """Whether a shard or the head is part of this cache; older ones do not say: ``cache.json`` speaks for them."""
+    """Whether a shard or the head is part of this cache; older ones do not say: ``cache.json`` says it for them."""
     return known if "of" not in manifest else manifest["of"] == of
 
 

@@ -17,11 +17,11 @@ from kdcli.teachers.base import Mixture, Teacher
 
 @dataclass(frozen=True)
 class Aligned:
-    """What a teacher of another tokenizer says of a micro-batch's valid tokens.
+    """The output of a teacher of another tokenizer at a micro-batch's valid tokens.
 
     Args:
-        side: its hidden states and head; of a token that it cannot speak of, the hidden state is 0.
-        known: 1 for tokens that it speaks of, 0 for others, shape ``[n]``.
+        side: its hidden states and head; the hidden state of a token that is not aligned is 0.
+        known: 1 for aligned tokens, 0 for others, shape ``[n]``.
         vocab: its real ids.
     """
 
@@ -33,8 +33,8 @@ class Aligned:
 class CrossTokenizerTeacher:
     """A teacher that reads each sequence of the student in its own tokens.
 
-    For a token of the student it speaks from the place where it has read exactly the text that stands before that
-    token. Where its own tokens end at no such place, or beyond its last position, it is silent.
+    For a token of the student its output is taken where it has read exactly the text before that
+    token. Where no token of its own ends there, or beyond its last position, the token is not aligned.
 
     Args:
         inner: the teacher, live, one or several.
@@ -56,11 +56,11 @@ class CrossTokenizerTeacher:
         return self.inner.models
 
     def side(self, batch: Batch, packing: Packing) -> Projection | Mixture | TopKWithTail:
-        """Return hidden states of the student's valid tokens, 0 where it is silent."""
+        """Return hidden states of the student's valid tokens, 0 where they are not aligned."""
         return self.aligned(batch, packing).side
 
     def aligned(self, batch: Batch, packing: Packing) -> Aligned:
-        """Return what it says of a micro-batch's valid tokens, and of which of them."""
+        """Return its output at a micro-batch's valid tokens, and which of them are aligned."""
         places: list[int] = []
         examples: list[Example] = []
         read = 0

@@ -59,7 +59,7 @@ def teacher_for(
 
 
 def live_teacher(facts: ModelInfo, device: Device, session: Session) -> LiveTeacher | EnsembleTeacher:
-    """Return a teacher that runs, or several that speak as one."""
+    """Return a live teacher, or an ensemble of several."""
     if facts.blend is not None:
         models = tuple(session.load_teacher(one.path, device.device, facts.quantization) for one in facts.members)
         return EnsembleTeacher(models, facts.blend.weights, facts.blend.space)

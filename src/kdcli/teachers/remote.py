@@ -50,7 +50,7 @@ class LogProbStore:
         return None if entry is None else _unpacked(entry)
 
     def add(self, found: Mapping[tuple[int, ...], Sequence[TopLogprobs]]) -> None:
-        """Append what was said of some sequences, and flush it to disk once.
+        """Append the log-probabilities of some sequences, and flush them to disk once.
 
         Raises:
             MachineError: the disk is full or may not be written.
@@ -123,7 +123,7 @@ class RemoteTeacher:
         self._form: str | None = None
 
     def side(self, batch: Batch, packing: Packing) -> TopKWithTail:
-        """Ask about a micro-batch's sequences and return what is said of its valid tokens.
+        """Ask the server about a micro-batch's sequences and return its output at the valid tokens.
 
         Raises:
             KDError: SERVE-02 to SERVE-09.

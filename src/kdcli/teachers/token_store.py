@@ -31,7 +31,7 @@ _BUILD = "kd cache with the same settings builds the shard again"
 def sequence_keys(batch: Batch) -> list[str]:
     """Return a name for each sequence of a micro-batch that holds a valid token, in their order.
 
-    It is the sha256 over the ids that are read and over which of them count: a row's number, its company and
+    It is the sha256 over the ids that are read and over which of them count: a row's number, the other rows and
     its padding do not enter.
     """
     ids, labels = batch.input_ids.cpu(), batch.labels.cpu()

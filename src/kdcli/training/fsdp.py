@@ -122,7 +122,7 @@ class ShardedTeacher(nn.Module):
         return Projection(packing.pack(hidden), model.current_head())
 
     def side(self, batch: Batch, packing: Packing) -> Projection:
-        """Return what it says of a micro-batch's valid tokens."""
+        """Return its output at a micro-batch's valid tokens."""
         return self(batch, packing)
 
 
@@ -135,7 +135,7 @@ class _Pair:
     device: torch.device
 
     def empty(self) -> None:
-        """Let go of the plain model's weights."""
+        """Release the plain model's weights."""
         for parameter in self.plain.parameters():
             parameter.data = nothing_on(self.device, parameter)
         nn.Module.to(self.plain, self.device)

@@ -117,7 +117,7 @@ def _check(path: Path, found: Mark, wanted: Mark) -> None:
 
 
 class NullMetricsLog(MetricsLog):
-    """The journal of every process but the first."""
+    """The log of every rank but the first: it writes nothing."""
 
     def __init__(self) -> None:
         """Open nothing."""

@@ -33,7 +33,7 @@ class StepLogger:
     def tell(
         self, state: State, values: dict[str, float], timing: dict[str, float], seen: dict[str, Any] | None
     ) -> None:
-        """Tell of one step.
+        """Log one step.
 
         Args:
             state: where the run is after it.
@@ -65,7 +65,7 @@ def _start(accelerator: Accelerator, names: Sequence[str]) -> None:
 
 @contextmanager
 def logging_steps(training: TrainJob, accelerator: Accelerator, state: State) -> Iterator[StepLogger]:
-    """Open journal and trackers for a run that goes on from a state, and close them after it."""
+    """Open logs and trackers for a run that goes on from a state, and close them after it."""
     metrics_log = MetricsLog(training.folder, *state.marks) if accelerator.is_main_process else NullMetricsLog()
     try:
         if training.train.report_to:

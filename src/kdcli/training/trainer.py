@@ -276,7 +276,7 @@ class _Loop:
         )
 
     def _bereft(self, metrics_log: MetricsLog) -> MachineError:
-        """Save what this process has in full, now that another is gone, and say where to go on.
+        """Save what this process has in full, now that another is gone, and raise how to go on.
 
         Shards are not saved, for those of the lost process are missing, and neither is a source that keeps a state
         of its own, which the step at hand may have changed; the newest checkpoint stands then.

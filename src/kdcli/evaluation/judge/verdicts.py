@@ -114,7 +114,7 @@ class _Line(BaseModel):
 
 
 def read_judged(path: Path, prompts: list[str], answers: int) -> Verdicts:
-    """Read scores given elsewhere and put them beside the answers they are about.
+    """Read scores given elsewhere and match them with the answers they are about.
 
     Args:
         path: JSONL; each line holds ``score``, or ``scores`` with one per answer, perhaps

@@ -231,7 +231,7 @@ def _estimate(value: float, error: Any, documents: int, bounds: Bounds) -> Estim
 
 
 def _facts(found: Mapping[str, Any], task: str, version: str) -> list[str]:
-    """Return what the numbers of a task follow from: library, version, solved examples, and what was asked."""
+    """Return what the scores of a task depend on: library, version, few-shot examples, and documents."""
     shots, number = found.get("n-shot", {}).get(task), found.get("versions", {}).get(task)
     asked = _digest(found, task)
     return [
@@ -267,7 +267,7 @@ def _loaded(harness: Harness, spec: str) -> Tasks:
         raise
     except OSError as error:
         what = f"its documents cannot be had: {one_line(str(error), 160)}"
-        fix = "fetch them where there is a network, or use a task file with data beside it"
+        fix = "fetch them where there is a network, or use a task file with local data"
         raise MachineError("BENCH-04", what, where=one_line(spec, 80), fix=fix) from error
     except Exception as error:
         # Tasks bring their own code, which fails in its own ways.

@@ -113,7 +113,7 @@ def _group_in(file: Path) -> str | None:
 
 
 def _set_shots(task: Any, shots: int | None) -> None:
-    """Set how many solved examples a task shows; a task that says 0 itself keeps to it, as in the harness."""
+    """Set the number of few-shot examples of a task; one that sets 0 itself keeps it, as in the harness."""
     own = task.get_config("num_fewshot")
     if shots is not None and own != 0:
         task.set_config(key="num_fewshot", value=shots)
@@ -171,7 +171,7 @@ _WORD = re.compile(r"[\w./-]+")
 
 
 def asked_of(config: BenchmarkConfig) -> dict[str, Any]:
-    """Return what the numbers of tasks follow from, as far as it is known before they run.
+    """Return what the scores of tasks depend on, as far as it is known before they run.
 
     Args:
         config: names, files or folders of tasks, and how they are asked.
@@ -215,7 +215,7 @@ def _files_of(spec: str) -> list[Path]:
 
 
 def _named(file: Path, known: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Yield a task file and the files beside it that it names: data, functions, and other YAML with what that names."""
+    """Yield a task file and the files that it names: data, functions, and other YAML with what that names."""
     if file in known:
         return
     yield file

@@ -13,7 +13,7 @@ from kdcli.shapes import Logits, TokenValues
 
 
 class AlphaBeta(StableDivergence):
-    """Alpha-beta divergence: two knobs, over which forward and reverse KL are two points.
+    """Alpha-beta divergence: two parameters, of which forward and reverse KL are two points.
 
     (1, 0) is the forward KL, (0, 1) the reverse KL, (1, 1) half the squared distance, (.5, .5)
     four times one less the overlap sum sqrt(p q). On the lines alpha = 0, beta = 0 and

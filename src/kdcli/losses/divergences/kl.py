@@ -136,7 +136,7 @@ _REFERENCE = "Ko et al. 2024 (DistiLLM), arXiv:2402.03898, section 3.1"
 
 
 class SkewForwardKL(StableDivergence):
-    """Skew forward KL: forward KL towards a student that is helped by a little teacher.
+    """Skew forward KL: forward KL towards a mixture of the student with a little of the teacher.
 
     At most log(1 / alpha), and its gradient's coefficients at most (1 - alpha) / alpha.
 
@@ -191,7 +191,7 @@ class SkewForwardKL(StableDivergence):
 
 
 class SkewReverseKL(StableDivergence):
-    """Skew reverse KL: reverse KL towards a teacher that is helped by a little student.
+    """Skew reverse KL: reverse KL towards a mixture of the teacher with a little of the student.
 
     At most log(1 / alpha): what the teacher excludes costs a finite amount.
 

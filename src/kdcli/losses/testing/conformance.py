@@ -1,4 +1,4 @@
-"""Values of each objective beside those of published implementations."""
+"""Values of each objective, compared with those of published implementations."""
 
 import math
 from collections.abc import Callable, Iterator

@@ -21,7 +21,7 @@ Kind = Annotated[Course, Field(description="way from start to end; a step jumps 
 
 
 def interpolate(course: Course, start: float, end: float, share: float) -> float:
-    """Return where a course stands after a share of its way, from 0 to 1.
+    """Return the value of a schedule after a share of it, from 0 to 1.
 
     linear ``(1-x) start + x end``; cosine the same with ``x = (1 - cos pi x) / 2``; exponential
     ``start^(1-x) end^x``, for numbers above 0; step ``start`` before the end of the way.
@@ -50,7 +50,7 @@ def share_of_way(progress: float, since: float, until: float) -> float:
 
 
 def check_way(course: Course, start: float, end: float, since: float, until: float) -> None:
-    """Refuse a course that leads nowhere.
+    """Refuse a schedule that does not end after it begins, or an exponential one from or to 0.
 
     Raises:
         ValueError: in words for the user.
@@ -140,7 +140,7 @@ def _first(error: ValidationError) -> str:
 
 
 class Ramp(LossWrapper):
-    """A loss whose weight runs from a start to an end over training: terms of a sum come in or go out.
+    """A loss whose weight runs from a start to an end over training: terms of a sum are faded in or out.
 
     Features first and logits later, or labels more and more, are sums of such terms; ``course=step`` switches
     from one stage to the next at ``until``. While the weight is 0 the loss inside is not computed. What the weight

@@ -53,7 +53,7 @@ class TeacherTextOptions(Source):
         """Return the filter that an answer does not pass; None if it passes all.
 
         Raises:
-            InputError: its likelihood is asked for and nobody knows it.
+            InputError: its likelihood is asked for and unknown.
         """
         self.check_likelihood(one)
         if one.targets < self.min_tokens:
@@ -63,7 +63,7 @@ class TeacherTextOptions(Source):
         return "not ended" if self.ended and not one.ended else None
 
     def check_likelihood(self, one: TeacherCompletion) -> None:
-        """Refuse to judge an answer by a likelihood that nobody knows.
+        """Refuse to filter an answer by a likelihood that is unknown.
 
         Raises:
             InputError: SRC-02.

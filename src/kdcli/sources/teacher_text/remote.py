@@ -123,7 +123,7 @@ class RemoteGenerator:
     def _answer(
         self, prompt: Example, spoken: LogProbReply, context: SourceContext
     ) -> tuple[tuple[int, ...], Completion]:
-        """Return the prompt's tokens, an answer's up to the end token, and that token: the one told, else the usual."""
+        """Return the prompt's tokens, an answer's up to the end token, and that token: the server's, else the usual."""
         limit = context.vocab or len(self.tokenizer)
         told = spoken.ids if self._send == "ids" else None
         if told is not None and all(0 <= number < limit for number in told):

@@ -158,7 +158,7 @@ def text_key(source: TeacherTextOptions, context: SourceContext, prompts: Mappin
 
 
 def made_of(source: TeacherTextOptions, context: SourceContext) -> dict[str, Any]:
-    """Return what a text follows from beside its prompts."""
+    """Return what a text follows from besides its prompts."""
     author = generator_of(context)
     return {
         "teacher": author.digest,

@@ -23,27 +23,27 @@ def arguments(config: Path | str, folder: Path | str, code: Sequence[str] = ()) 
     Args:
         config: file of the cell's settings.
         folder: its run folder.
-        code: the words that let it run plug-in code.
+        code: the flags that let it run plug-in code.
     """
     command = [*python(), "-m", "kdcli.study.executors.child", str(os.getpid())]
     return [*command, "distill", "-c", str(config), "-o", str(folder), "--quiet", *code]
 
 
 def python() -> list[str]:
-    """Return the interpreter, told to import nothing from the working folder unless this process does so, too."""
+    """Return the interpreter; it imports from the working folder only if this process does so."""
     here = {"", str(Path.cwd())} & set(sys.path)
     return [sys.executable] if here else [sys.executable, "-P"]
 
 
 def run_cell(config: str, folder: str, log: str, working_folder: str, *code: str) -> int:
-    """Run a cell in a child process and wait for it; when this process is told to stop, the child saves first.
+    """Run a cell in a child process and wait for it; when this process is stopped, the child saves first.
 
     Args:
         config: file of the cell's settings.
         folder: its run folder.
         log: file for its output.
         working_folder: what relative paths are relative to.
-        code: the words that let it run plug-in code.
+        code: the flags that let it run plug-in code.
 
     Returns:
         the exit code of ``kd distill``.
@@ -61,7 +61,7 @@ def run_cell(config: str, folder: str, log: str, working_folder: str, *code: str
 
 
 def _wait(child: "subprocess.Popen[bytes]") -> None:
-    """Wait for a child that was told to stop; end it if it does not."""
+    """Wait for a child that was asked to stop; end it if it does not."""
     end = time.monotonic() + _GRACE
     while child.poll() is None and time.monotonic() < end:
         time.sleep(0.05)

@@ -59,10 +59,10 @@ def check_executor(config: CompareConfig) -> None:
 
 
 def with_threads(config: CompareConfig) -> tuple[CompareConfig, list[str]]:
-    """Settle the CPU threads of cells that run outside this process, for they are part of what a run is.
+    """Set the CPU threads of cells that run outside this process; their number is part of a run's identity.
 
     Returns:
-        the settings, and what to say about them.
+        the settings, and notes about them.
     """
     name = executor_name(config)
     if name == "inline" or config.hardware.threads is not None:
@@ -70,7 +70,7 @@ def with_threads(config: CompareConfig) -> tuple[CompareConfig, list[str]]:
     threads = _share_of_cores(config, name)
     hardware = config.hardware.model_copy(update={"threads": threads})
     note = (
-        f"hardware.threads is set to {threads} for every cell; threads are part of what a run is, "
+        f"hardware.threads is set to {threads} for every cell; the number of threads is part of a run's identity, "
         f"so give --threads {threads} to meet the same cells with another executor"
     )
     return config.model_copy(update={"hardware": hardware}), [note]
