@@ -28,6 +28,7 @@ from kdcli.losses.build import LossCard, describe
 from kdcli.metrics.describe import cards
 from kdcli.registry.catalog import LOSSES
 from kdcli.registry.options import Option
+from kdcli.scores.build import cards as score_cards
 from kdcli.sources.build import cards as source_cards
 from kdcli.text import markdown_cell
 
@@ -128,7 +129,7 @@ def settings() -> str:
         shown = (
             ",".join(map(str, default)) if isinstance(default, list) else "" if default in (None, {}) else str(default)
         )
-        where = "all" if len(commands) == len(KINDS) else ", ".join(commands)
+        where = "all" if len(commands) == len(KINDS) else ", ".join(commands).replace("-", " ")
         takes = describe_type(setting.schema)
         what = (setting.info.description or "").rstrip(".")
         rows.append([f"`{path}`", flag, code(shown), markdown_cell(takes), markdown_cell(what), where])
@@ -209,6 +210,34 @@ def source_details() -> str:
     )  # fmt: skip
 
 
+def scores() -> str:
+    """Return the overview of all scores of rows."""
+    rows = [
+        [
+            f"[`{card.name}`](#{card.name})",
+            markdown_cell(card.what),
+            code(card.formula),
+            ", ".join(card.needs),
+            ", ".join(f"`{option.name}`" for option in card.options),
+        ]
+        for card in score_cards()
+    ]
+    return table(["score", "what", "formula", "measured with", "options"], rows)
+
+
+def score_details() -> str:
+    """Return a section for each score."""
+    return "\n\n".join(
+        "\n".join(
+            [
+                f"### {card.name}", "", prose(card.doc), "", f"* reference: {markdown_cell(card.reference, 400)}",
+                *(["", option_table(card.options)] if card.options else []),
+            ]
+        )
+        for card in score_cards()
+    )  # fmt: skip
+
+
 def presets() -> str:
     """Return the table of all training presets."""
     rows = [
@@ -259,6 +288,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "presets": presets,
     "sources": sources,
     "source details": source_details,
+    "scores": scores,
+    "score details": score_details,
 }
 
 if __name__ == "__main__":

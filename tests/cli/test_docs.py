@@ -51,7 +51,9 @@ def test_defaults_in_help_are_the_defaults():
     for kind in KINDS:
         settings = iter_settings(kind)
         paths = flag_paths(settings)
-        for parameter in commands[kind.command].params:
+        group, _, inner = kind.command.partition("-")
+        command = commands[group].commands[inner] if inner else commands[group]
+        for parameter in command.params:
             if parameter.name not in paths or " Default " not in (getattr(parameter, "help", None) or ""):
                 continue
             seen.add(parameter.name)

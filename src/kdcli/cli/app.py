@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from kdcli.cli import (
     catalog,
     compare,
+    data,
     demo,
     diagnose,
     distill,
@@ -100,6 +101,7 @@ judge.register_judge(app)
 compare.register(app)
 teacher.register(app)
 teacher.register_generate(app)
+data.register(app, Commands)
 reproduce.register(app)
 diagnose.register_inspect(app, Commands)
 diagnose.register(app)
@@ -110,9 +112,11 @@ catalog.register(app, Commands)
 
 IMPLIED: dict[tuple[str, ...], tuple[str, ...]] = {
     (): ("--help",),
+    ("data",): ("data", "--help"),
     ("losses",): ("losses", "list"),
     ("metrics",): ("metrics", "list"),
     ("sources",): ("sources", "list"),
+    ("scores",): ("scores", "list"),
     ("presets",): ("presets", "list"),
 }
 """What is meant by a command line that stops short."""

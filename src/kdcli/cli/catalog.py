@@ -1,4 +1,4 @@
-"""``kd losses``, ``kd metrics``, ``kd sources`` and ``kd presets``: list and show; objectives are checked, too."""
+"""``kd losses``, ``metrics``, ``sources``, ``scores`` and ``presets``: list and show; objectives are checked, too."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -41,6 +41,13 @@ def _sources() -> _Catalogue:
     return _Catalogue(cards, describe, render_catalog.source_list, render_catalog.source_card)
 
 
+def _scores() -> _Catalogue:
+    from kdcli.cli import render_catalog
+    from kdcli.scores.build import cards, describe
+
+    return _Catalogue(cards, describe, render_catalog.score_list, render_catalog.score_card)
+
+
 def _presets() -> _Catalogue:
     from kdcli.cli import render_catalog
     from kdcli.config.presets import cards, describe
@@ -71,11 +78,17 @@ def register(app: typer.Typer, group: type[Any]) -> None:
         "Explain one source: what it needs, the facts it supplies, its options with bounds.", "student",
         registry="SOURCES",
     )  # fmt: skip
+    scores = _group(
+        "scores", _scores, "List and explain scores of rows.", "List every score that kd data score takes behind --by.",
+        "Explain one score: formula, reference, what it is measured with, its options with bounds.", "tracin",
+        registry="SCORES",
+    )  # fmt: skip
     presets = _group(
         "presets", _presets, "List and show training presets.", "List every preset that --config takes by name.",
         "Print one preset: paper and section, what the published code does otherwise, its settings.", "gkd > gkd.yaml",
     )  # fmt: skip
-    for name, one in (("losses", losses), ("metrics", metrics), ("sources", sources), ("presets", presets)):
+    groups = {"losses": losses, "metrics": metrics, "sources": sources, "scores": scores, "presets": presets}
+    for name, one in groups.items():
         app.add_typer(one, name=name, cls=group, rich_help_panel="Catalogues")
 
 

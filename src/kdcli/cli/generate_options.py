@@ -14,6 +14,7 @@ from kdcli.config.names import DATA, MODELS, OUTPUT, PANELS
 from kdcli.config.resolve import Setting, iter_settings
 from kdcli.config.schema import (
     CacheConfig,
+    CheckConfig,
     CommandConfig,
     CompareConfig,
     DistillConfig,
@@ -22,6 +23,8 @@ from kdcli.config.schema import (
     Flag,
     GenerateConfig,
     JudgeConfig,
+    ScoreConfig,
+    SplitConfig,
 )
 
 WIDTH = 120
@@ -63,6 +66,9 @@ COMMANDS = {
     "cache": Command(CacheConfig, "Config Sets DryRun Json Quiet Debug"),
     "generate": Command(GenerateConfig, "Config Sets HiddenPlugin DryRun Json Quiet Debug", order="data"),
     "doctor": Command(DoctorConfig, "Config Sets Json Quiet Debug"),
+    "data check": Command(CheckConfig, "Config Sets Json Quiet Debug"),
+    "data score": Command(ScoreConfig, "Config Sets HiddenPlugin Json Quiet Debug", order="data"),
+    "data split": Command(SplitConfig, "Config Sets Json Quiet Debug", order="data"),
     "inspect batch": Command(
         DistillConfig,
         "Objectives Rows Config Sets HiddenPlugin Json Quiet Debug",

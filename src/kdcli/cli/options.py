@@ -120,6 +120,21 @@ DataGenerate = Annotated[Text, flag("--data", "FILE", "Rows with prompts; their 
 Count = Annotated[Text, flag("--count", "N", "Texts to generate with prompts=bos.", "Data")]
 LocalTeacher = Annotated[Text, flag("--local-teacher", "MODEL", "Local copy of a served model, to compare.", "Models")]
 TopKDoctor = Annotated[Text, flag("--top-k", "N", "Tokens to ask of a server. Default 20.", "Models", hidden=True)]
+DataDataCheck = Annotated[Text, argument("FILE", "Rows: file, folder, hub id.")]
+StudentDataCheck = Annotated[Text, flag("--student", "MODEL", "Count its tokens, and show its template.", "Models")]
+StudentDataScore = Annotated[Text, flag("--student", "MODEL", "Model folder or hub id.", "Models")]
+DataDataScore = Annotated[Text, flag("--data", "FILE", "Rows: file, folder, hub id.", "Data")]
+EvalDataDataScore = Annotated[Text, flag("--eval-data", "FILE", "Held-out rows, for scores that read them.", "Data")]
+EvalLimitDataScore = Annotated[Text, flag("--eval-limit", "N", "Use the first N held-out rows.", "Data")]
+By = Annotated[Texts, flag("--by", "SCORE", "As nll or nll:of=teacher, see kd scores; repeatable.", "Objective")]
+Keep = Annotated[Text, flag("--keep", "X", "Keep this share, of the highest first score.", "Objective")]
+Low = Annotated[Text, flag("--low", "X", "Keep ranks from X on, 0 the lowest score.", "Objective")]
+High = Annotated[Text, flag("--high", "X", "Keep ranks below X, 1 the highest score.", "Objective")]
+ByDataSplit = Annotated[
+    Text, flag("--by", "HOW", "iid, column:by=NAME, dirichlet:alpha=.3,by=NAME. Default iid.", "Objective")
+]
+Parts = Annotated[Text, flag("--parts", "N", "Number of parts, or shares as 0.8,0.1,0.1.", "Objective")]
+SeedDataSplit = Annotated[Text, flag("--seed", "N", "Of the draw. Default 0.", "Objective")]
 
 
 def distill(run: Run) -> Run:
@@ -516,6 +531,105 @@ def doctor(run: Run) -> Run:
             "data": data, "columns": columns, "template": template, "max_length": max_length, "limit": limit,
             "skip_bad": skip_bad, "output": output, "device": device, "dtype": dtype, "threads": threads,
             "matmul_precision": matmul_precision,
+        }  # fmt: skip
+        run(typed, config=config, sets=sets, json=json, quiet=quiet)
+
+    command.__doc__ = run.__doc__
+    return command
+
+
+def data_check(run: Run) -> Run:
+    """Return ``kd data check``, which calls ``run`` with the settings as typed and the switches by name."""
+
+    def command(
+        data: DataDataCheck = None,
+        student: StudentDataCheck = None,
+        columns: Columns = None,
+        template: Template = None,
+        max_length: MaxLength = None,
+        limit: Limit = None,
+        skip_bad: SkipBadEval = False,
+        config: switches.Config = None,
+        sets: switches.Sets = None,
+        json: switches.Json = False,
+        quiet: switches.Quiet = False,
+        debug: switches.Debug = False,
+    ) -> None:
+        typed = {
+            "data": data, "student": student, "columns": columns, "template": template, "max_length": max_length,
+            "limit": limit, "skip_bad": skip_bad,
+        }  # fmt: skip
+        run(typed, config=config, sets=sets, json=json, quiet=quiet)
+
+    command.__doc__ = run.__doc__
+    return command
+
+
+def data_score(run: Run) -> Run:
+    """Return ``kd data score``, which calls ``run`` with the settings as typed and the switches by name."""
+
+    def command(
+        teacher: Teacher = None,
+        student: StudentDataScore = None,
+        data: DataDataScore = None,
+        eval_data: EvalDataDataScore = None,
+        columns: Columns = None,
+        template: Template = None,
+        max_length: MaxLength = None,
+        limit: Limit = None,
+        eval_limit: EvalLimitDataScore = None,
+        skip_bad: SkipBadEval = False,
+        by: By = None,
+        keep: Keep = None,
+        low: Low = None,
+        high: High = None,
+        output: Output = None,
+        device: Device = None,
+        dtype: Dtype = None,
+        threads: Threads = None,
+        matmul_precision: MatmulPrecision = None,
+        config: switches.Config = None,
+        sets: switches.Sets = None,
+        plugin: switches.HiddenPlugin = None,
+        json: switches.Json = False,
+        quiet: switches.Quiet = False,
+        debug: switches.Debug = False,
+    ) -> None:
+        typed = {
+            "teacher": teacher, "student": student, "data": data, "eval_data": eval_data, "columns": columns,
+            "template": template, "max_length": max_length, "limit": limit, "eval_limit": eval_limit,
+            "skip_bad": skip_bad, "by": by, "keep": keep, "low": low, "high": high, "output": output, "device": device,
+            "dtype": dtype, "threads": threads, "matmul_precision": matmul_precision,
+        }  # fmt: skip
+        run(typed, config=config, sets=sets, json=json, quiet=quiet)
+
+    command.__doc__ = run.__doc__
+    return command
+
+
+def data_split(run: Run) -> Run:
+    """Return ``kd data split``, which calls ``run`` with the settings as typed and the switches by name."""
+
+    def command(
+        data: DataDataScore = None,
+        columns: Columns = None,
+        template: Template = None,
+        max_length: MaxLength = None,
+        limit: Limit = None,
+        skip_bad: SkipBadEval = False,
+        by: ByDataSplit = None,
+        parts: Parts = None,
+        seed: SeedDataSplit = None,
+        output: Output = None,
+        config: switches.Config = None,
+        sets: switches.Sets = None,
+        json: switches.Json = False,
+        quiet: switches.Quiet = False,
+        debug: switches.Debug = False,
+    ) -> None:
+        typed = {
+            "data": data, "columns": columns, "template": template, "max_length": max_length, "limit": limit,
+            "skip_bad": skip_bad, "by": by, "parts": parts, "seed": seed, "output": output,
         }  # fmt: skip
         run(typed, config=config, sets=sets, json=json, quiet=quiet)
 

@@ -1,4 +1,4 @@
-"""Prints the cards of objectives, metrics, sources and presets."""
+"""Prints the cards of objectives, metrics, sources, scores and presets."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -63,6 +63,32 @@ def source_card(card: Any) -> Group:
     """
     facts = [("what", card.what), ("reference", card.reference), ("needs", ", ".join(card.needs))]
     facts.append(("supplies", ", ".join(card.facts)))
+    parts: list[RenderableType] = [Text(card.name, style="bold"), _facts(facts), *_option_table(card.options)]
+    return Group(*parts, Text("\n" + prose(card.doc)))
+
+
+def score_list(cards: Sequence[Any]) -> Group:
+    """Return the table of all scores.
+
+    Args:
+        cards: scores.build.ScoreCard of each.
+    """
+    table = _table("name", "what", "formula", "measured with", "options")
+    for card in cards:
+        names = ", ".join(option.name for option in card.options)
+        table.add_row(*map(_cell, (card.name, card.what, card.formula, ", ".join(card.needs), names)))
+    legend = "p teacher, q student, z logits, y response, x prompt. More: kd scores show NAME"
+    return Group(table, Text(legend, style="dim"))
+
+
+def score_card(card: Any) -> Group:
+    """Return everything about one score.
+
+    Args:
+        card: its scores.build.ScoreCard.
+    """
+    facts = [("what", card.what), ("formula", card.formula), ("reference", card.reference)]
+    facts.append(("measured with", ", ".join(card.needs)))
     parts: list[RenderableType] = [Text(card.name, style="bold"), _facts(facts), *_option_table(card.options)]
     return Group(*parts, Text("\n" + prose(card.doc)))
 

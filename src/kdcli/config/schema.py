@@ -108,6 +108,8 @@ class DataConfig(Settings):
         None,
         "training rows: file, folder or hub id",
         Flag("--data", "FILE", "Training rows: file, folder, hub id.", DATA, on="distill compare cache doctor"),
+        Flag("--data", "FILE", "Rows: file, folder, hub id.", DATA, on="data-score data-split"),
+        Flag("data", "FILE", "Rows: file, folder, hub id.", DATA, on="data-check"),
         Flag("--data", "FILE", "Rows with prompts; their answers are not read.", DATA, on="generate"),
     )
     eval: FilePath = setting(
@@ -115,6 +117,7 @@ class DataConfig(Settings):
         "held-out rows, evaluated after training",
         Flag("--eval-data", "FILE", "Held-out rows, measured after training.", DATA, on="distill compare cache"),
         Flag("--data", "FILE", "Rows to evaluate on, as for kd distill.", DATA, on="eval"),
+        Flag("--eval-data", "FILE", "Held-out rows, for scores that read them.", DATA, on="data-score"),
     )
     columns: dict[str, str] = setting(
         {},
@@ -136,13 +139,25 @@ class DataConfig(Settings):
         None,
         "use the first N training rows",
         Flag(
-            "--limit", "N", "Use the first N rows.", DATA, on="distill compare cache generate doctor", hidden="compare"
+            "--limit",
+            "N",
+            "Use the first N rows.",
+            DATA,
+            on="distill compare cache generate doctor data-check data-score data-split",
+            hidden="compare",
         ),
     )
     eval_limit: Positive | None = setting(
         None,
         "use the first N held-out rows",
-        Flag("--eval-limit", "N", "Use the first N held-out rows.", DATA, on="distill compare cache", hidden=EVERY),
+        Flag(
+            "--eval-limit",
+            "N",
+            "Use the first N held-out rows.",
+            DATA,
+            on="distill compare cache data-score",
+            hidden="distill compare cache",
+        ),
         Flag("--limit", "N", "Use the first N rows.", DATA, on="eval"),
     )
     skip_bad: bool = setting(
@@ -566,6 +581,78 @@ class GenerateConfig(CommandConfig):
     output: FilePath = setting(None, "folder of the rows and of the text they come from", _OUTPUT)
 
 
+class CheckConfig(CommandConfig):
+    """What is in a file of rows."""
+
+    command: ClassVar[str] = "data-check"
+    student: FilePath = setting(
+        None,
+        "model whose tokenizer and template the rows are read with",
+        Flag("--student", "MODEL", "Count its tokens, and show its template.", MODELS),
+    )
+    data: DataConfig = DataConfig()
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ScoreConfig(CommandConfig):
+    """Scores of the rows of a file, kept in a column."""
+
+    command: ClassVar[str] = "data-score"
+    teacher: FilePath = setting(None, "teacher, for scores that read it", _TEACHER)
+    student: FilePath = setting(
+        None,
+        "student, for scores that read it",
+        Flag("--student", "MODEL", "Model folder or hub id.", MODELS),
+    )
+    by: Spaced = setting(
+        (),
+        "scores, each with its options",
+        Flag("--by", "SCORE", "As nll or nll:of=teacher, see kd scores; repeatable.", OBJECTIVE, repeat=True),
+    )
+    keep: Annotated[float, Field(gt=0, le=1)] | None = setting(
+        None,
+        "share of the rows kept, those of the highest first score",
+        Flag("--keep", "X", "Keep this share, of the highest first score.", OBJECTIVE),
+    )
+    low: Share | None = setting(
+        None,
+        "rows below this rank of the first score, from 0 to 1, are left out",
+        Flag("--low", "X", "Keep ranks from X on, 0 the lowest score.", OBJECTIVE),
+    )
+    high: Share | None = setting(
+        None,
+        "rows from this rank of the first score on, from 0 to 1, are left out",
+        Flag("--high", "X", "Keep ranks below X, 1 the highest score.", OBJECTIVE),
+    )
+    column: str = Field(default="scores", min_length=1, description="column that holds the scores, by name")
+    data: DataConfig = DataConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    output: FilePath = setting(None, "folder of the scored rows", _OUTPUT)
+
+
+class SplitConfig(CommandConfig):
+    """Rows cut into several files."""
+
+    command: ClassVar[str] = "data-split"
+    by: str = setting(
+        "iid",
+        "iid, column:by=NAME or dirichlet:alpha=X,by=NAME",
+        Flag("--by", "HOW", "iid, column:by=NAME, dirichlet:alpha=.3,by=NAME.", OBJECTIVE),
+    )
+    parts: Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=1)] | None = (
+        setting(
+            None,
+            "number of parts, or the share of each",
+            Flag("--parts", "N", "Number of parts, or shares as 0.8,0.1,0.1.", OBJECTIVE),
+        )
+    )
+    seed: Seed = setting(0, "seed of the draw", Flag("--seed", "N", "Of the draw.", OBJECTIVE))
+    data: DataConfig = DataConfig()
+    output: FilePath = setting(None, "folder of the parts", _OUTPUT)
+
+
 class DoctorConfig(CommandConfig):
     """The inputs of a run, to be checked before it."""
 
@@ -682,5 +769,8 @@ KINDS: tuple[type[CommandConfig], ...] = (
     GenerateConfig,
     JudgeConfig,
     DoctorConfig,
+    CheckConfig,
+    ScoreConfig,
+    SplitConfig,
 )
 """The settings of every command that has some."""

@@ -21,12 +21,12 @@ from kdcli.text import one_line
 _BATCH_BYTES = 2**26
 
 
-def open_parquet(path: Path, wanted: Iterable[str]) -> Table:
+def open_parquet(path: Path, wanted: Iterable[str] | None) -> Table:
     """Open a Parquet file; its declared size is checked before a page is read.
 
     Args:
         path: the file.
-        wanted: columns that may be needed; the others are not decoded.
+        wanted: columns that may be needed; the others are not decoded. None for all.
 
     Raises:
         InputError: not Parquet, or it would expand beyond the limit.
@@ -40,7 +40,7 @@ def open_parquet(path: Path, wanted: Iterable[str]) -> Table:
         raise _not_parquet(path, error) from error
     groups = [metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)]
     _check_size(path, sum(groups))
-    chosen = [name for name in columns if name in set(wanted)]
+    chosen = [*columns] if wanted is None else [name for name in columns if name in set(wanted)]
     records = _parquet_records(path, chosen, max(groups, default=1), sum(groups))
     return Table(path.name, records, columns, (str(path),), digest_files([path]))
 

@@ -250,6 +250,7 @@ class RowReport:
         files: the files read.
         digest: sha256 over the files' bytes.
         notes: sentences worth showing.
+        columns: field -> the column that rows have it from.
     """
 
     rows: tuple[Row, ...]
@@ -258,6 +259,7 @@ class RowReport:
     files: tuple[str, ...]
     digest: str
     notes: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_rows(
@@ -296,13 +298,31 @@ def read_rows(
         table.files,
         table.digest,
         (*table.notes, *_notes(table.name, layout, gathered)),
+        layout.columns,
     )
 
 
-def _open(path: str, config: DataConfig, splits: Sequence[str]) -> Table:
+def raw_records(path: str, config: DataConfig, *, splits: Sequence[str] = ("train",)) -> Table:
+    """Open a data set with all its columns, those that no row is made of too; its records are unchecked.
+
+    A row of :func:`read_rows` and its record have the same ``where``.
+
+    Args:
+        path: as for :func:`read_rows`.
+        config: column map.
+        splits: as for :func:`read_rows`.
+
+    Raises:
+        InputError: the file cannot be used.
+        MachineError: not permitted.
+    """
+    return _open(path, config, splits, every_column=True)
+
+
+def _open(path: str, config: DataConfig, splits: Sequence[str], *, every_column: bool = False) -> Table:
     found = inspect_path(path)
     if found.kind == "parquet":
-        return open_parquet(found.path, {*KNOWN, *config.columns.values(), "id"})
+        return open_parquet(found.path, None if every_column else {*KNOWN, *config.columns.values(), "id"})
     if found.kind == "saved":
         return open_saved(found.path, splits)
     if found.kind == "hub":

@@ -1,1 +1,1 @@
-"""Losses, sources and metrics by name, and the text form that names them with options."""
+"""Losses, sources, metrics and scores by name, and the text form that names them with options."""

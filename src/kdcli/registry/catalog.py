@@ -1,4 +1,4 @@
-"""Every built-in loss, source and metric: name -> "module:Class"."""
+"""Every built-in loss, source, metric and score: name -> "module:Class"."""
 
 LOSSES = {
     "ce": "kdcli.losses.cross_entropy:CrossEntropy",
@@ -131,4 +131,15 @@ METRIC_ALIASES = {
     "truncation_rate": "without_end",
     "ex_acc_err": "exposure_bias",
     "len": "length",
+}
+
+SCORES = {
+    "nll": "kdcli.scores.likelihood:NegativeLogLikelihood",
+    "ifd": "kdcli.scores.likelihood:InstructionFollowingDifficulty",
+    "energy": "kdcli.scores.likelihood:Energy",
+    "el2n": "kdcli.scores.gradients:ErrorNorm",
+    "tracin": "kdcli.scores.gradients:GradientInfluence",
+    "length": "kdcli.scores.likelihood:Length",
+    "teacher_right": "kdcli.scores.likelihood:TeacherRight",
+    "log_ratio": "kdcli.scores.likelihood:LogRatio",
 }

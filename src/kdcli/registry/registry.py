@@ -147,6 +147,15 @@ class Registry:
         """Whether a module belongs to this package's own parts of the kind."""
         return module.startswith(self.base.partition(":")[0].rpartition(".")[0] + ".")
 
+    def code_digest(self, found: type) -> str:
+        """Return the sha256 of the file that a guest's class stands in; empty for a part of this package.
+
+        >>> LOSSES.code_digest(LOSSES.resolve("fkl"))
+        ''
+        """
+        path = None if self._is_ours(found.__module__) else getattr(sys.modules[found.__module__], "__file__", None)
+        return "" if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
     def may_resolve(self, name: str) -> bool:
         """Whether :meth:`resolve` would run nothing but code that the user named or installed."""
         return name in self.table or name in self.guests or (":" in name and plugins.may_run(name))
@@ -214,3 +223,4 @@ def _import_file(path: Path) -> Any:
 LOSSES = Registry("loss", "kd.losses", "kdcli.losses.base:DistillLoss", catalog.LOSSES, catalog.LOSS_ALIASES)
 SOURCES = Registry("source", "kd.sources", "kdcli.sources.base:Source", catalog.SOURCES, {})
 METRICS = Registry("metric", "kd.metrics", "kdcli.metrics.base:Metric", catalog.METRICS, catalog.METRIC_ALIASES)
+SCORES = Registry("score", "kd.scores", "kdcli.scores.base:Score", catalog.SCORES, {})

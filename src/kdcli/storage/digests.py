@@ -1,4 +1,4 @@
-"""sha256 digests of output files: a study's settings, tables, pictures and report; a teacher's rows."""
+"""sha256 digests of output files: a study's settings, tables, pictures and report; rows that a command wrote."""
 
 import hashlib
 import json
@@ -104,9 +104,10 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def kind_of(folder: Path) -> str:
-    """Return what a folder's digests say it is; a comparison where they cannot be read."""
+    """Return what a folder's digests say it is: text, rows, or a comparison; so, too, where they cannot be read."""
     try:
-        return "text" if stored.read_record(folder / NAME, _Digests).kind == "text" else "comparison"
+        kind = stored.read_record(folder / NAME, _Digests).kind
+        return kind if kind in ("text", "rows") else "comparison"
     except (IntegrityError, MachineError):
         return "comparison"
 

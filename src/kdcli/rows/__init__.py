@@ -1,0 +1,1 @@
+"""Files of rows: looked at, scored, ranked and cut into parts."""

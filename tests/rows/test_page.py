@@ -1,0 +1,49 @@
+"""Every command of the page on rows does what it says, in the order of the page."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import tiny
+from shell import kd
+
+PAGE = (Path(__file__).parents[2] / "docs" / "rows.md").read_text(encoding="utf-8")
+FENCES = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+LINES = [line for kind, body in FENCES if not kind for line in body.splitlines() if line.startswith("kd ")]
+CODE = "\n\n".join(body for kind, body in FENCES if kind == "python")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    tiny.folder(folder / "S", seed=1)
+    tiny.folder(folder / "T", seed=2)
+    for name, count in (("train", 24), ("test", 6)):
+        rows = [
+            {"prompt": f"say {chr(97 + at)}:", "completion": chr(97 + at) * (1 + at % 3), "category": "abc"[at % 3]}
+            for at in range(count)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_the_commands_of_the_page_work_in_their_order(home):
+    assert len(LINES) >= 9
+    for line in LINES:
+        said = kd(*shlex.split(line)[1:], *(["--device", "cpu"] if " score " in line else []), folder=home)
+        assert said.code == 0, (line, said.err)
+    assert len((home / "feedback" / "rows.jsonl").read_text().splitlines()) == 7  # ranks 12 to 18 of 24
+    gathered = json.loads((home / "both" / "rows.jsonl").read_text().splitlines()[0])["scores"]
+    assert list(gathered) == ["ifd", "nll", "log_ratio"]
+
+
+def test_the_class_of_the_page_is_a_score(home):
+    head = "from typing import ClassVar\n\nfrom kdcli.scores.base import Score\n\n\n"
+    (home / "my_score.py").write_text(head + CODE)
+    line = ("data", "score", "--student", "./S", "--data", "train.jsonl", "--by", "./my_score.py:Vowels", "-o", "own")
+    assert kd(*line, "--device", "cpu", folder=home).code == 0
+    first = json.loads((home / "own" / "rows.jsonl").read_text().splitlines()[0])
+    assert list(first["scores"].values()) == [1.0]  # the response is "a"
