@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-import sys
 import time
 
 import pyarrow
@@ -22,6 +21,7 @@ from kdcli.scores.base import Score
 from kdcli.scores.likelihood import NegativeLogLikelihood
 from kdcli.storage import lock
 from kdcli.study.verify import verify
+from killing import forked, killed_when
 from shell import kd
 
 PLUGIN = '''
@@ -138,31 +138,12 @@ def test_rows_that_no_training_reads_have_no_score(parts, tmp_path):
     assert (found.rows, found.dropped) == (1, 2)
 
 
-def attempt(settings):
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        score(settings, silent)
-    except BaseException as error:
-        sys.stderr.write(repr(error))
-        os._exit(1)
-    os._exit(0)
-
-
 def test_a_killed_command_goes_on_with_the_rows_that_are_missing(parts, tmp_path, monkeypatch):
     whole = score(config(parts, tmp_path / "whole", "ifd", "energy"), silent)
     settings, kills = config(parts, tmp_path / "killed", "ifd", "energy"), 0
     stored = lambda: sum(path.read_bytes().count(b"\n") for path in (tmp_path / "killed").glob("*-*.jsonl"))  # noqa: E731
     for wanted in (1, 20):
-        pid = attempt(settings)
-        while not os.waitpid(pid, os.WNOHANG)[0]:
-            if stored() >= wanted:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                kills += 1
-                break
-            time.sleep(0.0005)
+        kills += killed_when(forked(lambda: score(settings, silent)), lambda wanted=wanted: stored() >= wanted)
     there = stored()
     again = score(settings, silent)
     assert kills >= 1
