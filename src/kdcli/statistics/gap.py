@@ -3,13 +3,16 @@
 import math
 from collections.abc import Callable, Sequence
 
+from scipy.optimize import brentq
+
 from kdcli.statistics.bootstrap import counted
 from kdcli.statistics.estimate import CONFIDENCE, Additive, Array, Estimate
 from kdcli.statistics.paired import value_table
 from kdcli.statistics.variance_components import split, split_difference
 
 _DOUBLINGS = 40
-_HALVINGS = 45
+_ROUNDING = 1e-14
+"""How exactly an end of an interval is found."""
 
 
 def share_of_gap(
@@ -71,8 +74,6 @@ def _edge(beyond: Callable[[float], float], inside: float, sign: float) -> float
         step *= 2.0
     else:
         return None
-    near, far = (0.0 if step == 0.01 else step / 2.0), step
-    for _ in range(_HALVINGS):
-        middle = (near + far) / 2.0
-        near, far = (near, middle) if beyond(inside + sign * middle) > 0.0 else (middle, far)
-    return inside + sign * (near + far) / 2.0
+    near = 0.0 if step == 0.01 else step / 2.0
+    found = brentq(lambda apart: beyond(inside + sign * apart), near, step, xtol=_ROUNDING)
+    return inside + sign * float(found)
