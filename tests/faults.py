@@ -336,13 +336,13 @@ def _digest(path: Path) -> str:
 
 def _digests(path: Path, name: Path) -> dict[str, str]:
     if name.parts[0].startswith("shard-"):
-        return _sequences(path) if path.name == token_store._INDEX else {}
+        return _sequences(path) if path.name == token_store.INDEX else {}
     return {str(name): _digest(path)}
 
 
 def _sequences(index: Path) -> dict[str, str]:
     """Return sequence -> digest of its tensors, whatever shard they lie in."""
-    tensors, found = load_file(index.with_name(token_store._TOKENS)), {}
+    tensors, found = load_file(index.with_name(token_store.TOKENS)), {}
     for key, (start, rows) in json.loads(index.read_bytes()).items():
         parts = [tensors[name][start : start + rows].numpy().tobytes() for name in sorted(tensors)]
         found[f"{index.parent.name if key in found else 'sequence'} {key}"] = hashlib.sha256(

@@ -11,7 +11,7 @@ from kdcli.storage.digests import verify_digests
 from kdcli.storage.run_dir import RunFolder
 from kdcli.study.study_dir import read_study
 from kdcli.study.tuning import read_tuning
-from kdcli.teachers.cached import read_key
+from kdcli.teachers.cache_files import read_key
 from kdcli.teachers.remote import _whole_json
 from kdcli.teachers.token_store import TokenStore
 from kdcli.training.metrics_log import read_metrics

@@ -60,7 +60,8 @@ def test_help_is_short_and_has_an_example(command):
 
 
 def test_version():
-    assert kd("--version").out.startswith("kd ")
+    assert kd("--version").out == kd("-V").out
+    assert kd("-V").out.startswith("kd ")
 
 
 def test_without_arguments_helps():
@@ -75,6 +76,12 @@ USAGE = [
     (["distill", "--per-device-batch-size", "1"], "CLI-19", "over all processes: give that number"),
     (["distill", "--per_device_train_batch_size", "1"], "CLI-19", "--batch-size counts the sequences"),
     (["distill", "--gradient-accumulation-steps", "4"], "CLI-19", "train.micro_tokens"),
+    (["distill", "--bf16"], "CLI-19", "give --dtype bf16"),
+    (["distill", "--report_to", "wandbb"], "CLI-20", "--student is missing"),
+    (["distill", "--logging-steps", "5"], "CLI-19", "give --set train.log_every=N"),
+    (["distill", "--load-in-4bit"], "CLI-19", "give --set teacher_quantization=nf4"),
+    (["compare", "nostudy", "--status"], "CLI-20", "kd compare nostudy: no such folder"),
+    (["compare", "nostudy", "--to", "t.md"], "CLI-20", "kd compare nostudy: no such folder"),
     (["distill", "--xyzzy"], "CLI-19", "--help lists the flags"),
     (["distill", "--lr"], "CLI-20", "--lr: a value is missing"),
     (["distill", "stray"], "CLI-00", "unexpected extra argument"),

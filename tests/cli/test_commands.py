@@ -9,8 +9,9 @@ import pytest
 
 from kdcli.cli.compare import run_folders
 from kdcli.cli.errors import ARGUMENTS
-from kdcli.cli.load_config import command_line, objective
+from kdcli.cli.load_config import command_line
 from kdcli.errors import InterruptedRunError, UsageError
+from kdcli.interface import objective
 from shell import kd
 from tiny import folder, rows
 

@@ -243,7 +243,7 @@ def test_the_status_of_a_study_is_read_from_its_files(parts, done):
     assert set(found["counts"]) == {"done"}
     assert {(cell["step"], cell["total"]) for cell in found["cells"]} == {(8, 8)}
     missing = kd("compare", "--status", "-o", str(parts.root / "nothing"))
-    assert (missing.code, "no study is named" in missing.error_lines[0]) == (2, True)
+    assert (missing.code, "no such folder" in missing.error_lines[0]) == (2, True)
 
 
 def test_a_study_goes_on_by_its_folder_alone(parts, monkeypatch):

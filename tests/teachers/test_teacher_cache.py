@@ -28,7 +28,8 @@ from kdcli.sources.base import SourceContext
 from kdcli.sources.curriculum import difficulties
 from kdcli.storage import atomic
 from kdcli.teachers.cache_build import _Build
-from kdcli.teachers.cached import ERRORS, open_cache, read_key
+from kdcli.teachers.cache_files import ERRORS, read_key
+from kdcli.teachers.cached import open_cache
 from kdcli.teachers.load import cache, plan_cache
 from shell import kd
 from study import Heard, Parts, tree

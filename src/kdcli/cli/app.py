@@ -124,7 +124,7 @@ IMPLIED: dict[tuple[str, ...], tuple[str, ...]] = {
 
 @app.callback()
 def _top(
-    version: Annotated[bool, typer.Option("--version", metavar="", help="Print the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", "-V", metavar="", help="Print the version.")] = False,
     debug: switches.Debug = False,
 ) -> None:
     if version:
@@ -148,7 +148,7 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in words or os.environ.get("KD_DEBUG", "") not in ("", "0")
 
     def work() -> int:
-        if not {"--help", "-h", "--version"} & set(words):
+        if not {"--help", "-h", "--version", "-V"} & set(words):
             os.getcwd()
         try:
             code = typer.main.get_command(app).main(list(words), prog_name="kd", standalone_mode=False)

@@ -151,11 +151,11 @@ def check(
     debug: switches.Debug = False,
 ) -> None:
     """Run the contract checks on an objective; exit code 3 if one fails."""
-    from kdcli.cli import load_config
+    from kdcli import interface
     from kdcli.cli.terminal import Terminal
 
     terminal = Terminal(json, quiet)
-    spec = load_config.objective(objective)
+    spec = interface.objective(objective)
     with terminal.progress():
         from kdcli.cli import render_catalog
         from kdcli.losses.build import build_objective

@@ -87,7 +87,8 @@ def run_folders(names: Sequence[str]) -> list[Path]:
     Raises:
         UsageError: some are folders and some are not.
     """
-    from kdcli.cli.load_config import looks_like_folder, objective
+    from kdcli.cli.load_config import looks_like_folder
+    from kdcli.interface import objective
 
     folders = [name for name in names if looks_like_folder(name)]
     if folders and len(folders) < len(names):

@@ -72,9 +72,10 @@ def toy(
 
     Writes figures and data; needs no model and takes seconds.
     """
-    from kdcli.cli.load_config import objective, output_folder
+    from kdcli.cli.load_config import output_folder
     from kdcli.cli.terminal import Terminal
     from kdcli.config.resolve import expanded
+    from kdcli.interface import objective
 
     terminal = Terminal(json, quiet)
     specs = [objective(text) for text in objectives or ("fkl", "rkl", "akl", "jsd")]

@@ -136,12 +136,13 @@ def batch(
 
     Batch, weights and arithmetic are those of the first training step; nothing is trained.
     """
+    from kdcli import interface
     from kdcli.cli import load_config
     from kdcli.cli.terminal import Terminal
     from kdcli.config.schema import DistillConfig
 
     terminal = Terminal(json, quiet)
-    specs = [load_config.objective(text) for text in objectives or ()]
+    specs = [interface.objective(text) for text in objectives or ()]
     if not specs:
         raise UsageError("CLI-20", "no objective is named", where="kd inspect batch", fix="name some, such as fkl rkl")
     twice = [spec for spec in specs if specs.count(spec) > 1]

@@ -45,6 +45,7 @@ def distill(
     """
     from kdcli.cli import launch, load_config
     from kdcli.cli.errors import ARGUMENTS
+    from kdcli.cli.preflight import check_inputs
     from kdcli.cli.terminal import Terminal
     from kdcli.config.schema import DistillConfig
 
@@ -57,6 +58,7 @@ def distill(
         load_config.require(teacher=settings.teacher)
     _refuse_unused(settings, typed)
     load_config.output_folder(settings.output, needed=not dry_run)
+    check_inputs(settings)
     if push_to_hub is not None:
         from kdcli.distill.model_card import check_repository
 
@@ -73,12 +75,12 @@ def distill(
         )
         return
     with terminal.progress() as show:
+        from kdcli import interface
         from kdcli.cli import render
-        from kdcli.distill import run as runs
         from kdcli.events import silent
 
         report = show if launch.is_first() else silent
-        record = runs.distill(settings, report, resume=again, command=load_config.command_line())
+        record = interface.distill(settings, report=report, resume=again, command=load_config.command_line()).record
         failed = _pushed(record.model, push_to_hub, report) if push_to_hub is not None and launch.is_first() else None
     if not launch.is_first():
         return

@@ -8,13 +8,13 @@ from typing import Any
 
 from kdcli.cli.errors import ARGUMENTS, RUN_FOLDER
 from kdcli.config.presets import config_path
-from kdcli.config.resolve import Config, resolve, revalidated
+from kdcli.config.resolve import Config, resolve
 from kdcli.config.schema import CompareConfig, DistillConfig
 from kdcli.errors import MachineError, UsageError
+from kdcli.interface import checked
 from kdcli.registry import plugins
 from kdcli.registry.catalog import TEACHERLESS
-from kdcli.registry.registry import LOSSES, METRICS, SOURCES
-from kdcli.registry.spec import ObjectiveSpec, Term, parse_objective
+from kdcli.registry.spec import parse_objective
 from kdcli.text import one_line
 from kdcli.text import typed as quoted
 
@@ -49,7 +49,7 @@ def load_config(
     found = resolve(kind, file=file, **line)
     if isinstance(found, CompareConfig) and isinstance(own, CompareConfig):
         _check_cluster(found.execution.ray_address, own.execution.ray_address)
-    return _checked(found)
+    return checked(found)
 
 
 def _check_cluster(found: str | None, own: str | None) -> None:
@@ -71,22 +71,6 @@ def resuming(text: str | None) -> bool:
             "CLI-06", f'must be auto or never, got "{one_line(text, 40)}"', where="--resume", fix="leave it out"
         )
     return text != "never"
-
-
-def objective(text: str) -> str:
-    """Return an objective with registered names in place of aliases.
-
-    Raises:
-        UsageError: it cannot be read, or a name does not exist.
-
-    >>> objective("0.5*ce + kl")
-    '0.5*ce+fkl'
-    """
-    spec = parse_objective(text)
-    terms = tuple(Term(LOSSES.canonical(term.name), term.options, term.weight) for term in spec.terms)
-    if spec.source:
-        SOURCES.canonical(spec.source.name)
-    return str(ObjectiveSpec(terms, spec.source))
 
 
 def looks_like_folder(name: str) -> bool:
@@ -181,28 +165,3 @@ def command_line() -> str:
         elif not word.startswith("--resume="):
             kept.append(word)
     return shlex.join(["kd", *kept])
-
-
-def _checked(config: Config) -> Config:
-    """Return the config with registered names, so that two spellings of one objective are equal."""
-    changes: dict[str, Any] = {}
-    for name in ("loss", "baseline"):
-        if getattr(config, name, None) is not None:
-            changes[name] = objective(getattr(config, name))
-    if isinstance(config, CompareConfig):
-        changes["losses"] = tuple(objective(text) for text in config.losses)
-    evaluation, hardware = getattr(config, "evaluation", None), getattr(config, "hardware", None)
-    for name, section in (("evaluation.metrics", evaluation), ("monitor.metrics", getattr(config, "monitor", None))):
-        if section is not None and not section.metrics:
-            where = "--metric" if name == "evaluation.metrics" else name
-            raise UsageError("CLI-20", "no metric is named", where=where, fix="name some of: kd metrics list")
-    if evaluation is not None:
-        names = tuple(METRICS.canonical(name) for name in evaluation.metrics)
-        changes["evaluation"] = evaluation.model_copy(update={"metrics": names})
-    if hardware is not None and (hardware.device, hardware.dtype) == ("cpu", "fp16"):
-        raise UsageError("CLI-16", "fp16 is not supported on a CPU", where="--dtype fp16", fix="use fp32 or bf16")
-    train = getattr(config, "train", None)
-    if train is not None and train.max_steps is not None and train.warmup > max(train.max_steps, 1):
-        what = f"warm-up of {train.warmup:g} steps is longer than the run of {train.max_steps}"
-        raise UsageError("CFG-13", what, where="train.warmup", fix="give a share below 1, or fewer steps")
-    return revalidated(config, changes)

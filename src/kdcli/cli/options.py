@@ -34,6 +34,7 @@ MaxNewTokens = Annotated[
 SamplingSeeds = Annotated[
     Text, flag("--sampling-seeds", "N,N,..", "One answer each. Default 10,20,30,40,50.", "Evaluation", hidden=True)
 ]
+ReportTo = Annotated[Text, flag("--report-to", "NAME,..", "Trackers, such as wandb.", "Output", hidden=True)]
 Output = Annotated[Text, flag("--output -o", "FOLDER", "Folder for everything the command writes.", "Output")]
 Device = Annotated[Text, flag("--device", "NAME", "auto, cpu, cuda, mps. Default auto.", "Hardware")]
 Dtype = Annotated[Text, flag("--dtype", "NAME", "auto, fp32, bf16, fp16. Default auto.", "Hardware")]
@@ -164,6 +165,7 @@ def distill(run: Run) -> Run:
         metric: Metric = None,
         max_new_tokens: MaxNewTokens = None,
         sampling_seeds: SamplingSeeds = None,
+        report_to: ReportTo = None,
         output: Output = None,
         device: Device = None,
         dtype: Dtype = None,
@@ -187,8 +189,8 @@ def distill(run: Run) -> Run:
             "eval_limit": eval_limit, "skip_bad": skip_bad, "loss": loss, "epochs": epochs, "max_steps": max_steps,
             "batch_size": batch_size, "lr": lr, "seed": seed, "gradient_checkpointing": gradient_checkpointing,
             "eval_every": eval_every, "metric": metric, "max_new_tokens": max_new_tokens,
-            "sampling_seeds": sampling_seeds, "output": output, "device": device, "dtype": dtype, "threads": threads,
-            "gpus": gpus, "shard": shard, "matmul_precision": matmul_precision,
+            "sampling_seeds": sampling_seeds, "report_to": report_to, "output": output, "device": device,
+            "dtype": dtype, "threads": threads, "gpus": gpus, "shard": shard, "matmul_precision": matmul_precision,
         }  # fmt: skip
         run(
             typed,
@@ -232,6 +234,7 @@ def plan(run: Run) -> Run:
         metric: Metric = None,
         max_new_tokens: MaxNewTokens = None,
         sampling_seeds: SamplingSeeds = None,
+        report_to: ReportTo = None,
         output: Output = None,
         device: Device = None,
         dtype: Dtype = None,
@@ -254,8 +257,8 @@ def plan(run: Run) -> Run:
             "eval_limit": eval_limit, "skip_bad": skip_bad, "loss": loss, "epochs": epochs, "max_steps": max_steps,
             "batch_size": batch_size, "lr": lr, "seed": seed, "gradient_checkpointing": gradient_checkpointing,
             "eval_every": eval_every, "metric": metric, "max_new_tokens": max_new_tokens,
-            "sampling_seeds": sampling_seeds, "output": output, "device": device, "dtype": dtype, "threads": threads,
-            "gpus": gpus, "shard": shard, "matmul_precision": matmul_precision,
+            "sampling_seeds": sampling_seeds, "report_to": report_to, "output": output, "device": device,
+            "dtype": dtype, "threads": threads, "gpus": gpus, "shard": shard, "matmul_precision": matmul_precision,
         }  # fmt: skip
         run(typed, push_to_hub=push_to_hub, config=config, sets=sets, json=json, quiet=quiet, gpu_memory=gpu_memory)
 
@@ -299,6 +302,7 @@ def compare(run: Run) -> Run:
         lr: Lr = None,
         max_new_tokens: MaxNewTokens = None,
         sampling_seeds: SamplingSeeds = None,
+        report_to: ReportTo = None,
         output: Output = None,
         device: DeviceCompare = None,
         dtype: DtypeCompare = None,
@@ -325,8 +329,9 @@ def compare(run: Run) -> Run:
             "vary": vary, "tune": tune, "dev_data": dev_data, "jobs": jobs, "executor": executor, "slurm": slurm,
             "gpus": gpus, "tune_by": tune_by, "tune_seeds": tune_seeds, "metric": metric, "ray_address": ray_address,
             "epochs": epochs, "max_steps": max_steps, "batch_size": batch_size, "lr": lr,
-            "max_new_tokens": max_new_tokens, "sampling_seeds": sampling_seeds, "output": output, "device": device,
-            "dtype": dtype, "threads": threads, "matmul_precision": matmul_precision,
+            "max_new_tokens": max_new_tokens, "sampling_seeds": sampling_seeds, "report_to": report_to,
+            "output": output, "device": device, "dtype": dtype, "threads": threads,
+            "matmul_precision": matmul_precision,
         }  # fmt: skip
         run(
             typed,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -9,18 +10,20 @@ from rich.table import Table
 from rich.text import Text
 
 from kdcli.data.readers import size_text
-from kdcli.demo.toy import ToyReport
-from kdcli.diagnostics.deployment import DeploymentEstimate, Needs
-from kdcli.diagnostics.gradients import BatchReport
-from kdcli.distill.rerun import Rerun
-from kdcli.study.clean import Removed
-from kdcli.study.verify import Checked
 from kdcli.text import one_line
+
+if TYPE_CHECKING:
+    from kdcli.demo.toy import ToyReport
+    from kdcli.diagnostics.deployment import DeploymentEstimate, Needs
+    from kdcli.diagnostics.gradients import BatchReport
+    from kdcli.distill.rerun import Rerun
+    from kdcli.study.clean import Removed
+    from kdcli.study.verify import Checked
 
 _LABEL = 34
 
 
-def batch(found: BatchReport) -> Group:
+def batch(found: "BatchReport") -> Group:
     """Return the tables of an inspected batch.
 
     Args:
@@ -42,7 +45,7 @@ def batch(found: BatchReport) -> Group:
     return Group(values, norms, cosines, Text(said, style="dim"))
 
 
-def toy(found: ToyReport) -> Group:
+def toy(found: "ToyReport") -> Group:
     """Return the table of the toy experiments and what it shows.
 
     Args:
@@ -58,7 +61,7 @@ def toy(found: ToyReport) -> Group:
     return Group(*parts)
 
 
-def verified(found: Sequence[Checked]) -> str:
+def verified(found: "Sequence[Checked]") -> str:
     """Return one line per folder.
 
     Args:
@@ -71,7 +74,7 @@ def verified(found: Sequence[Checked]) -> str:
     return "\n".join(lines)
 
 
-def cleaned(found: Sequence[Removed], *, dry_run: bool) -> str:
+def cleaned(found: "Sequence[Removed]", *, dry_run: bool) -> str:
     """Return one line for each thing that is not needed, and their size together.
 
     Args:
@@ -83,7 +86,7 @@ def cleaned(found: Sequence[Removed], *, dry_run: bool) -> str:
     return "\n".join([*lines, f"{size_text(sum(one.size for one in found)):>10}  {did}"])
 
 
-def rerun(found: Rerun) -> Group:
+def rerun(found: "Rerun") -> Group:
     """Return what a repetition showed.
 
     Args:
@@ -113,7 +116,7 @@ def _table(heads: Sequence[str]) -> Table:
 # Draws what a model takes on a device.
 
 
-def deployment(found: DeploymentEstimate) -> Group:
+def deployment(found: "DeploymentEstimate") -> Group:
     """Return the table of an estimate, one line per kind of weights.
 
     Args:
@@ -140,7 +143,7 @@ def deployment(found: DeploymentEstimate) -> Group:
     return Group(*parts)
 
 
-def _cells(needs: Needs) -> dict[str, str]:
+def _cells(needs: "Needs") -> dict[str, str]:
     return {
         "weights": needs.weights,
         "size": size_text(needs.weight_bytes),
@@ -154,7 +157,7 @@ def _cells(needs: Needs) -> dict[str, str]:
     }
 
 
-def _many(needs: Needs) -> str:
+def _many(needs: "Needs") -> str:
     return f"{needs.tokens_per_second or 0.0:,.0f}"
 
 

@@ -74,6 +74,9 @@ def refuse_settings(
         objectives: the objectives named.
         flag: what asks to look.
     """
+    if objectives is not None and len(objectives) == 1 and not _is_objective(objectives[0]):
+        where, fix = f"kd compare {one_line(objectives[0], 100)}", "give the folder of a study"
+        raise UsageError("CLI-20", "no such folder", where=where, fix=fix)
     if objectives:
         what = f"{flag} shows a study that exists, and objectives are given"
         raise UsageError("CLI-09", what, where="kd compare", fix=f"give its folder alone: kd compare STUDY {flag}")
@@ -82,6 +85,16 @@ def refuse_settings(
         spelt = {"sets": "set"}.get(names[0], names[0]).replace("_", "-")
         what = f"has no effect on a study that exists, which {flag} shows as it is"
         raise UsageError("CLI-09", what, where=f"--{spelt}", fix="leave it out")
+
+
+def _is_objective(name: str) -> bool:
+    from kdcli.interface import objective
+
+    try:
+        objective(name)
+    except UsageError:
+        return False
+    return True
 
 
 def run(
@@ -104,6 +117,7 @@ def run(
         named: the study, where the command line names its folder alone.
     """
     from kdcli.cli import load_config
+    from kdcli.cli.preflight import check_inputs
     from kdcli.config.schema import CompareConfig
 
     if named is not None and not dry_run and not os.access(named, os.W_OK) and _show_finished(named, terminal):
@@ -111,15 +125,16 @@ def run(
     settings = load_config.load_config(CompareConfig, config, sets, typed)
     check(settings)
     load_config.output_folder(settings.output, needed=not dry_run)
+    check_inputs(settings)
     if dry_run:
         _plan(settings, terminal)
         return
     with terminal.progress() as report:
-        from kdcli.study import compare as runs
+        from kdcli import interface
         from kdcli.study.finished import finished_table
 
         try:
-            found = runs.compare(settings, report)
+            found = interface.compare(settings, report=report).comparison
         except WithheldError:
             found = finished_table(named) if named is not None else None
             if found is None:
@@ -213,7 +228,8 @@ def compare_finished(
     folders: Sequence[Path], baseline: str | None, typed: Mapping[str, Any], terminal: "Terminal"
 ) -> None:
     """Compare runs that are finished."""
-    from kdcli.cli.load_config import looks_like_folder, objective, output_folder
+    from kdcli.cli.load_config import looks_like_folder, output_folder
+    from kdcli.interface import objective
 
     ignored = [name for name in settings_typed(typed) if name not in ("baseline", "eval_data")]
     if ignored:
@@ -250,6 +266,9 @@ def _needed(study: Path | None, output: str | None) -> Path:
     if output is not None and is_study(Path(output)):
         return Path(output)
     where = f"-o {one_line(output, 200)}" if output else "kd compare"
+    if output is not None:
+        what = "holds no study" if Path(output).is_dir() else "no such folder"
+        raise UsageError("CLI-20", what, where=where, fix="give a folder that kd compare wrote")
     raise UsageError("CLI-20", "no study is named", where=where, fix="give its folder: kd compare STUDY --status")
 
 

@@ -35,6 +35,7 @@ def cache(typed: Typed, *, config: Texts, sets: Texts, dry_run: bool, json: bool
     The same line again adds what is missing.
     """
     from kdcli.cli import load_config
+    from kdcli.cli.preflight import check_inputs
     from kdcli.cli.terminal import Terminal
     from kdcli.config.schema import CacheConfig
 
@@ -50,6 +51,7 @@ def cache(typed: Typed, *, config: Texts, sets: Texts, dry_run: bool, json: bool
     if settings.data.eval is None:
         load_config.refuse_unused(typed, ("eval_limit",), "has no effect without held-out rows", "add --eval-data")
     load_config.output_folder(settings.output, needed=not dry_run)
+    check_inputs(settings)
     with terminal.progress() as report:
         from kdcli.teachers import load as teachers
 
@@ -100,6 +102,7 @@ def generate(typed: Typed, *, config: Texts, sets: Texts, dry_run: bool, json: b
     kd distill --data FOLDER/rows.jsonl trains on them. The same line again answers what is missing.
     """
     from kdcli.cli import load_config
+    from kdcli.cli.preflight import check_inputs
     from kdcli.cli.terminal import Terminal
     from kdcli.config.schema import GenerateConfig
 
@@ -108,6 +111,7 @@ def generate(typed: Typed, *, config: Texts, sets: Texts, dry_run: bool, json: b
     load_config.require(teacher=settings.teacher)
     _check_folder(settings.output)
     load_config.output_folder(settings.output, needed=not dry_run)
+    check_inputs(settings)
     with terminal.progress() as report:
         from kdcli.distill import generate as runs
 

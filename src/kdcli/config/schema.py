@@ -234,7 +234,11 @@ class TrainConfig(Settings):
     keep: Positive = Field(default=2, description="checkpoints kept while a run is under way")
     keep_finished: bool = Field(default=False, description="keep the checkpoints of a run that is done, too")
     log_every: Positive = Field(default=10, description="steps between progress lines")
-    report_to: tuple[str, ...] = Field(default=(), description="trackers known to accelerate, such as tensorboard")
+    report_to: tuple[str, ...] = setting(
+        (),
+        "trackers that accelerate knows: tensorboard, trackio, wandb, mlflow and others",
+        Flag("--report-to", "NAME,..", "Trackers, such as wandb.", OUTPUT, on="distill compare", hidden=EVERY),
+    )
 
 
 class HardwareConfig(Settings):

@@ -13,9 +13,6 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-import datasets
-import datasets.config
-
 from kdcli.errors import InputError, KDError, MachineError
 from kdcli.text import one_line
 
@@ -183,6 +180,8 @@ def _digest(path: Path) -> str:
 @contextmanager
 def offline_if_unreachable() -> Iterator[None]:
     """Put ``datasets`` into offline mode while the hub cannot be reached."""
+    import datasets.config
+
     offline = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = offline or not is_in_reach()
     try:
@@ -195,8 +194,10 @@ def is_in_reach() -> bool:
     """Whether the hub's name resolves, or a proxy may know it."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
+    from huggingface_hub import constants
+
     try:
-        socket.getaddrinfo(urlsplit(datasets.config.HF_ENDPOINT).hostname, 443)
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
     except OSError:
         return False
     return True

@@ -7,11 +7,6 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
-import datasets
-import datasets.config
-import pyarrow
-import pyarrow.parquet
-
 from kdcli.data.files import digest_files, offline_if_unreachable, system_error
 from kdcli.data.readers import MAX_LINE_BYTES, MAX_TOTAL_BYTES, Place, Record, Records, Table, size_text
 from kdcli.errors import InputError, raise_machine_fault
@@ -31,6 +26,8 @@ def open_parquet(path: Path, wanted: Iterable[str] | None) -> Table:
     Raises:
         InputError: not Parquet, or it would expand beyond the limit.
     """
+    import pyarrow.parquet
+
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             metadata, columns = file.metadata, tuple(file.schema_arrow.names)
@@ -140,6 +137,8 @@ def _choose(there: Sequence[str], splits: Sequence[str], where: str) -> str:
 
 def _quietly(load: Callable[[Any], Any], where: str, code: str) -> Any:
     """Call into ``datasets`` without its progress bars; whatever it raises becomes one line."""
+    import datasets
+
     bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:

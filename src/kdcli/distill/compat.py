@@ -23,7 +23,8 @@ from kdcli.remote.address import address_of, is_url, served_model
 from kdcli.sources.base import Source
 from kdcli.sources.build import cards, supplying, writing
 from kdcli.sources.teacher import refuse_wordless
-from kdcli.teachers.cached import TeacherView, cache_key, check_key, read_key
+from kdcli.teachers.cache_files import read_key
+from kdcli.teachers.cached import TeacherView, cache_key, check_key
 from kdcli.text import one_line
 
 

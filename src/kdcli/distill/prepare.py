@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kdcli.config.schema import DistillConfig
+from kdcli.config.trackers import check_trackers
 from kdcli.data.tokenize import TokenDataset, overlap_note
 from kdcli.distill.compat import (
     own_words_note,
@@ -33,7 +34,6 @@ from kdcli.models.toolchain import check_toolchain
 from kdcli.registry.spec import parse_objective
 from kdcli.sources.base import Source, SourceContext, StepBatches
 from kdcli.sources.build import build_source, tail_of
-from kdcli.training.step_logger import check_trackers
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTra
 
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, MachineError, raise_machine_fault
-from kdcli.models.checks import ModelFolder, locate
+from kdcli.models.checks import ModelFolder
 from kdcli.models.headers import read_table
 from kdcli.models.internals import tokenizer_class_from_name
 from kdcli.models.weights import read_generation_config, silence_transformers
 from kdcli.storage import forked
 from kdcli.storage.forked import ExceededError, bounded
+from kdcli.storage.locate import locate
 from kdcli.text import one_line
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json", "vocab.model")

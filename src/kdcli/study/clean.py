@@ -11,7 +11,7 @@ from kdcli.evaluation.custody import exclusive, superseded_files
 from kdcli.storage import atomic
 from kdcli.storage.run_dir import CONFIG, EVAL, RunFolder
 from kdcli.study.study_dir import is_study
-from kdcli.teachers.cached import is_cache
+from kdcli.teachers.cache_files import is_cache
 
 _DEEP = 4
 """How far below the folder asked for leftovers are looked for."""

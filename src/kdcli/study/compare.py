@@ -38,6 +38,7 @@ from kdcli.study.results import Finished, tabulate
 from kdcli.study.scheduler import LOGS, PLAN, Outcome, Scheduler, named
 from kdcli.study.shared_cache import with_cache
 from kdcli.study.study_dir import Entry, ReferenceEntry, Study, is_study, read_study, write_study
+from kdcli.study.tracking import log_table
 from kdcli.study.tuning import Tuning, choose, forget_tuning, real_failures, winners, write_tuning
 from kdcli.text import typed
 
@@ -162,7 +163,10 @@ def compare(
     failed = [*lost, *(outcome.failed[index] for index in sorted(outcome.failed))]
     lines = _references(config, output, cells, outcome, report, session)
     failed += lines.failed
-    return _conclude(config, output, cells, outcome, failed, tuning, repeat or _again(output), lines)
+    found = _conclude(config, output, cells, outcome, failed, tuning, repeat or _again(output), lines)
+    if config.train.report_to and done < len(states):
+        log_table(config.train.report_to, output, found)
+    return found
 
 
 def _check(config: CompareConfig) -> Path:

@@ -9,7 +9,7 @@ from kdcli.errors import InputError, IntegrityError
 from kdcli.storage import atomic, digests
 from kdcli.storage.run_dir import ADAPTER, BEST, CONFIG, EVAL, MADE, MANIFEST, MODEL, REFERENCES, STATUS, RunFolder
 from kdcli.study.study_dir import is_study
-from kdcli.teachers.cached import check_cache, is_cache
+from kdcli.teachers.cache_files import check_cache, is_cache
 
 _DEEP = 4
 """How far below the folder asked for runs are looked for."""

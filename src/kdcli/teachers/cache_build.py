@@ -26,21 +26,17 @@ from kdcli.signals import StopRequest
 from kdcli.storage import atomic, lock
 from kdcli.storage.run_dir import NOT_CONTENT
 from kdcli.teachers.base import LiveTeacher, Mixture, Teacher
+from kdcli.teachers.cache_files import ERRORS, HEAD, KEY, errors_text, read_key
 from kdcli.teachers.cached import (
-    ERRORS,
-    HEAD,
     HIDDEN,
     IDS,
-    KEY,
     LIBRARY,
     LOG_PROBS,
     CacheRecord,
     Summary,
     check_key,
-    errors_text,
     estimated_bytes,
     missing_from,
-    read_key,
     save_head,
     tried_of,
     write_key,
@@ -266,7 +262,7 @@ def _write_key(folder: Path, key: dict[str, Any], teacher: LanguageModel | None)
 
 def _write_errors(folder: Path, key: dict[str, Any], store: TokenStore) -> None:
     """Write what a compact cache loses, which its shards know."""
-    text = errors_text(key, store)
+    text = errors_text(key, store.manifests())
     if text is not None and not ((folder / ERRORS).is_file() and (folder / ERRORS).read_bytes() == text.encode()):
         atomic.write_file(folder / ERRORS, text)
 

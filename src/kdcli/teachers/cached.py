@@ -6,17 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kdcli.config.schema import DataConfig, HardwareConfig
 from kdcli.data.batching import Batch, collate
 from kdcli.data.tokenize import TokenDataset
-from kdcli.errors import ExperimentChangedError, InputError, IntegrityError
+from kdcli.errors import ExperimentChangedError
 from kdcli.loading.info import ModelInfo
 from kdcli.losses.base import Tokens
 from kdcli.losses.build import build_objective
@@ -27,7 +26,8 @@ from kdcli.models.head import Head
 from kdcli.models.load import LanguageModel
 from kdcli.models.packing import AppliedHead, Packing, Projection, Workspace, wide
 from kdcli.registry.registry import LOSSES
-from kdcli.storage import atomic, stored
+from kdcli.storage import atomic
+from kdcli.teachers.cache_files import HEAD, HEAT, KEY, check_parts, read_key
 from kdcli.teachers.token_store import TokenStore, sequence_keys
 from kdcli.text import one_line
 
@@ -94,37 +94,11 @@ def load_head(folder: Path, device: torch.device, *, scale: float, softcap: floa
 
 
 SCHEMA = 1
-KEY = "cache.json"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _CHOSEN = ("kind", "dtype", "top_k")
 """Fields that a cache may choose for itself; whoever reads it takes note of them."""
 LIBRARY = "transformers"
 """The library that computes a teacher's hidden states; from one version to the next some families' bits move."""
-
-
-class _Key(BaseModel):
-    """What is read of a cache's key."""
-
-    kind: Literal["exact", "compact"]
-    dtype: str
-    precision: str
-    top_k: int | None
-
-
-class _Head(BaseModel):
-    """How the teacher's head reads hidden states; empty for a server's cache."""
-
-    scale: float = 1.0
-    softcap: float | None = None
-
-
-class _Cache(BaseModel):
-    """The shape of ``cache.json``."""
-
-    key: _Key
-    head: _Head
-    digest: str = ""
-    teacher_tokens: int = 0
 
 
 def cache_key(
@@ -164,25 +138,6 @@ def cache_key(
         "dtype": DTYPES.get(dtype, compute),
         "top_k": top_k,
     }
-
-
-def read_key(folder: Path) -> dict[str, Any]:
-    """Return what a cache says of itself; older ones carry no digest, and count what their teacher has read.
-
-    Raises:
-        InputError: there is no cache.
-        IntegrityError: its first file cannot be read.
-    """
-    path = folder / KEY
-    if not path.is_file():
-        raise InputError("CACHE-01", "no teacher cache", where=str(folder), fix="make one with kd cache")
-    fix = "make it again with the same kd cache line"
-    found = stored.read_record(path, dict[str, Any], fix=fix, code="CACHE-02")
-    stored.fit(found, _Cache, path, fix=fix, code="CACHE-02")
-    old = found.keys() == {"kind", "key", "head", "teacher_tokens"}
-    if not old and found.get("digest") != atomic.digest_record(found):
-        raise IntegrityError("CACHE-02", "digest differs from the one it carries", where=str(path), fix=fix)
-    return {"teacher_tokens": 0, **found}
 
 
 def write_key(
@@ -268,9 +223,7 @@ class TeacherView:
 # Makes the entries of a compact cache, and measures what they lose, objective by objective.
 
 
-ERRORS = "errors.json"
 _SAMPLE = 4096
-_HEAT = 2.0
 
 
 class Summary:
@@ -318,8 +271,8 @@ class Summary:
         for name in LOSSES.names():
             loss = build_objective(name)
             if isinstance(loss, Divergence) and not loss.needs().whole:
-                whole = loss.token_loss(Tokens(labels, logits / _HEAT, logits)).double().sum().item()
-                bins = loss.token_loss(Tokens(labels, logits / _HEAT, None, coarse=view)).double().sum().item()
+                whole = loss.token_loss(Tokens(labels, logits / HEAT, logits)).double().sum().item()
+                bins = loss.token_loss(Tokens(labels, logits / HEAT, None, coarse=view)).double().sum().item()
                 before = self._sums.setdefault(name, [0.0, 0.0])
                 self._sums[name] = [before[0] + whole, before[1] + bins]
         self.tried += len(logits)
@@ -331,30 +284,6 @@ def tried_of(store: TokenStore) -> int:
     return sum(one["lost"]["tokens"] for one in store.manifests() if "lost" in one)
 
 
-def errors_text(key: dict[str, Any], store: TokenStore) -> str | None:
-    """Return what ``errors.json`` says: each divergence's mean on whole distributions and on bins, and the share lost.
-
-    Args:
-        key: the cache's.
-        store: its shards, whose manifests hold what was measured; None is returned where none does.
-    """
-    parts = [one["lost"] for one in store.manifests() if one.get("lost", {}).get("tokens")]
-    if not parts:
-        return None
-    tried = sum(part["tokens"] for part in parts)
-    found: dict[str, Any] = {}
-    for name in parts[0]["sums"]:
-        whole, bins = (math.fsum(part["sums"][name][at] for part in parts) for at in (0, 1))
-        lost = 1 - bins / whole if whole else 0.0
-        found[name] = {"whole": whole / tried, "bins": bins / tried, "lost": lost}
-    about = {"top_k": key["top_k"], "tokens": tried, "student": f"the teacher at temperature {_HEAT:g}"}
-    return json.dumps({**about, **found}, indent=1, sort_keys=True) + "\n"
-
-
-# Opens a teacher cache, and says what it holds and how large one will be.
-
-
-HEAD = "head"
 _SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 Remembered = CachedTeacher | TopKTeacher
@@ -410,56 +339,11 @@ def open_cache(folder: Path, key: dict[str, Any], device: torch.device) -> Remem
     """
     found = read_key(folder)
     check_key(found["key"], key, folder)
-    store = checked_store(folder, found)
+    check_parts(folder, found)
+    store = TokenStore(folder)
     if found["key"]["kind"] == "compact":
         return TopKTeacher(store, found["key"]["top_k"])
     return CachedTeacher(store, load_head(folder / HEAD, device, **found["head"]))
-
-
-def checked_store(folder: Path, found: dict[str, Any]) -> TokenStore:
-    """Return a cache's shards, after checking every digest, and that shards and head are parts of this cache.
-
-    Args:
-        folder: the cache.
-        found: what its ``cache.json`` says.
-
-    Raises:
-        IntegrityError: names the first file that is not what it should be.
-    """
-    store, of = TokenStore(folder), atomic.digest_record(found["key"])
-    for error in store.verify():
-        raise error
-    parts = list(zip(store.shards(), store.manifests(), strict=True))
-    if found["key"]["kind"] == "exact":
-        parts.append((folder / HEAD, atomic.verify_folder(folder / HEAD)))
-    for part, manifest in parts:
-        if manifest.get("of", of) != of:
-            fix = "make it again with the same kd cache line"
-            raise IntegrityError("CACHE-02", "is part of another cache", where=str(part), fix=fix)
-    return store
-
-
-def check_cache(folder: Path) -> int:
-    """Check everything in a cache; return how many files that is.
-
-    Raises:
-        IntegrityError: names the first file that is not what it should be.
-    """
-    if not (folder / KEY).is_file():
-        fix = "make it again with the same kd cache line"
-        raise IntegrityError("CACHE-02", "is missing", where=str(folder / KEY), fix=fix)
-    found = read_key(folder)
-    store = checked_store(folder, found)
-    text = errors_text(found["key"], store)
-    if text is not None and not ((folder / ERRORS).is_file() and (folder / ERRORS).read_bytes() == text.encode()):
-        fix = "make it again with the same kd cache line"
-        raise IntegrityError("CACHE-02", "is not what the shards say", where=str(folder / ERRORS), fix=fix)
-    return sum(path.is_file() for path in folder.rglob("*") if not path.name.startswith("."))
-
-
-def is_cache(folder: Path) -> bool:
-    """Whether a folder is a teacher cache, even one whose ``cache.json`` is gone."""
-    return (folder / KEY).is_file() or any(path.is_dir() for path in folder.glob("shard-?????"))
 
 
 def missing_rows(teacher: Remembered, dataset: TokenDataset) -> int:

@@ -15,6 +15,7 @@ from kdcli.models.tokenizer import real_ids
 from kdcli.remote.address import is_url
 from kdcli.teachers.base import LiveTeacher, Teacher, live_models
 from kdcli.teachers.cache_build import build_cache
+from kdcli.teachers.cache_files import read_key
 from kdcli.teachers.cached import (
     CacheRecord,
     Remembered,
@@ -23,7 +24,6 @@ from kdcli.teachers.cached import (
     estimated_bytes,
     missing_rows,
     open_cache,
-    read_key,
 )
 from kdcli.teachers.ensemble import EnsembleTeacher
 

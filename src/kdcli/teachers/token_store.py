@@ -22,10 +22,9 @@ from torch import Tensor
 
 from kdcli.data.batching import IGNORED, Batch
 from kdcli.errors import IntegrityError
-from kdcli.storage import atomic, stored
-
-_TOKENS, _INDEX = "tokens.safetensors", "index.json"
-_BUILD = "kd cache with the same settings builds the shard again"
+from kdcli.storage import atomic
+from kdcli.teachers import cache_files
+from kdcli.teachers.cache_files import INDEX, TOKENS, check_shard, read_index
 
 
 def sequence_keys(batch: Batch) -> list[str]:
@@ -63,15 +62,11 @@ class TokenStore:
 
     def shards(self) -> list[Path]:
         """Return the shards there are, in order."""
-        return sorted(path for path in self.folder.glob("shard-*") if path.is_dir())
+        return cache_files.shards(self.folder)
 
     def verify(self) -> Iterator[IntegrityError]:
         """Yield what is wrong with each shard that is not what its manifest says."""
-        for shard in self.shards():
-            try:
-                _check(shard)
-            except IntegrityError as error:
-                yield error
+        yield from cache_files.damaged_shards(self.folder)
 
     def drop_damaged(self, belongs: Callable[[dict[str, Any]], bool] = lambda manifest: True) -> list[str]:
         """Remove the shards that are not what their manifests say, and those of something else; return their names.
@@ -82,7 +77,7 @@ class TokenStore:
         damaged = []
         for shard in self.shards():
             try:
-                ours = belongs(_check(shard))
+                ours = belongs(check_shard(shard))
             except IntegrityError:
                 ours = False
             if not ours:
@@ -97,7 +92,7 @@ class TokenStore:
         Raises:
             IntegrityError: a manifest is damaged.
         """
-        return [atomic.read_manifest(shard) for shard in self.shards()]
+        return cache_files.manifests(self.folder)
 
     def add(self, entries: Sequence[tuple[str, dict[str, Tensor]]], about: Mapping[str, Any] | None = None) -> None:
         """Write a shard of sequences.
@@ -118,8 +113,8 @@ class TokenStore:
         }
 
         def fill(target: Path) -> None:
-            save_file(whole, target / _TOKENS)
-            (target / _INDEX).write_text(json.dumps(index), encoding="utf-8")
+            save_file(whole, target / TOKENS)
+            (target / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
         atomic.commit_folder(final, fill, {**(about or {}), "kind": "shard"})
         self._learn(final)
@@ -151,23 +146,12 @@ class TokenStore:
 
     def _file(self, shard: Path) -> Any:
         if shard not in self._open:
-            self._open[shard] = safe_open(shard / _TOKENS, framework="pt")
+            self._open[shard] = safe_open(shard / TOKENS, framework="pt")
         return self._open[shard]
 
     def _learn(self, shard: Path) -> None:
         try:
-            index = _index(shard)
+            index = read_index(shard)
         except IntegrityError:
             return  # a damaged shard knows no sequence; verify() says so
         self._where.update({key: (shard, start, rows) for key, (start, rows) in index.items()})
-
-
-def _index(shard: Path) -> dict[str, tuple[int, int]]:
-    return stored.read_record(shard / _INDEX, dict[str, tuple[int, int]], fix=_BUILD)
-
-
-def _check(shard: Path) -> dict[str, Any]:
-    """Return a shard's manifest; raise IntegrityError unless the shard is what it says, and its index one."""
-    manifest = atomic.verify_folder(shard)
-    _index(shard)
-    return manifest

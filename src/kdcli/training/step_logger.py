@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.tracking import filter_trackers
-from accelerate.utils import LoggerType
 
-from kdcli.config.names import nearest
-from kdcli.errors import MachineError, UsageError
+from kdcli.errors import MachineError
 from kdcli.events import Event
 from kdcli.text import one_line
 from kdcli.training.checkpoint import State
@@ -54,13 +52,31 @@ class StepLogger:
         self._report(Event("progress", "training", done=state.step, total=self._total, values=shown))
 
 
-def _start(accelerator: Accelerator, names: Sequence[str]) -> None:
+def _start(accelerator: Accelerator, names: Sequence[str], training: TrainJob) -> None:
+    shown = {name: value if isinstance(value, bool | int | float) else str(value)
+             for name, value in training.identity.items()}  # fmt: skip
     try:
-        accelerator.init_trackers("kd")
+        accelerator.init_trackers("kd", config=shown, init_kwargs=named_run(names, training.folder))
     except Exception as error:  # each tracker raises what it likes
         what = f"{', '.join(names)} cannot be started: {type(error).__name__}: {one_line(str(error), 200)}"
         fix = "make it work in Python first, or leave train.report_to out"
         raise MachineError("TRACK-03", what, where="train.report_to", fix=fix) from error
+
+
+def named_run(names: Sequence[str], folder: Path) -> dict[str, dict[str, str]]:
+    """Return how each tracker is to name what a folder holds; wandb writes into it, too.
+
+    Args:
+        names: trackers.
+        folder: of the run, or of the study.
+    """
+    name = folder.resolve().name
+    how = {
+        "trackio": {"name": name},
+        "wandb": {"name": name, "dir": str(folder)},
+        "mlflow": {"run_name": name},
+    }
+    return {one: how[one] for one in names if one in how}
 
 
 @contextmanager
@@ -69,38 +85,10 @@ def logging_steps(training: TrainJob, accelerator: Accelerator, state: State) ->
     metrics_log = MetricsLog(training.folder, *state.marks) if accelerator.is_main_process else NullMetricsLog()
     try:
         if training.train.report_to:
-            _start(accelerator, training.train.report_to)
+            _start(accelerator, training.train.report_to, training)
         try:
             yield StepLogger(training, accelerator, metrics_log)
         finally:
             accelerator.end_training()
     finally:
         metrics_log.close()
-
-
-# Trackers of experiments, looked for before anything is trained.
-
-
-_PACKAGES = {"comet_ml": "comet-ml"}
-"""Tracker -> the package that brings it, where the names differ."""
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Refuse a tracker that accelerate does not know, or that is not installed.
-
-    Args:
-        names: what ``train.report_to`` names.
-
-    Raises:
-        UsageError: TRACK-01, an unknown name.
-        MachineError: TRACK-02, its package is not installed.
-    """
-    known = [str(kind.value) for kind in LoggerType]
-    for name in names:
-        if name not in known:
-            near = nearest(name, {one: one for one in known})
-            fix = f"did you mean {near}?" if near else f"there are {', '.join(known)}"
-            raise UsageError("TRACK-01", f'no tracker "{one_line(name, 60)}"', where="train.report_to", fix=fix)
-        if not filter_trackers([name], "."):
-            fix = f"pip install {_PACKAGES.get(name, name)}"
-            raise MachineError("TRACK-02", f"{name} is not installed", where="train.report_to", fix=fix)
