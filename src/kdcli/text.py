@@ -17,6 +17,13 @@ _LATEX = {
     "|": r"\textbar{}",
     **{letter: f"\\{letter}" for letter in "{}$&#_%"},
     **{letter: f"{{{letter}}}" for letter in "[]*`'-"},
+    "±": r"$\pm$",
+    "→": r"$\rightarrow$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "Δ": r"$\Delta$",
+    "·": r"$\cdot$",
+    "–": "--",
 }
 
 

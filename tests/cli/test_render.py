@@ -98,7 +98,7 @@ def test_the_answer_of_four_objectives_fits_one_screen(tmp_path, monkeypatch):
     assert len(lines) <= 24, "\n".join(lines)
     assert lines[-1] == "Next: kd compare -o s --seeds 0,1,2"
     text = " ".join(" ".join(lines).split())
-    assert "atkd and akl do not differ significantly in rougeL" in text
+    assert "atkd and akl do not differ significantly in Rouge-L" in text
     assert "every objective improved on the student before training" in text
     assert "more scores, costs and 2 remarks" in text
     assert "report.html, or --verbose" in text
@@ -127,7 +127,7 @@ def test_a_comparison_shows_means_intervals_differences_and_costs():
     assert "+1.00 ± 0.20 ▲" in text
     assert "+1.00 ± 0.20 ▼" in text
     assert "+1.00 ± 0.20 ≠" in text
-    assert "rougeL ↑" in text
+    assert "Rouge-L ↑" in text
     assert "perplexity ↓" in text
     assert "12,345" in text
     assert "1 min 15 s" in text

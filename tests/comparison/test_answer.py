@@ -35,8 +35,8 @@ def test_one_that_is_ahead_of_all_wins_by_its_difference_to_the_baseline():
     ]  # fmt: skip
     shares = {"rougeL": VarianceShares(0.2, 0.1, 0.6, 0.1)}
     assert list(answer(comparison(rows, variance=shares))) == [
-        "Best: akl, rougeL 45.0 ± 1.0, +5.0 ± 1.0 against fkl.",
-        "Distillation, in rougeL: akl improved on the student before training; fkl made it worse; "
+        "Best: akl, Rouge-L 45.0 ± 1.0, +5.0 ± 1.0 against fkl.",
+        "Distillation, in Rouge-L: akl improved on the student before training; fkl made it worse; "
         "akl closed 50 % [40, 60] of its gap to the teacher.",
         "What would help most: more held-out rows, behind 60 % of a difference's variance.",
     ]
@@ -49,7 +49,7 @@ def test_a_baseline_that_wins_is_compared_with_the_nearest_of_the_others():
         row("akl", 3.0, difference=estimate(1.0, 0.1, 0.01), score="nll"),
     ]
     first, *rest = answer(comparison(rows, (LOSS,)))
-    assert first == "Best: fkl, nll 2.0 ± 1.0, -0.50 [-0.90, -0.20] against rkl."
+    assert first == "Best: fkl, NLL 2.0 ± 1.0, -0.50 [-0.90, -0.20] against rkl."
     assert rest == []
 
 
@@ -61,11 +61,11 @@ def test_what_is_tied_is_not_ranked_and_one_seed_ranks_no_objective():
     ]
     found = list(answer(comparison(rows)))
     assert found[0] == (
-        "akl and fkl do not differ significantly in rougeL, and are ahead of the rest (highest mean: akl, 41.0 ± 1.0). "
+        "akl and fkl do not differ significantly in Rouge-L, and are ahead of the rest (highest mean: akl, 41.0 ± 1.0). "
         "One training seed ranks these models, not the objectives."
     )
     assert found[1:] == [
-        "Distillation, in rougeL: no objective changed it clearly.",
+        "Distillation, in Rouge-L: no objective changed it clearly.",
         "What would help most: more training seeds.",
     ]
 
@@ -75,5 +75,5 @@ def test_the_score_that_decides_is_the_one_named_else_the_first_with_a_better_si
     found = comparison(rows, (LENGTH, RATE, LOSS))
     assert deciding(found) == RATE
     assert deciding(found, "nll") == LOSS
-    assert next(iter(answer(found))) == "rougeL of fkl: 40.0 ± 1.0"
+    assert next(iter(answer(found))) == "Rouge-L of fkl: 40.0 ± 1.0"
     assert list(answer(comparison(rows, (LENGTH,)))) == []

@@ -32,15 +32,15 @@ BASE = ({0: 20.0, 1: 20.4, 2: 19.9}, {0: 2.0, 1: 2.1, 2: 1.9})
 def test_sure_and_unsure_differences_are_told_apart():
     better = row("akl", {0: 25.0, 1: 25.5, 2: 24.8}, {0: 2.3, 1: 1.9, 2: 1.95}, BASE)
     said = concluded([row("fkl", *BASE), better], [ROUGE, NLL], {"rougeL": Detectable(0.61, 0.4, 1.9), "nll": None})
-    assert said[0] == "akl against fkl: better in rougeL (p < 0.05); 1 other scores cannot tell them apart"
-    assert said[1].startswith("minimum detectable effect against fkl at 80 % power, with 3 seeds: rougeL 0.4 to 1.9 ")
+    assert said[0] == "akl against fkl: better in Rouge-L (p < 0.05); 1 other score cannot tell them apart"
+    assert said[1].startswith("minimum detectable effect against fkl at 80 % power, with 3 seeds: Rouge-L 0.4 to 1.9 ")
     assert said[-1].startswith("equal budget: 10 steps and 100 response tokens each")
 
 
 def test_lower_is_better_where_it_is():
     worse = row("rkl", {0: 20.1, 1: 20.3, 2: 20.0}, {0: 3.0, 1: 3.12, 2: 2.9}, BASE)
     said = concluded([row("fkl", *BASE), worse], [ROUGE, NLL])
-    assert said[0].startswith("rkl against fkl: worse in nll")
+    assert said[0].startswith("rkl against fkl: worse in NLL")
 
 
 def test_nothing_sure_is_said_as_such():
@@ -67,9 +67,9 @@ def test_best_groups_variance_and_fronts_are_said():
         variance={"rougeL": VarianceShares(0.61, 0.1, 0.2, 0.09), "nll": VarianceShares(None, None, 0.7, 0.3)},
         pareto={"rougeL": {"flops": ("fkl", "akl"), "seconds": ("akl",)}},
     )
-    assert "best, and not significantly different from it: rougeL: akl, fkl; nll: akl" in said
-    assert any(line.endswith("rougeL 61/10/20/9, nll ?/?/70/30") for line in said)
-    assert "not beaten by anything with fewer FLOPs (Pareto front): rougeL: fkl, akl" in said
+    assert "best, and not significantly different from it: Rouge-L: akl, fkl; NLL: akl" in said
+    assert any(line.endswith("Rouge-L 61/10/20/9, NLL ?/?/70/30") for line in said)
+    assert "not beaten by anything with fewer FLOPs (Pareto front): Rouge-L: fkl, akl" in said
     assert not any("seconds" in line for line in said)
 
 

@@ -17,7 +17,7 @@ from kdcli.cli import render
 from kdcli.comparison.records import Comparison, ComparisonRow, Failure
 from kdcli.evaluation.records import ScoreInfo
 from kdcli.report import tables
-from kdcli.report.tables import make_table_view
+from kdcli.report.table_view import TableStyle, make_table_view
 from kdcli.statistics import Detectable, Estimate, VarianceShares, rounding
 from kdcli.study.cells import slug
 
@@ -131,9 +131,9 @@ def test_best_is_bold_and_ties_are_underlined():
 
 def test_digits_are_the_same_in_every_printed_form():
     found = comparison()
-    assert r"\textbf{20.1} $\pm$ 1.0" in tables.render(found, "tex", digits=1)
-    assert "**20.1** ± 1.0" in tables.render(found, "md", digits=1)
-    rows = list(csv.DictReader(io.StringIO(tables.render(found, "csv", digits=1))))
+    assert r"\textbf{20.1} $\pm$ 1.0" in tables.render(found, "tex", TableStyle(digits=1))
+    assert "**20.1** ± 1.0" in tables.render(found, "md", TableStyle(digits=1))
+    rows = list(csv.DictReader(io.StringIO(tables.render(found, "csv", TableStyle(digits=1)))))
     assert (rows[0]["mean"], rows[0]["shown"]) == ("20.123", "20.1 ± 1.0")
 
 
@@ -191,7 +191,7 @@ def hostile(text):
 def test_names_are_harmless_everywhere(text):
     found = hostile(text)
     for form in tables.FORMS:
-        made = tables.render(found, form, caption=text, label=text)
+        made = tables.render(found, form, TableStyle(caption=text, label=text))
         made.encode("utf-8")
         assert not [letter for letter in made if ord(letter) < 32 and letter != "\n"]
         assert not {"\x1b", "\x7f", "\u202e", "\u200b"} & set(made)
@@ -199,17 +199,19 @@ def test_names_are_harmless_everywhere(text):
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_browser_makes_only_our_elements(text):
-    shown = Shown(tables.render(hostile(text), "html", caption=text))
-    ours = {"table", "caption", "thead", "tbody", "tr", "th", "td", "strong", "u", "ul", "li"}
+    shown = Shown(tables.render(hostile(text), "html", TableStyle(caption=text)))
+    ours = {"style", "table", "caption", "thead", "tbody", "tr", "th", "td", "strong", "u", "ul", "li"}
     assert shown.elements <= ours
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_latex_has_only_our_commands(text):
-    made = tables.render(hostile(text), "tex", caption=text, label=text)
+    made = tables.render(hostile(text), "tex", TableStyle(caption=text, label=text))
     ours = (
         "begin end centering caption label toprule midrule bottomrule multicolumn emph textbf underline uparrow "
-        "downarrow pm ast textbackslash textasciitilde textasciicircum textless textgreater textbar ldots infty"
+        "downarrow rightarrow pm ast Delta cdot textbackslash textasciitilde textasciicircum textless textgreater "
+        "textbar ldots infty par medskip small footnotesize scriptsize setlength tabcolsep parbox raggedright "
+        "allowbreak quad cmidrule"
     )
     assert set(re.findall(r"\\([A-Za-z]+)", made)) <= set(ours.split())
     assert made.isascii()

@@ -14,7 +14,7 @@ from kdcli.text import one_line
 EPILOG = """Example: kd compare fkl rkl akl --seeds 0,1,2 --teacher T --student S --data a.jsonl \
 --eval-data b.jsonl -o study
 
-Example: kd compare runs/akl runs/fkl ./trained-elsewhere"""
+Example: kd compare study --to table.tex --columns rougeL,ece"""
 
 
 def register(app: typer.Typer) -> None:
@@ -33,10 +33,13 @@ def compare(
     quiet: bool,
     verbose: bool,
     status: bool,
+    by: str | None,
     to: str | None,
+    layout: str | None,
+    titles: str | None,
+    digits: str | None,
     caption: str | None,
     label: str | None,
-    digits: str | None,
 ) -> None:
     """Train each objective with each seed on an equal budget, evaluate, print the table; or compare finished runs.
 
@@ -46,17 +49,21 @@ def compare(
     from kdcli.cli.terminal import Terminal
     from kdcli.config.resolve import expanded
 
-    terminal = Terminal(json, quiet, verbose=verbose)
     losses = typed["losses"]
     folders = run_folders(losses or ())
     output = expanded(typed["output"], "-o") if typed["output"] is not None else None
-    typed = {**typed, "output": output}
+    shown = typed["columns"] if "=" not in (typed["columns"] or "=") else None
+    typed = {**typed, "output": output, "columns": None if shown else typed["columns"]}
+    terminal = Terminal(json, quiet, verbose=verbose)
+    screen = studies.Screen(terminal, studies.listed(shown), by)
     study = studies.named_study(folders, output, objectives=bool(losses) and not folders, config=bool(config))
+    wording = {"layout": layout, "titles": titles, "digits": digits, "caption": caption, "label": label}
     if status or to is not None:
-        wording = {"caption": caption, "label": label, "digits": digits, "to": to} if status else {}
-        besides = {"config": config, "sets": sets, "dry_run": dry_run, **wording}
+        besides = {"config": config, "sets": sets, "dry_run": dry_run, "by": by}
+        besides |= {**wording, "to": to, "columns": shown} if status else {}
+        looked_at = typed if status else {**typed, "baseline": None}
         plain = losses if not folders else None
-        studies.refuse_settings(typed, besides, plain, "--status" if status else "--to")
+        studies.refuse_settings(looked_at, besides, plain, "--status" if status else "--to")
     if study is not None and output is not None and study.resolve() != Path(output).resolve():
         what = f"the study {one_line(str(study), 100)} is named, too"
         raise UsageError("CLI-09", what, where=f"-o {one_line(output, 100)}", fix="leave one of them out")
@@ -64,18 +71,19 @@ def compare(
         studies.show_status(study, output, terminal)
     elif to is not None:
         target = Path(expanded(to, "--to"))
-        studies.export(study, output, target, studies.TableOptions(caption, label, digits), terminal)
-    elif any((caption, label, digits)):
-        raise UsageError("CLI-09", "has no effect without --to", where="--caption, --label, --digits", fix="add --to")
+        style = studies.table_style(studies.listed(shown), **wording)
+        studies.export(study, output, target, style, terminal, baseline=typed["baseline"])
+    elif given := [name for name, value in wording.items() if value]:
+        raise UsageError("CLI-09", "has no effect without --to", where=f"--{given[0]}", fix="add --to")
     elif folders and study is None:
-        studies.compare_finished(folders, typed["baseline"], typed, terminal)
+        studies.compare_finished(folders, typed["baseline"], typed, screen)
     else:
         alone = study is not None and not (sets or config or studies.settings_typed(typed))
         if study is not None:
             check_settings(study)
             typed = {**typed, "losses": None, "output": str(study)}
             config = config or [str(study / SETTINGS)]
-        studies.run(config, sets, typed, terminal, dry_run=dry_run, named=study if alone else None)
+        studies.run(config, sets, typed, screen, dry_run=dry_run, named=study if alone else None)
 
 
 def run_folders(names: Sequence[str]) -> list[Path]:

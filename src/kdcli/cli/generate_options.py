@@ -54,7 +54,8 @@ COMMANDS = {
     "plan": Command(DistillConfig, "PushToHub Config Sets HiddenPlugin Json Quiet Debug GpuMemory"),
     "compare": Command(
         CompareConfig,
-        "Config Sets HiddenPlugin DryRun Json HiddenQuiet Verbose Debug Status To Caption Label Digits",
+        "Config Sets HiddenPlugin DryRun Json HiddenQuiet Verbose Debug Status "
+        "By To Layout Titles Digits Caption Label",
         order="baseline seeds vary tune dev_data jobs executor slurm gpus",
     ),
     "eval": Command(

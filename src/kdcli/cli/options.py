@@ -51,9 +51,6 @@ TeacherCacheCompare = Annotated[
 LoraCompare = Annotated[
     Text, flag("--lora", "RANK", "Train a LoRA adapter only; merged when saved.", "Models", hidden=True)
 ]
-ColumnsCompare = Annotated[
-    Text, flag("--columns", "NAME=COL,..", "Names of your columns: prompt=question.", "Data", hidden=True)
-]
 TemplateCompare = Annotated[
     Text, flag("--template", "NAME", "auto, chat, alpaca, plain, or a text.", "Data", hidden=True)
 ]
@@ -76,6 +73,7 @@ TuneSeeds = Annotated[
 ]
 MetricCompare = Annotated[Texts, flag("--metric", "NAME,..", "Metrics; see kd metrics list.", "Grid")]
 RayAddress = Annotated[Text, flag("--ray-address", "ADDRESS", "A running cluster.", "Grid", hidden=True)]
+ColumnsCompare = Annotated[Text, flag("--columns", "SCORE,..", "Scores to show. Of rows: prompt=question.", "Table")]
 DeviceCompare = Annotated[
     Text, flag("--device", "NAME", "auto, cpu, cuda, mps. Default auto.", "Hardware", hidden=True)
 ]
@@ -277,7 +275,6 @@ def compare(run: Run) -> Run:
         lora: LoraCompare = None,
         data: Data = None,
         eval_data: EvalData = None,
-        columns: ColumnsCompare = None,
         template: TemplateCompare = None,
         max_length: MaxLengthCompare = None,
         limit: LimitCompare = None,
@@ -304,6 +301,7 @@ def compare(run: Run) -> Run:
         sampling_seeds: SamplingSeeds = None,
         report_to: ReportTo = None,
         output: Output = None,
+        columns: ColumnsCompare = None,
         device: DeviceCompare = None,
         dtype: DtypeCompare = None,
         threads: Threads = None,
@@ -317,20 +315,23 @@ def compare(run: Run) -> Run:
         verbose: switches.Verbose = False,
         debug: switches.Debug = False,
         status: switches.Status = False,
+        by: switches.By = None,
         to: switches.To = None,
+        layout: switches.Layout = None,
+        titles: switches.Titles = None,
+        digits: switches.Digits = None,
         caption: switches.Caption = None,
         label: switches.Label = None,
-        digits: switches.Digits = None,
     ) -> None:
         typed = {
             "losses": losses, "teacher": teacher, "teacher_cache": teacher_cache, "student": student, "lora": lora,
-            "data": data, "eval_data": eval_data, "columns": columns, "template": template, "max_length": max_length,
-            "limit": limit, "eval_limit": eval_limit, "skip_bad": skip_bad, "baseline": baseline, "seeds": seeds,
-            "vary": vary, "tune": tune, "dev_data": dev_data, "jobs": jobs, "executor": executor, "slurm": slurm,
-            "gpus": gpus, "tune_by": tune_by, "tune_seeds": tune_seeds, "metric": metric, "ray_address": ray_address,
+            "data": data, "eval_data": eval_data, "template": template, "max_length": max_length, "limit": limit,
+            "eval_limit": eval_limit, "skip_bad": skip_bad, "baseline": baseline, "seeds": seeds, "vary": vary,
+            "tune": tune, "dev_data": dev_data, "jobs": jobs, "executor": executor, "slurm": slurm, "gpus": gpus,
+            "tune_by": tune_by, "tune_seeds": tune_seeds, "metric": metric, "ray_address": ray_address,
             "epochs": epochs, "max_steps": max_steps, "batch_size": batch_size, "lr": lr,
             "max_new_tokens": max_new_tokens, "sampling_seeds": sampling_seeds, "report_to": report_to,
-            "output": output, "device": device, "dtype": dtype, "threads": threads,
+            "output": output, "columns": columns, "device": device, "dtype": dtype, "threads": threads,
             "matmul_precision": matmul_precision,
         }  # fmt: skip
         run(
@@ -342,10 +343,13 @@ def compare(run: Run) -> Run:
             quiet=quiet,
             verbose=verbose,
             status=status,
+            by=by,
             to=to,
+            layout=layout,
+            titles=titles,
+            digits=digits,
             caption=caption,
             label=label,
-            digits=digits,
         )
 
     command.__doc__ = run.__doc__

@@ -9,14 +9,14 @@ from rich.text import Text
 
 from kdcli.cli.terminal import runnable
 from kdcli.comparison.answer import answer as sentences
-from kdcli.comparison.answer import deciding
+from kdcli.comparison.answer import chosen_scores, deciding
 from kdcli.comparison.records import Comparison, ComparisonRow, ReferenceRow
 from kdcli.data.readers import counted, size_text
 from kdcli.distill.plan import Plan, Shown
 from kdcli.distill.records import RunRecord
 from kdcli.evaluation.records import Edge, EvalRecord, ScoreInfo
 from kdcli.statistics import LEVEL, Estimate
-from kdcli.statistics.rounding import decimals, plain, with_interval
+from kdcli.statistics.rounding import coarser, decimals, plain, with_interval
 from kdcli.text import fold, one_line, visible
 
 REPORT = "report.html"
@@ -89,14 +89,17 @@ _ONE_TIME = "time: of one run, which says little about the next"
 ARROWS = {"higher": " ↑", "lower": " ↓", "neither": ""}
 
 
-def comparison(found: Comparison, width: int) -> Group:
+def comparison(found: Comparison, width: int, columns: Sequence[str] = (), by: str | None = None) -> Group:
     """Return the tables of a comparison and the sentences under them.
 
     Args:
         found: the comparison.
         width: columns to stay within; scores that do not fit side by side follow below.
+        columns: names of the scores to show; all by default.
+        by: the score that says what is best.
     """
-    cells = {info.name: _column([*found.references, *found.rows], info) for info in found.scores}
+    infos = chosen_scores(found, columns, "--columns")
+    cells = {info.name: _column([*found.references, *found.rows], info) for info in infos}
     parts: list[RenderableType] = [_score_table(found, names, cells) for names in _fitting(found, cells, width)]
     if len(found.rows) > 1 and found.scores:
         parts.append(Text(_legend(found), style="dim"))
@@ -108,22 +111,26 @@ def comparison(found: Comparison, width: int) -> Group:
     return Group(*parts)
 
 
-def answer(found: Comparison, width: int) -> Group:
+def answer(found: Comparison, width: int, columns: Sequence[str] = (), by: str | None = None) -> Group:
     """Return the first scores of a comparison and, last, what follows from them: one screen of 80 by 24.
 
     Args:
         found: the comparison.
         width: columns to stay within; what does not fit is in the report.
+        columns: names of the scores to show, in this order; the deciding score and then all by default.
+        by: the score that says what is best.
     """
-    decides = deciding(found)
-    infos = sorted(found.scores, key=lambda info: info is not decides)
+    decides = deciding(found, by)
+    infos = list(chosen_scores(found, columns, "--columns"))
+    if not columns:
+        infos.sort(key=lambda info: info is not decides)
     cells = {info.name: _column([*found.references, *found.rows], info) for info in infos}
     first = next(_fitting(found, cells, width), [])
     parts: list[RenderableType] = [_score_table(found, first, cells)] if first else []
     if len(found.rows) > 1 and found.scores:
         parts.append(Text(_legend(found), style="dim"))
     parts += _failures(found)
-    parts += [Text(one_line(line, 600)) for line in sentences(found)]
+    parts += [Text(one_line(line, 600)) for line in sentences(found, by)]
     hidden = len(found.scores) - len(first)
     more = f"{counted(hidden, 'more score')}, costs and {counted(len(found.notes), 'remark')}"
     where = "--verbose"
@@ -201,7 +208,8 @@ def _column(rows: Sequence[ComparisonRow | ReferenceRow], info: ScoreInfo) -> li
     places = decimals((one.mean for one in estimates if one), (one.half_width for one in known))
     lines = []
     for row, estimate, difference in zip(rows, estimates, differences, strict=True):
-        mean = "-" if estimate is None else with_interval(estimate.mean, estimate.low, estimate.high, places)
+        own = coarser(estimate, places) if estimate is not None and isinstance(row, ReferenceRow) else places
+        mean = "-" if estimate is None else with_interval(estimate.mean, estimate.low, estimate.high, own)
         cell = [(mean, "" if isinstance(row, ReferenceRow) else _rank(row, info.name))]
         if difference is not None:
             change = with_interval(difference.mean, difference.low, difference.high, places, signed=True)
@@ -328,7 +336,7 @@ def _legend(found: Comparison) -> str:
 
 
 def _heading(info: ScoreInfo) -> str:
-    return one_line(info.name, 30) + ARROWS.get(info.better, "")
+    return one_line(info.heading, 40) + ARROWS.get(info.better, "")
 
 
 def _table(title: str) -> Table:

@@ -26,21 +26,69 @@ if TYPE_CHECKING:
     from kdcli.cli.terminal import Terminal
     from kdcli.comparison.records import Comparison
     from kdcli.config.schema import CompareConfig
+    from kdcli.report.table_view import TableStyle
 
 
 @dataclass(frozen=True)
-class TableOptions:
-    """How an exported table is worded.
+class Screen:
+    """How a comparison is shown.
 
     Args:
-        caption: its caption.
-        label: its LaTeX label.
-        digits: decimals, as typed.
+        terminal: where.
+        columns: names of the scores to show; all that fit by default.
+        by: the score that says what is best; by default the first.
     """
 
-    caption: str | None
-    label: str | None
-    digits: str | None
+    terminal: "Terminal"
+    columns: tuple[str, ...] = ()
+    by: str | None = None
+
+    def show(self, found: "Comparison", *above: RenderableType) -> None:
+        """Print a comparison, as JSON if asked for."""
+        from kdcli.cli import render
+        from kdcli.comparison.answer import chosen_scores
+
+        chosen_scores(found, self.columns, "--columns")
+        chosen_scores(found, [self.by] if self.by is not None else [], "--by")
+        draw = render.comparison if self.terminal.verbose else render.answer
+        self.terminal.result(
+            found, lambda shown: Group(*above, draw(shown, self.terminal.width, self.columns, self.by))
+        )
+
+
+def listed(text: str | None) -> tuple[str, ...]:
+    """Return the names in a list separated by commas."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+def table_style(
+    columns: tuple[str, ...],
+    *,
+    layout: str | None,
+    titles: str | None,
+    digits: str | None,
+    caption: str | None,
+    label: str | None,
+) -> "TableStyle":
+    """Read how an exported table is laid out and worded.
+
+    Raises:
+        UsageError: a layout that is none, a number that is none, or titles without names.
+    """
+    from kdcli.report.table_view import LAYOUTS, TableStyle
+
+    if layout not in (None, *LAYOUTS):
+        what = f'"{one_line(layout or "", 40)}" is no layout'
+        raise UsageError("CLI-21", what, where="--layout", fix=f"choose one of {', '.join(LAYOUTS)}")
+    if digits is not None and not (digits.isdecimal() and digits.isascii() and 1 <= int(digits[:3]) <= 9):
+        what = f'must be a whole number from 1 to 9, got "{one_line(digits, 40)}"'
+        raise UsageError("CLI-07", what, where="--digits", fix="leave it out for 2")
+    pairs = [part.partition("=") for part in listed(titles)]
+    if wrong := next((name for name, sign, text in pairs if not (sign and text)), None):
+        what = f'"{one_line(wrong, 40)}" has no title'
+        raise UsageError("CLI-21", what, where="--titles", fix="write rougeL=Rouge-L,fkl=Forward KL")
+    named = {name.strip(): text.strip() for name, _, text in pairs}
+    return TableStyle(columns, layout or "", named, int(digits) if digits else None, caption or "", label or "")
 
 
 def named_study(folders: Sequence[Path], output: str | None, *, objectives: bool, config: bool) -> Path | None:
@@ -101,7 +149,7 @@ def run(
     config: Sequence[str] | None,
     sets: Sequence[str] | None,
     typed: Mapping[str, Any],
-    terminal: "Terminal",
+    screen: Screen,
     *,
     dry_run: bool,
     named: Path | None = None,
@@ -112,7 +160,7 @@ def run(
         config: what ``-c`` was given, or the settings of the study named.
         sets: what ``--set`` was given.
         typed: a command's parameters -> what was typed.
-        terminal: where to show.
+        screen: where and how to show the result.
         dry_run: show the plan instead.
         named: the study, where the command line names its folder alone.
     """
@@ -120,7 +168,8 @@ def run(
     from kdcli.cli.preflight import check_inputs
     from kdcli.config.schema import CompareConfig
 
-    if named is not None and not dry_run and not os.access(named, os.W_OK) and _show_finished(named, terminal):
+    terminal = screen.terminal
+    if named is not None and not dry_run and not os.access(named, os.W_OK) and _show_finished(named, screen):
         return
     settings = load_config.load_config(CompareConfig, config, sets, typed)
     check(settings)
@@ -139,25 +188,22 @@ def run(
             found = finished_table(named) if named is not None else None
             if found is None:
                 raise
-    _show(found, terminal)
+    _show(found, screen)
 
 
-def _show_finished(study: Path, terminal: "Terminal") -> bool:
+def _show_finished(study: Path, screen: Screen) -> bool:
     """Show a study that may not be written by its own tables; return whether they hold every cell."""
-    with terminal.progress():
+    with screen.terminal.progress():
         from kdcli.study.finished import finished_table
 
         found = finished_table(study)
     if found is not None:
-        _show(found, terminal)
+        _show(found, screen)
     return found is not None
 
 
-def _show(found: "Comparison", terminal: "Terminal") -> None:
-    from kdcli.cli import render
-
-    draw = render.comparison if terminal.verbose else render.answer
-    terminal.result(found, lambda shown: Group(*_tuning(found.folder), draw(shown, terminal.width)))
+def _show(found: "Comparison", screen: Screen) -> None:
+    screen.show(found, *_tuning(found.folder))
     if found.exit_code:
         raise typer.Exit(found.exit_code)
 
@@ -210,23 +256,25 @@ def show_status(study: Path | None, output: str | None, terminal: "Terminal") ->
     terminal.result(read(_needed(study, output)), draw)
 
 
-def export(study: Path | None, output: str | None, target: Path, wording: TableOptions, terminal: "Terminal") -> None:
+def export(
+    study: Path | None,
+    output: str | None,
+    target: Path,
+    style: "TableStyle",
+    terminal: "Terminal",
+    *,
+    baseline: str | None = None,
+) -> None:
     """Write a study's table to a file of the form that its ending names."""
     folder = _needed(study, output)
-    digits = wording.digits
-    if digits is not None and not digits.isdecimal():
-        raise UsageError("CLI-07", f'must be a whole number, got "{one_line(digits, 40)}"', where="--digits")
     with terminal.progress():
         from kdcli.study.results import export as write
 
-        decimals = int(digits) if digits is not None else None
-        write(folder, target, caption=wording.caption or "", label=wording.label or "", digits=decimals)
+        write(folder, target, style, baseline=baseline)
     terminal.note(f"written to {target}")
 
 
-def compare_finished(
-    folders: Sequence[Path], baseline: str | None, typed: Mapping[str, Any], terminal: "Terminal"
-) -> None:
+def compare_finished(folders: Sequence[Path], baseline: str | None, typed: Mapping[str, Any], screen: Screen) -> None:
     """Compare runs that are finished."""
     from kdcli.cli.load_config import looks_like_folder, output_folder
     from kdcli.interface import objective
@@ -241,14 +289,12 @@ def compare_finished(
         baseline = objective(baseline)
     output = typed["output"]
     output_folder(output, needed=False)
-    with terminal.progress() as report:
-        from kdcli.cli import render
+    with screen.terminal.progress() as report:
         from kdcli.study.finished import compare_runs
 
         place = Path(output) if output else None
         found = compare_runs(folders, baseline, report, output=place, rows=typed["eval_data"])
-    draw = render.comparison if terminal.verbose else render.answer
-    terminal.result(found, lambda shown: draw(shown, terminal.width))
+    screen.show(found)
 
 
 def _plan(settings: "CompareConfig", terminal: "Terminal") -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kdcli.config.names import HARDWARE, MODELS, OUTPUT
+from kdcli.config.names import HARDWARE, MODELS, OUTPUT, TABLE
 from kdcli.registry import plugins
 
 Text = str | None
@@ -75,10 +75,13 @@ PushToHub = Annotated[Text, flag("--push-to-hub", "ID", "Upload the student, las
 GpuMemory = Annotated[Text, flag("--gpu-memory", "SIZE", "Plan for GPUs that are not here: 80GiB.", HARDWARE)]
 
 Status = Annotated[bool, switch("--status", "Progress of a study; loads no model.", OUTPUT)]
-To = Annotated[Text, flag("--to", "FILE", "Write a study's table: .tex .md .csv .json .html", OUTPUT)]
-Caption = Annotated[Text, flag("--caption", "TEXT", "Caption of the exported table.", OUTPUT, hidden=True)]
-Label = Annotated[Text, flag("--label", "NAME", "LaTeX label of the exported table.", OUTPUT, hidden=True)]
-Digits = Annotated[Text, flag("--digits", "N", "Decimals in the exported table.", OUTPUT, hidden=True)]
+By = Annotated[Text, flag("--by", "SCORE", "What says who is best. Default the first.", TABLE)]
+To = Annotated[Text, flag("--to", "FILE", "Write it: .tex .md .html .csv .json .parquet", TABLE)]
+Layout = Annotated[Text, flag("--layout", "NAME", "wide, two-rows or value-delta; with --to.", TABLE)]
+Titles = Annotated[Text, flag("--titles", "NAME=TEXT", "Own names of scores and lines; with --to.", TABLE)]
+Digits = Annotated[Text, flag("--digits", "N", "Significant digits of intervals. Default 2.", TABLE)]
+Caption = Annotated[Text, flag("--caption", "TEXT", "Default: models, rows, seeds, protocol.", TABLE)]
+Label = Annotated[Text, flag("--label", "NAME", "For references in LaTeX.", TABLE)]
 
 Objectives = Annotated[Texts, argument("OBJECTIVE", "As for --loss.")]
 Rows = Annotated[Text, typer.Option("--rows", metavar="N", help="Rows of the batch. Default 8.", show_default=False)]

@@ -6,6 +6,7 @@ from typing import TypeAlias
 from kdcli.comparison.records import ComparisonRow, ReferenceRow
 from kdcli.distill.records import BEFORE, TEACHER
 from kdcli.evaluation.records import ScoreInfo
+from kdcli.metrics.titles import title
 from kdcli.statistics import LEVEL, Estimate
 
 Rates: TypeAlias = Mapping[str, tuple[float, tuple[float, ...]]]
@@ -58,11 +59,11 @@ def _is_sure(one: Estimate | None) -> bool:
 
 
 def _listed(found: Mapping[str, Sequence[str]], rows: Sequence[ComparisonRow]) -> str:
-    """Join scores of the same contenders: ``nll, perplexity: fkl, rkl; ece: all``."""
+    """Join scores of the same contenders: ``NLL, perplexity: fkl, rkl; ECE: all``."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for score, labels in found.items():
         if labels:
-            groups.setdefault(tuple(labels), []).append(score)
+            groups.setdefault(tuple(labels), []).append(title(score))
     return "; ".join(f"{', '.join(scores)}: {_named(labels, rows)}" for labels, scores in groups.items())
 
 
@@ -77,9 +78,10 @@ def _gaps(rows: Sequence[ComparisonRow], teacher: ReferenceRow, infos: Sequence[
     for name in shared:
         shares = [f"{row.label} {percent(one)}" for row in rows if (one := row.closed.get(name)) is not None]
         if shares:
-            yield f"share of the gap from student, before to teacher that was closed in {name}: {', '.join(shares)}"
+            said = f"share of the gap from student, before to teacher that was closed in {title(name)}"
+            yield f"{said}: {', '.join(shares)}"
         else:
-            none.append(name)
+            none.append(title(name))
     if none:
         yield f"no share of a gap in {', '.join(none)}: the teacher is not clearly better there than the student before"
 
@@ -134,7 +136,7 @@ def _likely(
         )
     nearer = [label for label in lost if label not in outdone and any(label in better[name] for name in nearness)]
     if nearer:
-        by = ", ".join(name for name in nearness if any(label in better[name] for label in nearer))
+        by = ", ".join(title(name) for name in nearness if any(label in better[name] for label in nearer))
         yield (
             f"{_named(nearer, rows)} came nearer to the teacher ({by}), so the student was probably near the best it "
             "can reach on such text before, and following the teacher moves it away from there"

@@ -1,12 +1,39 @@
-"""The answer of a comparison in a few sentences: what is best, whether distillation helped, what to do next."""
+"""The answer of a comparison in a few sentences: what is best, whether distillation helped, what to do next.
 
+Also what was compared on what, for titles and captions.
+"""
+
+import difflib
 from collections.abc import Iterator, Sequence
 
 from kdcli.comparison.against_start import percent
 from kdcli.comparison.records import Comparison, ComparisonRow
+from kdcli.data.readers import counted
+from kdcli.errors import UsageError
 from kdcli.evaluation.records import ScoreInfo
 from kdcli.statistics import LEVEL, Estimate
 from kdcli.statistics.rounding import decimals, with_interval
+from kdcli.text import one_line
+
+
+def chosen_scores(found: Comparison, names: Sequence[str], where: str) -> tuple[ScoreInfo, ...]:
+    """Return the scores of these names, all of them if none is given.
+
+    Args:
+        found: the comparison.
+        names: as in files for programs.
+        where: the flag that names them.
+
+    Raises:
+        UsageError: a score that the comparison does not have.
+    """
+    known = {info.name: info for info in found.scores}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            fix = f"did you mean {near[0]}?" if near else f"choose among {', '.join(known)}"
+            raise UsageError("CLI-21", f'"{one_line(name, 60)}" is no score of this comparison', where=where, fix=fix)
+    return tuple(known[name] for name in names or known)
 
 
 def deciding(found: Comparison, by: str | None = None) -> ScoreInfo | None:
@@ -35,23 +62,77 @@ def answer(found: Comparison, by: str | None = None) -> Iterator[str]:
     yield from _more(found, info)
 
 
+def subject(found: Comparison) -> str:
+    """Return teacher and student with their sizes; empty where their names are not known.
+
+    >>> subject(Comparison("fkl", (), (), (), None, setup=Setup(teacher="T", student="S")))
+    'T → S'
+    """
+    setup = found.setup
+    if not setup.student:
+        return ""
+    teachers = {row.teacher_parameters for row in found.rows if row.teacher_parameters}
+    students = {row.parameters for row in found.rows if row.parameters}
+    student = setup.student + _size(students)
+    return f"{setup.teacher}{_size(teachers)} → {student}" if setup.teacher else student
+
+
+def circumstances(found: Comparison) -> Iterator[str]:
+    """Say on what the lines were trained and measured: rows, steps, learning rate, seeds, held-out rows, protocol."""
+    setup = found.setup
+    rows = f" ({counted(setup.rows, 'row')})" if setup.rows else ""
+    if setup.data:
+        yield f"trained on {setup.data}{rows}"
+    steps, tokens = ({getattr(row, name) for row in found.rows} for name in ("steps", "tokens"))
+    of = f" of {counted(setup.batch_size, 'row')}" if setup.batch_size else ""
+    yield f"{_span(steps)} steps{of}, {_span(tokens)} response tokens"
+    if setup.rates:
+        rates = ", ".join(f"{rate:g}" for rate in setup.rates)
+        how = ", chosen on development rows" if setup.tuned else ""
+        yield f"learning rate{'s' if len(setup.rates) > 1 else ''} {rates}{how}"
+    seeds = sorted({seed for row in found.rows for seed in row.seeds})
+    yield f"training seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    held_out = f" ({counted(setup.examples, 'row')})" if setup.examples else ""
+    if setup.test:
+        protocol = f", protocol {setup.protocol}" if setup.protocol else ""
+        yield f"measured on {setup.test}{held_out}{protocol}"
+
+
+def _span(numbers: set[int]) -> str:
+    return f"{min(numbers):,}" if len(numbers) == 1 else f"{min(numbers):,} to {max(numbers):,}"
+
+
+def _size(counts: set[int]) -> str:
+    """Return the size of a model in brackets; nothing where it is not known or differs.
+
+    >>> _size({3_321_000}), _size({912}), _size(set())
+    (' (3.3 M)', ' (912)', '')
+    """
+    if len(counts) != 1:
+        return ""
+    (count,) = counts
+    for unit, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= unit:
+            return f" ({count / unit:.3g} {letter})" if count >= 10 * unit else f" ({count / unit:.2g} {letter})"
+    return f" ({count})"
+
+
 def _best(found: Comparison, info: ScoreInfo) -> str:
     rows = [row for row in found.rows if info.name in row.scores]
     best = [row for row in rows if info.name in row.best]
     tied = [row for row in rows if info.name in row.tied and row not in best]
     if len(rows) < 2 or not best:
-        return f"{info.name} of {rows[0].label}: {_value(rows[0].scores[info.name])}" if rows else f"no {info.name}"
+        return f"{info.title} of {rows[0].label}: {_value(rows[0].scores[info.name])}" if rows else f"no {info.title}"
     first = best[0]
-    value = f"{info.name} {_value(first.scores[info.name])}"
+    value = f"{info.title} {_value(first.scores[info.name])}"
     lead = _lead(found, info, first)
     if not tied and len(best) == 1:
         said = f"Best: {first.label}, {value}{lead}"
     else:
         names = _listed([row.label for row in (*best, *tied)])
         everything = len(best) + len(tied) == len(rows)
-        said = f"{names} do not differ significantly in {info.name}" + (
-            "" if everything else ", and are ahead of the rest"
-        )
+        ahead = "" if everything else ", and are ahead of the rest"
+        said = f"{names} do not differ significantly in {info.title}{ahead}"
         end = "highest" if info.better == "higher" else "lowest"
         said += f" ({end} mean: {first.label}, {_value(first.scores[info.name])})"
     if min(len(row.seeds) for row in found.rows) == 1:
@@ -93,7 +174,7 @@ def _helped(found: Comparison, info: ScoreInfo) -> Iterator[str]:
     if closed:
         row, share = max(closed, key=lambda pair: pair[1].mean)
         parts.append(f"{row.label} closed {percent(share)} of its gap to the teacher")
-    yield f"Distillation, in {info.name}: {'; '.join(parts)}."
+    yield f"Distillation, in {info.title}: {'; '.join(parts)}."
 
 
 def _more(found: Comparison, info: ScoreInfo) -> Iterator[str]:

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kdcli.comparison.records import ComparisonRow
+from kdcli.data.readers import counted
 from kdcli.evaluation.records import ScoreInfo
+from kdcli.metrics.titles import title
 from kdcli.statistics import LEVEL, Detectable, VarianceShares
 
 _MORE_SEEDS = 5
@@ -110,10 +112,10 @@ def _found(row: ComparisonRow, baseline: str, infos: Sequence[ScoreInfo]) -> str
         return f"{row.label}: no score tells it from {baseline}"
     kinds = {"better": [], "worse": [], "different": []}
     for info in sure:
-        kinds[_direction(row, info)].append(info.name)
+        kinds[_direction(row, info)].append(info.title)
     parts = [f"{kind} in {', '.join(names)}" for kind, names in kinds.items() if names]
     unknown = len(infos) - len(sure)
-    rest = f"; {unknown} other scores cannot tell them apart" if unknown else ""
+    rest = f"; {counted(unknown, 'other score')} cannot tell them apart" if unknown else ""
     return f"{row.label} against {baseline}: {', '.join(parts)} (p < {LEVEL}){rest}"
 
 
@@ -144,7 +146,7 @@ def _tied(rows: Sequence[ComparisonRow], infos: Sequence[ScoreInfo]) -> Iterator
         best = [row.label for row in rows if info.name in row.best]
         others = [row.label for row in rows if info.name in row.tied and info.name not in row.best]
         if best:
-            groups.append(f"{info.name}: {_named([*best, *others], rows)}")
+            groups.append(f"{info.title}: {_named([*best, *others], rows)}")
     if groups:
         yield f"best, and not significantly different from it: {'; '.join(groups)}"
 
@@ -152,7 +154,7 @@ def _tied(rows: Sequence[ComparisonRow], infos: Sequence[ScoreInfo]) -> Iterator
 def _power(
     baseline: str, infos: Sequence[ScoreInfo], detectable: Mapping[str, Detectable | None], seeds: int
 ) -> Iterator[str]:
-    found = [(info.name, detectable.get(info.name)) for info in infos]
+    found = [(info.title, detectable.get(info.name)) for info in infos]
     sizes = [f"{name} {one.low:.2g} to {one.high:.2g}" for name, one in found if one]
     if sizes:
         design = f"with {seeds} seeds" if seeds > 1 else "between these models"
@@ -169,7 +171,7 @@ def _shares(infos: Sequence[ScoreInfo], variance: Mapping[str, VarianceShares]) 
         found = variance.get(info.name)
         if found is not None:
             shares = (found.seed, found.sampling, found.examples, found.interaction)
-            parts.append(f"{info.name} {'/'.join('?' if one is None else f'{100 * one:.0f}' for one in shares)}")
+            parts.append(f"{info.title} {'/'.join('?' if one is None else f'{100 * one:.0f}' for one in shares)}")
     if parts:
         yield (
             "a difference's variance comes from training seed/sampling seed/examples/seed times example, in %: "
@@ -184,7 +186,7 @@ def _named(labels: Sequence[str], rows: Sequence[ComparisonRow]) -> str:
 def _front(pareto: Mapping[str, Mapping[str, tuple[str, ...]]], rows: Sequence[ComparisonRow]) -> Iterator[str]:
     """Leave out seconds: what depends on the machine must not enter a table."""
     for cost, name in (("flops", "fewer FLOPs"), ("parameters", "a smaller model")):
-        fronts = [f"{score}: {_named(costs[cost], rows)}" for score, costs in pareto.items() if cost in costs]
+        fronts = [f"{title(score)}: {_named(costs[cost], rows)}" for score, costs in pareto.items() if cost in costs]
         if fronts:
             yield f"not beaten by anything with {name} (Pareto front): {'; '.join(fronts)}"
 

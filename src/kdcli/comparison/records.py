@@ -120,6 +120,35 @@ class ReferenceRow:
 
 
 @dataclass(frozen=True)
+class Setup:
+    """What was compared on what, by names that a reader knows; empty or None where it is not recorded.
+
+    Args:
+        teacher: name of the teacher.
+        student: name of the student before training.
+        data: name of the training rows.
+        rows: how many training rows.
+        batch_size: sequences of one optimizer step.
+        test: name of the held-out rows.
+        examples: how many held-out rows.
+        protocol: of the evaluation.
+        rates: learning rates of the lines, each once.
+        tuned: whether each line chose its own value of a setting.
+    """
+
+    teacher: str = ""
+    student: str = ""
+    data: str = ""
+    rows: int | None = None
+    batch_size: int | None = None
+    test: str = ""
+    examples: int | None = None
+    protocol: str = ""
+    rates: tuple[float, ...] = ()
+    tuned: bool = False
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A finished comparison.
 
@@ -138,6 +167,7 @@ class Comparison:
         references: the student before training, the teacher, and models trained elsewhere, on the same rows.
         suggested: the command that would make the comparison stronger; empty where none is known.
         suggestions: those of the notes that say what to type next.
+        setup: models, rows and settings by name.
     """
 
     baseline: str
@@ -152,6 +182,7 @@ class Comparison:
     references: tuple[ReferenceRow, ...] = ()
     suggested: str = ""
     suggestions: tuple[str, ...] = ()
+    setup: Setup = Setup()
 
     @property
     def exit_code(self) -> int:

@@ -12,14 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdcli.comparison.cost import Cost
-from kdcli.comparison.records import Failure
+from kdcli.comparison.records import Failure, Setup
 from kdcli.config.schema import EvalSettings
 from kdcli.distill.records import CONTENDER, Reference, RunRecord
-from kdcli.errors import InputError, IntegrityError
+from kdcli.errors import InputError, IntegrityError, UsageError
 from kdcli.evaluation.records import AnswerCounts, EvalRecord, ScoreInfo
 from kdcli.evaluation.results import SAMPLES, read_evaluation_settings, read_samples, scores_of
 from kdcli.metrics.score import Score
 from kdcli.storage import atomic, stored
+from kdcli.text import one_line
 
 RESULTS = "results.parquet"
 SCHEMA = 1
@@ -66,6 +67,7 @@ class ComparisonMeta:
         failed: cells without numbers.
         rates: label -> the learning rate of its runs, and all that were tried for its objective.
         tuned: whether each line chose its own value of a setting.
+        setup: names of models and rows; None in a comparison of an older version.
     """
 
     baseline: str
@@ -75,6 +77,7 @@ class ComparisonMeta:
     failed: tuple[Failure, ...] = ()
     rates: Mapping[str, tuple[float, tuple[float, ...]]] = field(default_factory=dict)
     tuned: bool = False
+    setup: Setup | None = None
 
     @property
     def one_rate(self) -> bool:
@@ -91,6 +94,7 @@ class _About:
     failed: tuple[Failure, ...]
     rates: dict[str, tuple[float, tuple[float, ...]]] = field(default_factory=dict)
     tuned: bool = False
+    setup: Setup | None = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,20 @@ class LongFormat:
         rates = {label: (rate, tuple(tried)) for label, (rate, tried) in facts.get("rates", {}).items()}
         remarks = tuple(facts["remarks"])
         tuned = facts["tuned"] if "tuned" in facts else _was_tuned(remarks, self.runs if not rates else ())
-        return ComparisonMeta(facts["baseline"], remarks, failed=failed, rates=rates, tuned=tuned)
+        setup = Setup(**facts["setup"]) if facts.get("setup") else None
+        return ComparisonMeta(facts["baseline"], remarks, failed=failed, rates=rates, tuned=tuned, setup=setup)
+
+    def with_baseline(self, label: str) -> "LongFormat":
+        """Return the same tables with another line as the one that differences are taken to.
+
+        Raises:
+            UsageError: no line has this label.
+        """
+        if label not in self.runs:
+            what = f'"{one_line(label, 60)}" is no line of this comparison'
+            raise UsageError("CLI-18", what, where="--baseline", fix=f"choose one of {', '.join(self.runs)}")
+        facts = self.facts | {"about": self.facts["about"] | {"baseline": label}}
+        return LongFormat(self.results.replace_schema_metadata({_ABOUT: json.dumps(facts).encode()}), self.samples)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -187,7 +204,7 @@ class LongFormat:
         if key not in self._scores:
             infos = {info.name: asdict(info) for info in self.infos}
             entries = [infos[one] | found for one, found in values.items()]
-            rows = self.samples.filter(pa.array([owner == key for owner in self._owners], pa.bool_()))
+            rows = self.samples.filter(pa.array([owner == key for owner in self.owners], pa.bool_()))
             self._scores[key] = scores_of(rows, entries, self.facts["evaluation"])
         return self._scores[key].get(name)
 
@@ -201,7 +218,7 @@ class LongFormat:
         return found
 
     @cached_property
-    def _owners(self) -> list[tuple[str, str, int | None]]:
+    def owners(self) -> list[tuple[str, str, int | None]]:
         """Role, label and seed of each row of the samples."""
         known = "role" in self.samples.column_names
         roles = self.samples["role"].to_pylist() if known else [CONTENDER] * len(self.samples)
@@ -238,6 +255,7 @@ def make_tidy(
             "failed": failed,
             **_rates(about),
             "tuned": about.tuned,
+            **({"setup": asdict(about.setup)} if about.setup is not None else {}),
         },
         "infos": [asdict(info) for info in infos],
         "evaluation": read_evaluation_settings(_folder_of(cells[0].found)),

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 MODELS, DATA, OBJECTIVE, GRID = "Models", "Data", "Objective", "Grid"
 TRAINING, EVALUATION, OUTPUT, HARDWARE = "Training", "Evaluation", "Output", "Hardware"
-PANELS = (MODELS, DATA, OBJECTIVE, GRID, TRAINING, EVALUATION, OUTPUT, HARDWARE)
+TABLE = "Table"
+PANELS = (MODELS, DATA, OBJECTIVE, GRID, TRAINING, EVALUATION, OUTPUT, TABLE, HARDWARE)
 """Headings of a command's help, in their order."""
 
 

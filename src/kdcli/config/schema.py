@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from kdcli.config.names import DATA, EVALUATION, GRID, HARDWARE, MODELS, OBJECTIVE, OUTPUT, TRAINING
+from kdcli.config.names import DATA, EVALUATION, GRID, HARDWARE, MODELS, OBJECTIVE, OUTPUT, TABLE, TRAINING
 
 Positive = Annotated[int, Field(ge=1)]
 Finite = Field(allow_inf_nan=False)
@@ -122,7 +122,8 @@ class DataConfig(Settings):
     columns: dict[str, str] = setting(
         {},
         "field=column pairs where names differ",
-        Flag("--columns", "NAME=COL,..", "Names of your columns: prompt=question.", DATA, hidden="compare"),
+        Flag("--columns", "NAME=COL,..", "Names of your columns: prompt=question.", DATA),
+        Flag("--columns", "SCORE,..", "Scores to show. Of rows: prompt=question.", TABLE, on="compare"),
     )
     template: str = setting(
         "auto",

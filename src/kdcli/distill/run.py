@@ -152,7 +152,7 @@ def _begin(folder: RunFolder, prepared: Prepared, report: Report) -> None:
         for change in changes(folder.manifest()["environment"], now):
             report(Event("warning", change))
     folder.begin(resolve.to_yaml(prepared.config), prepared.identity, now | {"device": prepared.device.description})
-    folder.set_status("training", total=prepared.steps)
+    folder.set_status("training", total=prepared.steps, rows=len(prepared.dataset))
 
 
 def _train(folder: RunFolder, prepared: Prepared, session: Session, report: Report, command: str) -> TrainResult:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.metrics.curve import Curve
+from kdcli.metrics.titles import title, unit
 from kdcli.statistics import Estimate
 
 
@@ -26,6 +27,16 @@ class ScoreInfo:
     metric: str
     settings: str
     eats: str = "tokens"
+
+    @property
+    def title(self) -> str:
+        """What people read instead of the name."""
+        return title(self.name)
+
+    @property
+    def heading(self) -> str:
+        """The title with its unit."""
+        return f"{self.title} ({unit(self.name)})" if unit(self.name) else self.title
 
 
 @dataclass(frozen=True)

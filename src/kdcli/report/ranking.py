@@ -14,7 +14,7 @@ from kdcli.evaluation.records import ScoreInfo
 from kdcli.plots import GREY, look, panels
 from kdcli.report.sections import Picture, ReportData, Section, Table, short
 from kdcli.report.svg import inline
-from kdcli.report.tables import BEFORE_TITLE, CLOSED_TITLE
+from kdcli.report.table_view import BEFORE_TITLE, CLOSED_TITLE
 from kdcli.statistics import Estimate
 from kdcli.statistics.rounding import number
 

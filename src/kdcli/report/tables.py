@@ -8,234 +8,78 @@ import io
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kdcli.comparison.against_start import percent_parts
-from kdcli.comparison.records import Comparison, ComparisonRow, ReferenceRow
-from kdcli.distill.records import BEFORE, CONTENDER
+from kdcli.comparison.records import Comparison, ComparisonRow, Failure, ReferenceRow
+from kdcli.distill.records import CONTENDER
 from kdcli.evaluation.records import ScoreInfo
-from kdcli.statistics import LEVEL, Estimate
-from kdcli.statistics.rounding import ABSENT, bracketed, decimals, interval, plain
+from kdcli.report.latex import latex
+from kdcli.report.table_view import PLAIN, TableCell, TableRow, TableStyle, TableView, blocks, caption, make_table_view
+from kdcli.statistics import Estimate
+from kdcli.statistics.rounding import ABSENT
 from kdcli.storage import atomic
-from kdcli.text import csv_cell, html_cell, latex_cell, markdown_cell, one_line
+from kdcli.text import csv_cell, html_cell, markdown_cell, one_line
 
-# What every form of a table prints: the same strings, rounded once.
-
-
-ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
-SURE = "*"
-COSTS = ("seeds", "steps", "response tokens", "teacher passes", "parameters", "FLOPs")
-GENERATED = "generated tokens"
-BEFORE_TITLE = "Difference to the student before training, paired"
-CLOSED_TITLE = "Share of the gap from the student before training to the teacher that was closed"
+# A comparison as a fragment of HTML: a style, tables and notes, no script.
 
 
-@dataclass(frozen=True)
-class TableCell:
-    """One cell.
-
-    Args:
-        mean: the number.
-        interval: half its interval, or both ends of it; empty if there is none.
-        best: whether no other line is better.
-        tied: whether it cannot be told from the best.
-        sure: whether it is a difference with p < 0.05.
-    """
-
-    mean: str
-    interval: str = ""
-    best: bool = False
-    tied: bool = False
-    sure: bool = False
-
-    @property
-    def text(self) -> str:
-        """The cell without emphasis."""
-        return " ".join(part for part in (self.mean, self.interval, SURE if self.sure else "") if part)
+STYLE = """table.kd { border-collapse: collapse; margin: 1.2rem 0; font: 0.9rem/1.4 system-ui, sans-serif; }
+table.kd caption { text-align: left; max-width: 46rem; padding-bottom: 0.4rem; }
+table.kd th, table.kd td { padding: 0.25rem 0.8rem; border-bottom: 1px solid #8884; text-align: right; }
+table.kd th { font-weight: 600; vertical-align: bottom; }
+table.kd tr > :first-child { text-align: left; padding-left: 0; }
+table.kd thead tr:last-child th { border-bottom: 1px solid currentColor; }
+table.kd tbody + tbody tr:first-child > * { border-top: 1px solid currentColor; }
+table.kd td { white-space: nowrap; font-variant-numeric: tabular-nums; }
+table.kd u { text-underline-offset: 0.2em; }
+table.kd + ul { max-width: 46rem; font: 0.9rem/1.4 system-ui, sans-serif; }
+"""
 
 
-@dataclass(frozen=True)
-class TableRow:
-    """One objective's cells.
-
-    Args:
-        label: as it came, not yet made safe.
-        cells: one per score.
-    """
-
-    label: str
-    cells: tuple[TableCell, ...]
-
-
-@dataclass(frozen=True)
-class TableView:
-    """A comparison as strings.
-
-    Args:
-        scores: the columns.
-        means: mean with its 95 % interval, as ± or with both ends where it is lopsided.
-        differences: paired difference to the baseline with its 95 % interval, without the baseline's line.
-        costs: label and one string per name in ``cost_names``.
-        baseline: as it came.
-        references: the student before training, the teacher, and models trained elsewhere: as ``means``.
-        before: paired difference to the student before training, as ``differences``; empty where that was not measured.
-        closed: share of the gap from there to the teacher that was closed; empty where there is none.
-    """
-
-    scores: tuple[ScoreInfo, ...]
-    means: tuple[TableRow, ...]
-    differences: tuple[TableRow, ...]
-    costs: tuple[tuple[str, tuple[str, ...]], ...]
-    baseline: str
-    cost_names: tuple[str, ...] = COSTS
-    references: tuple[TableRow, ...] = ()
-    before: tuple[TableRow, ...] = ()
-    closed: tuple[TableRow, ...] = ()
-
-
-def make_table_view(comparison: Comparison, digits: int | None = None) -> TableView:
-    """Round a comparison to what its intervals support.
-
-    Args:
-        comparison: the numbers.
-        digits: decimals of every number; by default those that show two digits of the median interval.
-    """
-    rows, others = comparison.rows, comparison.references
-    generates = any(row.generated_tokens for row in rows)
-    places = {info.name: digits if digits is not None else _places(rows, info.name) for info in comparison.scores}
-
-    def changes(lines: Iterable[ComparisonRow | ReferenceRow], field: str) -> tuple[TableRow, ...]:
-        return tuple(
-            TableRow(row.label, tuple(_difference(getattr(row, field).get(name), places[name]) for name in places))
-            for row in lines
-        )
-
-    outside = [row for row in others if row.differences]
-    start = any(row.role == BEFORE for row in others)
-    closed = [row for row in (*outside, *rows) if any(row.closed.values())]
-    return TableView(
-        scores=comparison.scores,
-        means=tuple(TableRow(row.label, tuple(_mean(row, name, places[name]) for name in places)) for row in rows),
-        differences=changes([*outside, *(row for row in rows if row.label != comparison.baseline)], "differences"),
-        costs=(
-            *((row.label, _size(row) + (ABSENT,) * generates) for row in others),
-            *((row.label, _costs(row) + _generated(row) * generates) for row in rows),
-        ),
-        baseline=comparison.baseline,
-        cost_names=COSTS + (GENERATED,) * generates,
-        references=tuple(
-            TableRow(row.label, tuple(_mean(row, name, places[name]) for name in places)) for row in others
-        ),
-        before=changes([*outside, *rows], "before") if start else (),
-        closed=tuple(TableRow(row.label, tuple(_share(row.closed.get(name)) for name in places)) for row in closed),
-    )
-
-
-def count(value: int | float | None) -> str:
-    """Return a count: whole numbers in full, others, such as FLOPs, in three digits.
-
-    >>> count(469_875_223_680.0), count(1234), count(None)
-    ('4.7e+11', '1,234', '–')
-    """
-    if value is None:
-        return ABSENT
-    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}"
-
-
-def _places(rows: Sequence[ComparisonRow], name: str) -> int:
-    means = [row.scores[name] for row in rows if name in row.scores]
-    changes = [change for row in rows if (change := row.differences.get(name)) is not None]
-    return decimals(_values(means), [one.half_width for one in [*means, *changes]])
-
-
-def _values(estimates: Iterable[Estimate]) -> list[float]:
-    return [one.mean for one in estimates]
-
-
-def _mean(row: ComparisonRow | ReferenceRow, name: str, places: int) -> TableCell:
-    one = row.scores.get(name)
-    if one is None or one.mean != one.mean:
-        return TableCell(ABSENT)
-    mean, shown = plain(one.mean, places), interval(one.mean, one.low, one.high, places)
-    if isinstance(row, ReferenceRow):
-        return TableCell(mean, shown)
-    return TableCell(mean, shown, best=name in row.best, tied=name in row.tied)
-
-
-def _share(one: Estimate | None) -> TableCell:
-    if one is None:
-        return TableCell(ABSENT)
-    return TableCell(*percent_parts(one))
-
-
-def _size(row: ReferenceRow) -> tuple[str, ...]:
-    """Return the costs of a model that was not trained here: its size alone."""
-    return tuple(count(row.parameters) if name == "parameters" else ABSENT for name in COSTS)
-
-
-def _difference(one: Estimate | None, places: int) -> TableCell:
-    if one is None or one.mean != one.mean:
-        return TableCell(ABSENT)
-    sure = one.p_value is not None and one.p_value < LEVEL
-    ends = bracketed(one.low, one.high, places, signed=True)
-    return TableCell(plain(one.mean, places, signed=True), ends, sure=sure)
-
-
-def _costs(row: ComparisonRow) -> tuple[str, ...]:
-    passes = ABSENT if row.teacher_passes is None else f"{row.teacher_passes:.2f}"
-    seeds = ",".join(map(str, row.seeds))
-    return seeds, f"{row.steps:,}", f"{row.tokens:,}", passes, count(row.parameters), count(row.flops)
-
-
-def _generated(row: ComparisonRow) -> tuple[str, ...]:
-    return (count(row.generated_tokens),)
-
-
-# A comparison as a fragment of HTML: tables and notes, no script, no style of its own.
-
-
-def html_fragment(comparison: Comparison, sheet: TableView, caption: str = "") -> str:
-    """Return the tables of scores, differences and costs, and the notes.
+def html_fragment(comparison: Comparison, sheet: TableView, style: TableStyle = PLAIN) -> str:
+    """Return the tables of scores, differences and costs, and the notes; with a layout, that table alone.
 
     Args:
         comparison: where the notes are.
         sheet: the strings.
-        caption: of the first table.
+        style: layout and caption.
     """
-    heads = ["objective", *(f"{info.name} {ARROWS[info.better]}".strip() for info in sheet.scores)]
-    first = caption or "Scores with their 95 % intervals, ± or [ ]; bold is best, underlined cannot be told from it"
-    parts = [*_table(first, heads, [_html_table_line(line) for line in (*sheet.references, *sheet.means)])]
-    if sheet.differences:
-        text = f"Difference to {sheet.baseline}, paired, with its 95 % interval; * is p < 0.05 after Holm's rule"
-        parts += _table(text, heads, [_html_table_line(line) for line in sheet.differences])
-    if sheet.before:
-        text = f"{BEFORE_TITLE}, with its 95 % interval; * is p < 0.05 after Holm's rule over the contenders"
-        parts += _table(text, heads, [_html_table_line(line) for line in sheet.before])
-    if sheet.closed:
-        parts += _table(
-            f"{CLOSED_TITLE}, with its 95 % interval", heads, [_html_table_line(line) for line in sheet.closed]
-        )
-    costs = [[html_cell(label), *map(html_cell, cells)] for label, cells in sheet.costs]
-    parts += _table("Cost of one run", ["objective", *sheet.cost_names], costs)
-    said = [*comparison.notes, *(f"failed: {one.loss} seed {one.seed}: {one.message}" for one in comparison.failed)]
-    parts += ["<ul>", *(f"<li>{html_cell(note, 1000)}</li>" for note in said), "</ul>"]
+    first = style.caption or caption(comparison)
+    parts = ["<style>", STYLE.rstrip(), "</style>"]
+    for number, block in enumerate(blocks(sheet, style.layout)):
+        heads = ["objective", *(one.heading if one.part in ("", "value") else one.part for one in block.columns)]
+        rows = [[_html_table_line(line, sheet) for line in group] for group in block.rows]
+        parts += _table(first if number == 0 else block.title, heads, rows)
+    if not style.layout:
+        costs = [[html_cell(sheet.called(label)), *map(html_cell, cells)] for label, cells in sheet.costs]
+        parts += _table("Cost of one run", ["objective", *sheet.cost_names], [costs])
+        said = [*comparison.notes, *(_failure(one) for one in comparison.failed)]
+        parts += ["<ul>", *(f"<li>{html_cell(note, 1000)}</li>" for note in said), "</ul>"]
     return "\n".join(parts) + "\n"
 
 
-def _table(caption: str, heads: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+def _table(text: str, heads: Sequence[str], groups: Iterable[Iterable[Sequence[str]]]) -> list[str]:
     head = "".join(f'<th scope="col">{html_cell(text)}</th>' for text in heads)
-    body = [
-        f'<tr><th scope="row">{label}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
-        for label, *cells in lines
+    top = [
+        '<table class="kd">',
+        f"<caption>{html_cell(text, 2000)}</caption>",
+        f"<thead><tr>{head}</tr></thead>",
     ]
-    top = ['<table class="kd">', f"<caption>{html_cell(caption, 2000)}</caption>", f"<thead><tr>{head}</tr></thead>"]
-    return [*top, "<tbody>", *body, "</tbody>", "</table>"]
+    body: list[str] = []
+    for lines in groups:
+        body += ["<tbody>"]
+        body += [
+            f'<tr><th scope="row">{label}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+            for label, *cells in lines
+        ]
+        body += ["</tbody>"]
+    return [*top, *body, "</table>"]
 
 
-def _html_table_line(line: TableRow) -> list[str]:
-    return [html_cell(line.label), *(_cell(cell) for cell in line.cells)]
+def _html_table_line(line: TableRow, sheet: TableView) -> list[str]:
+    return [html_cell(sheet.called(line.label)), *(_cell(cell) for cell in line.cells)]
 
 
 def _cell(cell: TableCell) -> str:
@@ -244,71 +88,8 @@ def _cell(cell: TableCell) -> str:
     return " ".join(part for part in (mean, html_cell(cell.interval), "*" if cell.sure else "") if part)
 
 
-# A comparison as a LaTeX table: booktabs, best in bold, ties underlined.
-
-
-_ARROWS = {"higher": r" $\uparrow$", "lower": r" $\downarrow$", "neither": ""}
-_INFINITE = {"inf": r"$\infty$", "-inf": r"$-\infty$"}
-
-
-def latex(sheet: TableView, caption: str = "", label: str = "") -> str:
-    r"""Return a table for ``\input``; the document needs ``\usepackage{booktabs}``.
-
-    Args:
-        sheet: the strings.
-        caption: printed as it is, whatever it holds.
-        label: for ``\ref``.
-    """
-    heads = ["objective", *(latex_cell(info.name) + _ARROWS[info.better] for info in sheet.scores)]
-    body = [r"\toprule", _row(heads), r"\midrule", *(_latex_table_line(line) for line in sheet.references)]
-    body += [r"\midrule"] if sheet.references else []
-    body += [_latex_table_line(line) for line in sheet.means]
-    holm = r"paired; $\ast$: $p < 0.05$ after Holm's rule"
-    for text, lines in (
-        (f"difference to {latex_cell(sheet.baseline)}, {holm}", sheet.differences),
-        (f"difference to the student before training, {holm}", sheet.before),
-        ("share of the gap from the student before training to the teacher that was closed", sheet.closed),
-    ):
-        if lines:
-            body += [r"\midrule", rf"\multicolumn{{{len(heads)}}}{{l}}{{\emph{{{text}}}}} \\"]
-            body += [_latex_table_line(line) for line in lines]
-    lines = [r"\begin{table}", r"\centering"]
-    lines += [rf"\caption{{{latex_cell(caption, 2000)}}}"] if caption else []
-    lines += [rf"\label{{{_reference(label)}}}"] if label else []
-    lines += [rf"\begin{{tabular}}{{l{'r' * len(sheet.scores)}}}", *body, r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
-
-
-def _latex_table_line(line: TableRow) -> str:
-    return _row([latex_cell(line.label), *(_latex_table_cell(cell) for cell in line.cells)])
-
-
-def _row(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
-
-
-def _latex_table_cell(cell: TableCell) -> str:
-    mean = _number(cell.mean)
-    mean = rf"\textbf{{{mean}}}" if cell.best else rf"\underline{{{mean}}}" if cell.tied else mean
-    half = cell.interval.removeprefix("± ")
-    if half != cell.interval:
-        mean += rf" $\pm$ {half}"
-    elif half:
-        low, _, high = half.strip("[]").partition(", ")
-        mean += f" {{[}}{_number(low)}, {_number(high)}{{]}}"
-    return mean + (r" $\ast$" if cell.sure else "")
-
-
-def _number(text: str) -> str:
-    """Write minus signs as such, and what is no number as LaTeX can."""
-    if text in _INFINITE:
-        return _INFINITE[text]
-    return text.replace("-", "$-$").replace("+", "$+$").replace("–", "--").replace(" %", r"\,\%")
-
-
-def _reference(label: str) -> str:
-    """Keep what is safe inside a label."""
-    return "".join(letter for letter in label if letter.isascii() and (letter.isalnum() or letter in ":-_."))
+def _failure(one: Failure) -> str:
+    return f"failed: {one.loss} seed {one.seed}: {one.message}"
 
 
 FORMS = ("md", "csv", "json", "tex", "html")
@@ -326,48 +107,51 @@ def write_tables(folder: Path, comparison: Comparison) -> None:
         atomic.write_file(folder / f"table.{form}", render(comparison, form))
 
 
-def render(comparison: Comparison, form: str, *, digits: int | None = None, caption: str = "", label: str = "") -> str:
+def render(comparison: Comparison, form: str, style: TableStyle = PLAIN) -> str:
     """Return one form of a comparison's table.
 
     Args:
         comparison: the numbers.
         form: one of ``FORMS``.
-        digits: decimals of the printed numbers; csv and json hold them unrounded beside.
-        caption: of a LaTeX or HTML table.
-        label: of a LaTeX table.
+        style: scores, layout, titles and digits; csv and json hold the numbers unrounded beside.
     """
-    sheet = make_table_view(comparison, digits)
+    sheet = make_table_view(comparison, style)
     if form == "md":
-        return markdown(comparison, sheet)
+        return markdown(comparison, sheet, style)
     if form == "csv":
         return comma_separated(comparison, sheet)
     if form == "json":
         return as_json(comparison, sheet)
-    return latex(sheet, caption, label) if form == "tex" else html_fragment(comparison, sheet, caption)
+    return latex(comparison, sheet, style) if form == "tex" else html_fragment(comparison, sheet, style)
 
 
-def markdown(comparison: Comparison, sheet: TableView) -> str:
-    """Return the tables of scores, differences and costs, and the notes, as Markdown."""
-    heads = ["objective", *(f"{markdown_cell(info.name)} {ARROWS[info.better]}".strip() for info in sheet.scores)]
-    parts = ["## Scores", "", *_grid(heads, [_line(line) for line in (*sheet.references, *sheet.means)]), ""]
-    if sheet.differences:
-        head = f"## Difference to {markdown_cell(sheet.baseline)}, paired"
-        parts += [head, "", *_grid(heads, [_line(line) for line in sheet.differences]), ""]
-    if sheet.before:
-        parts += [f"## {BEFORE_TITLE}", "", *_grid(heads, [_line(line) for line in sheet.before]), ""]
-    if sheet.closed:
-        parts += [f"## {CLOSED_TITLE}", "", *_grid(heads, [_line(line) for line in sheet.closed]), ""]
-    costs = [[markdown_cell(label), *cells] for label, cells in sheet.costs]
+def markdown(comparison: Comparison, sheet: TableView, style: TableStyle = PLAIN) -> str:
+    """Return the tables of scores, differences and costs, and the notes, as Markdown; with a layout, that table alone.
+
+    Args:
+        comparison: where the notes are.
+        sheet: the strings.
+        style: layout and caption.
+    """
+    parts: list[str] = []
+    for number, block in enumerate(blocks(sheet, style.layout)):
+        heads = ["objective", *(one.heading if one.part in ("", "value") else one.part for one in block.columns)]
+        lines = [_line(line, sheet) for group in block.rows for line in group]
+        if not style.layout or number:
+            parts += [f"## {markdown_cell(block.title)}" if not style.layout else f"{markdown_cell(block.title)}:", ""]
+        parts += [*_grid([markdown_cell(head) for head in heads], lines), ""]
+    if style.layout:
+        return "\n".join([*parts, markdown_cell(style.caption or caption(comparison), 2000)]) + "\n"
+    costs = [[markdown_cell(sheet.called(label)), *cells] for label, cells in sheet.costs]
     parts += ["## Cost of one run", "", *_grid(["objective", *sheet.cost_names], costs), ""]
+    parts += [markdown_cell(style.caption, 2000), ""] if style.caption else []
     parts += [_LEGEND, ""]
     parts += [f"- {markdown_cell(note, 1000)}" for note in comparison.notes]
-    parts += [
-        f"- failed: {markdown_cell(one.loss)} seed {one.seed}: {markdown_cell(one.message, 500)}"
-        for one in comparison.failed
-    ]
+    parts += [f"- {markdown_cell(_failure(one), 600)}" for one in comparison.failed]
     parts += ["", "How each score was taken:", ""]
     parts += [
-        f"- {markdown_cell(info.name)}: `{one_line(info.settings, 500).replace('`', '')}`" for info in sheet.scores
+        f"- {markdown_cell(sheet.titles.get(info.name, info.title))}: `{one_line(info.settings, 500).replace('`', '')}`"
+        for info in sheet.scores
     ]
     return "\n".join(parts) + "\n"
 
@@ -421,7 +205,8 @@ def as_json(comparison: Comparison, sheet: TableView) -> str:
     ]
     document = {
         "baseline": comparison.baseline,
-        "scores": [asdict(info) for info in comparison.scores],
+        "setup": asdict(comparison.setup),
+        "scores": [asdict(info) for info in sheet.scores],
         "rows": rows,
         "references": references,
         "detectable": {name: one and asdict(one) for name, one in comparison.detectable.items()},
@@ -433,8 +218,8 @@ def as_json(comparison: Comparison, sheet: TableView) -> str:
     return json.dumps(_finite(document), indent=1) + "\n"
 
 
-def _line(line: TableRow) -> list[str]:
-    return [markdown_cell(line.label), *(_marked(cell) for cell in line.cells)]
+def _line(line: TableRow, sheet: TableView) -> list[str]:
+    return [markdown_cell(sheet.called(line.label)), *(_marked(cell) for cell in line.cells)]
 
 
 def _marked(cell: TableCell) -> str:

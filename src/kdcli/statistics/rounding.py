@@ -28,23 +28,35 @@ _LOPSIDED = 0.025
 """From this part of half an interval between its middle and the mean on, both ends are printed."""
 
 
-def decimals(values: Iterable[float], halves: Iterable[float | None]) -> int:
-    """Return the decimals at which a column of numbers is printed.
+DIGITS = 2
 
-    The median interval shows two digits; without intervals, numbers show four.
+
+def decimals(values: Iterable[float], halves: Iterable[float | None], digits: int = DIGITS) -> int:
+    """Return the decimals at which a column of numbers is printed.
 
     Args:
         values: the numbers.
         halves: half of each one's interval, None where there is none.
+        digits: significant digits of the median interval; without intervals, numbers show two more.
 
-    >>> decimals([0.31234], [0.0123]), decimals([31.234], [None]), decimals([], [])
-    (3, 2, 2)
+    >>> decimals([0.31234], [0.0123]), decimals([31.234], [None]), decimals([], []), decimals([0.31234], [0.0123], 1)
+    (3, 2, 2, 2)
     """
     widths = [half for half in halves if half is not None and math.isfinite(half) and half > 0]
     if widths:
-        return min(max(1 - math.floor(math.log10(median_low(widths)) + 1e-6), 0), MOST_DECIMALS)
+        return min(max(digits - 1 - math.floor(math.log10(median_low(widths)) + 1e-6), 0), MOST_DECIMALS)
     sizes = [abs(value) for value in values if math.isfinite(value) and value != 0]
-    return min(max(3 - math.floor(math.log10(max(sizes))), 0), MOST_DECIMALS) if sizes else 2
+    return min(max(digits + 1 - math.floor(math.log10(max(sizes))), 0), MOST_DECIMALS) if sizes else 2
+
+
+def coarser(estimate: Estimate, places: int) -> int:
+    """Return the decimals of a number in a column: those of the column, or its own where it is known far worse.
+
+    >>> coarser(Estimate(18767.4, 16915.6, 20822.0, 3, "examples"), 2), coarser(Estimate(3.1, 3.0, 3.2, 3, "seeds"), 3)
+    (0, 3)
+    """
+    own = decimals([estimate.mean], [estimate.half_width])
+    return own if own <= places - 2 else places
 
 
 def plain(value: float, places: int, *, signed: bool = False) -> str:

@@ -8,6 +8,7 @@ from typing import TypeAlias
 from kdcli.comparison import conclusions
 from kdcli.comparison.against_start import against_start
 from kdcli.comparison.aggregate import Group, Machine, make_references, make_rows, pareto, test_of_score
+from kdcli.comparison.answer import chosen_scores
 from kdcli.comparison.cost import COSTS, cost_of, machine_table, read_machine
 from kdcli.comparison.records import Comparison, Failure
 from kdcli.comparison.tables_store import (
@@ -25,10 +26,12 @@ from kdcli.errors import UsageError
 from kdcli.evaluation.records import EvalRecord, ScoreInfo
 from kdcli.evaluation.results import SAMPLES
 from kdcli.report.page import NAME, write_report
+from kdcli.report.table_view import PLAIN, TableStyle
 from kdcli.report.tables import FORMS, render, write_tables
 from kdcli.report.training_curves import draw_curves
 from kdcli.storage import atomic, digests
 from kdcli.storage.digests import update_digest, write_digests
+from kdcli.study.setup import completed, setup_of_runs
 from kdcli.study.study_dir import is_study
 from kdcli.text import one_line
 
@@ -48,6 +51,7 @@ def conclude(
         references: models that were not trained here, measured on the same rows.
     """
     infos = shared_scores([found for group in groups for _, found in group.runs.values()])
+    about = replace(about, setup=setup_of_runs(groups))
     cells = [
         Cell(group.label, run, found, cost_of(run))
         for group in groups
@@ -76,24 +80,27 @@ def _with_next(comparison: Comparison, about: ComparisonMeta) -> Comparison:
     return replace(comparison, notes=(*kept, *after), suggestions=after, suggested=command.line())
 
 
-def read_comparison(folder: Path) -> Comparison:
+def read_comparison(folder: Path, baseline: str | None = None) -> Comparison:
     """Compute a comparison again from the tables in its folder.
 
     Args:
         folder: what ``kd compare`` wrote.
+        baseline: label that differences are taken to; by default the one it was made with.
 
     Raises:
         InputError: it holds no comparison.
+        UsageError: no line has the label.
         IntegrityError: a table is not what it was when the comparison was finished.
     """
     names = tuple(name for name in (RESULTS, SAMPLES, COSTS) if (folder / name).is_file())
     sealed = is_study(folder) or (folder / digests.NAME).is_file()  # the tables alone may have been copied elsewhere
     digests.check_named(folder, names, MAKE, needed=sealed and bool(names))
-    return _computed(folder)
+    return _computed(folder, baseline)
 
 
-def _computed(folder: Path) -> Comparison:
+def _computed(folder: Path, baseline: str | None = None) -> Comparison:
     tidy = read_tidy(folder)
+    tidy = tidy.with_baseline(baseline) if baseline is not None else tidy
     return compare_tidy(tidy, read_machine(folder / COSTS, list(tidy.runs)), folder)
 
 
@@ -126,7 +133,7 @@ def compare_tidy(tidy: LongFormat, machine: Machine, folder: Path | None) -> Com
     return Comparison(
         about.baseline, rows, infos, tuple(said), folder, about.failed,
         detectable=detectable, variance=variance, pareto=fronts, references=references, suggestions=after,
-        suggested=command.line(),
+        suggested=command.line(), setup=completed(about, tidy, folder),
     )  # fmt: skip
 
 
@@ -138,37 +145,36 @@ def shared_scores(records: Sequence[EvalRecord]) -> tuple[ScoreInfo, ...]:
 # One form of a finished comparison's table, where it is wanted.
 
 
-def export(study: Path, target: Path, *, caption: str = "", label: str = "", digits: int | None = None) -> Path:
+def export(study: Path, target: Path, style: TableStyle = PLAIN, *, baseline: str | None = None) -> Path:
     """Write a comparison's table in the form that the target's name asks for.
 
     Args:
         study: a folder that ``kd compare`` wrote.
         target: file to write; its ending is one of md, csv, json, tex, html, parquet.
-        caption: of a LaTeX or HTML table.
-        label: of a LaTeX table.
-        digits: decimals of the printed numbers; by default what the intervals support.
+        style: which scores, laid out and worded how.
+        baseline: label that differences are taken to; by default the study's own.
 
     Returns:
         the file.
 
     Raises:
-        UsageError: an ending that is none of these, or something the form cannot hold.
+        UsageError: an ending that is none of these, something the form cannot hold, or a score or line that is not
+            there.
         InputError: the folder holds no comparison.
         MachineError: the file cannot be written.
     """
-    form = check(target, caption=caption, label=label, digits=digits)
+    form = check(target, style, baseline=baseline)
+    found = read_comparison(study, baseline)
     if form == "parquet":
-        read_comparison(study)
         atomic.write_file(target, (study / RESULTS).read_bytes())
-        update_digest(target)
-        return target
-    text = render(read_comparison(study), form, digits=digits, caption=caption, label=label)
-    atomic.write_file(target, text)
+    else:
+        chosen_scores(found, style.columns, "--columns")
+        atomic.write_file(target, render(found, form, style))
     update_digest(target)
     return target
 
 
-def check(target: Path, *, caption: str = "", label: str = "", digits: int | None = None) -> str:
+def check(target: Path, style: TableStyle = PLAIN, *, baseline: str | None = None) -> str:
     """Return the form a target's name asks for, before anything is read.
 
     Raises:
@@ -178,13 +184,15 @@ def check(target: Path, *, caption: str = "", label: str = "", digits: int | Non
     if form not in known:
         what = f'"{one_line(target.name, 60)}" has no form that is known'
         raise UsageError("CLI-21", what, where="--to", fix=f"end it in one of .{', .'.join(known)}")
-    if label and form != "tex":
+    if style.label and form != "tex":
         raise UsageError("CLI-09", "has no effect on this form", where="--label", fix="give --to table.tex")
-    if caption and form not in ("tex", "html"):
-        raise UsageError("CLI-09", "has no effect on this form", where="--caption", fix="give --to table.tex")
-    if digits is not None and (form == "parquet" or not 0 <= digits <= 9):
-        what = "has no effect on parquet" if form == "parquet" else f"{digits} decimals"
-        raise UsageError("CLI-21", what, where="--digits", fix="leave it out, or give 0 to 9 for a printed table")
+    for flag, value in (("--layout", style.layout), ("--titles", style.titles), ("--caption", style.caption)):
+        if value and form not in ("tex", "html", "md"):
+            raise UsageError("CLI-09", "has no effect on this form", where=flag, fix="give --to table.tex")
+    if form == "parquet":
+        for flag, value in (("--columns", style.columns), ("--digits", style.digits), ("--baseline", baseline)):
+            if value:
+                raise UsageError("CLI-09", "has no effect on this form", where=flag, fix="give --to table.tex")
     return form
 
 
