@@ -9,14 +9,18 @@ written by hand and stays as it is. NAME is ``help`` with a command, or one of `
 
 import argparse
 import ast
+import contextlib
+import io
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from kdcli.cli.app import run
 from kdcli.cli.generate_options import source as options_source
 from kdcli.cli.render_catalog import prose
 from kdcli.config.names import ALIASES
@@ -49,7 +53,7 @@ def main() -> int:
         stale.append(str(OPTIONS.relative_to(HERE.parent)))
         if not check:
             OPTIONS.write_text(flags, encoding="utf-8")
-    for page in sorted(HERE.glob("*.md")):
+    for page in (HERE.parent / "README.md", *sorted(HERE.glob("*.md"))):
         old = page.read_text(encoding="utf-8")
         new, names = refreshed(old)
         if names:
@@ -113,6 +117,24 @@ def help_text(command: list[str]) -> str:
         check=True,
     )
     return "```text\n" + "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines()) + "\n```"
+
+
+STORIES = (
+    "compare docs/recorded/stories --to table.md --layout value-delta --columns perplexity,kl_from_teacher,agreement"
+)
+
+
+def stories() -> str:
+    """Return a command and the table that it makes of the recorded numbers of a study."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "table.md"
+        words = STORIES.replace("docs/", f"{HERE}/", 1).replace("table.md", str(target), 1).split()
+        stderr = io.StringIO()
+        with contextlib.redirect_stderr(stderr):
+            failed = run(words)
+        if failed:
+            raise SystemExit(stderr.getvalue())
+        return f"```sh\nkd {STORIES}\n```\n\n{target.read_text(encoding='utf-8').strip()}"
 
 
 def settings() -> str:
@@ -280,6 +302,7 @@ def code(text: str) -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "packages": packages,
+    "stories": stories,
     "settings": settings,
     "aliases": aliases,
     "objectives": objectives,

@@ -85,7 +85,7 @@ def test_compare_of_finished_runs(home):
     assert len(answer.out.splitlines()) <= 24
     assert "What would help most: more training seeds." in answer.out
     whole = kd("compare", "runs/fkl", "runs/rkl", "--verbose", folder=home)
-    assert "kl_to_teacher" in whole.out
+    assert "KL to teacher" in whole.out
     assert " memory " in whole.out
 
 

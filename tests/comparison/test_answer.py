@@ -61,8 +61,8 @@ def test_what_is_tied_is_not_ranked_and_one_seed_ranks_no_objective():
     ]
     found = list(answer(comparison(rows)))
     assert found[0] == (
-        "akl and fkl do not differ significantly in Rouge-L, and are ahead of the rest (highest mean: akl, 41.0 ± 1.0). "
-        "One training seed ranks these models, not the objectives."
+        "akl and fkl do not differ significantly in Rouge-L, and are ahead of the rest (highest mean: akl, 41.0 ± "
+        "1.0). One training seed ranks these models, not the objectives."
     )
     assert found[1:] == [
         "Distillation, in Rouge-L: no objective changed it clearly.",

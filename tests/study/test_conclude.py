@@ -12,9 +12,12 @@ import pytest
 import evaluated
 from kdcli.comparison.tables_store import RESULTS, ComparisonMeta
 from kdcli.errors import InputError, IntegrityError, UsageError
+from kdcli.report.table_view import TableStyle
 from kdcli.report.tables import FORMS, render
 from kdcli.storage.digests import remove_digests, write_digests
-from kdcli.study.results import conclude, export, read_comparison
+from kdcli.study.export import export
+from kdcli.study.results import conclude, read_comparison
+from study import tree
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +156,9 @@ def test_every_form_can_be_had_alone(written, tmp_path):
         assert (tmp_path / f"mine.{form}").read_bytes() == (folder / f"table.{form}").read_bytes()
     export(folder, tmp_path / "mine.parquet")
     assert (tmp_path / "mine.parquet").read_bytes() == (folder / "results.parquet").read_bytes()
-    text = export(folder, tmp_path / "paper.tex", caption="50% of \\x", label="tab:kd", digits=1).read_text()
+    text = export(
+        folder, tmp_path / "paper.tex", TableStyle(caption="50% of \\x", label="tab:kd", digits=1)
+    ).read_text()
     assert r"\caption{50\% of \textbackslash{}x}" in text
     assert r"\label{tab:kd}" in text
     assert json.loads((folder / "table.json").read_text())["rows"][0]["shown"]["rougeL"] == "58 [37, 77]"
@@ -165,15 +170,42 @@ def test_every_form_can_be_had_alone(written, tmp_path):
         ("table.docx", {}),
         ("table", {}),
         ("table.csv", {"label": "tab:x"}),
-        ("table.md", {"caption": "x"}),
+        ("table.csv", {"caption": "x"}),
+        ("table.json", {"layout": "wide"}),
+        ("table.csv", {"titles": {"nll": "x"}}),
         ("table.parquet", {"digits": 1}),
-        ("table.tex", {"digits": 99}),
+        ("table.parquet", {"columns": ("nll",)}),
+        ("table.tex", {"columns": ("nll", "nlll")}),
     ],
 )
 def test_what_no_form_can_hold_is_refused(written, tmp_path, name, options):
     with pytest.raises(UsageError):
-        export(written[1], tmp_path / name, **options)
+        export(written[1], tmp_path / name, TableStyle(**options))
     assert not list(tmp_path.iterdir())
+
+
+def test_differences_are_taken_to_the_line_that_an_export_names(written, tmp_path):
+    _, folder = written
+    before = tree(folder)
+    own, other = (
+        json.loads(export(folder, tmp_path / f"{number}.json", baseline=label).read_text())
+        for number, label in enumerate((None, "akl"))
+    )
+    assert tree(folder) == before
+    assert (own["baseline"], other["baseline"]) == ("fkl", "akl")
+    one = next(row for row in own["rows"] if row["label"] == "akl")["differences"]["nll"]
+    back = next(row for row in other["rows"] if row["label"] == "fkl")["differences"]["nll"]
+    assert back["mean"] == pytest.approx(-one["mean"])
+    assert [back["low"], back["high"]] == pytest.approx([-one["high"], -one["low"]])
+    with pytest.raises(UsageError, match="no line of this comparison"):
+        export(folder, tmp_path / "x.tex", baseline="jsd")
+
+
+def test_the_setup_that_is_recorded_names_models_and_rows(written):
+    found, folder = written
+    again = read_comparison(folder)
+    assert again.setup == found.setup
+    assert again.setup.examples == evaluated.EXAMPLES
 
 
 def test_a_folder_without_a_comparison_is_refused(written, tmp_path):

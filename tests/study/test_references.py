@@ -248,12 +248,12 @@ def test_who_is_worse_than_no_training_is_said_in_one_sentence(tmp_path):
     found = conclude(made, ComparisonMeta("fkl", rates=rates), tmp_path / "out", lines)
     worse = [note for note in found.notes if note.startswith("worse than no training")]
     assert len(worse) == 1
-    assert worse[0].endswith("rougeL, perplexity, nll: fkl")
+    assert worse[0].endswith("Rouge-L, perplexity, NLL: fkl")
     assert "a family of its own" in worse[0]
     likely = next(note for note in found.notes if note.startswith("likely reasons, not tested here"))
     assert "the learning rate (0.0005, the only one tried) may be too high" in likely
     assert "the budget (10 steps, 1,000 response tokens)" in likely
-    assert any(note.startswith("better than no training") and note.endswith("nll: rkl") for note in found.notes)
+    assert any(note.startswith("better than no training") and note.endswith("NLL: rkl") for note in found.notes)
     text = (tmp_path / "out" / "table.md").read_text()
     assert "## Difference to the student before training, paired" in text
 
@@ -275,7 +275,7 @@ def test_where_the_teacher_is_no_better_no_share_is_given(tmp_path):
     made, (before, teacher) = made_up(tmp_path, (0.25, 0.5, 1.0))
     found = conclude(made, ComparisonMeta("fkl"), None, [before, replace(teacher, found=before.found)])
     assert not any(any(row.closed.values()) for row in found.rows)
-    assert any(note.startswith("no share of a gap in rougeL, perplexity, nll") for note in found.notes)
+    assert any(note.startswith("no share of a gap in Rouge-L, perplexity, NLL") for note in found.notes)
     assert any(note.startswith("no contender is worse than no training") for note in found.notes)
 
 

@@ -56,7 +56,9 @@ def compare(
     typed = {**typed, "output": output, "columns": None if shown else typed["columns"]}
     terminal = Terminal(json, quiet, verbose=verbose)
     screen = studies.Screen(terminal, studies.listed(shown), by)
-    study = studies.named_study(folders, output, objectives=bool(losses) and not folders, config=bool(config))
+    study = studies.named_study(
+        folders, output, objectives=bool(losses) and not folders, config=bool(config), tables=to is not None
+    )
     wording = {"layout": layout, "titles": titles, "digits": digits, "caption": caption, "label": label}
     if status or to is not None:
         besides = {"config": config, "sets": sets, "dry_run": dry_run, "by": by}

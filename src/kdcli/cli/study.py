@@ -91,16 +91,21 @@ def table_style(
     return TableStyle(columns, layout or "", named, int(digits) if digits else None, caption or "", label or "")
 
 
-def named_study(folders: Sequence[Path], output: str | None, *, objectives: bool, config: bool) -> Path | None:
-    """Return the study of a command line that gives only its folder.
+def named_study(
+    folders: Sequence[Path], output: str | None, *, objectives: bool, config: bool, tables: bool
+) -> Path | None:
+    """Return the study that a command line means by its folder alone.
 
     Args:
         folders: the arguments, if they are folders.
         output: what ``-o`` was given.
         objectives: whether objectives were given.
         config: whether a settings file was given.
+        tables: whether a folder that holds the tables of a comparison will do.
     """
     if len(folders) == 1 and is_study(folders[0]):
+        return folders[0]
+    if tables and len(folders) == 1 and (folders[0] / "results.parquet").is_file():
         return folders[0]
     alone = not (folders or objectives or config)
     return Path(output) if alone and output is not None and is_study(Path(output)) else None
@@ -252,7 +257,7 @@ def check(settings: "CompareConfig") -> None:
 
 
 def show_status(study: Path | None, output: str | None, terminal: "Terminal") -> None:
-    """Print the progress of a study's cells."""
+    """Print how far the cells of a study are."""
     terminal.result(read(_needed(study, output)), draw)
 
 
@@ -268,7 +273,7 @@ def export(
     """Write a study's table to a file of the form that its ending names."""
     folder = _needed(study, output)
     with terminal.progress():
-        from kdcli.study.results import export as write
+        from kdcli.study.export import export as write
 
         write(folder, target, style, baseline=baseline)
     terminal.note(f"written to {target}")

@@ -80,6 +80,8 @@ def subject(found: Comparison) -> str:
 def circumstances(found: Comparison) -> Iterator[str]:
     """Say on what the lines were trained and measured: rows, steps, learning rate, seeds, held-out rows, protocol."""
     setup = found.setup
+    if setup.unfinished:
+        yield setup.unfinished
     rows = f" ({counted(setup.rows, 'row')})" if setup.rows else ""
     if setup.data:
         yield f"trained on {setup.data}{rows}"

@@ -134,6 +134,7 @@ class Setup:
         protocol: of the evaluation.
         rates: learning rates of the lines, each once.
         tuned: whether each line chose its own value of a setting.
+        unfinished: how many runs of a study are finished, in words; empty where all are.
     """
 
     teacher: str = ""
@@ -146,6 +147,7 @@ class Setup:
     protocol: str = ""
     rates: tuple[float, ...] = ()
     tuned: bool = False
+    unfinished: str = ""
 
 
 @dataclass(frozen=True)

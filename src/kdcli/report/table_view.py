@@ -53,7 +53,7 @@ class TableCell:
         mean: the number.
         interval: half its interval, or both ends of it; empty if there is none.
         best: whether no other line is better.
-        tied: whether it cannot be told from the best.
+        tied: whether it does not differ significantly from the best.
         sure: whether it is a difference with p < 0.05.
     """
 
@@ -327,7 +327,7 @@ def caption(comparison: Comparison) -> str:
     said = "; ".join(circumstances(comparison))
     units = dict.fromkeys(one.unit for row in comparison.rows for one in row.scores.values() if one.unit != "none")
     over = f" over {' or '.join(units)}" if units else ""
-    legend = f"± and [ ] are 95 % intervals{over}; bold is best, underlined cannot be told from it"
+    legend = f"± and [ ] are 95 % intervals{over}; bold is best, underlined does not differ significantly from it"
     paired = "; differences are paired, and * marks p < 0.05 after Holm's correction"
     sentences = [f"{about}: {said}" if about else said, legend + paired * (len(comparison.rows) > 1)]
     return " ".join(f"{one[:1].upper() + one[1:] if one == legend else one}." for one in sentences if one)

@@ -45,7 +45,7 @@ from kdcli.study.references import (
 )
 from kdcli.study.results import Finished, conclude, read_comparison, tabulate
 from kdcli.study.study_dir import Entry, Study, is_study, read_study
-from kdcli.text import typed
+from kdcli.text import one_line, typed
 
 # Reference lines of finished runs: from the study that trained them, or measured where the models are here.
 
@@ -354,6 +354,33 @@ def finished_table(folder: Path) -> Comparison | None:
     found = read_comparison(folder)
     there = {(row.label, seed) for row in found.rows for seed in row.seeds}
     return found if {(entry.label, entry.seed) for entry in _final(read_study(folder))} <= there else None
+
+
+def comparison_of(folder: Path, baseline: str | None = None) -> Comparison:
+    """Return the comparison in a folder; of a study that is not finished, the comparison of the cells that are.
+
+    Args:
+        folder: what ``kd compare`` wrote.
+        baseline: label that differences are taken to; by default the study's own.
+
+    Raises:
+        InputError: the folder holds no comparison, or none of its cells is finished.
+    """
+    if (folder / RESULTS).is_file() or not is_study(folder):
+        return read_comparison(folder, baseline)
+    study = read_study(folder)
+    groups, final = groups_of(study, folder), _final(study)
+    if not groups:
+        fix = f"kd compare {typed(folder)} goes on with it"
+        raise InputError("CMP-05", "none of its cells is finished", where=str(folder), fix=fix)
+    labels = [group.label for group in groups]
+    wanted = baseline or (study.baseline if study.baseline in labels else labels[0])
+    if wanted not in labels:
+        what = f'"{one_line(wanted, 60)}" has no finished cell'
+        raise UsageError("CLI-18", what, where="--baseline", fix=f"choose one of {', '.join(labels)}")
+    done = f"partial: {sum(len(group.runs) for group in groups)} of {len(final)} runs are finished"
+    found = conclude(groups, ComparisonMeta(wanted, (done,)), None, read_references(folder, study.references))
+    return replace(found, setup=replace(found.setup, unfinished=done))
 
 
 def groups_of(study: Study, folder: Path) -> list[Group]:

@@ -8,7 +8,6 @@ from typing import TypeAlias
 from kdcli.comparison import conclusions
 from kdcli.comparison.against_start import against_start
 from kdcli.comparison.aggregate import Group, Machine, make_references, make_rows, pareto, test_of_score
-from kdcli.comparison.answer import chosen_scores
 from kdcli.comparison.cost import COSTS, cost_of, machine_table, read_machine
 from kdcli.comparison.records import Comparison, Failure
 from kdcli.comparison.tables_store import (
@@ -22,18 +21,15 @@ from kdcli.comparison.tables_store import (
     write_tidy,
 )
 from kdcli.distill.records import Reference, RunRecord
-from kdcli.errors import UsageError
 from kdcli.evaluation.records import EvalRecord, ScoreInfo
 from kdcli.evaluation.results import SAMPLES
 from kdcli.report.page import NAME, write_report
-from kdcli.report.table_view import PLAIN, TableStyle
-from kdcli.report.tables import FORMS, render, write_tables
+from kdcli.report.tables import write_tables
 from kdcli.report.training_curves import draw_curves
 from kdcli.storage import atomic, digests
-from kdcli.storage.digests import update_digest, write_digests
+from kdcli.storage.digests import write_digests
 from kdcli.study.setup import completed, setup_of_runs
 from kdcli.study.study_dir import is_study
-from kdcli.text import one_line
 
 
 def conclude(
@@ -140,60 +136,6 @@ def compare_tidy(tidy: LongFormat, machine: Machine, folder: Path | None) -> Com
 def shared_scores(records: Sequence[EvalRecord]) -> tuple[ScoreInfo, ...]:
     """Return the scores that every evaluation has, in the first one's order."""
     return tuple(info for info in records[0].infos if all(info.name in record.estimates for record in records))
-
-
-# One form of a finished comparison's table, where it is wanted.
-
-
-def export(study: Path, target: Path, style: TableStyle = PLAIN, *, baseline: str | None = None) -> Path:
-    """Write a comparison's table in the form that the target's name asks for.
-
-    Args:
-        study: a folder that ``kd compare`` wrote.
-        target: file to write; its ending is one of md, csv, json, tex, html, parquet.
-        style: which scores, laid out and worded how.
-        baseline: label that differences are taken to; by default the study's own.
-
-    Returns:
-        the file.
-
-    Raises:
-        UsageError: an ending that is none of these, something the form cannot hold, or a score or line that is not
-            there.
-        InputError: the folder holds no comparison.
-        MachineError: the file cannot be written.
-    """
-    form = check(target, style, baseline=baseline)
-    found = read_comparison(study, baseline)
-    if form == "parquet":
-        atomic.write_file(target, (study / RESULTS).read_bytes())
-    else:
-        chosen_scores(found, style.columns, "--columns")
-        atomic.write_file(target, render(found, form, style))
-    update_digest(target)
-    return target
-
-
-def check(target: Path, style: TableStyle = PLAIN, *, baseline: str | None = None) -> str:
-    """Return the form a target's name asks for, before anything is read.
-
-    Raises:
-        UsageError: as ``export`` does.
-    """
-    form, known = target.suffix.removeprefix("."), (*FORMS, "parquet")
-    if form not in known:
-        what = f'"{one_line(target.name, 60)}" has no form that is known'
-        raise UsageError("CLI-21", what, where="--to", fix=f"end it in one of .{', .'.join(known)}")
-    if style.label and form != "tex":
-        raise UsageError("CLI-09", "has no effect on this form", where="--label", fix="give --to table.tex")
-    for flag, value in (("--layout", style.layout), ("--titles", style.titles), ("--caption", style.caption)):
-        if value and form not in ("tex", "html", "md"):
-            raise UsageError("CLI-09", "has no effect on this form", where=flag, fix="give --to table.tex")
-    if form == "parquet":
-        for flag, value in (("--columns", style.columns), ("--digits", style.digits), ("--baseline", baseline)):
-            if value:
-                raise UsageError("CLI-09", "has no effect on this form", where=flag, fix="give --to table.tex")
-    return form
 
 
 # Training curves, the report, and digests of all files of the study.
