@@ -75,7 +75,7 @@ def test_eval_of_a_model_and_of_answers(home):
     lines = [{"prediction": "a b", "reference": "a b"}, {"prediction": "a", "reference": ["c", "d"]}]
     (home / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     answer = kd("eval", "--predictions", "answers.jsonl", "--metric", "em", folder=home)
-    assert "exact_match ↑" in answer.out
+    assert "exact match (%) ↑" in answer.out
     assert " 50 " in answer.out
 
 

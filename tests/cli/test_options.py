@@ -28,7 +28,6 @@ UNUSED = {
     "eval m --edge --metric perplexity": "--metric: has no effect without rows",
     "eval m --edge --limit 3": "--limit: has no effect without rows",
     "compare study --to t.csv --metric perplexity": "--metric: has no effect on a study that exists",
-    "compare study --to t.csv --baseline fkl": "--baseline: has no effect on a study that exists",
     "compare study --to t.csv --seeds 0,1": "--seeds: has no effect on a study that exists",
     "compare study --to t.csv --set train.lr=1": "--set: has no effect on a study that exists",
     "compare study --to t.csv --dry-run": "--dry-run: has no effect on a study that exists",

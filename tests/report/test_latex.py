@@ -115,7 +115,8 @@ def test_a_caption_says_models_rows_steps_rate_seeds_and_protocol():
         "stories-3M (3.3 M) → slice (920 K): trained on train.jsonl (3,000 rows); 600 steps of 8 rows, 608,727 "
         "response tokens; learning rate 0.0015, chosen on development rows; training seeds 0, 1, 2; measured on valid "
         "(200 rows), protocol mine-1. ± and [ ] are 95 % intervals over seeds and examples; bold is best, underlined "
-        "cannot be told from it; differences are paired, and * marks p &lt; 0.05 after Holm's correction."
+        "does not differ significantly from it; differences are paired, and * marks p &lt; 0.05 after Holm's "
+        "correction."
     )
     assert render(comparison(), "md", TableStyle(layout="wide", caption="Mine")).splitlines()[-1] == "Mine"
 

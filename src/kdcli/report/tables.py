@@ -95,8 +95,8 @@ def _failure(one: Failure) -> str:
 FORMS = ("md", "csv", "json", "tex", "html")
 _MACHINE = ("seconds", "seconds_range", "peak_bytes")
 _LEGEND = (
-    "± and [ ] are 95 % intervals; bold is best, underlined does not differ significantly from it, among the objectives "
-    "trained here; "
+    "± and [ ] are 95 % intervals; bold is best, underlined does not differ significantly from it, among the "
+    "objectives trained here; "
     "\\* marks p < 0.05 after Holm's rule. Seconds and memory are in costs.csv."
 )
 _ESTIMATE = ("mean", "low", "high", "count", "unit")
