@@ -71,6 +71,12 @@ SETTINGS = {
         "weighted:by=student_confidence,keep=1",
         "weighted:by=teacher_nll,favour=low,loss=(weighted:by=position,keep=0.8)",
     ],
+    "trusted": [
+        "trusted:loss=akl",
+        "trusted:loss=atkd",
+        "trusted:loss=(0.5*ce+0.5*rkl)",
+        "trusted:loss=(weighted:by=student_nll,keep=0.8)",
+    ],
     "annealed": [
         "annealed:loss=rkl,start=1,end=8,course=cosine",
         "annealed:loss=atkd,course=exponential",
@@ -111,6 +117,7 @@ SUMS = [
     "ce+hidden",
     "ramp:loss=hidden+0.5*ramp:loss=(ce+attention)",
     "0.5*hidden+2*attention+atkd",
+    "ce+0.5*trusted:loss=fkl",
 ]
 EVERY = [*catalog.LOSSES, *(spec for specs in SETTINGS.values() for spec in specs), *SUMS]
 NO_SURVEY = [spec for spec in EVERY if build_objective(spec).needs().survey == "none"]

@@ -13,7 +13,7 @@ from kdcli.registry import catalog
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden.json").read_text())
 P, Q = (published.softmax(np.array(row)) for row in (TEACHER, STUDENT))
 ALONE = {"ce", "sce", "srkl", "tvd", "minillm", "route", "uld", "hidden", "attention"}
-AROUND = {"weighted", "annealed", "ramp", "revised", "tempered", "truncated"}
+AROUND = {"weighted", "trusted", "annealed", "ramp", "revised", "tempered", "truncated"}
 
 
 @cache

@@ -13,6 +13,8 @@ import pytest
 import study
 import tiny
 from kdcli.config.schema import DataConfig, HardwareConfig, ScoreConfig
+from kdcli.data.dataset import load_dataset
+from kdcli.end_tokens import EndTokens
 from kdcli.errors import ExperimentChangedError, IntegrityError, InterruptedRunError, KDError, NumericsError
 from kdcli.events import silent
 from kdcli.registry.registry import SCORES
@@ -119,6 +121,19 @@ def test_a_share_is_kept_and_another_one_measures_nothing_anew(parts, tmp_path, 
     assert (ranked.rows, ranked.scored, ranked.scores[0].fresh) == (6, 24, 0)
     assert len(lines(ranked.file)) == 6
     assert all(check.passed for check in verify(tmp_path))
+
+
+def test_marks_keep_all_rows_and_say_where_the_teacher_is_trusted(parts, tmp_path):
+    done = score(config(parts, tmp_path / "out", "length", keep=0.25, mark=True), silent)
+    rows = lines(done.file)
+    marked = kept_places([row["scores"]["length"] for row in rows], 0.75, 1.0)
+    assert (len(rows), done.rows) == (24, 6)
+    assert [at for at, row in enumerate(rows) if row["teacher_trust"]] == marked
+    read = load_dataset(str(done.file), tiny.tokenizer(), DataConfig(), ends=EndTokens((2,)))
+    assert [at for at, one in enumerate(read.examples) if one.teacher_trust == 1.0] == marked
+    plain = load_dataset(str(parts.train), tiny.tokenizer(), DataConfig(), ends=EndTokens((2,)))
+    assert [one.ids for one in plain.examples] == [one.ids for one in read.examples]
+    assert plain.digest != read.digest, "another experiment"
 
 
 def test_all_columns_of_a_table_are_kept(parts, tmp_path):
@@ -253,6 +268,7 @@ WRONG = {
     "several models": ({"student": "0.5*A+0.5*B"}, "CLI-22", 2),
     "keep and low": ({"keep": 0.5, "low": 0.2}, "CLI-09", 2),
     "ranks the wrong way round": ({"low": 0.8, "high": 0.5}, "CLI-09", 2),
+    "marks on all": ({"mark": True}, "CLI-09", 2),
     "ranks that hold nothing": ({"low": 0.5, "high": 0.501}, "DATA-02", 3),
     "no data": ({"data": DataConfig()}, "CLI-20", 2),
     "no file": ({"data": DataConfig(train="nowhere.jsonl")}, "DATA-01", 3),

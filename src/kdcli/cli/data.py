@@ -174,7 +174,8 @@ def _scored(record: "ScoreRecord") -> str:
             f"95 % up to {most_of_all:.4g}, from {least:.4g} to {most:.4g}; {one.fresh:,} of {one.rows:,} measured now"
         )
     if record.rows < record.scored:
-        lines.append(f"{record.rows:,} of {record.scored:,} rows kept, by {one_line(record.scores[0].score, 60)}")
+        what = "rows trust the teacher" if record.marked else "rows kept"
+        lines.append(f"{record.rows:,} of {record.scored:,} {what}, by {one_line(record.scores[0].score, 60)}")
     if record.dropped:
         lines.append(f"{record.dropped:,} rows have no score: no training reads them")
     return "\n".join([*lines, str(record.file)])

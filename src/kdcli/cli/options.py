@@ -129,6 +129,7 @@ By = Annotated[Texts, flag("--by", "SCORE", "As nll or nll:of=teacher, see kd sc
 Keep = Annotated[Text, flag("--keep", "X", "Keep this share, of the highest first score.", "Objective")]
 Low = Annotated[Text, flag("--low", "X", "Keep ranks from X on, 0 the lowest score.", "Objective")]
 High = Annotated[Text, flag("--high", "X", "Keep ranks below X, 1 the highest score.", "Objective")]
+Mark = Annotated[bool, switch("--mark", "Keep all rows; ranks kept get teacher_trust 1, others 0.", "Objective")]
 ByDataSplit = Annotated[
     Text, flag("--by", "HOW", "iid, column:by=NAME, dirichlet:alpha=.3,by=NAME. Default iid.", "Objective")
 ]
@@ -592,6 +593,7 @@ def data_score(run: Run) -> Run:
         keep: Keep = None,
         low: Low = None,
         high: High = None,
+        mark: Mark = False,
         output: Output = None,
         device: Device = None,
         dtype: Dtype = None,
@@ -607,8 +609,8 @@ def data_score(run: Run) -> Run:
         typed = {
             "teacher": teacher, "student": student, "data": data, "eval_data": eval_data, "columns": columns,
             "template": template, "max_length": max_length, "limit": limit, "eval_limit": eval_limit,
-            "skip_bad": skip_bad, "by": by, "keep": keep, "low": low, "high": high, "output": output, "device": device,
-            "dtype": dtype, "threads": threads, "matmul_precision": matmul_precision,
+            "skip_bad": skip_bad, "by": by, "keep": keep, "low": low, "high": high, "mark": mark, "output": output,
+            "device": device, "dtype": dtype, "threads": threads, "matmul_precision": matmul_precision,
         }  # fmt: skip
         run(typed, config=config, sets=sets, json=json, quiet=quiet)
 

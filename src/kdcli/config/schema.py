@@ -631,6 +631,11 @@ class ScoreConfig(CommandConfig):
         "rows from this rank of the first score on, from 0 to 1, are left out",
         Flag("--high", "X", "Keep ranks below X, 1 the highest score.", OBJECTIVE),
     )
+    mark: bool = setting(
+        False,
+        "keep all rows; those of the ranks kept get teacher_trust 1, the others 0",
+        Flag("--mark", "", "Keep all rows; ranks kept get teacher_trust 1, others 0.", OBJECTIVE),
+    )
     column: str = Field(default="scores", min_length=1, description="column that holds the scores, by name")
     data: DataConfig = DataConfig()
     hardware: HardwareConfig = HardwareConfig()

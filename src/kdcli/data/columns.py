@@ -29,8 +29,11 @@ class RowFormat:
 _CHOICES = {"choices": ("choices",), "answer": ("answer",)}
 """Answers to choose from and which of them is right; any row may have them."""
 
+_ROW = {**_CHOICES, "teacher_trust": ("teacher_trust",)}
+"""What any row with a prompt may have beside it."""
+
 _CHAT = {
-    **_CHOICES,
+    **_ROW,
     "tools": ("tools",),
     "documents": ("documents",),
     "chat_template_kwargs": ("chat_template_kwargs",),
@@ -45,16 +48,16 @@ FORMS = (
             "instruction": ("instruction",),
             "input": ("input", "context"),
             "response": ("output", "response", "completion", "answer"),
-            **_CHOICES,
+            **_ROW,
         },
-        frozenset({"input", *_CHOICES}),
+        frozenset({"input", *_ROW}),
     ),
     RowFormat(
         "prompt",
-        {"prompt": ("prompt",), "response": ("completion", "response", "output", "answer"), **_CHOICES},
-        frozenset(_CHOICES),
+        {"prompt": ("prompt",), "response": ("completion", "response", "output", "answer"), **_ROW},
+        frozenset(_ROW),
     ),
-    RowFormat("text", {"text": ("text",)}),
+    RowFormat("text", {"text": ("text",), "teacher_trust": ("teacher_trust",)}, frozenset({"teacher_trust"})),
     RowFormat("messages", {"messages": ("conversations", "conversation"), **_CHAT}, frozenset(_CHAT)),
 )
 """Forms in the order in which they are tried."""

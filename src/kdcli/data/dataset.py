@@ -163,7 +163,7 @@ class _Maker:
             references = (decode_words(self.tokenizer, whole[border:]).strip(),)
         return Example(
             tuple(whole), border, text.prompt, references, row.where, row.choices, row.answer, text.response,
-            asked if differs else (),
+            asked if differs else (), row.teacher_trust,
         )  # fmt: skip
 
     def _fit(self, ids: list[int], border: int, asked: int, where: str) -> list[int] | None:

@@ -41,6 +41,7 @@ class Row:
         extras: what else a chat template may read, by its name there: tools, documents and the like.
         choices: answers to choose from, as the row has them and unchecked; None if it has none.
         answer: the right one or its place, likewise; None if the first response is meant.
+        teacher_trust: how far the teacher is trusted on the row, from 0 to 1.
     """
 
     prompt: str
@@ -53,6 +54,7 @@ class Row:
     extras: Mapping[str, Any] = field(default_factory=dict)
     choices: Any = None
     answer: Any = None
+    teacher_trust: float = 1.0
 
     @property
     def has_control_characters(self) -> bool:
@@ -69,7 +71,10 @@ def check_record(record: Record, layout: RowSchema) -> Row:
     reader = _Reader(record, layout)
     choices = reader.optional("choices")
     row = _row(reader, layout.form.name)
-    return row if choices is None else replace(row, choices=choices, answer=reader.optional("answer"))
+    if choices is not None:
+        row = replace(row, choices=choices, answer=reader.optional("answer"))
+    trust = reader.trust()
+    return row if trust == 1.0 else replace(row, teacher_trust=trust)
 
 
 def _row(reader: "_Reader", form: FormName) -> Row:
@@ -111,6 +116,20 @@ class _Reader:
     def optional(self, field: str) -> Any:
         """Look up, unchecked, what a row may lack."""
         return self.fields.get(self.columns[field]) if field in self.columns else None
+
+    def trust(self) -> float:
+        """Return how far the teacher is trusted on the row; 1 where it does not say."""
+        value = self.optional("teacher_trust")
+        if value is None or value == "":
+            return 1.0
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = -1.0
+        if not 0.0 <= number <= 1.0:
+            what = f'"{self.columns["teacher_trust"]}" must be a number from 0 to 1, got {one_line(str(value), 40)}'
+            raise self.error("DATA-06", what)
+        return number
 
     def optional_text(self, field: str) -> str:
         """Look a field up that this row, or the rows the layout was taken from, may lack."""

@@ -31,6 +31,7 @@ class Example:
         answer: the right one or its place, likewise; None if the first reference is meant.
         response: the response as text, whole, template and all; empty where a model wrote it.
         asked: tokens of the prompt by itself, where they are others than the first ``prompt_length`` ids; else empty.
+        teacher_trust: how far the teacher is trusted on this response, from 0 to 1.
     """
 
     ids: tuple[int, ...]
@@ -42,6 +43,7 @@ class Example:
     answer: Any = None
     response: str = ""
     asked: tuple[int, ...] = ()
+    teacher_trust: float = 1.0
 
     @property
     def question(self) -> tuple[int, ...]:
@@ -87,11 +89,14 @@ class TokenDataset:
 
     @cached_property
     def digest(self) -> str:
-        """Return the sha256 over the token ids and prompt lengths."""
+        """Return the sha256 over the token ids and prompt lengths, and over the trust in the teacher if rows say it."""
         state = hashlib.sha256()
         for example in self.examples:
             numbers = [len(example.ids), example.prompt_length, *example.ids]
             state.update(np.asarray(numbers, dtype="<i8").tobytes())
+        trust = np.asarray([example.teacher_trust for example in self.examples], dtype="<f8")
+        if (trust != 1.0).any():
+            state.update(trust.tobytes())
         return state.hexdigest()
 
 

@@ -20,6 +20,9 @@ STUDENT_LOGP = "student_logp"
 ALIGNED = "aligned"
 """1 where a teacher of another tokenizer has read the same text up to the token, else 0; there with such a teacher."""
 
+TRUST = "teacher_trust"
+"""How far the teacher is trusted on the token's row, from 0 to 1; 1 where nothing says it, and on made words."""
+
 ORIGINS = ("data", "student", "teacher", "rollout", "corpus")
 """The training rows, the student's own words, the teacher's, those of a mixture of both, and a second corpus."""
 
@@ -52,6 +55,8 @@ def drawn(
             facts[name] = codes[sequence % len(codes)]
         elif name == ORIGIN_SHARE:
             facts[name] = torch.full_like(values, 0.5)
+        elif name == TRUST:
+            facts[name] = values.relu().clamp_max(1.0)
         else:
             facts[name] = -values.abs() if name in (BEHAVIOUR_LOGP, STUDENT_LOGP) else values
     return facts

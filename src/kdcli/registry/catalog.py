@@ -24,6 +24,7 @@ LOSSES = {
     "minillm": "kdcli.losses.minillm:MiniLLM",
     "route": "kdcli.losses.wrappers.route:Route",
     "weighted": "kdcli.losses.wrappers.token_weights:Weighted",
+    "trusted": "kdcli.losses.wrappers.trust:Trusted",
     "annealed": "kdcli.losses.wrappers.schedules:Annealed",
     "ramp": "kdcli.losses.wrappers.schedules:Ramp",
     "revised": "kdcli.losses.wrappers.teacher_transforms:Revised",

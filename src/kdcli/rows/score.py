@@ -57,10 +57,11 @@ class ScoreRecord:
 
     Args:
         file: the rows, as JSON lines.
-        rows: how many it has.
+        rows: how many the ranks keep.
         scored: rows that were scored, those not kept included.
         dropped: rows of the file that no training would read, and that have no score.
         scores: of each score what its numbers are like.
+        marked: whether the other rows stand in the file too, with no trust in the teacher.
     """
 
     file: Path
@@ -68,6 +69,7 @@ class ScoreRecord:
     scored: int
     dropped: int
     scores: tuple[Summary, ...]
+    marked: bool = False
 
 
 def kept_places(values: Sequence[float], low: float, high: float) -> list[int]:
@@ -106,6 +108,9 @@ def scores_of(config: ScoreConfig) -> dict[str, Score]:
     if config.keep is not None and (config.low, config.high) != (None, None):
         raise UsageError("CLI-09", "--keep X is --low 1-X", where="--keep", fix="give --keep, or --low and --high")
     low, high = ranks(config)
+    if config.mark and (low, high) == (0.0, 1.0):
+        fix = "give --keep, or --low and --high"
+        raise UsageError("CLI-09", "all rows are kept, so that none is told apart", where="--mark", fix=fix)
     if low >= high:
         what = f"no rank lies from {low:g} on and below {high:g}"
         raise UsageError("CLI-09", what, where="--low", fix="give a --low below --high")
@@ -260,17 +265,19 @@ def score(config: ScoreConfig, report: Report, *, command: str = "", session: Se
         if not kept:
             what = f"the ranks from {low:g} to {high:g} of {len(task.rows)} rows hold none"
             raise InputError("DATA-02", what, where=task.path, fix="widen them, or give more rows")
-        lines = (_row(columns, task.rows.examples[at], config.column, numbers, at) for at in kept)
+        trusted = frozenset(kept) if config.mark else None
+        places = range(len(task.rows)) if config.mark else kept
+        lines = (_row(columns, task.rows.examples[at], config.column, numbers, at, trusted) for at in places)
         summaries = tuple(_summary(spec, values, fresh[spec]) for spec, values in numbers.items())
         about = {
             "kind": "scored rows", "kd": __version__, "made_of": made_of, "data": task.path,
             "scores": {spec: task.key(spec) for spec in task.scores},
             "models": {side: info.path for side, info in task.models.items()},
-            "ranks": [low, high], "rows": len(kept), "scored": len(task.rows),
+            "ranks": [low, high], "kept": len(kept), "rows": len(places), "scored": len(task.rows), "mark": config.mark,
         }  # fmt: skip
         write_rows(folder, {ROWS: lines}, about)
     dropped = 0 if config.data.limit is not None else len(columns) - len(task.rows)
-    return ScoreRecord(folder / ROWS, len(kept), len(task.rows), dropped, summaries)
+    return ScoreRecord(folder / ROWS, len(kept), len(task.rows), dropped, summaries, config.mark)
 
 
 def _check_column(columns: Mapping[str, Mapping[str, Any]], column: str, task: Task) -> None:
@@ -351,11 +358,12 @@ def _key(example: Example) -> str:
 
 def _row(
     columns: Mapping[str, Mapping[str, Any]], example: Example, column: str, numbers: Mapping[str, Sequence[float]],
-    at: int,
+    at: int, trusted: frozenset[int] | None,
 ) -> dict[str, Any]:  # fmt: skip
     fields = columns[example.where]
     before = fields.get(column) or {}
-    return {**fields, column: {**before, **{spec: values[at] for spec, values in numbers.items()}}}
+    scored = {**fields, column: {**before, **{spec: values[at] for spec, values in numbers.items()}}}
+    return scored if trusted is None else {**scored, "teacher_trust": int(at in trusted)}
 
 
 def _summary(spec: str, values: Sequence[float], fresh: int) -> Summary:

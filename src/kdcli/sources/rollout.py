@@ -220,7 +220,7 @@ class RolloutSource(Source):
     weighs by. The drawn sequences are part of a checkpoint, for the student that drew them is gone by then.
 
     >>> sorted(RolloutSource().needs().facts)
-    ['behaviour_logp', 'origin', 'origin_share', 'student_logp']
+    ['behaviour_logp', 'origin', 'origin_share', 'student_logp', 'teacher_trust']
     """
 
     name: ClassVar[str] = "rollout"

@@ -15,12 +15,12 @@ from kdcli.data.tokenize import Example
 from kdcli.generation import answers
 from kdcli.generation.batch import Completion, GenerationRequest
 from kdcli.generation.sampling import uniforms
-from kdcli.losses.token_facts import ORIGIN, ORIGIN_SHARE, ORIGINS, code_of
+from kdcli.losses.token_facts import ORIGIN, ORIGIN_SHARE, ORIGINS, TRUST, code_of
 from kdcli.models.load import LanguageModel, cast_copy
 from kdcli.sources.base import SourceContext, StepBatches
 from kdcli.sources.token_counts import TokenCounts
 
-KNOWN = frozenset({ORIGIN, ORIGIN_SHARE})
+KNOWN = frozenset({ORIGIN, ORIGIN_SHARE, TRUST})
 """Facts that every label of :func:`batches` has."""
 
 COIN, SAID = 0x636F696E, 0x73616964
@@ -47,6 +47,11 @@ class TrainingSequence:
     def targets(self) -> int:
         """Response tokens, end token included."""
         return len(self.example.ids) - self.example.prompt_length
+
+    @property
+    def teacher_trust(self) -> float:
+        """How far the teacher is trusted on the response: what its row says, if that wrote it, else 1."""
+        return self.example.teacher_trust if self.origin in ("data", "corpus") else 1.0
 
 
 def draw_seed(seed: int, *numbers: int) -> int:
@@ -175,7 +180,8 @@ def _facts(written: Sequence[TrainingSequence], batch: Batch, shares: Mapping[st
     valid = batch.labels != IGNORED
     codes = torch.tensor([code_of(one.origin) for one in written], dtype=torch.int64)
     share = torch.tensor([shares[one.origin] for one in written], dtype=torch.float32)
-    facts = {ORIGIN: codes[:, None] * valid, ORIGIN_SHARE: share[:, None] * valid}
+    trust = torch.tensor([one.teacher_trust for one in written], dtype=torch.float32)
+    facts = {ORIGIN: codes[:, None] * valid, ORIGIN_SHARE: share[:, None] * valid, TRUST: trust[:, None] * valid}
     for name in written[0].facts:
         values = torch.cat([one.facts[name] for one in written])
         facts[name] = torch.zeros(valid.shape, dtype=values.dtype).masked_scatter_(valid, values)

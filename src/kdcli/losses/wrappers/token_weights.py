@@ -1,5 +1,6 @@
 """Token selection and weighting around any loss."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
@@ -97,12 +98,53 @@ def places(laid: Groups) -> Tensor:
     return laid.places.float() / (laid.sizes - 1).clamp_min(1)
 
 
+class WeighedTokens(LossWrapper):
+    """A loss whose tokens are weighed one by one; those of weight 0 are not computed.
+
+    Subclasses say in :meth:`_selected` which tokens count, and how much.
+    """
+
+    @abstractmethod
+    def _selected(self, tok: Tokens) -> tuple[Tensor, Rows | None, DistillLoss, Tokens]:
+        """Return weights, rows (None: all), loss inside, and what it sees, of the tokens that count."""
+
+    def parts(self, tok: Tokens) -> dict[str, Tensor]:
+        """Return the weighted loss, 0 on tokens that are not selected."""
+        weight, rows, child, view = self._selected(tok)
+        if rows is not None and rows.none:
+            return {self.name: live_zeros(tok.student)}
+        value = child.token_loss(view)
+        return {self.name: self._told(value * weight.to(value.dtype), rows, child, view, tok)}
+
+    def parts_and_grad(self, tok: Tokens) -> tuple[dict[str, Tensor], Tensor] | None:
+        """Return the weighted loss and its gradient, taken on the selected tokens only."""
+        weight, rows, child, view = self._selected(tok)
+        if rows is not None and rows.none:
+            return {self.name: live_zeros(tok.student)}, torch.zeros_like(widen(tok.student))
+        closed = child.parts_and_grad(view)
+        if closed is None:
+            return None
+        first, *others = closed[0].values()
+        value = sum(others, start=first)
+        named = {self.name: self._told(value * weight.to(value.dtype), rows, child, view, tok)}
+        grad = closed[1].mul_(weight[:, None].to(closed[1].dtype))
+        return named, grad if rows is None else rows.placed(grad)
+
+    @staticmethod
+    def _told(values: Tensor, rows: Rows | None, child: DistillLoss, view: Tokens, tok: Tokens) -> Tensor:
+        """Put numbers of some tokens to their places among all, and likewise what the loss inside watched."""
+        if rows is not None:
+            view.watched.update({name: rows.placed(value) for name, value in view.watched.items()})
+        hand_on(child.name, child, view, tok)
+        return values if rows is None else rows.placed(values)
+
+
 _MEASURE, _WEIGHT = "weighing/measure", "weighing/weight"
 _ROUNDING = 1e-9
 """Keeps ``keep * n`` from rising above a whole number by rounding."""
 
 
-class Weighted(LossWrapper):
+class Weighted(WeighedTokens):
     """A loss on the tokens that count most: some are selected, and the selected ones weighed.
 
     With m the measure of a token (``by``), the ``keep n`` tokens of highest m are selected, with all ties
@@ -186,28 +228,6 @@ class Weighted(LossWrapper):
         mean = raw.mean() if groups is None else groups.sums(raw) / groups.sizes
         return torch.where(mean > 0, raw / mean, 1.0).to(measured.dtype)
 
-    def parts(self, tok: Tokens) -> dict[str, Tensor]:
-        """Return the weighted loss, 0 on tokens that are not selected."""
-        weight, rows, child, view = self._selected(tok)
-        if rows is not None and rows.none:
-            return {self.name: live_zeros(tok.student)}
-        value = child.token_loss(view)
-        return {self.name: self._told(value * weight.to(value.dtype), rows, child, view, tok)}
-
-    def parts_and_grad(self, tok: Tokens) -> tuple[dict[str, Tensor], Tensor] | None:
-        """Return the weighted loss and its gradient, taken on the selected tokens only."""
-        weight, rows, child, view = self._selected(tok)
-        if rows is not None and rows.none:
-            return {self.name: live_zeros(tok.student)}, torch.zeros_like(widen(tok.student))
-        closed = child.parts_and_grad(view)
-        if closed is None:
-            return None
-        first, *others = closed[0].values()
-        value = sum(others, start=first)
-        named = {self.name: self._told(value * weight.to(value.dtype), rows, child, view, tok)}
-        grad = closed[1].mul_(weight[:, None].to(closed[1].dtype))
-        return named, grad if rows is None else rows.placed(grad)
-
     def _selected(self, tok: Tokens) -> tuple[Tensor, Rows | None, DistillLoss, Tokens]:
         """Return weights, rows (None: all), loss inside, and what it sees, of the tokens that count."""
         weight = tok.facts[_WEIGHT]
@@ -218,14 +238,6 @@ class Weighted(LossWrapper):
             return weight, None, child, view
         rows = Rows.of(weight != 0)
         return rows.take(weight), rows, child, take(view, rows)
-
-    @staticmethod
-    def _told(values: Tensor, rows: Rows | None, child: DistillLoss, view: Tokens, tok: Tokens) -> Tensor:
-        """Put numbers of some tokens to their places among all, and likewise what the loss inside watched."""
-        if rows is not None:
-            view.watched.update({name: rows.placed(value) for name, value in view.watched.items()})
-        hand_on(child.name, child, view, tok)
-        return values if rows is None else rows.placed(values)
 
 
 def selected(measured: TokenValues, keep: float, groups: Groups | None = None) -> TokenMask:
