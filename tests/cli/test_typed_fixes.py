@@ -167,7 +167,7 @@ ELSEWHERE = {
     "run kd compare -o again": (("compare", "report"), "a damaged file of a tuned study"),
     "run the kd compare that wrote it again; finished cells are kept": (
         ("compare", "report"),
-        "tests/evaluation/test_custody.py damages each file",
+        "tests/evaluation/test_run_access.py damages each file",
     ),
     "see kd metrics show": (ANY, "the library's metric module alone says it"),
     "try a smaller --batch-size, --set train.micro_tokens=1024, or --set train.chunk_tokens=128": (

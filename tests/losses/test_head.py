@@ -35,8 +35,8 @@ def test_ties_go_by_rising_index(rule):
     p[0, places] = 0.1
     gap = torch.zeros_like(p)
     gap[0, places] = torch.tensor([2.0**place for place in range(8)], dtype=torch.float64)
-    fewest = sorted(places)[: 4 if rule == "paper" else 3]
-    expected = sum(2.0 ** places.index(place) for place in fewest)
+    min_top_k = sorted(places)[: 4 if rule == "paper" else 3]
+    expected = sum(2.0 ** places.index(place) for place in min_top_k)
     for way in (by_sorting, by_looking, by_digits):
         assert way(p, gap, 0.35, rule).item() == expected
 

@@ -92,8 +92,8 @@ def test_kept_tokens_are_the_fewest_that_hold_the_mass(seed, top_p, top_k):
     kept = likeliest(data.teacher, top_k, top_p)
     for row, p in zip(kept, data.teacher.softmax(-1), strict=True):
         ranked = p.sort(descending=True).values
-        fewest = int((ranked.cumsum(0) < top_p - 1e-6).sum()) + 1
-        wanted = min(fewest, top_k or 13)
+        min_top_k = int((ranked.cumsum(0) < top_p - 1e-6).sum()) + 1
+        wanted = min(min_top_k, top_k or 13)
         assert int(row.sum()) == wanted
         assert p[row].min() >= p[~row].max() if wanted < 13 else True
 

@@ -48,7 +48,7 @@ PRIVATE = {
     ("kdcli/models/sizes.py", "torch._subclasses.fake_tensor"): "tests/models/test_footprint.py",
     ("kdcli/models/sizes.py", "._cdata"): "tests/models/test_footprint.py",
     ("kdcli/models/internals.py", "config._attn_implementation"): "test_the_attention_has_a_name",
-    ("kdcli/models/kernels.py", "torch.ops.mkldnn._linear_pointwise"): "tests/models/test_products.py",
+    ("kdcli/models/kernels.py", "torch.ops.mkldnn._linear_pointwise"): "tests/models/test_matmul.py",
 }
 """(file, private name of a library) -> the test that fails when it is gone."""
 

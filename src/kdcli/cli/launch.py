@@ -90,12 +90,12 @@ def conclude(records: Path, ended: Ended, count: int, saved: int | None, command
     lines = [line for path in sorted(records.glob("*.json")) for line in _line(path)]
     own = [line for line in lines if line["code"] not in (_LOST, STOPPED)]
     if own:
-        raise _told(min(own, key=lambda line: (line["rank"] != 0, line["time"])))
+        raise _reported(min(own, key=lambda line: (line["rank"] != 0, line["time"])))
     killed = {rank: -code for rank, code in ended.codes.items() if code < 0}
     if killed and not ended.signal:
         raise _killed(*min(killed.items()), count, saved, command)
     if lines:
-        raise _told(min(lines, key=lambda line: (line["code"] != STOPPED, line["rank"])))
+        raise _reported(min(lines, key=lambda line: (line["code"] != STOPPED, line["rank"])))
     if ended.signal:
         raise ReportedError("stopped at once; what was saved before stays usable", 128 + ended.signal)
     for rank, code in ended.codes.items():
@@ -122,7 +122,7 @@ def saved_step(folder: Path) -> int | None:
     return max((int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-????????")), default=None)
 
 
-def _told(line: Mapping[str, Any]) -> ReportedError:
+def _reported(line: Mapping[str, Any]) -> ReportedError:
     who = f"process {line['rank']}: " if line["rank"] and line["code"] not in (_LOST, STOPPED) else ""
     return ReportedError(who + line["text"], line["exit_code"])
 

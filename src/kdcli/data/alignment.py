@@ -198,7 +198,7 @@ class AlignedSequence:
     places: tuple[int, ...]
 
     @property
-    def speaks(self) -> bool:
+    def is_aligned(self) -> bool:
         """Whether the teacher has read the text before any label."""
         return any(place != NO_OFFSET for place in self.places)
 

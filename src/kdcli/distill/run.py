@@ -23,9 +23,9 @@ from kdcli.distill.prepare import Prepared, prepare_run
 from kdcli.distill.records import RunRecord
 from kdcli.distill.setup import assemble_training, load_models
 from kdcli.errors import IntegrityError, UsageError
-from kdcli.evaluation.custody import locked, record_failure, remove_superseded, superseded_files
 from kdcli.evaluation.evaluate import evaluate_student
 from kdcli.evaluation.records import EvalRecord
+from kdcli.evaluation.run_access import locked, record_failure, remove_superseded, superseded_files
 from kdcli.events import Event, Report
 from kdcli.loading.session import Session
 from kdcli.registry import plugins

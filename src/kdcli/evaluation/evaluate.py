@@ -19,7 +19,6 @@ from kdcli.evaluation import scoring
 from kdcli.evaluation.answer_sources import LocalAnswers, ServedAnswers, served_by
 from kdcli.evaluation.answers import AnswerKey, AnswerStore, TextSamples, answer, remove_leftovers
 from kdcli.evaluation.classification import score_choices
-from kdcli.evaluation.custody import exclusive
 from kdcli.evaluation.edge import ExtraMeasurements, asks_extra_measurements, load_extra_tools, measure_extras
 from kdcli.evaluation.lm_eval.tasks import asked_of
 from kdcli.evaluation.on_policy import DecoderPair, check_on_policy, live_teacher, score_on_policy
@@ -27,6 +26,7 @@ from kdcli.evaluation.predictions import read_predictions
 from kdcli.evaluation.protocol import protocol_of, samples_note
 from kdcli.evaluation.records import AnswerCounts, EvalRecord
 from kdcli.evaluation.results import RESULTS, Rows, make_place, read_results, write_results
+from kdcli.evaluation.run_access import exclusive
 from kdcli.evaluation.scoring import MetricSet, Scores
 from kdcli.evaluation.together import beside, holds, only, place_of
 from kdcli.events import Event, Report, silent

@@ -91,18 +91,20 @@ def facts_of_answers(
         names: token facts wanted.
     """
     count = len(answers[0])
-    spoken = TokenDataset(
+    sampled = TokenDataset(
         tuple(
-            _spoken(example, answer) for example, said in zip(dataset.examples, answers, strict=True) for answer in said
+            _sampled_example(example, answer)
+            for example, several in zip(dataset.examples, answers, strict=True)
+            for answer in several
         )
     )
     teacher = None if decoders.teacher is None else LiveTeacher(decoders.teacher)
     facts, row = token_facts(
-        decoders.student, teacher, spoken,
+        decoders.student, teacher, sampled,
         vocab=decoders.student.vocab, micro_tokens=_MICRO_TOKENS, device=decoders.device, report=decoders.report,
         names=names,
     )  # fmt: skip
-    tokens = np.bincount(row, minlength=len(spoken))
+    tokens = np.bincount(row, minlength=len(sampled))
     first = np.cumsum(tokens) - tokens
     return SampledTokenStats(
         facts, row // count, row % count, np.arange(len(row)) - first[row],
@@ -131,7 +133,7 @@ def facts_of_drafting(dataset: TokenDataset, decoders: DecoderPair) -> SampledTo
     )
 
 
-def _spoken(example: Example, answer: Completion) -> Example:
+def _sampled_example(example: Example, answer: Completion) -> Example:
     """A row whose response is a sampled answer."""
     prompt = example.question
     return Example((*prompt, *answer.tokens), len(prompt), example.prompt, (), example.where)

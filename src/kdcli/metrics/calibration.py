@@ -127,6 +127,28 @@ def reliability_curve(name: str, title: str, parts: tuple[Series, ...]) -> Curve
     return Curve(name, title, "confidence", "accuracy", parts, "reliability")
 
 
+def reliability_diagram(
+    name: str, what: str, facts: Mapping[str, Array], example: NDArray[np.int64], examples: int, bins: int
+) -> Curve:
+    """Return the diagram of the likeliest token or choice, in bins of equal width and of equal mass.
+
+    Args:
+        name: of the curve.
+        what: what is diagrammed; the title adds the ECE.
+        facts: ``top1_prob`` and ``top1_correct``, each ``[n]``.
+        example: the example each prediction belongs to, ``[n]``.
+        examples: number of examples.
+        bins: number of bins.
+    """
+    confidence, correct = facts["top1_prob"], facts["top1_correct"]
+    sums = bin_sums(confidence, correct, example, examples, bins)
+    parts = (
+        equal_width_series("equal width", sums),
+        equal_mass_series("equal mass", confidence, correct, example, examples, bins),
+    )
+    return reliability_curve(name, f"{what}, ECE {float(calibration_error(sums.sum(0))):.3f}", parts)
+
+
 def equal_width_series(label: str, sums: Array) -> Series:
     """Return the bins that hold predictions, from the sums of equal-width bins.
 
@@ -169,7 +191,7 @@ def equal_mass_series(
 
 
 def _series(label: str, sums: Array, left: Array, right: Array) -> Series:
-    count, confidence, correct = np.moveaxis(sums.reshape(len(sums), -1, 3), -1, 0)
+    count, confidence, correct = _columns(sums)
     held = count.sum(0) > 0
     count, confidence, correct = count[:, held], confidence[:, held], correct[:, held]
     number = count.sum(0)
@@ -233,14 +255,8 @@ class Calibration(TokenMetric):
 
     def curves(self, facts: Mapping[str, Array], example: NDArray[np.int64], examples: int) -> list[Curve]:
         """Return the reliability diagram of the tokens, in bins of equal width and of equal mass."""
-        bins, confidence, correct = self.chosen["bins"], facts["top1_prob"], facts["top1_correct"]
-        sums = bin_sums(confidence, correct, example, examples, bins)
-        title = f"Next-token calibration on references, ECE {float(calibration_error(sums.sum(0))):.3f}"
-        parts = (
-            equal_width_series("equal width", sums),
-            equal_mass_series("equal mass", confidence, correct, example, examples, bins),
-        )
-        return [reliability_curve("reliability_tokens", title, parts)]
+        what, bins = "Next-token calibration on references", self.chosen["bins"]
+        return [reliability_diagram("reliability_tokens", what, facts, example, examples, bins)]
 
 
 # The Brier score taken apart: reliability, resolution, uncertainty, and what happens within a bin.

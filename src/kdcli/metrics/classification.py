@@ -20,11 +20,9 @@ from kdcli.metrics.calibration import (
     calibration_error,
     check_bins,
     equal_mass_error,
-    equal_mass_series,
-    equal_width_series,
     largest_gap,
     mean_calibration_error,
-    reliability_curve,
+    reliability_diagram,
 )
 from kdcli.metrics.curve import Curve
 from kdcli.metrics.score import Array, Better, Resampler, Score, facts_from_logits, mean_and_count, ratio, redrawn
@@ -395,15 +393,9 @@ class Answers(ChoiceMetric):
 
     def curves(self, table: ChoiceTable) -> list[Curve]:
         """Return the reliability diagram of the answers, in bins of equal width and of equal mass."""
-        facts, row, rows = table.facts, np.arange(len(table.right)), len(table.right)
-        confidence, correct, bins = facts["top1_prob"], facts["top1_correct"], self.chosen["bins"]
-        sums = bin_sums(confidence, correct, row, rows, bins)
-        title = f"Answers among choices, ECE {float(calibration_error(sums.sum(0))):.3f}"
-        parts = (
-            equal_width_series("equal width", sums),
-            equal_mass_series("equal mass", confidence, correct, row, rows, bins),
-        )
-        return [reliability_curve("reliability_answers", title, parts)]
+        rows, bins = len(table.right), self.chosen["bins"]
+        name, what = "reliability_answers", "Answers among choices"
+        return [reliability_diagram(name, what, table.facts, np.arange(rows), rows, bins)]
 
 
 def _notes(table: ChoiceTable) -> tuple[str, ...]:

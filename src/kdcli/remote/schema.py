@@ -138,13 +138,13 @@ class _Echo(_Reply):
     top_logprobs: tuple[dict[str, float] | None, ...]
 
 
-class _logprobs_Choice(_Reply):
+class _PromptChoice(_Reply):
     prompt_logprobs: tuple[dict[str, _Entry] | None, ...] | None = None
     logprobs: _Echo | None = None
 
 
 class _Answer(_Reply):
-    choices: tuple[_logprobs_Choice, ...] = Field(min_length=1)
+    choices: tuple[_PromptChoice, ...] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -254,15 +254,15 @@ class _Likelihoods(_Reply):
     token_logprobs: tuple[float | None, ...] | None = None
 
 
-class _spoken_Choice(_Reply):
+class _ScoredChoice(_Reply):
     text: str
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     logprobs: _Likelihoods | None = None
 
 
-class _spoken_Completion(_Reply):
-    choices: tuple[_spoken_Choice, ...] = Field(min_length=1)
+class _ScoredCompletion(_Reply):
+    choices: tuple[_ScoredChoice, ...] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -284,22 +284,22 @@ class LogProbReply:
     stop: int | None = None
 
 
-def read_spoken(raw: bytes | str) -> LogProbReply:
+def read_scored(raw: bytes | str) -> LogProbReply:
     """Read a reply of ``/completions`` that was asked for log-probabilities; the first choice counts.
 
     Raises:
         ValueError: it is no such reply, its log-probabilities are none, or it is empty without having ended.
 
-    >>> read_spoken('{"choices": [{"text": "b", "finish_reason": "stop", "logprobs": {"token_logprobs": [-1, -2]}}]}')
+    >>> read_scored('{"choices": [{"text": "b", "finish_reason": "stop", "logprobs": {"token_logprobs": [-1, -2]}}]}')
     LogProbReply(text='b', ended=True, nll=1.5, ids=None, stop=None)
     """
-    first = _spoken_Completion.model_validate_json(raw).choices[0]
+    first = _ScoredCompletion.model_validate_json(raw).choices[0]
     ended = first.finish_reason == "stop"
     if not first.text and not ended:
         raise ValueError("the text is empty, and the model has not ended it")
-    told = first.logprobs
-    nll = _mean_nll(told.token_logprobs) if told is not None and told.token_logprobs else None
-    ids = _numbers(told.tokens) if told is not None and told.tokens else None
+    scored = first.logprobs
+    nll = _mean_nll(scored.token_logprobs) if scored is not None and scored.token_logprobs else None
+    ids = _numbers(scored.tokens) if scored is not None and scored.tokens else None
     stop = first.stop_reason if isinstance(first.stop_reason, int) else None
     return LogProbReply(first.text, ended, nll, ids, stop)
 

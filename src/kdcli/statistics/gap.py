@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from scipy.optimize import brentq
 
@@ -75,5 +76,5 @@ def _edge(beyond: Callable[[float], float], inside: float, sign: float) -> float
     else:
         return None
     near = 0.0 if step == 0.01 else step / 2.0
-    found = brentq(lambda apart: beyond(inside + sign * apart), near, step, xtol=_ROUNDING)
+    found: Any = brentq(lambda apart: beyond(inside + sign * apart), near, step, xtol=_ROUNDING)
     return inside + sign * float(found)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdcli.config.yaml_file import read_config
 from kdcli.errors import InputError
-from kdcli.evaluation.custody import exclusive, superseded_files
+from kdcli.evaluation.run_access import exclusive, superseded_files
 from kdcli.storage import atomic
 from kdcli.storage.run_dir import CONFIG, EVAL, RunFolder
 from kdcli.study.study_dir import is_study

@@ -57,14 +57,14 @@ Finished = tuple[RunRecord, EvalRecord]
 PLAN, LOGS = "plan", "logs"
 BUSY = 5
 _STOPPED = {130, 143, -2, -15}
-_BETWEEN_POLLS, _BETWEEN_LOOKS = 0.05, 0.5
+_BETWEEN_POLLS, _BETWEEN_READS = 0.05, 0.5
 _STARTS = 4
 _PATIENCE = 30.0
 """Seconds to wait for another process in a cell's folder that makes no progress."""
 
 
 @dataclass
-class _Turn:
+class _ScheduledJob:
     """A job and what was tried with it."""
 
     job: Job
@@ -102,9 +102,9 @@ class Scheduler:
         self.session, self.command = session, command
         self._cells: list[Cell] = []
         self._outcome = Outcome()
-        self._waiting: list[_Turn] = []
-        self._running: list[_Turn] = []
-        self._looked = 0.0
+        self._waiting: list[_ScheduledJob] = []
+        self._running: list[_ScheduledJob] = []
+        self._last_read = 0.0
         self._stopping = 0
 
     def run(self, cells: Sequence[Cell]) -> Outcome:
@@ -115,13 +115,13 @@ class Scheduler:
         """
         self._cells, self._outcome = list(cells), Outcome()
         for index, cell in enumerate(cells):
-            self._say(cell, "waiting", total=cell.prepared.steps)
+            self._report_state(cell, "waiting", total=cell.prepared.steps)
             found = collect(cell, self.session)
             if found is not None and is_complete(cell.folder, cell.prepared):
                 self._outcome.finished[index] = found
-                self._say(cell, "done", cell.prepared.steps, cell.prepared.steps)
+                self._report_state(cell, "done", cell.prepared.steps, cell.prepared.steps)
         missing = [cell for index, cell in enumerate(cells) if index not in self._outcome.finished]
-        self._waiting = [_Turn(self._job(cell)) for cell in missing]
+        self._waiting = [_ScheduledJob(self._job(cell)) for cell in missing]
         with StopRequest() if self.executor.elsewhere else nullcontext() as stop:
             while self._waiting or self._running:
                 self._step(stop.signal_number if stop is not None else 0)
@@ -137,95 +137,95 @@ class Scheduler:
             self.executor.stop(signal_number)
             self.report(Event("warning", f"stopping: {len(self._running)} cells finish their step and save"))
         now = time.monotonic()
-        for turn in [turn for turn in self._waiting if turn.not_before <= now]:
+        for scheduled in [scheduled for scheduled in self._waiting if scheduled.not_before <= now]:
             if len(self._running) >= self.executor.capacity:
                 break
-            self._start(turn)
+            self._start(scheduled)
         for ended in self.executor.poll():
-            self._settle(ended)
+            self._finish(ended)
         if self.executor.elsewhere and (self._waiting or self._running):
-            self._look(now)
+            self._report_progress(now)
             time.sleep(_BETWEEN_POLLS)
 
-    def _start(self, turn: _Turn) -> None:
-        self._waiting.remove(turn)
-        self._running.append(turn)
-        turn.starts += 1
-        cell = turn.job.cell
+    def _start(self, scheduled: _ScheduledJob) -> None:
+        self._waiting.remove(scheduled)
+        self._running.append(scheduled)
+        scheduled.starts += 1
+        cell = scheduled.job.cell
         atomic.make_inside(self.folder, CELLS, cell.folder.path.name)
-        self._say(cell, "running", total=cell.prepared.steps)
-        place = self.executor.submit(turn.job, self._heard(cell))
-        if place and turn.starts == 1:
+        self._report_state(cell, "running", total=cell.prepared.steps)
+        place = self.executor.submit(scheduled.job, self._cell_report(cell))
+        if place and scheduled.starts == 1:
             self.report(Event("note", f"{cell.name}: {place}"))
 
-    def _settle(self, ended: JobResult) -> None:
+    def _finish(self, ended: JobResult) -> None:
         """Book a job that is over, or put it back in the queue."""
-        turn = next(turn for turn in self._running if turn.job is ended.job)
-        self._running.remove(turn)
+        scheduled = next(scheduled for scheduled in self._running if scheduled.job is ended.job)
+        self._running.remove(scheduled)
         cell = ended.job.cell
         index = self._cells.index(cell)
         if self._stopping and ended.exit_code:
-            self._say(cell, "stopped")
+            self._report_state(cell, "stopped")
         elif ended.exit_code == 0:
             found = collect(cell, self.session)
             if found is None:
                 self._fail(index, JobResult(ended.job, 1, RuntimeError("ended without results")))
                 return
             self._outcome.finished[index] = found
-            self._say(cell, "done", found[0].steps, found[0].steps, seconds=found[0].seconds)
-        elif self._may_try_again(turn, ended):
-            self._waiting.append(turn)
-            self._say(cell, "waiting", total=cell.prepared.steps)
+            self._report_state(cell, "done", found[0].steps, found[0].steps, seconds=found[0].seconds)
+        elif self._may_try_again(scheduled, ended):
+            self._waiting.append(scheduled)
+            self._report_state(cell, "waiting", total=cell.prepared.steps)
         else:
             self._fail(index, ended)
 
-    def _may_try_again(self, turn: _Turn, ended: JobResult) -> bool:
+    def _may_try_again(self, scheduled: _ScheduledJob, ended: JobResult) -> bool:
         """Whether a job was stopped from outside, or met another process that still makes progress."""
         if ended.exit_code in _STOPPED and self.executor.elsewhere:
-            return turn.starts < _STARTS
+            return scheduled.starts < _STARTS
         if ended.exit_code != BUSY:
             return False
         now = time.monotonic()
-        seen = self._seen(turn.job.cell)
-        if turn.seen[1] != seen:
-            turn.seen = (now, seen)
-        turn.not_before = now + 0.5
+        seen = self._read_progress(scheduled.job.cell)
+        if scheduled.seen[1] != seen:
+            scheduled.seen = (now, seen)
+        scheduled.not_before = now + 0.5
         if not self.executor.elsewhere:
             time.sleep(0.5)
-        return now - turn.seen[0] < _PATIENCE
+        return now - scheduled.seen[0] < _PATIENCE
 
     def _fail(self, index: int, ended: JobResult) -> None:
         failure = failure_of(ended)
         self._outcome.failed[index] = failure
-        self._say(ended.job.cell, "failed", log=str(failure.log))
+        self._report_state(ended.job.cell, "failed", log=str(failure.log))
         self.report(Event("warning", f"{ended.job.cell.name} failed: {failure.message}"))
 
-    def _look(self, now: float) -> None:
-        if now - self._looked < _BETWEEN_LOOKS:
+    def _report_progress(self, now: float) -> None:
+        if now - self._last_read < _BETWEEN_READS:
             return
-        self._looked = now
-        for turn in self._running:
-            cell = turn.job.cell
-            seen = self._seen(cell)
+        self._last_read = now
+        for scheduled in self._running:
+            cell = scheduled.job.cell
+            seen = self._read_progress(cell)
             if seen.step:
-                self._say(cell, "running", seen.step, cell.prepared.steps, left=seen.seconds_left)
+                self._report_state(cell, "running", seen.step, cell.prepared.steps, left=seen.seconds_left)
 
-    def _seen(self, cell: Cell) -> cell_progress.CellProgress:
+    def _read_progress(self, cell: Cell) -> cell_progress.CellProgress:
         evaluation = str(cell.evaluation.relative_to(cell.folder.path))
         return cell_progress.read_progress(cell.folder.path, evaluation, held=lock.is_held(cell.folder.path))
 
-    def _heard(self, cell: Cell) -> Report:
+    def _cell_report(self, cell: Cell) -> Report:
         """Return the report of a cell that runs in this process: its steps are the grid's progress too."""
         inner = named(self.report, cell.name)
 
-        def tell(event: Event) -> None:
+        def forward(event: Event) -> None:
             if event.kind == "progress" and event.message == "training":
-                self._say(cell, "running", event.done, event.total)
+                self._report_state(cell, "running", event.done, event.total)
             inner(event)
 
-        return tell
+        return forward
 
-    def _say(self, cell: Cell, state: str, step: int = 0, total: int = 0, **values: object) -> None:
+    def _report_state(self, cell: Cell, state: str, step: int = 0, total: int = 0, **values: object) -> None:
         self.report(Event("cell", cell.name, done=step, total=total, values={"state": state, **values}))
 
     def _job(self, cell: Cell) -> Job:
@@ -264,8 +264,8 @@ def write_plan(path: Path, cell: Cell) -> None:
 def named(report: Report, name: str) -> Report:
     """Return a report that puts a name before every message, and keeps to itself what all cells share."""
 
-    def tell_named(event: Event) -> None:
+    def with_name(event: Event) -> None:
         if event.kind != "note":
             report(replace(event, message=f"{name}: {event.message}"))
 
-    return tell_named
+    return with_name

@@ -66,7 +66,7 @@ class CrossTokenizerTeacher:
         read = 0
         for one in self._counterparts(batch):
             places += [read + place if place != NO_OFFSET else NO_OFFSET for place in one.places]
-            if one.speaks:
+            if one.is_aligned:
                 examples.append(Example((*one.ids, 0), one.prompt_length, "", (), ""))
                 read += len(one.ids) - one.prompt_length + 1
         theirs = collate(examples, range(len(examples)), self.pad_id) if examples else _nothing()

@@ -153,7 +153,7 @@ class _Loop:
             except RuntimeError as error:
                 if self.ranks.size == 1 or not is_lost_peer(error):
                     raise
-                raise self._bereft(step_logger.metrics_log) from error
+                raise self._save_after_lost_rank(step_logger.metrics_log) from error
             self.place.finish()
             files = step_logger.metrics_log.digests()
         self.model.eval()
@@ -275,7 +275,7 @@ class _Loop:
             fix=f"go on with: {self.training.resume_command}",
         )
 
-    def _bereft(self, metrics_log: MetricsLog) -> MachineError:
+    def _save_after_lost_rank(self, metrics_log: MetricsLog) -> MachineError:
         """Save what this process has in full, now that another is gone, and raise how to go on.
 
         Shards are not saved, for those of the lost process are missing, and neither is a source that keeps a state

@@ -99,10 +99,10 @@ class LmEval:
         with _seeded(), _quiet(report):
             for task in tasks.tasks.values():
                 _set_shots(task, config.shots)
-            spoken = wrap(pretrained=model.model, tokenizer=model.tokenizer, batch_size=config.batch_size)
+            wrapped = wrap(pretrained=model.model, tokenizer=model.tokenizer, batch_size=config.batch_size)
             evaluate = importlib.import_module("lm_eval.evaluator").evaluate
             with plain_generation(model):
-                return evaluate(spoken, {"tasks": tasks.tasks, "groups": tasks.groups}, limit=config.limit)
+                return evaluate(wrapped, {"tasks": tasks.tasks, "groups": tasks.groups}, limit=config.limit)
 
 
 def _group_in(file: Path) -> str | None:

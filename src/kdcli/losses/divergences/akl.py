@@ -276,7 +276,7 @@ class AdaptiveKL(StableDivergence):
             w = self.weight(softmax(log_q.detach(), tau), softmax(log_p.detach(), tau))
         return _mix(w, kl(log_p, log_q, tau), kl(log_q, log_p, tau)), w
 
-    def faint_values(self, block: Block) -> Tensor:
+    def small_values(self, block: Block) -> Tensor:
         """Return small values."""
         w = block.watched[_WATCHED] = self.weight(block.q, block.p)
         return torch.lerp(block.small_kl(reverse=True), block.small_kl(), w)

@@ -38,7 +38,7 @@ class AlphaBeta(StableDivergence):
     formula: ClassVar[str] = "-1/(a b) sum_j (p_j^a q_j^b - a/(a+b) p_j^(a+b) - b/(a+b) q_j^(a+b))"
     reference: ClassVar[str] = "Wang et al. 2025 (ABKD), arXiv:2505.04560"
     cost: ClassVar[str] = "about 45 FLOP a vocabulary entry"
-    faint: ClassVar[float] = 2e-3
+    small_below: ClassVar[float] = 2e-3
     total: ClassVar[bool] = True
 
     alpha: Annotated[float, Field(ge=-3, le=3, allow_inf_nan=False, description="exponent of the teacher")] = 0.2
@@ -49,20 +49,20 @@ class AlphaBeta(StableDivergence):
         value: Tensor = _AlphaBeta.apply(log_p, log_q, self.alpha, self.beta, tau)
         return value
 
-    def faint_values(self, block: Block) -> Tensor:
+    def small_values(self, block: Block) -> Tensor:
         """Return small values."""
         near = _near_total if block.total else _near
         return near(block, self.alpha, self.beta)
 
-    def faint_grad(self, block: Block) -> Tensor:
-        """Return the gradient where the value is slight."""
+    def small_grad(self, block: Block) -> Tensor:
+        """Return the gradient where the value is small."""
         a, b = self.alpha, self.beta
         both, end_q = torch.exp(a * block.log_p + b * block.log_q), torch.exp((a + b) * block.log_q)
         pull = _pull(both, end_q, block.exact_log_ratio, a)
         return pull - block.q * column(pull.sum(-1))
 
     @property
-    def slight(self) -> float:
+    def small_grad_below(self) -> float:
         """The gradient's q^(a+b) and p^a q^b are nearly equal where the value is small; their difference is over a."""
         return 1e-6 * abs(self.beta / (self.alpha or 1.0))
 

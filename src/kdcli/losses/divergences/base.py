@@ -212,7 +212,7 @@ class Divergence(DistillLoss):
         float, Field(gt=0, allow_inf_nan=False, description="softmax temperature tau of both sides")
     ] = 1.0
     zero_at_equal: ClassVar[bool] = True
-    fewest: ClassVar[int] = 2
+    min_top_k: ClassVar[int] = 2
     """Fewest known tokens: with one, nothing says where among the rest the student's mass may lie."""
 
     total: ClassVar[bool] = False
@@ -230,7 +230,7 @@ class Divergence(DistillLoss):
     def needs(self) -> Needs:
         """Ask for the teacher; its likeliest tokens and the mass of the rest will do at temperature 1."""
         whole = "" if self.temperature == 1.0 else "at a temperature other than 1 the rest has no known mass"
-        return Needs(whole=whole, known=self.fewest)
+        return Needs(whole=whole, known=self.min_top_k)
 
     def on_bins(self, log_q: Logits, log_p: Logits) -> TokenValues:
         """Return the divergence of each token between bins, of which the last stands for many tokens."""
@@ -252,7 +252,7 @@ class Divergence(DistillLoss):
         """Return :meth:`divergence_and_grad`, improved by what can be read off the block before it is used up."""
         return self.divergence_and_grad(block)
 
-    def mended(self, value: Tensor, grad: Tensor, block: Block) -> None:
+    def refine(self, value: Tensor, grad: Tensor, block: Block) -> None:
         """Improve values of a closed form in place, if there is need, by taking some tokens again."""
 
     def token_loss(self, tok: Tokens) -> TokenValues:
@@ -282,7 +282,7 @@ class Divergence(DistillLoss):
         tok.watched.update(block.watched)
         value, grad = closed
         if not block.total:
-            self.mended(value, grad, block)
+            self.refine(value, grad, block)
             self.redo(value, grad, block, torch.nonzero(~torch.isfinite(value)).squeeze(1))
         if self._scale != 1.0:
             value *= self._scale
@@ -307,7 +307,7 @@ class Divergence(DistillLoss):
 class StableDivergence(Divergence):
     """A divergence that takes logits as they are, because their difference keeps its digits."""
 
-    faint: ClassVar[float] = 1e-2
+    small_below: ClassVar[float] = 1e-2
     """Values of the closed form below this, times the size of what cancels in them, have lost digits."""
 
     @abstractmethod
@@ -315,13 +315,13 @@ class StableDivergence(Divergence):
         """Return the divergence of each token between the softmaxes of ``log_q / tau`` and ``log_p / tau``."""
 
     @abstractmethod
-    def faint_values(self, block: Block) -> Tensor:
+    def small_values(self, block: Block) -> Tensor:
         """Return the divergence, ``[t]``, where it is small, to some digits; NaN where that fails."""
 
-    def faint_grad(self, block: Block) -> Tensor:
-        """Return the gradient where the value is slight, ``[t, v]``, in a form that keeps its digits.
+    def small_grad(self, block: Block) -> Tensor:
+        """Return the gradient, ``[t, v]``, where the value is below :attr:`small_grad_below`, with all its digits.
 
-        Needed of a divergence that is ``total`` and has a bound :attr:`slight`.
+        Needed of a divergence that is ``total`` and has a bound :attr:`small_grad_below`.
         """
         raise NotImplementedError(f"{self.name} is total and loses digits of its gradient")
 
@@ -334,7 +334,7 @@ class StableDivergence(Divergence):
         return self.between(student, teacher, self.temperature)
 
     @property
-    def slight(self) -> float:
+    def small_grad_below(self) -> float:
         """Below this value, times the size of what cancels in it, the closed form's gradient has lost digits."""
         return 0.0
 
@@ -342,30 +342,30 @@ class StableDivergence(Divergence):
         """Return the closed form; where no token can be taken again, with small values and gradients in finer forms."""
         if not block.total:
             return self.divergence_and_grad(block)
-        value, slope = self.faint_values(block), self.faint_grad(block) if self.slight else None
+        value, slope = self.small_values(block), self.small_grad(block) if self.small_grad_below else None
         found = self.divergence_and_grad(block)
         if found is None:
             return None
         plain, grad = found
-        value = torch.where(plain < block.size * self.faint, value, plain)
+        value = torch.where(plain < block.size * self.small_below, value, plain)
         if slope is not None:
-            grad = torch.where(column(value < block.size * self.slight), slope, grad)
+            grad = torch.where(column(value < block.size * self.small_grad_below), slope, grad)
         return value, grad
 
-    def mended(self, value: Tensor, grad: Tensor, block: Block) -> None:
+    def refine(self, value: Tensor, grad: Tensor, block: Block) -> None:
         """Take small values again in a form in which less cancels, and tiny ones in the one where nothing does.
 
         So are gradients, where the value shows that they have lost digits.
         """
         size = torch.as_tensor(block.size, dtype=value.dtype).expand_as(value)
-        rows = torch.nonzero(value < self.faint * size).squeeze(1)
+        rows = torch.nonzero(value < self.small_below * size).squeeze(1)
         if not len(rows):
             return
-        value[rows] = self.faint_values(block.rows(rows))
-        rows = rows[~(value[rows] >= max(_TINY, self.slight) * size[rows])]
+        value[rows] = self.small_values(block.rows(rows))
+        rows = rows[~(value[rows] >= max(_TINY, self.small_grad_below) * size[rows])]
         if not len(rows):
             return
         student, teacher = block.logits(rows)
         value[rows] = self.from_logits(finite_logits(student), finite_logits(teacher))
         grad[rows[value[rows] == 0]] = 0.0
-        self.redo(value, grad, block, rows[(value[rows] < self.slight * size[rows]) & (value[rows] > 0)])
+        self.redo(value, grad, block, rows[(value[rows] < self.small_grad_below * size[rows]) & (value[rows] > 0)])

@@ -35,7 +35,7 @@ class JensenShannon(StableDivergence):
     reference: ClassVar[str] = "Agarwal et al. 2024 (GKD), arXiv:2306.13649, eq. 1"
     cost: ClassVar[str] = "about 40 FLOP a vocabulary entry"
     total: ClassVar[bool] = True
-    faint: ClassVar[float] = 1e-2
+    small_below: ClassVar[float] = 1e-2
 
     beta: Annotated[
         float, Field(gt=0, lt=1, allow_inf_nan=False, description="share of the teacher in the mixture m")
@@ -61,18 +61,18 @@ class JensenShannon(StableDivergence):
         to_p, to_q = kl_to_mixture(log_p, log_q, teacher, tau), kl_to_mixture(log_q, log_p, student, tau)
         return (teacher * to_p + student * to_q) / self._norm
 
-    def faint_values(self, block: Block) -> Tensor:
+    def small_values(self, block: Block) -> Tensor:
         """Return small values."""
         to_p, to_q = block.small_kl(self.beta), block.small_kl(1.0 - self.beta, reverse=True)
         return (self.beta * to_p + (1.0 - self.beta) * to_q) / self._norm
 
-    def faint_grad(self, block: Block) -> Tensor:
-        """Return the gradient where the value is slight."""
+    def small_grad(self, block: Block) -> Tensor:
+        """Return the gradient where the value is small."""
         teacher, student = block.small_slopes(self.beta)[1], block.small_slopes(1.0 - self.beta, reverse=True)[0]
         return (self.beta * teacher + (1.0 - self.beta) * student) / self._norm
 
     @property
-    def slight(self) -> float:
+    def small_grad_below(self) -> float:
         """The gradient's q/m is nearly 1 where the teacher's share or the value is small."""
         return 4e-9 / (self.beta * self._norm)
 

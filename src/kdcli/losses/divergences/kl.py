@@ -29,13 +29,13 @@ class ForwardKL(StableDivergence):
     reference: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531, section 2"
     cost: ClassVar[str] = "about 20 FLOP a vocabulary entry"
     total: ClassVar[bool] = True
-    fewest: ClassVar[int] = 1
+    min_top_k: ClassVar[int] = 1
 
     def between(self, log_q: Logits, log_p: Logits, tau: float) -> TokenValues:
         """Return KL(p || q)."""
         return kl(log_p, log_q, tau)
 
-    def faint_values(self, block: Block) -> Tensor:
+    def small_values(self, block: Block) -> Tensor:
         """Return small values."""
         return block.small_kl()
 
@@ -68,7 +68,7 @@ class ReverseKL(StableDivergence):
         """Return KL(q || p)."""
         return kl(log_q, log_p, tau)
 
-    def faint_values(self, block: Block) -> Tensor:
+    def small_values(self, block: Block) -> Tensor:
         """Return small values."""
         return block.small_kl(reverse=True)
 
@@ -109,7 +109,7 @@ class SymmetricKL(StableDivergence):
             return kl(log_q, log_p, tau)
         return (1.0 - self.w) * kl(log_p, log_q, tau) + self.w * kl(log_q, log_p, tau)
 
-    def faint_values(self, block: Block) -> Tensor:
+    def small_values(self, block: Block) -> Tensor:
         """Return small values."""
         return (1.0 - self.w) * block.small_kl() + self.w * block.small_kl(reverse=True)
 
@@ -156,7 +156,7 @@ class SkewForwardKL(StableDivergence):
     reference: ClassVar[str] = _REFERENCE
     cost: ClassVar[str] = "about 35 FLOP a vocabulary entry"
     total: ClassVar[bool] = True
-    faint: ClassVar[float] = 5e-3
+    small_below: ClassVar[float] = 5e-3
 
     alpha: Annotated[
         float, Field(ge=0, lt=1, allow_inf_nan=False, description="share of the teacher in the mixture")
@@ -166,16 +166,16 @@ class SkewForwardKL(StableDivergence):
         """Return KL(p || m)."""
         return kl_to_mixture(log_p, log_q, self.alpha, tau)
 
-    def faint_values(self, block: Block) -> Tensor:
+    def small_values(self, block: Block) -> Tensor:
         """Return small values."""
         return block.small_kl(self.alpha)
 
-    def faint_grad(self, block: Block) -> Tensor:
-        """Return the gradient where the value is slight."""
+    def small_grad(self, block: Block) -> Tensor:
+        """Return the gradient where the value is small."""
         return block.small_slopes(self.alpha)[1]
 
     @property
-    def slight(self) -> float:
+    def small_grad_below(self) -> float:
         """The gradient's p/m and its mean are nearly equal where the value is small."""
         return 3e-8
 
@@ -211,7 +211,7 @@ class SkewReverseKL(StableDivergence):
     reference: ClassVar[str] = _REFERENCE
     cost: ClassVar[str] = "about 35 FLOP a vocabulary entry"
     total: ClassVar[bool] = True
-    faint: ClassVar[float] = 5e-3
+    small_below: ClassVar[float] = 5e-3
 
     alpha: Annotated[
         float, Field(ge=0, lt=1, allow_inf_nan=False, description="share of the student in the mixture")
@@ -221,16 +221,16 @@ class SkewReverseKL(StableDivergence):
         """Return KL(q || m)."""
         return kl_to_mixture(log_q, log_p, self.alpha, tau)
 
-    def faint_values(self, block: Block) -> Tensor:
+    def small_values(self, block: Block) -> Tensor:
         """Return small values."""
         return block.small_kl(self.alpha, reverse=True)
 
-    def faint_grad(self, block: Block) -> Tensor:
-        """Return the gradient where the value is slight."""
+    def small_grad(self, block: Block) -> Tensor:
+        """Return the gradient where the value is small."""
         return block.small_slopes(self.alpha, reverse=True)[0]
 
     @property
-    def slight(self) -> float:
+    def small_grad_below(self) -> float:
         """The gradient's g is about -1, and what differs from token to token 1 - alpha times as small as q/m - 1."""
         return 4e-9 / (1.0 - self.alpha) ** 2
 

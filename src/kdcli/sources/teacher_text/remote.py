@@ -13,7 +13,7 @@ from kdcli.errors import InputError, UsageError
 from kdcli.generation import Completion
 from kdcli.loading.info import ModelInfo
 from kdcli.remote.client import Client, Request
-from kdcli.remote.schema import LogProbReply, read_spoken, request_seed
+from kdcli.remote.schema import LogProbReply, read_scored, request_seed
 from kdcli.sources.base import SourceContext, Wanted
 from kdcli.sources.completions import TeacherCompletion
 from kdcli.sources.sequences import max_completion
@@ -62,9 +62,9 @@ class RemoteGenerator:
         yield known
         body = partial(self._body, source, context, likely=likely)
         requests = [Request("completions", body(prompts[row], row, number)) for row, number in asked[1:]]
-        for place, spoken in self._client.ask(requests, read_spoken):
+        for place, reply in self._client.ask(requests, read_scored):
             row, number = asked[1 + place]
-            yield self._sentence(prompts[row], row, number, spoken, context)
+            yield self._sentence(prompts[row], row, number, reply, context)
 
     def _first(
         self, source: TeacherTextOptions, context: SourceContext, prompts: Mapping[int, Example], asked: tuple[int, int]
@@ -75,13 +75,13 @@ class RemoteGenerator:
         for likely in (True, False):
             request = Request("completions", self._body(source, context, prompts[row], row, number, likely=likely))
             try:
-                ((_, spoken),) = self._client.ask([request], read_spoken)
+                ((_, reply),) = self._client.ask([request], read_scored)
             except InputError as error:
                 if error.code != "SERVE-05":
                     raise
                 refused = refused or error
                 continue
-            return likely, self._sentence(prompts[row], row, number, spoken, context)
+            return likely, self._sentence(prompts[row], row, number, reply, context)
         assert refused is not None, "two forms were tried"
         raise refused
 
@@ -96,7 +96,7 @@ class RemoteGenerator:
         likely: bool,
     ) -> dict[str, Any]:
         sampling, left = source.sampling, max_completion(prompt, context) or source.max_new_tokens
-        told = {"logprobs": 1, **({"return_tokens_as_token_ids": True} if self._send == "ids" else {})}
+        logprobs = {"logprobs": 1, **({"return_tokens_as_token_ids": True} if self._send == "ids" else {})}
         return {
             "model": self._model,
             "prompt": without_prefix(self.tokenizer, prompt.prompt) if self._send == "text" else [*prompt.question],
@@ -106,37 +106,37 @@ class RemoteGenerator:
             "seed": request_seed(request_seed(source.seed, number), row),
             "n": 1,
             "stream": False,
-            **(told if likely else {}),
+            **(logprobs if likely else {}),
         }
 
     def _sentence(
-        self, prompt: Example, row: int, number: int, spoken: LogProbReply, context: SourceContext
+        self, prompt: Example, row: int, number: int, reply: LogProbReply, context: SourceContext
     ) -> TeacherCompletion:
-        asked, answer = self._answer(prompt, spoken, context)
+        asked, answer = self._answer(prompt, reply, context)
         ids, ended = (*asked, *answer.tokens), answer.ended
         if context.longest is not None and len(ids) > max(context.longest, len(asked) + 1):
             ids, ended = ids[: max(context.longest, len(asked) + 1)], False
         context.report(len(ids) - len(asked))
         example = replace(prompt, ids=ids, prompt_length=len(asked), response="", asked=())
-        return TeacherCompletion(example, row, number, ended, spoken.nll)
+        return TeacherCompletion(example, row, number, ended, reply.nll)
 
     def _answer(
-        self, prompt: Example, spoken: LogProbReply, context: SourceContext
+        self, prompt: Example, reply: LogProbReply, context: SourceContext
     ) -> tuple[tuple[int, ...], Completion]:
         """Return the prompt's tokens, an answer's up to the end token, and that token: the server's, else the usual."""
         limit = context.vocab or len(self.tokenizer)
-        told = spoken.ids if self._send == "ids" else None
-        if told is not None and all(0 <= number < limit for number in told):
-            asked, said = prompt.question, [*told]
+        given = reply.ids if self._send == "ids" else None
+        if given is not None and all(0 <= number < limit for number in given):
+            asked, said = prompt.question, [*given]
         else:
-            ((ids, border),) = follow(self.tokenizer, prompt, [spoken.text])
+            ((ids, border),) = follow(self.tokenizer, prompt, [reply.text])
             asked, said = ids[:border], [*ids[border:]]
             refuse_rowless([replace(prompt, ids=ids)], self.tokenizer, limit)
         place = next((at for at, token in enumerate(said) if token in self.ends), None)
         if place is not None:
             return asked, Completion(tuple(said[:place]), said[place])
-        usual = spoken.stop if spoken.stop in self.ends else self.ends.default
-        return asked, Completion(tuple(said), usual if spoken.ended or not said else None)
+        usual = reply.stop if reply.stop in self.ends else self.ends.default
+        return asked, Completion(tuple(said), usual if reply.ended or not said else None)
 
 
 def _check_words(prompts: Iterator[Example]) -> None:

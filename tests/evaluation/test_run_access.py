@@ -21,7 +21,7 @@ SHORT = {"max_steps": 3, "save_every": 1}
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    return Parts(tmp_path_factory.mktemp("custody"))
+    return Parts(tmp_path_factory.mktemp("run-access"))
 
 
 @pytest.fixture(scope="module")
