@@ -31,7 +31,7 @@ def home(tmp_path_factory):
 
 
 def test_the_commands_of_the_page_work_in_their_order(home):
-    assert len(LINES) >= 11
+    assert len(LINES) >= 16
     for line in LINES:
         on_cpu = ["--device", "cpu"] if " score " in line or "distill" in line else []
         said = kd(*shlex.split(line)[1:], *on_cpu, folder=home)

@@ -9,6 +9,7 @@ from kdcli.cli.switches import Texts, Typed
 from kdcli.text import one_line
 
 if TYPE_CHECKING:
+    from kdcli.rows.balance import BalanceRecord
     from kdcli.rows.check import Checked, Lengths, TokensFound
     from kdcli.rows.score import ScoreRecord
     from kdcli.rows.split import SplitRecord
@@ -20,6 +21,8 @@ The numbers go to a column of scored/rows.jsonl; kd scores lists the scores."""
 EPILOG_SPLIT = """Example: kd data split --data train.jsonl --parts 0.9,0.1 -o parts
 
 Example: kd data split --data train.jsonl --parts 8 --by dirichlet:alpha=.3,by=category -o clients"""
+
+EPILOG_BALANCE = "Example: kd data balance --data rows.jsonl --by category --stage 1/3 --budget 600 -o stage1"
 
 
 def register(app: typer.Typer, group: type[Any]) -> None:
@@ -34,6 +37,8 @@ def register(app: typer.Typer, group: type[Any]) -> None:
     add("check", epilog=EPILOG_CHECK, short_help="Say what is in a file of rows.")(options.data_check(check))
     add("score", epilog=EPILOG_SCORE, short_help="Score rows, keep some ranks.")(options.data_score(score))
     add("split", epilog=EPILOG_SPLIT, short_help="Cut rows into several files.")(options.data_split(split))
+    text = "Choose a stage's rows within quotas."
+    add("balance", epilog=EPILOG_BALANCE, short_help=text)(options.data_balance(balance))
     app.add_typer(data, name="data", cls=group)
 
 
@@ -93,6 +98,37 @@ def split(typed: Typed, *, config: Texts, sets: Texts, json: bool, quiet: bool) 
 
         found = rows.split(settings, report)
     terminal.result(found, _split)
+
+
+def balance(typed: Typed, *, config: Texts, sets: Texts, json: bool, quiet: bool) -> None:
+    """Choose the rows of one stage: each value of a column has a quota, that goes from natural to equal.
+
+    union.jsonl holds the rows of this and all earlier stages, to train on.
+    """
+    from kdcli.cli import load_config
+    from kdcli.cli.terminal import Terminal
+    from kdcli.config.schema import BalanceConfig
+
+    terminal = Terminal(json, quiet)
+    settings = load_config.load_config(BalanceConfig, config, sets, typed)
+    load_config.require(data=settings.data.train)
+    load_config.output_folder(settings.output, needed=True)
+    with terminal.progress() as report:
+        from kdcli.rows import balance as rows
+
+        found = rows.balance(settings, report)
+    terminal.result(found, _balanced)
+
+
+def _balanced(record: "BalanceRecord") -> str:
+    lines = []
+    for one in record.taken:
+        repeated = f", {one.repeated:,} repeated" if one.repeated else ""
+        lines.append(
+            f"{one_line(one.value, 30):30} quota {one.quota:>8,} of {one.there:,}: {one.fresh:,} new{repeated}"
+        )
+    lines.append(f"{record.rows:,} rows; with the earlier stages {record.rows_in_all:,}: {record.union}")
+    return "\n".join([*lines, str(record.file)])
 
 
 def _checked(found: "Checked") -> str:

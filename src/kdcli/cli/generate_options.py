@@ -13,6 +13,7 @@ from kdcli.cli import switches
 from kdcli.config.names import DATA, MODELS, OUTPUT, PANELS
 from kdcli.config.resolve import Setting, iter_settings
 from kdcli.config.schema import (
+    BalanceConfig,
     CacheConfig,
     CheckConfig,
     CommandConfig,
@@ -70,6 +71,7 @@ COMMANDS = {
     "data check": Command(CheckConfig, "Config Sets Json Quiet Debug"),
     "data score": Command(ScoreConfig, "Config Sets HiddenPlugin Json Quiet Debug", order="data"),
     "data split": Command(SplitConfig, "Config Sets Json Quiet Debug", order="data"),
+    "data balance": Command(BalanceConfig, "Config Sets Json Quiet Debug", order="data"),
     "inspect batch": Command(
         DistillConfig,
         "Objectives Rows Config Sets HiddenPlugin Json Quiet Debug",

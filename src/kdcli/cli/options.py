@@ -135,6 +135,15 @@ ByDataSplit = Annotated[
 ]
 Parts = Annotated[Text, flag("--parts", "N", "Number of parts, or shares as 0.8,0.1,0.1.", "Objective")]
 SeedDataSplit = Annotated[Text, flag("--seed", "N", "Of the draw. Default 0.", "Objective")]
+ByDataBalance = Annotated[Text, flag("--by", "COLUMN", "Column whose values are balanced.", "Objective")]
+Policy = Annotated[Text, flag("--policy", "NAME", "natural, balanced, adaptive. Default adaptive.", "Objective")]
+Stage = Annotated[Text, flag("--stage", "K/N", "As in 3/5. Default 1/1.", "Objective")]
+Budget = Annotated[Text, flag("--budget", "N", "Rows of all stages together.", "Objective")]
+Score = Annotated[Text, flag("--score", "NAME", "Of the rows' scores: highest first, from stage 2 on.", "Objective")]
+Before = Annotated[Texts, flag("--before", "FOLDER", "Of an earlier stage; repeatable.", "Objective")]
+Tail = Annotated[
+    Text, flag("--tail", "NAME", "repeat or leave, where a value has too few rows. Default repeat.", "Objective")
+]
 
 
 def distill(run: Run) -> Run:
@@ -641,6 +650,42 @@ def data_split(run: Run) -> Run:
         typed = {
             "data": data, "columns": columns, "template": template, "max_length": max_length, "limit": limit,
             "skip_bad": skip_bad, "by": by, "parts": parts, "seed": seed, "output": output,
+        }  # fmt: skip
+        run(typed, config=config, sets=sets, json=json, quiet=quiet)
+
+    command.__doc__ = run.__doc__
+    return command
+
+
+def data_balance(run: Run) -> Run:
+    """Return ``kd data balance``, which calls ``run`` with the settings as typed and the switches by name."""
+
+    def command(
+        data: DataDataScore = None,
+        columns: Columns = None,
+        template: Template = None,
+        max_length: MaxLength = None,
+        limit: Limit = None,
+        skip_bad: SkipBadEval = False,
+        by: ByDataBalance = None,
+        policy: Policy = None,
+        stage: Stage = None,
+        budget: Budget = None,
+        score: Score = None,
+        before: Before = None,
+        tail: Tail = None,
+        seed: SeedDataSplit = None,
+        output: Output = None,
+        config: switches.Config = None,
+        sets: switches.Sets = None,
+        json: switches.Json = False,
+        quiet: switches.Quiet = False,
+        debug: switches.Debug = False,
+    ) -> None:
+        typed = {
+            "data": data, "columns": columns, "template": template, "max_length": max_length, "limit": limit,
+            "skip_bad": skip_bad, "by": by, "policy": policy, "stage": stage, "budget": budget, "score": score,
+            "before": before, "tail": tail, "seed": seed, "output": output,
         }  # fmt: skip
         run(typed, config=config, sets=sets, json=json, quiet=quiet)
 

@@ -108,7 +108,7 @@ class DataConfig(Settings):
         None,
         "training rows: file, folder or hub id",
         Flag("--data", "FILE", "Training rows: file, folder, hub id.", DATA, on="distill compare cache doctor"),
-        Flag("--data", "FILE", "Rows: file, folder, hub id.", DATA, on="data-score data-split"),
+        Flag("--data", "FILE", "Rows: file, folder, hub id.", DATA, on="data-score data-split data-balance"),
         Flag("data", "FILE", "Rows: file, folder, hub id.", DATA, on="data-check"),
         Flag("--data", "FILE", "Rows with prompts; their answers are not read.", DATA, on="generate"),
     )
@@ -144,7 +144,7 @@ class DataConfig(Settings):
             "N",
             "Use the first N rows.",
             DATA,
-            on="distill compare cache generate doctor data-check data-score data-split",
+            on="distill compare cache generate doctor data-check data-score data-split data-balance",
             hidden="compare",
         ),
     )
@@ -663,6 +663,46 @@ class SplitConfig(CommandConfig):
     output: FilePath = setting(None, "folder of the parts", _OUTPUT)
 
 
+class BalanceConfig(CommandConfig):
+    """Rows of one stage of a training, within quotas of a column's values."""
+
+    command: ClassVar[str] = "data-balance"
+    by: str | None = setting(
+        None, "column whose values are balanced", Flag("--by", "COLUMN", "Column whose values are balanced.", OBJECTIVE)
+    )
+    policy: Literal["natural", "balanced", "adaptive"] = setting(
+        "adaptive",
+        "natural: as they come; balanced: all alike; adaptive: from one to the other over the stages",
+        Flag("--policy", "NAME", "natural, balanced, adaptive.", OBJECTIVE),
+    )
+    stage: str = setting(
+        "1/1", "number of the stage and how many there are", Flag("--stage", "K/N", "As in 3/5.", OBJECTIVE)
+    )
+    budget: Positive | None = setting(
+        None,
+        "rows of all stages together",
+        Flag("--budget", "N", "Rows of all stages together.", OBJECTIVE),
+    )
+    score: str | None = setting(
+        None,
+        "score that ranks rows from the second stage on, of the column scores",
+        Flag("--score", "NAME", "Of the rows' scores: highest first, from stage 2 on.", OBJECTIVE),
+    )
+    before: Spaced = setting(
+        (),
+        "folders of the earlier stages, in their order",
+        Flag("--before", "FOLDER", "Of an earlier stage; repeatable.", OBJECTIVE, repeat=True),
+    )
+    tail: Literal["repeat", "leave"] = setting(
+        "repeat",
+        "what becomes of a value with fewer rows than its quota",
+        Flag("--tail", "NAME", "repeat or leave, where a value has too few rows.", OBJECTIVE),
+    )
+    seed: Seed = setting(0, "seed of the draw", Flag("--seed", "N", "Of the draw.", OBJECTIVE))
+    data: DataConfig = DataConfig()
+    output: FilePath = setting(None, "folder of the stage", _OUTPUT)
+
+
 class DoctorConfig(CommandConfig):
     """The inputs of a run, to be checked before it."""
 
@@ -782,5 +822,6 @@ KINDS: tuple[type[CommandConfig], ...] = (
     CheckConfig,
     ScoreConfig,
     SplitConfig,
+    BalanceConfig,
 )
 """The settings of every command that has some."""
