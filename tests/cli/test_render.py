@@ -187,7 +187,7 @@ def test_the_best_and_its_ties_are_marked_without_colour():
     text = drawn(render.comparison(Comparison("fkl", marked, INFOS, (), None), 80))
     assert "30.00 ± 0.10 ○" in text
     assert "31.00 ± 0.10 ●" in text
-    assert "● best, ○ cannot be told from it" in text
+    assert "● best, ○ not significantly different" in text
 
 
 def test_numbers_of_a_column_stand_below_each_other():

@@ -97,3 +97,16 @@ def test_the_study_file_is_the_study(done):
 
     _, output = done
     assert resolve(CompareConfig, file=output / "study.yaml") == study_config(output)
+
+
+def test_a_study_that_has_grown_is_left_alone(done, tmp_path):
+    """The demo again, after ``kd compare -c demo/study.yaml --seeds 0,1``, keeps both seeds."""
+    from kdcli.study.compare import compare
+
+    _, output = done
+    grown = study_config(output).model_copy(update={"seeds": (0, 1)})
+    compare(grown, silent)
+    before = study.tree(output)
+    again = demo(output, silent)
+    assert {row.seeds for row in again.rows} == {(0, 1)}
+    assert study.tree(output) == before

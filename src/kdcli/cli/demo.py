@@ -23,6 +23,7 @@ def demo(
     json: switches.Json = False,
     quiet: switches.Quiet = False,
     verbose: switches.Verbose = False,
+    show: Annotated[bool, switches.switch("--open", "Open the report in a browser.", OUTPUT)] = False,
     debug: switches.Debug = False,
 ) -> None:
     """Make data and a teacher, distil four objectives, compare them, draw the table.
@@ -41,8 +42,13 @@ def demo(
         from kdcli.demo import demo as runs
 
         found = runs.demo(Path(output), report)
-    draw = render.comparison if verbose else render.answer
-    terminal.result(found, lambda shown: draw(shown, terminal.width))
+    pictures = sorted(path for path in Path(output).glob("*.png"))
+    if verbose:
+        terminal.result(found, lambda shown: render.comparison(shown, terminal.width))
+    else:
+        terminal.result(found, lambda shown: render.answer(shown, terminal.width, pictures=pictures))
+    if show and typer.launch(str(Path(output) / render.REPORT)) != 0:
+        terminal.note(f"no browser was found; the report is {Path(output) / render.REPORT}")
     if found.exit_code:
         raise typer.Exit(found.exit_code)
 

@@ -1,6 +1,7 @@
 """Prints comparisons, evaluations, runs and plans."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -111,7 +112,9 @@ def comparison(found: Comparison, width: int, columns: Sequence[str] = (), by: s
     return Group(*parts)
 
 
-def answer(found: Comparison, width: int, columns: Sequence[str] = (), by: str | None = None) -> Group:
+def answer(
+    found: Comparison, width: int, columns: Sequence[str] = (), by: str | None = None, *, pictures: Sequence[Path] = ()
+) -> Group:
     """Return the first scores of a comparison and, last, what follows from them: one screen of 80 by 24.
 
     Args:
@@ -119,6 +122,7 @@ def answer(found: Comparison, width: int, columns: Sequence[str] = (), by: str |
         width: columns to stay within; what does not fit is in the report.
         columns: names of the scores to show, in this order; the deciding score and then all by default.
         by: the score that says what is best.
+        pictures: files to name.
     """
     decides = deciding(found, by)
     infos = list(chosen_scores(found, columns, "--columns"))
@@ -126,7 +130,7 @@ def answer(found: Comparison, width: int, columns: Sequence[str] = (), by: str |
         infos.sort(key=lambda info: info is not decides)
     cells = {info.name: _column([*found.references, *found.rows], info) for info in infos}
     first = next(_fitting(found, cells, width), [])
-    parts: list[RenderableType] = [_score_table(found, first, cells)] if first else []
+    parts: list[RenderableType] = [_score_table(found, first, cells, apart=False)] if first else []
     if len(found.rows) > 1 and found.scores:
         parts.append(Text(_legend(found), style="dim"))
     parts += _failures(found)
@@ -136,7 +140,8 @@ def answer(found: Comparison, width: int, columns: Sequence[str] = (), by: str |
     where = "--verbose"
     if found.folder is not None and (found.folder / REPORT).is_file():
         where = f"{one_line(str(found.folder / REPORT), 500)}, or --verbose"
-    parts.append(Text(f"{more}: {where}", overflow="fold"))
+    drawn = f"; pictures beside it: {', '.join(one_line(path.name, 60) for path in pictures)}" if pictures else ""
+    parts.append(Text(f"{more}: {where}{drawn}", overflow="fold"))
     if found.suggested:
         parts.append(Text(f"Next: {one_line(runnable(found.suggested), 2000)}", no_wrap=True))
     return Group(*parts)
@@ -269,7 +274,7 @@ def _fitting(found: Comparison, cells: dict[str, list[str]], width: int) -> Iter
         yield group
 
 
-def _score_table(found: Comparison, names: Sequence[str], cells: dict[str, list[str]]) -> Table:
+def _score_table(found: Comparison, names: Sequence[str], cells: dict[str, list[str]], *, apart: bool = True) -> Table:
     table = _table("")
     table.add_column("objective", min_width=len("objective"), max_width=LABEL_WIDTH, overflow="fold")
     infos = {info.name: info for info in found.scores}
@@ -279,7 +284,7 @@ def _score_table(found: Comparison, names: Sequence[str], cells: dict[str, list[
     lines = [*found.references, *found.rows]
     for number, row in enumerate(lines):
         shown = (Text(cells[name][number], style=_style(cells[name][number])) for name in names)
-        table.add_row(_label(row.label, LABEL_WIDTH), *shown, end_section=number + 1 == len(found.references))
+        table.add_row(_label(row.label, LABEL_WIDTH), *shown, end_section=apart and number + 1 == len(found.references))
     return table
 
 
@@ -330,8 +335,8 @@ def _label(label: str, width: int) -> Text:
 def _legend(found: Comparison) -> str:
     units = {estimate.unit for row in found.rows for estimate in row.scores.values()} - {"none"}
     over = f" over {' or '.join(sorted(units))}" if units else ""
-    best = f"{BEST} best, {TIED} cannot be told from it"
-    marks = "▲ better, ▼ worse, = cannot be told apart"
+    best = f"{BEST} best, {TIED} not significantly different"
+    marks = "▲ better, ▼ worse, = not significant"
     return f"± or [ ]: 95 % interval{over}; {best}; second line: difference to {one_line(found.baseline)} ({marks})"
 
 

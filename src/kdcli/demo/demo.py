@@ -35,6 +35,7 @@ from kdcli.study.cells import make_cells
 from kdcli.study.compare import compare
 from kdcli.study.references import LABELS
 from kdcli.study.scheduler import named
+from kdcli.study.study_dir import SETTINGS, check_settings, is_study
 from kdcli.text import typed
 
 # The demo's own parts, made from a seed: rows, a small tokenizer, a teacher about to learn.
@@ -135,15 +136,26 @@ def demo(output: Path, report: Report) -> Comparison:
     report(Event("note", _about_teacher(teacher)))
     distill(student_config(output), named(report, "student before distillation"), command=command, session=session)
     report(Event("note", _about_models(output, session)))
-    config = study_config(output)
-    atomic.write_file(output / "study.yaml", resolve.to_yaml(config))
-    repeat = f"kd compare -c {typed(output / 'study.yaml')}"
+    config = _grown(output) or study_config(output)
+    atomic.write_file(output / SETTINGS, resolve.to_yaml(config))
+    repeat = f"kd compare -c {typed(output / SETTINGS)}"
     comparison = compare(config, report, command=command, repeat=repeat, session=session)
     if not (output / "fits.svg").is_file():
         report(Event("stage", "drawing the four divergences' fits"))
         draw_fits(output, [fit(loss) for loss in LOSSES])
     _draw_answers(output, comparison, config, session, report)
     return comparison
+
+
+def _grown(output: Path) -> CompareConfig | None:
+    """Return the settings of the demo's study where it has more seeds or objectives than the demo gives it."""
+    own = study_config(output)
+    if not is_study(output):
+        return None
+    check_settings(output)
+    found = resolve.resolve(CompareConfig, file=output / SETTINGS, environ={})
+    alike = found.model_copy(update={"losses": own.losses, "seeds": own.seeds, "baseline": own.baseline}) == own
+    return found if alike and {*own.losses} <= {*found.losses} and {*own.seeds} <= {*found.seeds} else None
 
 
 def _draw_answers(

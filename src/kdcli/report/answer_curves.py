@@ -16,7 +16,7 @@ from kdcli.metrics.diversity import length_unit
 from kdcli.metrics.on_policy import expected_series
 from kdcli.plots import DASHES, GREY, figure_of, look, panels
 from kdcli.registry.registry import METRICS
-from kdcli.report.sections import Picture, ReportData, Section, Table, short
+from kdcli.report.sections import Picture, ReportData, Section, Table, legend_of, short
 from kdcli.report.svg import inline
 
 Found: TypeAlias = Mapping[str, Sequence[Curve]]
@@ -237,7 +237,12 @@ def quality_by_length(material: ReportData) -> Section | None:
     ]
     title = f"Mean {buckets.unit} of an answer, by {buckets.unit} of its reference"
     table = Table(title, *_answer_lengths(material, buckets))
-    return Section("lengths", "Quality by answer length", words, pictures=pictures, tables=[table])
+    marks = [
+        (label, {"marker": "o", "markersize": 4.5, "linestyle": DASHES[number % len(DASHES)]})
+        for number, label in enumerate(material.evaluations)
+    ]
+    legend = legend_of(material, marks, "legend-lengths")
+    return Section("lengths", "Quality by answer length", words, pictures=pictures, tables=[table], legend=legend)
 
 
 def make_buckets(words: np.ndarray, most: int = BUCKETS, unit: str = "words") -> Buckets:
@@ -295,9 +300,8 @@ def _lengths_draw(material: ReportData, info: ScoreInfo, buckets: Buckets, index
         counts = [f"{name}\nn={count}" for name, count in zip(buckets.names, buckets.counts, strict=True)]
         ax.set_xticks(range(len(counts)), counts, fontsize=7.5)
         ax.set_xlabel("length of the reference")
-        ax.set_ylabel(info.name)
-        ax.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=1 if _long(material) else 2)
-        return Picture(inline(figure, f"length{index}", f"{info.name} by length of the reference, for each contender"))
+        ax.set_ylabel(info.heading)
+        return Picture(inline(figure, f"length{index}", f"{info.title} by length of the reference, for each contender"))
 
 
 def _values(material: ReportData, seeds: Sequence[EvalRecord], score: str, examples: int) -> np.ndarray | None:
@@ -346,7 +350,3 @@ def _answer_lengths(material: ReportData, buckets: Buckets) -> tuple[tuple[str, 
             cells = [f"{mean[buckets.member == index].mean():.1f}" for index in range(len(buckets.names))]
             rows.append((label, *cells))
     return ("objective", *buckets.names), tuple(rows)
-
-
-def _long(material: ReportData) -> bool:
-    return max(map(len, material.evaluations)) > 18

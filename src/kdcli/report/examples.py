@@ -2,13 +2,15 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from kdcli.evaluation.records import EvalRecord
+from kdcli.metrics.titles import title
 from kdcli.report.sections import AnswerExample, ReportData, Section
 from kdcli.text import visible
 
-APART, DRAWN = 3, 3
+APART, DRAWN = 8, 8
 """Prompts with the widest disagreement, and prompts drawn."""
 
 LONGEST = 1200
@@ -27,7 +29,7 @@ def side_by_side(material: ReportData) -> Section | None:
     every = _references(material) | rows
     score = next((info.name for info in material.ranked if info.eats == "texts"), "")
     chosen = choose(rows, score)
-    sheets = [_sheet(every, index, why, score) for index, why in chosen]
+    sheets = [replace(_sheet(every, index, why, score), apart=apart(rows, index, score)) for index, why in chosen]
     words = [
         f"First sampled answer of each contender's first seed: the {APART} prompts on which the contenders' scores are "
         f"furthest apart, then {DRAWN} drawn by the digest of the prompt, so nobody chose them. Control characters "
@@ -46,22 +48,30 @@ def choose(rows: Rows, score: str) -> list[tuple[int, str]]:
     first = next(iter(rows.values()))
     count = min(len(table) for table in rows.values())
 
-    def apart(index: int) -> float:
-        values = [table[index].get(score) for table in rows.values()]
-        known = [value for value in values if isinstance(value, float) and value == value]
-        if len(known) > 1:
-            return max(known) - min(known)
-        return float(len({table[index]["predictions"][0] for table in rows.values()}) - 1)
-
     def digest(index: int) -> str:
         return hashlib.sha256(
             f"{first[index]['where']}\0{first[index]['prompt']}".encode("utf-8", "replace")
         ).hexdigest()
 
-    widest = sorted(range(count), key=lambda index: (-apart(index), digest(index)))[:APART]
-    kept = [index for index in widest if apart(index) > 0] if len(rows) > 1 else []
+    widest = sorted(range(count), key=lambda index: (-apart(rows, index, score), digest(index)))[:APART]
+    kept = [index for index in widest if apart(rows, index, score) > 0] if len(rows) > 1 else []
     drawn = sorted((index for index in range(count) if index not in kept), key=digest)[:DRAWN]
     return [(index, "widest disagreement") for index in kept] + [(index, "drawn") for index in drawn]
+
+
+def apart(rows: Rows, index: int, score: str) -> float:
+    """Return how far the contenders are apart on one prompt, in the score or, without it, in their answers.
+
+    Args:
+        rows: contender -> its samples.
+        index: the prompt.
+        score: column of the score.
+    """
+    values = [table[index].get(score) for table in rows.values()]
+    known = [value for value in values if isinstance(value, float) and value == value]
+    if len(known) > 1:
+        return max(known) - min(known)
+    return float(len({table[index]["predictions"][0] for table in rows.values()}) - 1)
 
 
 def shown(text: str, most: int = LONGEST) -> str:
@@ -98,7 +108,7 @@ def _sheet(rows: Rows, index: int, why: str, score: str) -> AnswerExample:
     for label, table in rows.items():
         row = table[index]
         value, text = row.get(score), row["predictions"][0]
-        remark = f"{score} {value:.1f}" if isinstance(value, float) and value == value else ""
+        remark = f"{title(score)} {value:.1f}" if isinstance(value, float) and value == value else ""
         ended = row.get("ended") or [True]
         remark += "" if ended[0] else f"{' · ' if remark else ''}not ended by the model"
         answers.append((label, shown(text), remark))

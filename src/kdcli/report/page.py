@@ -1,4 +1,4 @@
-"""Renders the report: autoescaped, with a content security policy that allows only its own style."""
+"""Renders the report: autoescaped, with a content security policy that allows only its own style and script."""
 
 import base64
 import hashlib
@@ -12,6 +12,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from kdcli.comparison.aggregate import Group
+from kdcli.comparison.answer import answer, circumstances, subject
 from kdcli.comparison.records import Comparison
 from kdcli.distill.records import Reference
 from kdcli.report import answer_curves, examples, provenance, ranking, training_curves
@@ -44,10 +45,11 @@ def report(comparison: Comparison, groups: Sequence[Group], references: Sequence
     """Return the page; a section whose data do not exist is left out."""
     material = ReportData(comparison, tuple(groups), tuple(references))
     made = [
-        _findings(comparison),
+        _verdict(comparison),
         ranking.ranking(material) if material.scores else None,
         ranking.differences(material),
         ranking.since_start(material),
+        _findings(comparison),
         training_curves.curves(material),
         training_curves.adaptive(material),
         answer_curves.reliability(material),
@@ -58,22 +60,55 @@ def report(comparison: Comparison, groups: Sequence[Group], references: Sequence
         provenance.configurations(material),
         provenance.manifest(material),
     ]
-    return render(_title(comparison), _facts(material), [section for section in made if section is not None])
+    sections = [section for section in made if section is not None]
+    return render(_title(comparison), _facts(material), sections, _lead(comparison), provenance.commands(material)[:1])
 
 
-def render(title: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
+def render(
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    sections: Sequence[Section],
+    lead: str = "",
+    commands: Sequence[str] = (),
+) -> str:
     """Return sections as one page.
 
     Args:
         title: of the page.
         facts: names and values below the title.
         sections: in reading order.
+        lead: the first paragraph.
+        commands: command lines below it.
     """
-    style = _read("report.css")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    style, script = _read("report.css"), _read("report.js")
     template = _environment().get_template("report.html.j2")
-    found = {"title": title, "facts": facts, "sections": sections, "version": __version__}
-    return template.render(**found, style=Markup(style), digest=digest)
+    return template.render(
+        title=title,
+        lead=lead,
+        commands=commands,
+        facts=facts,
+        sections=sections,
+        version=__version__,
+        style=Markup(style),
+        script=Markup(script) if any(section.sheets for section in sections) else "",
+        style_digest=_digest(style),
+        script_digest=_digest(script),
+    )
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _verdict(comparison: Comparison) -> Section | None:
+    said = list(answer(comparison))
+    return Section("verdict", "Verdict", remarks=said) if said else None
+
+
+def _lead(comparison: Comparison) -> str:
+    """Say what was trained and measured, in one paragraph."""
+    said = "; ".join(circumstances(comparison))
+    return f"{said[:1].upper()}{said[1:]}."
 
 
 def _findings(comparison: Comparison) -> Section:
@@ -84,21 +119,18 @@ def _findings(comparison: Comparison) -> Section:
 
 
 def _title(comparison: Comparison) -> str:
-    count = len(comparison.rows)
-    return f"{count} contenders compared" if count > 1 else comparison.rows[0].label
+    labels = [row.label for row in comparison.rows]
+    compared = f"{len(labels)} objectives compared" if len(labels) > 1 else labels[0]
+    about = subject(comparison)
+    return f"{about}: {compared}" if about else compared
 
 
 def _facts(material: ReportData) -> list[tuple[str, str]]:
-    records = [found for group in material.groups for _, found in group.runs.values()]
-    seeds = sorted({seed for group in material.groups for seed in group.runs})
-    first = material.comparison.rows[0]
     folder = material.comparison.folder
     facts = [
         ("study", folder.name if folder is not None else ""),
         ("baseline", material.comparison.baseline if len(material.comparison.rows) > 1 else ""),
-        ("training seeds", ", ".join(map(str, seeds))),
-        ("budget of one run", f"{first.steps:,} steps, {first.tokens:,} response tokens"),
-        ("test set", f"{records[0].name}, {records[0].examples:,} examples"),
+        ("objectives", ", ".join(row.label for row in material.comparison.rows)),
     ]
     return [(name, value) for name, value in facts if value]
 

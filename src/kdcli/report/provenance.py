@@ -63,9 +63,14 @@ def manifest(material: ReportData) -> Section:
         *_references(material),
         _scores(material),
     ]
-    commands = list(dict.fromkeys(_command(run) for run in runs))
     words = ["Digests are sha256. kd verify checks them; kd rerun trains a run again and compares its weights."]
-    return Section("manifest", "Manifest", words, tables=tables, texts=[line for line in commands if line])
+    return Section("manifest", "Manifest", words, tables=tables, texts=commands(material))
+
+
+def commands(material: ReportData) -> list[str]:
+    """Return the command lines that trained the runs, each once."""
+    runs = [run for group in material.groups for _, (run, _) in sorted(group.runs.items())]
+    return [line for line in dict.fromkeys(_command(run) for run in runs) if line]
 
 
 def weights_digest(model: Path) -> str:
@@ -121,7 +126,7 @@ def _references(material: ReportData) -> list[Table]:
 
 
 def _scores(material: ReportData) -> Table:
-    rows = tuple((info.name, info.settings) for info in material.scores)
+    rows = tuple((info.title, info.settings) for info in material.scores)
     return Table("How each score was taken", ("score", "signature"), rows, numbers=False)
 
 

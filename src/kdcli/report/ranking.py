@@ -12,7 +12,7 @@ from kdcli.comparison.records import ComparisonRow, ReferenceRow
 from kdcli.distill.records import BEFORE
 from kdcli.evaluation.records import ScoreInfo
 from kdcli.plots import GREY, look, panels
-from kdcli.report.sections import Picture, ReportData, Section, Table, short
+from kdcli.report.sections import Picture, ReportData, Section, Table, legend_of, short
 from kdcli.report.svg import inline
 from kdcli.report.table_view import BEFORE_TITLE, CLOSED_TITLE
 from kdcli.statistics import Estimate
@@ -31,15 +31,16 @@ def ranking(material: ReportData) -> Section:
     words = [
         f"Each line is one contender, the best on top; the dot is its mean, the bar its 95 % interval{over}, small "
         "ticks are single seeds. Intervals of two contenders that overlap do not say that the two are equal: the "
-        "paired differences below are the sharper question. In the table, “tied” is what cannot be told from the best."
+        "paired differences below are the sharper question. In the table, “tied” does not differ significantly from "
+        "the best."
     ]
-    heads = ("objective", *(f"{info.name} {_arrow(info)}".strip() for info in infos))
+    heads = ("objective", *(f"{info.heading}\u00a0{_arrow(info)}".strip() for info in infos))
     first = material.ranked[0] if material.ranked else infos[0]
     others = material.comparison.references
     if others:
         words += ["Grey lines are models that were not trained here, measured on the same rows."]
     lines = tuple((row.label, *(_score(row, info) for info in infos)) for row in (*others, *ordered(rows, first)))
-    table = Table(f"Scores with their 95 % intervals, ± or [ ], in the order of {first.name}", heads, lines)
+    table = Table(f"Scores with their 95 % intervals, ± or [ ], in the order of {first.title}", heads, lines)
     pictures = [_draw(material, info, index) for index, info in enumerate(infos)]
     return Section("ranking", "Ranking", words, pictures=pictures, tables=[table])
 
@@ -57,7 +58,7 @@ def differences(material: ReportData) -> Section | None:
         "that stays clear of the line at zero is a difference that these runs can show; p is adjusted by Holm's rule "
         "for the number of contenders, and a full dot marks p < 0.05.",
     ]
-    heads = ("objective", *(f"{info.name} {_arrow(info)}".strip() for info in infos))
+    heads = ("objective", *(f"{info.heading}\u00a0{_arrow(info)}".strip() for info in infos))
     lines = tuple((row.label, *(_change(row.differences.get(info.name)) for info in infos)) for row in rows)
     pictures = [_forest(material, rows, info, index) for index, info in enumerate(infos)]
     table = Table(f"Difference to {baseline}, paired", heads, lines)
@@ -76,7 +77,7 @@ def since_start(material: ReportData) -> Section | None:
         "the same seeds where it was made at random. p is adjusted by Holm's rule for the number of contenders, apart "
         "from the tests against the baseline; a full dot marks p < 0.05.",
     ]
-    heads = ("objective", *(f"{info.name} {_arrow(info)}".strip() for info in infos))
+    heads = ("objective", *(f"{info.heading}\u00a0{_arrow(info)}".strip() for info in infos))
     changes = tuple((row.label, *(_change(row.before.get(info.name)) for info in infos)) for row in rows)
     tables = [Table(BEFORE_TITLE, heads, changes)]
     closed = [row for row in rows if any(row.closed.values())]
@@ -112,9 +113,9 @@ def _draw(material: ReportData, info: ScoreInfo, index: int) -> Picture:
                 ax.plot([*values.values()], [place] * len(values), "|", color=colour, alpha=0.5, markersize=7)
             _interval(ax, row.scores[info.name], place, colour, full=isinstance(row, ComparisonRow))
         _label_lines(ax, [row.label for row in rows])
-        ax.set_title(f"{info.name}   ({ENDS[info.better]})", loc="left")
+        ax.set_title(f"{info.title}   ({ENDS[info.better]})", loc="left")
         best = f"{first.label} stands first" if info.better != "neither" else "no order"
-        return Picture(inline(figure, f"rank{index}", f"{info.name} of each contender with intervals: {best}"))
+        return Picture(inline(figure, f"rank{index}", f"{info.title} of each contender with intervals: {best}"))
 
 
 def _forest(
@@ -128,9 +129,9 @@ def _forest(
             sure = change.p_value is not None and change.p_value < SIGNIFICANT
             _interval(ax, change, place, material.colour(row.label), full=sure)
         _label_lines(ax, [row.label for row, _ in shown])
-        ax.set_title(f"Δ {info.name}   ({ENDS[info.better]})", loc="left")
+        ax.set_title(f"Δ {info.title}   ({ENDS[info.better]})", loc="left")
         other = material.comparison.baseline if against == "differences" else "the student before training"
-        words = f"Difference in {info.name} to {other}, one line per contender"
+        words = f"Difference in {info.title} to {other}, one line per contender"
         return Picture(inline(figure, f"forest{index}{against}", words))
 
 
@@ -174,11 +175,8 @@ def _score(row: Row, info: ScoreInfo) -> str:
 def _change(estimate: Estimate | None) -> str:
     if estimate is None:
         return "–"
-    p = (
-        ""
-        if estimate.p_value is None
-        else f" (p {'< 0.001' if estimate.p_value < 0.001 else f'{estimate.p_value:.3f}'})"
-    )
+    value = estimate.p_value
+    p = "" if value is None else " (p\u00a0<\u00a00.001)" if value < 0.001 else f" (p\u00a0{value:.3f})"
     return number(estimate, signed=True) + p
 
 
@@ -237,7 +235,13 @@ def pareto(material: ReportData) -> Section | None:
         "grey lines are the models that were not trained here. Intervals are in the ranking above; small gaps may be "
         "noise.",
     ]
-    return Section("pareto", "Quality against cost", words, pictures=pictures)
+    marks = [
+        (row.label, {"marker": MARKERS[index % len(MARKERS)], "linestyle": "", "markersize": 7})
+        for index, row in enumerate(rows)
+    ]
+    others = [(row.label, {"linestyle": "--"}) for row in material.comparison.references]
+    legend = legend_of(material, [*marks, *others], "legend-pareto")
+    return Section("pareto", "Quality against cost", words, pictures=pictures, legend=legend)
 
 
 def front(points: Sequence[tuple[float, float]], *, higher: bool) -> list[int]:
@@ -270,7 +274,7 @@ def _pareto_draw(material: ReportData, info: ScoreInfo, cost: Cost, key: str) ->
             spreads.append(cost.spread(row) if cost.spread is not None else (spent, spent))
     ahead = [] if cost.machine else front(points, higher=info.better == "higher")
     with look():
-        figure, (ax,) = panels(1, width=3.7, height=2.5 + 0.17 * len(labels))
+        figure, (ax,) = panels(1, width=3.7, height=2.5)
         ax.plot([points[index][0] for index in ahead], [points[index][1] for index in ahead], color=GREY, linewidth=1.0)
         for index, (label, point) in enumerate(zip(labels, points, strict=True)):
             colour = material.colour(label)
@@ -283,12 +287,11 @@ def _pareto_draw(material: ReportData, info: ScoreInfo, cost: Cost, key: str) ->
                 height, colour = row.scores[info.name].mean, material.colour(row.label)
                 ax.axhline(height, color=colour, linewidth=1.0, linestyle="--", label=short(row.label))
         ax.set_xlabel(cost.name)
-        ax.set_ylabel(f"{info.name} ({info.better} is better)")
+        ax.set_ylabel(f"{info.heading}, {info.better} is better")
         ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.margins(0.12)
-        figure.legend(loc="outside lower left", fontsize=7.5, ncols=1)
         names = "; on the front: " + ", ".join(labels[index] for index in ahead) if ahead else ""
-        return Picture(inline(figure, key, f"{info.name} against {cost.name}{names}"))
+        return Picture(inline(figure, key, f"{info.title} against {cost.name}{names}"))
 
 
 def _chosen(infos: Sequence[ScoreInfo]) -> list[ScoreInfo]:

@@ -13,7 +13,8 @@ from kdcli.comparison.records import Comparison
 from kdcli.distill.records import BEFORE, TEACHER, Reference, RunRecord
 from kdcli.evaluation.records import EvalRecord, ScoreInfo
 from kdcli.evaluation.results import SAMPLES, read_samples
-from kdcli.plots import COLOURS, GREY
+from kdcli.plots import COLOURS, GREY, look, panels
+from kdcli.report.svg import inline
 from kdcli.text import one_line
 from kdcli.training.metrics_log import METRICS, read_metrics
 
@@ -29,6 +30,10 @@ class Picture:
 
     svg: Markup
     caption: str = ""
+
+
+ACROSS = 2
+"""Columns of numbers beside each other in one block of a table."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,19 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     numbers: bool = True
 
+    @property
+    def blocks(self) -> list["Table"]:
+        """The table in parts of few columns, which a page puts beside or below each other.
+
+        >>> [part.heads for part in Table("", ("line", "a", "b", "c", "d"), (("x", "1", "2", "3", "4"),)).blocks]
+        [('line', 'a', 'b'), ('line', 'c', 'd')]
+        """
+        if not self.numbers or len(self.heads) <= ACROSS + 1:
+            return [self]
+        cuts = range(1, len(self.heads), ACROSS)
+        parts = [[(row[0], *row[cut : cut + ACROSS]) for row in (self.heads, *self.rows)] for cut in cuts]
+        return [Table(self.caption, heads, tuple(rows)) for heads, *rows in parts]
+
 
 @dataclass(frozen=True)
 class AnswerExample:
@@ -58,6 +76,7 @@ class AnswerExample:
         prompt: what was asked.
         references: valid answers.
         answers: contender -> its answer and a remark.
+        apart: how far the contenders' scores are apart on it.
     """
 
     where: str
@@ -65,6 +84,7 @@ class AnswerExample:
     prompt: str
     references: tuple[str, ...]
     answers: tuple[tuple[str, str, str], ...]
+    apart: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +97,7 @@ class Section:
         words: paragraphs that say what is shown and how to read it.
         remarks: list of single sentences.
         pictures: drawings.
+        legend: what the colours and marks of all of them mean.
         tables: tables.
         sheets: answers side by side.
         texts: long texts, such as command lines.
@@ -87,6 +108,7 @@ class Section:
     words: Sequence[str] = ()
     remarks: Sequence[str] = ()
     pictures: Sequence[Picture] = ()
+    legend: Picture | None = None
     tables: Sequence[Table] = ()
     sheets: Sequence[AnswerExample] = ()
     texts: Sequence[str] = ()
@@ -158,6 +180,24 @@ class ReportData:
         if found.folder not in self._samples:
             self._samples[found.folder] = read_samples(found.folder)
         return self._samples[found.folder]
+
+
+def legend_of(material: ReportData, lines: Sequence[tuple[str, dict[str, Any]]], key: str) -> Picture:
+    """Return what the colours, marks and lines of a section's pictures mean, once for all of them.
+
+    Args:
+        material: gives each line its colour.
+        lines: name and look of each.
+        key: as for :func:`kdcli.report.svg.inline`.
+    """
+    across = min(len(lines), 3 if max(len(short(label)) for label, _ in lines) < 20 else 1)
+    with look():
+        figure, (ax,) = panels(1, width=5.6, height=0.12 + 0.24 * -(-len(lines) // across))
+        for label, drawn in lines:
+            ax.plot([], [], color=material.colour(label), label=short(label), **drawn)
+        ax.axis("off")
+        ax.legend(loc="center left", fontsize=8.5, ncols=across, borderaxespad=0.0)
+        return Picture(inline(figure, key, "Legend of the pictures below"))
 
 
 def short(label: str) -> str:

@@ -262,10 +262,10 @@ def write_plan(path: Path, cell: Cell) -> None:
 
 
 def named(report: Report, name: str) -> Report:
-    """Return a report that puts a name before every message, and keeps to itself what all cells share."""
+    """Return a report that puts a name before every message, and leaves out notes and names of checkpoints."""
 
     def with_name(event: Event) -> None:
-        if event.kind != "note":
+        if event.kind not in ("note", "saved"):
             report(replace(event, message=f"{name}: {event.message}"))
 
     return with_name
