@@ -25,17 +25,15 @@ from step import ROWS, make_models, make_rows
 from kdcli.data.batching import Batch, collate
 from kdcli.data.tokenize import Example
 from kdcli.models.packing import Packing, Projection, find_valid
-from kdcli.teachers.base import LiveTeacher
+from kdcli.teachers.base import LiveTeacher, Teacher
 from kdcli.teachers.cached import HIDDEN, CachedTeacher
 from kdcli.teachers.token_store import TokenStore, sequence_keys
 
 OBJECTIVES = ("fkl", "rkl", "jsd", "akl")
 
 
-class Held:
+class Held(Teacher):
     """A teacher whose hidden states are in memory."""
-
-    models = ()
 
     def __init__(self, states: dict[str, torch.Tensor], live: LiveTeacher) -> None:
         self.states, self.head = states, live.model.head

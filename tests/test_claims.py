@@ -19,7 +19,7 @@ from kdcli.distill.records import RunRecord
 from kdcli.evaluation.answers import TextSamples
 from kdcli.evaluation.records import EvalRecord, ScoreInfo
 from kdcli.evaluation.results import Rows, write_results
-from kdcli.metrics.build import build_metrics
+from kdcli.evaluation.scoring import build_metrics
 from kdcli.metrics.score import Score, ratio
 from kdcli.statistics import (
     bootstrap,

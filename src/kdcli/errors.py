@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 _OF_PATHS = frozenset({errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EFBIG})
 _REFUSALS = frozenset({errno.EACCES, errno.EPERM, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE})
@@ -21,11 +21,14 @@ class KDError(Exception):
         where: file and line, flag, or key that holds it.
         fix: what to type instead.
 
+    ``also`` holds further mistakes that were found at the same time, see :func:`raise_all`.
+
     >>> print(InputError("DATA-05", 'field "response" is missing', where="train.jsonl line 12", fix="add it"))
     error[DATA-05]: train.jsonl line 12: field "response" is missing. Fix: add it
     """
 
     exit_code: int = 1
+    also: "tuple[KDError, ...]" = ()
 
     def __init__(self, code: str, what: str, *, where: str = "", fix: str = "") -> None:
         super().__init__(what)
@@ -98,6 +101,21 @@ class InterruptedRunError(KDError):
     def __init__(self, signal_number: int, what: str, *, fix: str) -> None:
         super().__init__("STOP", what, fix=fix)
         self.exit_code = 128 + signal_number
+
+
+def raise_all(faults: Iterable[KDError]) -> None:
+    """Raise the first of several mistakes, with the others in ``also``, each once; return if there are none.
+
+    >>> try:
+    ...     raise_all([UsageError("A-1", "one"), InputError("B-2", "other"), UsageError("A-1", "one")])
+    ... except UsageError as first:
+    ...     print(first, "|", *first.also)
+    error[A-1]: one | error[B-2]: other
+    """
+    each = list({str(fault): fault for fault in faults}.values())
+    if each:
+        each[0].also = tuple(each[1:])
+        raise each[0]
 
 
 def raise_machine_fault(error: BaseException, where: str = "") -> None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kdcli.config.names import ALIASES, nearest
 from kdcli.config.presets import config_path
 from kdcli.config.resolve import flag_paths, iter_settings, resolve, revalidated
-from kdcli.config.schema import CommandConfig, CompareConfig, DistillConfig, EvalConfig, Settings
+from kdcli.config.schema import CommandConfig, CompareConfig, DistillConfig, EvalConfig
+from kdcli.config.sections import Settings
 from kdcli.errors import InputError, UsageError
 from kdcli.events import Event, Report
 from kdcli.registry.registry import LOSSES, METRICS, SOURCES

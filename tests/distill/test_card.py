@@ -55,16 +55,15 @@ def test_the_card_names_what_the_student_was_made_from(prepared):
 
 
 def test_models_of_the_hub_are_base_models(prepared):
-    named = replace(prepared, config=prepared.config.model_copy(update={"teacher": "org/big", "student": "org/small"}))
+    named = replace(prepared, teacher="org/big", pair=replace(prepared.pair, student="org/small"))
     assert ModelCard(model_card(named)).data.base_model == ["org/small", "org/big"]
     assert ModelCard(model_card(prepared)).data.base_model is None
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_names_are_only_text(prepared, text):
-    config = prepared.config.model_copy(update={"teacher": text, "student": text})
     pair = replace(prepared.pair, student=text, teacher=replace(prepared.pair.teacher, path=text))
-    content = model_card(replace(prepared, config=config, pair=pair, label=text), evaluation(text))
+    content = model_card(replace(prepared, teacher=text, pair=pair, label=text), evaluation(text))
     head, body = content.split("---\n")[1], content.split("\n---\n", 1)[1]
     data = yaml.safe_load(head)
     assert set(data) == {"library_name", "pipeline_tag", "tags", "model-index"}

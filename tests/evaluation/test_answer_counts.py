@@ -17,9 +17,8 @@ from kdcli.evaluation.evaluate import evaluate_run
 from kdcli.evaluation.judge.inputs import load_answers
 from kdcli.evaluation.records import AnswerCounts
 from kdcli.evaluation.results import read_results
-from kdcli.evaluation.scoring import answer_counts, choose_metrics, score_texts, without_prompts
+from kdcli.evaluation.scoring import answer_counts, build_metrics, choose_metrics, score_texts, without_prompts
 from kdcli.events import silent
-from kdcli.metrics.build import build_metrics
 from kdcli.metrics.diversity import length_unit
 from kdcli.report.answer_curves import make_buckets
 from kdcli.study.cells import tuned_by

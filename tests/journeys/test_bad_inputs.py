@@ -67,9 +67,10 @@ def contents(home: Path) -> dict[str, str]:
 
 def check(case: dict[str, Any], answer: Answer) -> None:
     assert answer.code == case["exit"], answer.err
-    (line,) = answer.error_lines
+    line, *also = answer.error_lines
     assert case["message"] in line
-    assert ". Fix: " in line
+    assert [other.split("]")[0].removeprefix("kd: error[") for other in also] == case.get("also", [])
+    assert all(". Fix: " in one for one in answer.error_lines)
     assert "Traceback" not in answer.err
     assert answer.out == ""
 

@@ -2,7 +2,7 @@ import pytest
 
 from kdcli.config.schema import EvalSettings
 from kdcli.errors import UsageError
-from kdcli.metrics.build import build_metrics
+from kdcli.evaluation.scoring import build_metrics
 
 
 def test_names_become_metrics_once_each_and_split_by_kind():

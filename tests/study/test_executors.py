@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from kdcli.config.schema import CompareConfig, ExecutionConfig, HardwareConfig
+from kdcli.config.schema import ExecutionConfig, HardwareConfig
 from kdcli.errors import KDError, MachineError, UsageError
 from kdcli.study.executors import select
 from kdcli.study.executors.child import arguments, run_cell
@@ -16,9 +16,7 @@ from kdcli.study.executors.select import check_executor, executor_name, with_thr
 
 
 def config(threads=None, gpus=1, **execution):
-    return CompareConfig(
-        execution=ExecutionConfig(**execution), hardware=HardwareConfig(threads=threads, gpus=gpus), output="study"
-    )
+    return ExecutionConfig(**execution), HardwareConfig(threads=threads, gpus=gpus)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +25,7 @@ def config(threads=None, gpus=1, **execution):
      ({"executor": "local"}, "local"), ({"executor": "ray", "jobs": 2}, "ray")],
 )  # fmt: skip
 def test_the_executor_follows_from_the_settings(settings, name):
-    assert executor_name(config(**settings)) == name
+    assert executor_name(*config(**settings)) == name
 
 
 @pytest.mark.parametrize(
@@ -45,7 +43,7 @@ def test_the_executor_follows_from_the_settings(settings, name):
 def test_settings_that_cannot_work_are_refused_in_one_line(settings, kind, what, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(kind, match=what) as caught:
-        check_executor(config(**settings))
+        check_executor(*config(**settings))
     assert "\n" not in str(caught.value)
 
 
@@ -54,21 +52,21 @@ def test_a_missing_extra_names_its_install_line(name, library, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None if wanted == library else found(wanted))
     with pytest.raises(KDError, match=f"{library} is not installed") as caught:
-        check_executor(config(executor=name))
+        check_executor(*config(executor=name))
     assert caught.value.fix == f"pip install 'kdcli[{name}]'"
     assert caught.value.exit_code == 4
 
 
 def test_threads_are_settled_alike_for_every_executor_elsewhere(monkeypatch):
     monkeypatch.setattr(select, "cores", lambda: 8)
-    assert with_threads(config()) == (config(), [])
-    assert with_threads(config(threads=3, jobs=4)) == (config(threads=3, jobs=4), [])
-    settled, (note,) = with_threads(config(jobs=4))
-    assert settled.hardware.threads == 2
+    assert with_threads(*config()) == (HardwareConfig(), [])
+    assert with_threads(*config(threads=3, jobs=4)) == (HardwareConfig(threads=3), [])
+    settled, (note,) = with_threads(*config(jobs=4))
+    assert settled.threads == 2
     assert "give --threads 2" in note
-    assert with_threads(config(jobs=16))[0].hardware.threads == 1
-    assert with_threads(config(executor="slurm", slurm={"cpus": "5"}))[0].hardware.threads == 5
-    assert with_threads(config(executor="ray"))[0].hardware.threads == 1
+    assert with_threads(*config(jobs=16))[0].threads == 1
+    assert with_threads(*config(executor="slurm", slurm={"cpus": "5"}))[0].threads == 5
+    assert with_threads(*config(executor="ray"))[0].threads == 1
 
 
 def test_a_cells_process_drops_settings_from_the_environment(tmp_path):

@@ -12,6 +12,7 @@ from kdcli.data.alignment import NO_OFFSET, TokenAligner, TokenReader
 from kdcli.data.batching import IGNORED, Batch, collate
 from kdcli.data.dataset import load_dataset
 from kdcli.losses.build import build_objective
+from kdcli.losses.token_facts import ALIGNED
 from kdcli.models.load import LanguageModel, assemble
 from kdcli.models.packing import count_valid, find_valid
 from kdcli.teachers.base import LiveTeacher, Mixture, live_models
@@ -89,10 +90,10 @@ def test_it_speaks_after_the_same_text_and_is_silent_elsewhere(student, teacher,
     if turned:
         teacher, aligner = student, TokenAligner(aligner.other, aligner.own)
     whole = batch(aligner)
-    seen = aligned(teacher, aligner).aligned(whole, find_valid(whole.labels))
+    seen = aligned(teacher, aligner).output(whole, find_valid(whole.labels))
     expected = by_text(teacher, aligner)
-    assert seen.known.tolist() == [float(logits is not None) for logits, _, _ in expected]
-    assert 0.3 < seen.known.mean() < 1.0
+    assert seen.facts[ALIGNED].tolist() == [float(logits is not None) for logits, _, _ in expected]
+    assert 0.3 < seen.facts[ALIGNED].mean() < 1.0
     ours = seen.side.head.logits(seen.side.hidden, seen.vocab)
     for row, (logits, _, _) in enumerate(expected):
         if logits is None:
@@ -160,14 +161,14 @@ def test_neither_company_nor_padding_nor_chunks_count(student, teacher, aligner,
 def test_a_teacher_of_few_positions_is_silent_on_the_ends(student, teacher, aligner):
     whole = batch(aligner)
     packing = find_valid(whole.labels)
-    entire = aligned(teacher, aligner).aligned(whole, packing)
+    entire = aligned(teacher, aligner).output(whole, packing)
     for positions in (1, 9, 14, 1000):
-        cut = aligned(teacher, aligner, positions).aligned(whole, packing)
+        cut = aligned(teacher, aligner, positions).output(whole, packing)
         for row, example in enumerate(aligner.own.rows.examples):
             read = aligner.align(example.ids, example.prompt_length, row)
             expected = [place != NO_OFFSET and read.prompt_length + place <= positions for place in read.places]
-            assert cut.known[packing.sequence == row].tolist() == [float(one) for one in expected]
-        there = cut.known > 0
+            assert cut.facts[ALIGNED][packing.sequence == row].tolist() == [float(one) for one in expected]
+        there = cut.facts[ALIGNED] > 0
         torch.testing.assert_close(cut.side.hidden[there], entire.side.hidden[there], rtol=1e-9, atol=1e-10)
 
 
@@ -177,14 +178,14 @@ def test_a_sequence_no_row_holds_is_read_from_its_tokens(student, teacher, align
     ids = (*mine.ids[: mine.prompt_length], *answer, student.ends.default)
     labels = torch.tensor([[IGNORED] * (mine.prompt_length - 1) + [*answer, student.ends.default]])
     one = Batch(torch.tensor([ids[:-1]]), torch.ones(1, len(ids) - 1, dtype=torch.int64), labels, torch.tensor([2]))
-    seen = aligned(teacher, aligner).aligned(one, find_valid(labels))
+    seen = aligned(teacher, aligner).output(one, find_valid(labels))
     prompt = aligner.other.rows.examples[2]
     text = teacher.tokenizer.encode(prompt.prompt + " a little girl")
     assert text[: prompt.prompt_length] == list(prompt.question)
     with torch.no_grad():
         logits = teacher.model(torch.tensor([text])).logits[0]
     ours = seen.side.head.logits(seen.side.hidden, seen.vocab)
-    assert seen.known[[0, -1]].tolist() == [1.0, 1.0]
+    assert seen.facts[ALIGNED][[0, -1]].tolist() == [1.0, 1.0]
     torch.testing.assert_close(ours[0], logits[prompt.prompt_length - 1], rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(ours[-1], logits[-1], rtol=1e-9, atol=1e-10)
 
@@ -192,8 +193,8 @@ def test_a_sequence_no_row_holds_is_read_from_its_tokens(student, teacher, align
 def test_nothing_valid_is_nothing_said(student, teacher, aligner):
     one = torch.zeros((1, 1), dtype=torch.int64)
     nothing = Batch(one, one + 1, one + IGNORED, torch.full((1,), -1))
-    seen = aligned(teacher, aligner).aligned(nothing, find_valid(nothing.labels))
-    assert seen.known.shape == (0,)
+    seen = aligned(teacher, aligner).output(nothing, find_valid(nothing.labels))
+    assert seen.facts[ALIGNED].shape == (0,)
     loss, _ = DistillStep(student, aligned(teacher, aligner), build_objective("uld"), vocab=len(student.tokenizer))(
         nothing, 1
     )
@@ -206,7 +207,7 @@ def test_several_teachers_of_one_other_tokenizer_are_aligned_together(student, t
     assert live_models(both) == (teacher, other)
     whole = batch(aligner)
     packing = find_valid(whole.labels)
-    seen = both.aligned(whole, packing)
+    seen = both.output(whole, packing)
     assert isinstance(seen.side, Mixture)
     for member, single in zip(seen.side.members, (teacher, other), strict=True):
         alone = aligned(single, aligner).side(whole, packing)

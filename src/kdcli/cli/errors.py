@@ -101,25 +101,25 @@ def _report(error: BaseException) -> int:
     if isinstance(known, InterruptedRunError):
         return _end(launch.STOPPED, f"{known.what}; {known.fix}", known.exit_code)
     if known is not None:
-        return _end(known.code, str(known), known.exit_code)
+        return _end(known.code, str(known), known.exit_code, *map(str, known.also))
     log = _write_log(error)
     kind = type(error).__name__
     text = f"error[BUG-00]: {kind}: {one_line(str(error), 300)}. Fix: this is a bug in kd; please report it with {log}"
     return _end("BUG-00", text, 1)
 
 
-def _end(code: str, text: str, exit_code: int) -> int:
-    """Report how this process ended; of several, the launcher reports, or each names its rank."""
+def _end(code: str, text: str, exit_code: int, *also: str) -> int:
+    """Report how this process ended, one line a mistake; of several, the launcher reports, or each names its rank."""
     try:
         rank = distributed.rank()
     except UsageError:
         rank = 0
     if launch.is_started_by_kd():
-        launch.record(code, one_line(text, _WIDTH), exit_code)
-    elif rank == 0:
-        _say(f"{ERROR_LINE}{text}")
-    elif code != launch.STOPPED:
-        _say(f"{ERROR_LINE}process {rank}: {text}")
+        launch.record(code, one_line(text, _WIDTH), exit_code, [one_line(other, _WIDTH) for other in also])
+    elif rank == 0 or code != launch.STOPPED:
+        who = f"process {rank}: " if rank else ""
+        for line in (text, *also):
+            _say(f"{ERROR_LINE}{who}{line}")
     return exit_code
 
 

@@ -21,12 +21,12 @@ from kdcli.config.schema import (
     DistillConfig,
     DoctorConfig,
     EvalConfig,
-    Flag,
     GenerateConfig,
     JudgeConfig,
     ScoreConfig,
     SplitConfig,
 )
+from kdcli.config.sections import Flag
 
 WIDTH = 120
 

@@ -64,10 +64,11 @@ def is_started_by_kd() -> bool:
     return RECORDS in os.environ and "WORLD_SIZE" in os.environ
 
 
-def record(code: str, text: str, exit_code: int) -> None:
-    """Write a process' last line for the process that started it; a full disk must not hide the exit code."""
+def record(code: str, text: str, exit_code: int, also: Sequence[str] = ()) -> None:
+    """Write a process' last lines for the process that started it; a full disk must not hide the exit code."""
     path = Path(os.environ[RECORDS]) / f"{distributed.rank()}.json"
     line = {"rank": distributed.rank(), "code": code, "text": text, "exit_code": exit_code, "time": time.time()}
+    line |= {"also": [*also]}
     with suppress(OSError):
         path.write_text(json.dumps(line), encoding="utf-8")
 
@@ -109,6 +110,7 @@ class _Line(BaseModel):
     text: str
     exit_code: int
     time: float
+    also: list[str] = []
 
 
 def _line(path: Path) -> Iterator[dict[str, Any]]:
@@ -124,7 +126,9 @@ def saved_step(folder: Path) -> int | None:
 
 def _reported(line: Mapping[str, Any]) -> ReportedError:
     who = f"process {line['rank']}: " if line["rank"] and line["code"] not in (_LOST, STOPPED) else ""
-    return ReportedError(who + line["text"], line["exit_code"])
+    told = ReportedError(who + line["text"], line["exit_code"])
+    told.also = tuple(ReportedError(who + text, line["exit_code"]) for text in line["also"])
+    return told
 
 
 def _killed(rank: int, number: int, count: int, saved: int | None, command: str) -> MachineError:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from kdcli.comparison.cost import Cost
 from kdcli.comparison.records import Failure, Setup
-from kdcli.config.schema import EvalSettings
+from kdcli.config.sections import EvalSettings
 from kdcli.distill.records import CONTENDER, Reference, RunRecord
 from kdcli.errors import InputError, IntegrityError, UsageError
 from kdcli.evaluation.records import AnswerCounts, EvalRecord, ScoreInfo

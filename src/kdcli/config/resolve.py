@@ -23,7 +23,8 @@ from pydantic.fields import FieldInfo
 from kdcli.config import yaml_file
 from kdcli.config.names import ALIASES, EARLIER, nearest
 from kdcli.config.presets import PROTOCOL, of_protocol, read_protocol
-from kdcli.config.schema import KINDS, CommandConfig, Flag, FromText
+from kdcli.config.schema import KINDS, CommandConfig
+from kdcli.config.sections import Flag, FromText
 from kdcli.config.yaml_file import Node, scalar
 from kdcli.errors import InputError, KDError, UsageError
 from kdcli.text import one_line

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from kdcli.config.names import ALIASES, nearest
 from kdcli.config.resolve import iter_settings
-from kdcli.config.schema import TrainConfig
+from kdcli.config.sections import TrainConfig
 from kdcli.errors import UsageError
 from kdcli.text import one_line
 

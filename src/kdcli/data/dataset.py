@@ -8,7 +8,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from kdcli.config.schema import DataConfig
+from kdcli.config.sections import DataConfig
 from kdcli.data.readers import counted, short_place
 from kdcli.data.rows import Row, RowReport, read_rows
 from kdcli.data.templates import check_template, choose_template, render, render_guarded, template_digest

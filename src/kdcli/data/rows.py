@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kdcli.config.schema import DataConfig
+from kdcli.config.sections import DataConfig
 from kdcli.data.columns import KNOWN, FormName, RowSchema, infer_schema
 from kdcli.data.files import inspect_path
 from kdcli.data.parquet import open_hub, open_parquet, open_saved

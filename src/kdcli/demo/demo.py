@@ -13,15 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from kdcli.comparison.records import Comparison
 from kdcli.config import resolve
-from kdcli.config.schema import (
-    CompareConfig,
-    DataConfig,
-    DistillConfig,
-    EvalSettings,
-    GenerationConfig,
-    HardwareConfig,
-    TrainConfig,
-)
+from kdcli.config.schema import CompareConfig, DistillConfig
+from kdcli.config.sections import DataConfig, EvalSettings, GenerationConfig, HardwareConfig, TrainConfig
 from kdcli.demo import synthetic
 from kdcli.demo.synthetic import draw_answers, most_informative_task
 from kdcli.demo.toy import draw_fits, fit

@@ -136,7 +136,7 @@ def _teacher(every: Sequence[Prepared], session: Session, report: Report) -> Tea
 def _gradient(
     prepared: Prepared, student: LanguageModel, teacher: Teacher | None, window: Sequence[Batch], denominator: int
 ) -> tuple[Gradients, dict[str, Tensor]]:
-    train, device = prepared.config.train, prepared.device
+    train, device = prepared.train, prepared.device
     step = DistillStep(
         student, teacher, prepared.loss, vocab=prepared.pair.vocab, reduce=train.reduce, autocast=device.autocast,
         chunk_tokens=train.chunk_tokens,

@@ -1,114 +1,403 @@
-"""Compatibility of objectives, sources, teachers and tokenizers, checked before weights are read."""
+"""What goes together: objective, source, teacher, tokenizers, metrics and placement, checked before weights are read.
 
-from collections.abc import Sequence
-from pathlib import Path
+:func:`check` asks every rule of one table and returns all that is wrong. ``kd distill``, each line of ``kd compare``,
+and what these two would do (``kd plan``, ``--dry-run``) come through it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from transformers import PreTrainedConfig
 
-from kdcli.config.schema import DataConfig, DistillConfig, EvalSettings, HardwareConfig, ServerConfig
-from kdcli.errors import InputError, UsageError
-from kdcli.loading.info import ModelInfo, ModelPair, model_of, read_ensemble, require_single
+from kdcli.config.sections import DataConfig, EvalSettings, HardwareConfig, LoraConfig, MonitorConfig
+from kdcli.data.tokenize import TokenDataset
+from kdcli.distill.validation import deciding_score
+from kdcli.errors import InputError, KDError, UsageError
+from kdcli.evaluation.classification import encode_choices
+from kdcli.evaluation.on_policy import check_on_policy
+from kdcli.evaluation.scoring import MetricSet, choose_metrics
+from kdcli.loading import splits
+from kdcli.loading.info import ModelPair, model_of, read_ensemble
 from kdcli.losses.base import Dims, DistillLoss
 from kdcli.losses.build import build_objective
 from kdcli.losses.composite import losses_inside
 from kdcli.metrics.describe import describe
+from kdcli.models.adapters import check_adapter
 from kdcli.models.checks import open_folder
-from kdcli.models.devices import Device
 from kdcli.models.layers import shape_of
+from kdcli.models.load import check_length, positions_in, positions_stated
 from kdcli.models.random_init import random_config
 from kdcli.models.tokenizer import ACROSS
 from kdcli.models.weights import build_config
 from kdcli.registry.registry import LOSSES
-from kdcli.remote.address import address_of, is_url, served_model
+from kdcli.remote.address import is_url
 from kdcli.sources.base import Source
 from kdcli.sources.build import cards, supplying, writing
-from kdcli.sources.teacher import refuse_wordless
-from kdcli.teachers.cache_files import read_key
-from kdcli.teachers.cached import TeacherView, cache_key, check_key
+from kdcli.teachers.cached import TeacherView
 from kdcli.text import one_line
 
 
-def view_of(
-    cache: str | None,
-    teacher: ModelInfo,
-    data: DataConfig,
-    hardware: HardwareConfig,
-    device: Device,
-    *,
-    fixed: bool = True,
-) -> TeacherView:
-    """Return what a student sees of the teacher; nothing is loaded.
+@dataclass(frozen=True, kw_only=True)
+class Combination:
+    """What one run puts together.
 
     Args:
-        cache: the teacher's cache; None for none.
-        teacher: the teacher.
-        data: template and length.
-        hardware: precision of matrix products.
-        device: where it computes.
-        fixed: whether every sequence is a row of the data set, so that a cache can be made before.
-
-    Raises:
-        UsageError: SERVE-10, a server that a cache should stand for.
-        InputError: there is no such cache.
-        ExperimentChangedError: it was made of something else.
+        loss: the objective.
+        source: where its sequences come from.
+        label: both, in canonical form.
+        teacher: as named: a folder, a hub id, several of them, or a server's address; None for none.
+        teacher_cache: the cache that is read in its place.
+        quantization: what its weights are rounded to.
+        data: where rows come from.
+        hardware: devices and placement.
+        lora: the student's adapter.
+        evaluation: what is measured after training.
+        monitor: what is measured while training.
+        pair: student and teacher; None until they were looked at.
+        view: what the student sees of the teacher; None until that is known, or where it asks for nothing.
     """
-    if cache is None and teacher.server is not None and not fixed:
-        return TeacherView(top_k=teacher.server.top_k, live=True)
-    if cache is None and teacher.server is not None:
-        raise UsageError(
+
+    loss: DistillLoss
+    source: Source
+    label: str
+    teacher: str | None
+    teacher_cache: str | None
+    quantization: str
+    data: DataConfig
+    hardware: HardwareConfig
+    lora: LoraConfig
+    evaluation: EvalSettings
+    monitor: MonitorConfig
+    pair: ModelPair | None
+    view: TeacherView | None = None
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether training reads the teacher's weights."""
+        return self.loss.needs().anything_of_teacher
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the student is measured after training."""
+        return splits.measures_after_training(self.data, self.evaluation.split)
+
+    @property
+    def monitored(self) -> tuple[str, ...]:
+        """The metrics measured while training."""
+        return self.monitor.metrics if self.monitor.every is not None else ()
+
+    @property
+    def has_several_teachers(self) -> bool:
+        """Whether distributions of several teachers are mixed."""
+        return self.teacher is not None and read_ensemble(self.teacher) is not None
+
+
+Faults: TypeAlias = Iterator[KDError]
+
+
+def check(run: Combination) -> list[KDError]:
+    """Return everything about a run that does not go together, each with code, place and what would do.
+
+    Rules about models say nothing as long as ``run.pair`` and ``run.view`` are None.
+    """
+    return [fault for rule in RULES for fault in rule(run)]
+
+
+# The objective and the source.
+
+
+def _source_supplies(run: Combination) -> Faults:
+    """Origins, drawn sequences and per-token facts that the objective asks of its source; the nearest reason only."""
+    loss, source = run.loss, run.source
+    needs, absent = loss.needs(), sorted(loss.needs().origins - source.needs().origins)
+    if absent:
+        able = [f"@{name}" for name in writing(absent[0])]
+        yield UsageError(
+            "PAIR-05", f"{loss.name} has an objective for {absent[0]} sequences, and @{source.name} has none",
+            where=run.label, fix=f"pair it with {' or '.join(able)}" if able else f"leave {absent[0]}= out",
+        )  # fmt: skip
+    elif needs.drawn and source.needs().fixed:
+        able = [f"@{card.name}" for card in cards() if not card.fixed and needs.facts <= set(card.facts)]
+        yield UsageError(
+            "PAIR-07", f"{loss.name} needs sequences that a model draws, and @{source.name} has rows of the data set",
+            where=run.label, fix=f"pair it with {' or '.join(able)}",
+        )  # fmt: skip
+    elif missing := sorted(needs.facts - source.needs().facts):
+        able = [f"@{name}" for name in supplying(missing[0])]
+        yield UsageError(
+            "PAIR-01", f"{loss.name} reads {missing[0]} of every token, which @{source.name} does not know",
+            where=run.label,
+            fix=f"pair it with {' or '.join(able)}" if able else "give a source of your own that supplies it",
+        )  # fmt: skip
+
+
+def _corpus(run: Combination) -> Faults:
+    if run.source.needs().corpus and run.data.corpus is None:
+        fix = "give --set data.corpus=FILE"
+        yield UsageError("PAIR-03", f"{run.label} reads a second corpus", where="data.corpus", fix=fix)
+
+
+def _followed_score(run: Combination) -> Faults:
+    """A source that follows an evaluation needs one, with a score of which less is better."""
+    score = run.source.needs().monitor
+    if not score:
+        return
+    if run.monitor.every is None:
+        yield UsageError(
+            "PAIR-04", f"@{run.source.name} follows an evaluation made while training, and there is none",
+            where=run.label, fix="give kd distill --eval-every N, with --eval-data or --set data.dev_share=0.1",
+        )  # fmt: skip
+        return
+    known = {name: better for metric in run.monitor.metrics for name, better in describe(metric).scores.items()}
+    if known.get(score) != "lower":
+        lower = [name for name, better in known.items() if better == "lower"]
+        fix = f"choose score={lower[0]}" if lower else "add perplexity to monitor.metrics"
+        what = f"the evaluation while training has no lower-is-better score {one_line(score)}"
+        yield UsageError("PAIR-06", what, where=run.label, fix=fix)
+
+
+def _monitored_score(run: Combination) -> Faults:
+    """What is measured while training needs rows, and a score that says which student is best."""
+    if run.monitor.every is not None:
+        yield from faults_of(lambda: deciding_score(run.monitor, run.data, run.teacher))
+    elif run.monitor.patience is not None:
+        what = "monitor.patience counts evaluations, and there are none"
+        yield UsageError("CLI-20", what, where="monitor.every", fix="give --set monitor.every=N")
+
+
+# Placement.
+
+
+def _shards(run: Combination) -> Faults:
+    if run.hardware.shard == "ddp":
+        return
+    across = run.pair is not None and run.pair.teacher_vocab is not None and run.needs_teacher
+    kept_whole = {
+        f"{run.label} compares layers inside the models": run.loss.needs().features,
+        "several teachers speak as one": run.has_several_teachers,
+        "the teacher is quantised": run.quantization != "none",
+        f"{run.label} has a teacher of another tokenizer": across,
+    }
+    what = next((reason for reason, holds in kept_whole.items() if holds), None)
+    if what is not None:
+        fix = "use --set hardware.shard=ddp, which keeps every model whole"
+        yield UsageError("CLI-22", f"{what}, which does not go with shards", where="--shard", fix=fix)
+
+
+def _compiled_layers(run: Combination) -> Faults:
+    if run.hardware.compile and run.loss.needs().features:
+        what = f"{run.label} compares layers inside the models, which compiled layers do not show"
+        yield UsageError("COMPILE-03", what, where="hardware.compile", fix="leave hardware.compile out")
+
+
+def _adapter(run: Combination) -> Faults:
+    if run.pair is not None:
+        random = run.pair.student_is_random
+        yield from faults_of(lambda: check_adapter(run.lora, student_is_random=random))
+
+
+# The teacher: that there is one, how many, behind a cache or a server.
+
+
+def _teacher_is_there(run: Combination) -> Faults:
+    if run.teacher is None and (run.needs_teacher or run.source.needs().teacher):
+        what = "learns from a teacher" if run.needs_teacher else "trains on what a teacher writes"
+        yield UsageError("CLI-20", f"{run.label} {what}", where="--teacher", fix="give a folder or a hub id")
+
+
+def _one_teacher(run: Combination) -> Faults:
+    """Sources that let a teacher write, metrics that let it answer, and caches, have one teacher."""
+    if not run.has_several_teachers:
+        return
+    both = f"{one_line(str(run.teacher))} are several teachers"
+    if run.source.needs().teacher:
+        what, fix = f"@{run.source.name} asks one teacher, and {both}", "give one of them, or another source"
+        yield UsageError("CLI-22", what, where=run.label, fix=fix)
+    answering = [name for name in _named(run) if _needs_teacher(name) and describe(name).eats == "own"]
+    if answering:
+        what = f"{', '.join(answering)} asks one teacher, and {both}"
+        fix = f"give one of them, or --metric {_rest(run, answering)}"
+        yield UsageError("CLI-22", what, where="--teacher", fix=fix)
+    if run.teacher_cache is not None and run.needs_teacher:
+        what, fix = f"a cache remembers one teacher, and {both}", "leave the teacher cache out"
+        yield UsageError("CLI-22", what, where="--teacher-cache", fix=fix)
+
+
+def _cached_rows(run: Combination) -> Faults:
+    if run.teacher_cache is not None and run.needs_teacher and not run.source.needs().fixed:
+        yield UsageError(
+            "PAIR-02", f"a teacher's cache knows the rows of the data set, and @{run.source.name} trains on others",
+            where=f"{run.label} with --teacher-cache",
+            fix="leave --teacher-cache out, or leave the source out",
+        )  # fmt: skip
+
+
+def _served_source(run: Combination) -> Faults:
+    if run.teacher is not None and is_url(run.teacher):
+        yield from wordless(run.source, run.label)
+
+
+def _served_rows(run: Combination) -> Faults:
+    """Of rows of the data set a server is asked once, before training."""
+    asks = run.pair is not None and run.needs_teacher and run.source.needs().fixed and not run.loss.needs().features
+    if run.teacher is not None and is_url(run.teacher) and run.teacher_cache is None and asks:
+        yield UsageError(
             "SERVE-10", "a teacher behind a server reads the data's rows once, for a compact cache",
-            where=f"--teacher {teacher.path}",
+            where=f"--teacher {run.teacher}",
             fix="kd cache --kind compact with this teacher, --student and --data; then add --teacher-cache",
         )  # fmt: skip
-    if cache is None:
-        return TeacherView()
-    require_single(teacher.path, "a cache remembers one teacher", "--teacher-cache", "leave the teacher cache out")
-    found = read_key(Path(cache))["key"]
-    check_key(found, cache_key(teacher, data, hardware, device), Path(cache))
-    return TeacherView.of_cache(found)
 
 
-def server_of(config: DistillConfig) -> ServerConfig:
-    """Return how a served teacher is asked; what a cache says of the model's name need not be asked for again."""
-    server = config.server.model_copy(update={"url": config.teacher})
-    if config.teacher is None or not is_url(config.teacher) or config.teacher_cache is None or server.model:
-        return server
-    name = served_model(str(read_key(Path(config.teacher_cache))["key"].get("teacher")), address_of(server).url)
-    return server.model_copy(update={"model": name})
-
-
-def refuse_coarse(view: TeacherView, loss: DistillLoss, label: str) -> None:
-    """Refuse an objective that is not defined on what a compact cache keeps.
-
-    Raises:
-        UsageError: names it and says why.
-    """
-    known = view.top_k
-    why = _why_not(loss, known) if known is not None else None
-    if known is None or why is None:
+def _served_metrics(run: Combination) -> Faults:
+    """Scores that need a teacher's whole distribution, of which a server shows a part."""
+    if run.teacher is None or not is_url(run.teacher):
         return
-    if view.live:
-        raise UsageError(
-            "SERVE-12", f"{label} is not defined on the {known} tokens that a server is asked for: {why}",
-            where="--teacher", fix=f"use the teacher itself, or an objective that would work: {_working(known)}",
-        )  # fmt: skip
-    raise UsageError(
-        "CACHE-06", f"{label} is not defined on a compact cache: {why}", where="--teacher-cache",
-        fix=f"build an exact cache, use the teacher itself, or an objective that would work: {_working(known)}",
-    )  # fmt: skip
+    for names in (run.evaluation.metrics if run.is_measured else (), run.monitored):
+        bad = [name for name in names if _needs_teacher(name)]
+        if bad:
+            rest = ",".join(name for name in names if name not in bad) or "perplexity"
+            what = f"{', '.join(bad)} needs the whole teacher, and a server shows a part of it"
+            yield UsageError("SERVE-10", what, where="--metric", fix=f"give --metric {rest}")
 
 
-def refuse_measuring(metrics: Sequence[str], *, measured: bool) -> None:
-    """Refuse scores that need a teacher's whole distribution, of which a server shows a part.
+def wordless(source: Source, where: str) -> Faults:
+    """Yield the fault of a source that wants more of a teacher behind a server than its words."""
+    needs = source.needs()
+    if needs.teacher and not needs.words:
+        able = [f"@{card.name}" for card in cards() if card.words]
+        what = (
+            f"@{one_line(source.name)} as it is set asks the teacher token by token, and a server gives whole answers"
+        )
+        fix = f"give the teacher's folder, or use {' or '.join(able)} with sampled or greedy answers"
+        yield UsageError("SERVE-10", what, where=where, fix=fix)
 
-    Raises:
-        UsageError: SERVE-10, names them and those that can be had.
+
+# What is measured after training.
+
+
+def _metrics_can_be_had(run: Combination) -> Faults:
+    if run.is_measured:
+        yield from faults_of(lambda: _metrics(run))
+
+
+def _metrics(run: Combination) -> MetricSet:
+    fitted_on = splits.has_development_apart(run.data, run.evaluation.split)
+    return choose_metrics(run.evaluation, teacher=run.teacher is not None, development=fitted_on)
+
+
+def _named(run: Combination) -> Sequence[str]:
+    """Return the metrics asked for by name; of the default ones those that cannot be had are left out."""
+    return run.evaluation.metrics if run.is_measured and run.evaluation.metrics != EvalSettings().metrics else ()
+
+
+def _needs_teacher(name: str) -> bool:
+    return describe(name).needs_teacher
+
+
+def _rest(run: Combination, bad: Sequence[str]) -> str:
+    return ",".join(name for name in run.evaluation.metrics if name not in bad) or "perplexity"
+
+
+# A teacher of another tokenizer: nothing may compare token ids of the two models.
+
+
+def _equal_tokens(run: Combination) -> Faults:
+    needs = run.loss.needs()
+    if _is_across(run) and needs.anything_of_teacher and needs.same_tokens:
+        assert run.pair is not None, "two tokenizers are those of a pair"
+        what = f"{offending_loss(run.loss).name} compares the two token by token, and their {run.pair.difference}"
+        yield InputError("TOK-03", what, where=run.label, fix=ACROSS)
+
+
+def _equal_tokens_in_source(run: Combination) -> Faults:
+    if _is_across(run) and run.source.needs().same_tokens:
+        what = f"@{run.source.name} draws each token from both models, and their tokenizers differ"
+        yield UsageError("PAIR-09", what, where=run.label, fix="use @teacher, @student or the rows themselves")
+
+
+def _equal_tokens_in_cache(run: Combination) -> Faults:
+    if _is_across(run) and run.needs_teacher and run.teacher_cache is not None:
+        what = "a cache keeps what the teacher says after the student's own tokens, and the tokenizers differ"
+        fix = "leave --teacher-cache out: the teacher runs beside the student"
+        yield UsageError("PAIR-08", what, where=f"{run.label} with --teacher-cache", fix=fix)
+
+
+def _equal_tokens_in_metrics(run: Combination) -> Faults:
+    if not _is_across(run):
+        return
+    for where, names in {"--metric": _named(run), "monitor.metrics": run.monitored}.items():
+        bad = [name for name in names if _needs_teacher(name)]
+        if bad:
+            rest = ",".join(name for name in names if name not in bad) or "perplexity"
+            what = f"{', '.join(bad)} holds token ids against the teacher's, and the tokenizers differ"
+            yield UsageError("PAIR-10", what, where=where, fix=f"measure {rest}")
+
+
+def _is_across(run: Combination) -> bool:
+    return run.pair is not None and run.pair.teacher_vocab is not None
+
+
+def offending_loss(loss: DistillLoss) -> DistillLoss:
+    """Return the innermost part of an objective that asks for one tokenizer.
+
+    >>> from kdcli.losses.build import build_objective
+    >>> [offending_loss(build_objective(spec)).name for spec in ("ce+ramp:loss=fkl", "revised:loss=uld")]
+    ['fkl', 'revised']
     """
-    bad = [name for name in metrics if describe(name).needs_teacher]
-    if measured and bad:
-        rest = ",".join(name for name in metrics if name not in bad) or "perplexity"
-        what = f"{', '.join(bad)} needs the whole teacher, and a server shows a part of it"
-        raise UsageError("SERVE-10", what, where="--metric", fix=f"give --metric {rest}")
+    for child in losses_inside(loss):
+        if child.needs().anything_of_teacher and child.needs().same_tokens:
+            return offending_loss(child)
+    return loss
+
+
+# Layers inside the models: a cache and a server show none, and those named must be there.
+
+
+def _layers(run: Combination) -> Faults:
+    features = run.loss.needs().features
+    if not features or run.teacher is None:
+        return
+    compared = f"{run.label} compares {' and '.join(sorted(features))} inside the models"
+    if run.teacher_cache is not None:
+        fix = "leave the cache out, or leave hidden and attention out of the objective"
+        yield UsageError("CACHE-09", f"{compared}; a cache keeps neither", where="--teacher-cache", fix=fix)
+    elif is_url(run.teacher):
+        fix = "give the teacher's folder, or leave hidden and attention out of the objective"
+        yield UsageError("FEAT-03", f"{compared}; a server shows neither", where="--teacher", fix=fix)
+    elif (pair := run.pair) is not None:
+        yield from faults_of(lambda: run.loss.matches(dims_of(pair)))
+
+
+def dims_of(pair: ModelPair) -> Dims:
+    """Return the sizes of both models, from their config.json or the student's ``random:`` spec."""
+    assert pair.teacher is not None, "an objective on features has a teacher"
+    teacher = shape_of(_config(pair.teacher.path))
+    if pair.student_is_random:
+        return Dims(shape_of(random_config(pair.student, model_of(pair.teacher.path))), teacher)
+    return Dims(shape_of(_config(pair.student)), teacher)
+
+
+def _config(path: str) -> PreTrainedConfig:
+    checked = open_folder(model_of(path))
+    return build_config(checked.settings, str(checked.folder))
+
+
+# The k likeliest tokens of a compact cache or a server: not every objective is defined on them.
+
+
+def _known_tokens(run: Combination) -> Faults:
+    known = run.view.top_k if run.view is not None else None
+    why = _why_not(run.loss, known) if known is not None else None
+    if run.view is None or known is None or why is None:
+        return
+    able = f"an objective that would work: {_working(known)}"
+    if run.view.live:
+        what = f"{run.label} is not defined on the {known} tokens that a server is asked for: {why}"
+        yield UsageError("SERVE-12", what, where="--teacher", fix=f"use the teacher itself, or {able}")
+        return
+    what, fix = f"{run.label} is not defined on a compact cache: {why}", "build an exact cache, use the teacher itself"
+    yield UsageError("CACHE-06", what, where="--teacher-cache", fix=f"{fix}, or {able}")
 
 
 def _why_not(loss: DistillLoss, known: int) -> str | None:
@@ -128,45 +417,91 @@ def _working(known: int) -> str:
     )
 
 
-def refuse_pair(config: DistillConfig, loss: DistillLoss, source: Source, label: str) -> None:
-    """Refuse combinations of settings that cannot be trained with any data.
+# Rows: models must be able to read them, and metrics need what they hold. No weight is read.
+
+
+def check_rows(run: Combination, trained: TokenDataset, measured: TokenDataset | None) -> list[KDError]:
+    """Return what does not go with the rows.
 
     Args:
-        config: the run's settings.
-        loss: the objective.
-        source: where its sequences come from.
-        label: both, in canonical form.
-
-    Raises:
-        UsageError: names what is missing, and settings or sources that would do.
+        run: what is put together, both models looked at.
+        trained: the training rows.
+        measured: the rows measured after training, if any are.
     """
-    needs = source.needs()
-    _refuse_facts(loss, source, label)
-    _refuse_shards(config, loss, label)
-    _refuse_compiled(config, loss, label)
-    if config.teacher is None and (loss.needs().anything_of_teacher or needs.teacher):
-        what = "learns from a teacher" if loss.needs().anything_of_teacher else "trains on what a teacher writes"
-        raise UsageError("CLI-20", f"{label} {what}", where="--teacher", fix="give a folder or a hub id")
-    if needs.teacher:
-        require_single(config.teacher, f"@{source.name} asks one teacher", label, "give one of them, or another source")
-    if config.teacher_cache is not None and loss.needs().anything_of_teacher and not needs.fixed:
-        raise UsageError(
-            "PAIR-02",
-            f"a teacher's cache knows the rows of the data set, and @{source.name} trains on others",
-            where=f"{label} with --teacher-cache",
-            fix="leave --teacher-cache out, or leave the source out",
-        )
-    if needs.corpus and config.data.corpus is None:
-        raise UsageError(
-            "PAIR-03", f"{label} reads a second corpus", where="data.corpus", fix="give --set data.corpus=FILE"
-        )
-    if needs.monitor and config.monitor.every is None:
-        raise UsageError(
-            "PAIR-04", f"@{source.name} follows an evaluation made while training, and there is none", where=label,
-            fix="give kd distill --eval-every N, with --eval-data or --set data.dev_share=0.1",
-        )  # fmt: skip
-    if needs.monitor:
-        _refuse_score(config, needs.monitor, label)
+    assert run.pair is not None, "rows are read by a model's tokenizer"
+    longest, pair = max(trained.lengths), run.pair
+    student, bound = pair.student, _positions_of_student(pair)
+    reading, positions = {student: bound}, {student: bound}
+    if pair.teacher is not None and pair.teacher.server is None:
+        members = pair.teacher.members or (pair.teacher,)
+        theirs = {one.path: positions_stated(model_of(one.path)) for one in members}
+        if run.needs_teacher and run.teacher_cache is None and not _is_across(run):
+            reading |= theirs
+        positions |= theirs
+    short = next((path for path, most in reading.items() if most is not None and longest > most), student)
+    works: list[Callable[[], object]] = [lambda: check_length(longest, reading[short], short)]
+    if measured is not None:
+        works += _measurable(run, measured, positions)
+    return faults_of(*works)
+
+
+def _positions_of_student(pair: ModelPair) -> int | None:
+    if not pair.student_is_random:
+        return positions_stated(model_of(pair.student))
+    assert pair.teacher is not None, "a random student takes its form from a teacher"
+    first = pair.teacher.members[0] if pair.teacher.members else pair.teacher
+    return positions_in(random_config(pair.student, model_of(first.path)))
+
+
+def _measurable(
+    run: Combination, rows: TokenDataset, positions: Mapping[str, int | None]
+) -> Iterator[Callable[[], object]]:
+    """Yield what refuses rows that a metric cannot be taken on: too long, without choices, no room for an answer."""
+    assert run.pair is not None, "see check_rows"
+    tokenizer, student, chosen = run.pair.reader.tokenizer, run.pair.student, _metrics(run)
+    yield lambda: check_length(max(rows.lengths), positions[student], student)
+    if chosen.choices:
+        yield lambda: encode_choices(tokenizer, rows)
+    if chosen.own:
+        compared = any(metric.needs_teacher() for metric in chosen.own)
+        read = positions if compared else {student: positions[student]}
+        yield lambda: check_on_policy(chosen.own, rows, run.evaluation.generation.max_new_tokens, read)
+
+
+RULES: tuple[Callable[[Combination], Faults], ...] = (
+    _source_supplies,
+    _shards,
+    _compiled_layers,
+    _teacher_is_there,
+    _one_teacher,
+    _cached_rows,
+    _corpus,
+    _followed_score,
+    _served_source,
+    _served_metrics,
+    _metrics_can_be_had,
+    _monitored_score,
+    _layers,
+    _equal_tokens,
+    _equal_tokens_in_source,
+    _equal_tokens_in_cache,
+    _equal_tokens_in_metrics,
+    _served_rows,
+    _adapter,
+    _known_tokens,
+)
+"""Every rule, the one whose fault is told first before the others."""
+
+
+def faults_of(*works: Callable[[], object]) -> list[KDError]:
+    """Return what each of several pieces of work refuses to do."""
+    found: list[KDError] = []
+    for work in works:
+        try:
+            work()
+        except KDError as fault:
+            found += [fault, *fault.also]
+    return found
 
 
 def own_words_note(loss: DistillLoss, source: Source) -> str | None:
@@ -190,197 +525,3 @@ def own_words_note(loss: DistillLoss, source: Source) -> str | None:
         f"cross-entropy takes the student's own words for right answers, of which @{source.name} supplies some; "
         f"route gives each origin its own objective, as in route:data=ce,{own[0]}=jsd"
     )
-
-
-def _refuse_score(config: DistillConfig, score: str, label: str) -> None:
-    known = {name: better for metric in config.monitor.metrics for name, better in describe(metric).scores.items()}
-    if known.get(score) == "lower":
-        return
-    lower = [name for name, better in known.items() if better == "lower"]
-    fix = f"choose score={lower[0]}" if lower else "add perplexity to monitor.metrics"
-    what = f"the evaluation while training has no lower-is-better score {one_line(score)}"
-    raise UsageError("PAIR-06", what, where=label, fix=fix)
-
-
-def _refuse_shards(config: DistillConfig, loss: DistillLoss, label: str) -> None:
-    """Refuse what cannot be cut into shards."""
-    if config.hardware.shard == "ddp":
-        return
-    kept_whole = {
-        f"{label} compares layers inside the models": bool(loss.needs().features),
-        "several teachers speak as one": config.teacher is not None and read_ensemble(config.teacher) is not None,
-        "the teacher is quantised": config.teacher_quantization != "none",
-    }
-    what = next((reason for reason, holds in kept_whole.items() if holds), None)
-    if what is not None:
-        fix = "use --set hardware.shard=ddp, which keeps every model whole"
-        raise UsageError("CLI-22", f"{what}, which does not go with shards", where="--shard", fix=fix)
-
-
-def _refuse_compiled(config: DistillConfig, loss: DistillLoss, label: str) -> None:
-    if config.hardware.compile and loss.needs().features:
-        what = f"{label} compares layers inside the models, which compiled layers do not show"
-        raise UsageError("COMPILE-03", what, where="hardware.compile", fix="leave hardware.compile out")
-
-
-def _refuse_facts(loss: DistillLoss, source: Source, label: str) -> None:
-    absent = sorted(loss.needs().origins - source.needs().origins)
-    if absent:
-        able = [f"@{name}" for name in writing(absent[0])]
-        raise UsageError(
-            "PAIR-05", f"{loss.name} has an objective for {absent[0]} sequences, and @{source.name} has none",
-            where=label, fix=f"pair it with {' or '.join(able)}" if able else f"leave {absent[0]}= out",
-        )  # fmt: skip
-    if loss.needs().drawn and source.needs().fixed:
-        able = [f"@{card.name}" for card in cards() if not card.fixed and loss.needs().facts <= set(card.facts)]
-        raise UsageError(
-            "PAIR-07", f"{loss.name} needs sequences that a model draws, and @{source.name} has rows of the data set",
-            where=label, fix=f"pair it with {' or '.join(able)}",
-        )  # fmt: skip
-    missing = sorted(loss.needs().facts - source.needs().facts)
-    if not missing:
-        return
-    fact = missing[0]
-    able = [f"@{name}" for name in supplying(fact)]
-    raise UsageError(
-        "PAIR-01",
-        f"{loss.name} reads {fact} of every token, which @{source.name} does not know",
-        where=label,
-        fix=f"pair it with {' or '.join(able)}" if able else "give a source of your own that supplies it",
-    )
-
-
-# What goes together with a teacher of another tokenizer, and how it reads the rows; no weight is read.
-
-
-def refuse_across(config: DistillConfig, loss: DistillLoss, source: Source, label: str, pair: ModelPair) -> None:
-    """Refuse what compares token ids of student and teacher, where these have different tokenizers.
-
-    Args:
-        config: the run's settings.
-        loss: the objective.
-        source: where its sequences come from.
-        label: both, in canonical form.
-        pair: student and teacher.
-
-    Raises:
-        InputError: TOK-03, an objective on equal tokens.
-        UsageError: a source, cache, metric or placement that does not go across tokenizers, with what would.
-    """
-    if pair.teacher_vocab is None:
-        return
-    needs = loss.needs()
-    if needs.anything_of_teacher and needs.same_tokens:
-        what = f"{offending_loss(loss).name} compares the two token by token, and their {pair.difference}"
-        raise InputError("TOK-03", what, where=label, fix=ACROSS)
-    if source.needs().same_tokens:
-        what = f"@{source.name} draws each token from both models, and their tokenizers differ"
-        raise UsageError("PAIR-09", what, where=label, fix="use @teacher, @student or the rows themselves")
-    if needs.anything_of_teacher:
-        _refuse_forms(config, label)
-    _refuse_metrics(config)
-
-
-def offending_loss(loss: DistillLoss) -> DistillLoss:
-    """Return the innermost part of an objective that asks for one tokenizer.
-
-    >>> from kdcli.losses.build import build_objective
-    >>> [offending_loss(build_objective(spec)).name for spec in ("ce+ramp:loss=fkl", "revised:loss=uld")]
-    ['fkl', 'revised']
-    """
-    for child in losses_inside(loss):
-        if child.needs().anything_of_teacher and child.needs().same_tokens:
-            return offending_loss(child)
-    return loss
-
-
-def _refuse_forms(config: DistillConfig, label: str) -> None:
-    if config.teacher_cache is not None:
-        what = "a cache keeps what the teacher says after the student's own tokens, and the tokenizers differ"
-        fix = "leave --teacher-cache out: the teacher runs beside the student"
-        raise UsageError("PAIR-08", what, where=f"{label} with --teacher-cache", fix=fix)
-    if config.hardware.shard != "ddp":
-        what = f"{label} has a teacher of another tokenizer, which does not go with shards"
-        raise UsageError(
-            "CLI-22", what, where="--shard", fix="use --set hardware.shard=ddp, which keeps every model whole"
-        )
-
-
-def _refuse_metrics(config: DistillConfig) -> None:
-    asked = config.evaluation.metrics if config.evaluation.metrics != EvalSettings().metrics else ()
-    watched = config.monitor.metrics if config.monitor.every is not None else ()
-    for where, names in {"--metric": asked, "monitor.metrics": watched}.items():
-        bad = [name for name in names if describe(name).needs_teacher]
-        if bad:
-            rest = ",".join(name for name in names if name not in bad) or "perplexity"
-            what = f"{', '.join(bad)} holds token ids against the teacher's, and the tokenizers differ"
-            raise UsageError("PAIR-10", what, where=where, fix=f"measure {rest}")
-
-
-# Checks an objective on layers inside the models against the models' sizes, before any weight is read.
-
-
-def refuse_features(loss: DistillLoss, label: str, pair: ModelPair, cache: str | None) -> None:
-    """Refuse layers that do not exist, and a cache, which keeps no layer but the last.
-
-    Args:
-        loss: the objective.
-        label: how it was asked for.
-        pair: student and teacher.
-        cache: the teacher's cache, if one is used.
-
-    Raises:
-        UsageError: CACHE-09 for a cache, FEAT-01 for a layer that does not exist.
-    """
-    if not loss.needs().features:
-        return
-    if cache is not None:
-        what = (
-            f"{label} compares {' and '.join(sorted(loss.needs().features))} inside the models; a cache keeps neither"
-        )
-        raise UsageError("CACHE-09", what, where="--teacher-cache",
-                         fix="leave the cache out, or leave hidden and attention out of the objective")  # fmt: skip
-    if pair.teacher is not None and pair.teacher.server is not None:
-        what = (
-            f"{label} compares {' and '.join(sorted(loss.needs().features))} inside the models; a server shows neither"
-        )
-        fix = "give the teacher's folder, or leave hidden and attention out of the objective"
-        raise UsageError("FEAT-03", what, where="--teacher", fix=fix)
-    loss.matches(dims_of(pair))
-
-
-def dims_of(pair: ModelPair) -> Dims:
-    """Return the sizes of both models, from their config.json or the student's ``random:`` spec."""
-    assert pair.teacher is not None, "an objective on features has a teacher"
-    teacher = shape_of(_config(pair.teacher.path))
-    if pair.student_is_random:
-        return Dims(shape_of(random_config(pair.student, model_of(pair.teacher.path))), teacher)
-    return Dims(shape_of(_config(pair.student)), teacher)
-
-
-def _config(path: str) -> PreTrainedConfig:
-    checked = open_folder(model_of(path))
-    return build_config(checked.settings, str(checked.folder))
-
-
-# Refuses what a teacher behind a server cannot give, before anything is asked of it.
-
-
-def refuse_served(config: DistillConfig, source: Source, label: str, *, measured: bool) -> None:
-    """Refuse sources and scores that need more of a teacher than a server shows.
-
-    Args:
-        config: the run's settings.
-        source: where sequences come from.
-        label: objective and source, in canonical form.
-        measured: whether rows are measured after training.
-
-    Raises:
-        UsageError: SERVE-10, names what would do.
-    """
-    if config.teacher is None or not is_url(config.teacher):
-        return
-    refuse_wordless(source, label)
-    refuse_measuring(config.evaluation.metrics, measured=measured)
-    if config.monitor.every is not None:
-        refuse_measuring(config.monitor.metrics, measured=True)

@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 
-from kdcli.config.schema import DistillConfig, LoraConfig
+from kdcli.config.sections import LoraConfig, ServerConfig, TrainConfig
 from kdcli.data.tokenize import TokenDataset
+from kdcli.distill.compat import Combination
+from kdcli.distill.validation import ValidationPlan
 from kdcli.loading.info import ModelPair
 from kdcli.losses.base import DistillLoss
 from kdcli.models.adapters import alpha_of
@@ -33,37 +35,38 @@ OWN = ("loss", "loss.code", "train.seed")
 """What tells the cells of one comparison apart; everything else must be equal."""
 
 
-def fingerprint_of(
-    config: DistillConfig,
-    label: str,
-    loss: DistillLoss,
-    pair: ModelPair,
-    dataset: TokenDataset,
+def fingerprint(
+    run: Combination,
+    train: TrainConfig,
+    server: ServerConfig,
     device: Device,
+    dataset: TokenDataset,
+    corpus: TokenDataset | None,
     steps: int,
-    seen: str | None = None,
-    ending: dict[str, Any] | None = None,
-    source: Source | None = None,
+    watched: ValidationPlan | None,
 ) -> dict[str, Any]:
     """Return the flat table of everything that the student's weights depend on.
 
     Args:
-        config: the run's settings.
-        label: the objective in canonical form.
-        loss: the objective, whose code counts if it is a guest's.
-        pair: student and teacher.
-        dataset: training rows; their tokens count, not the file's name.
+        run: objective, source, teacher, placement.
+        train: how it is trained.
+        server: how a teacher behind a server is asked.
         device: resolved precision.
+        dataset: training rows; their tokens count, not the file's name.
+        corpus: rows of the second corpus, if the source reads one.
         steps: optimizer steps of the whole run.
-        seen: what the student sees of the teacher: the whole of it, or what a cache kept.
-        ending: what an evaluation while training may change: an early end, or what is trained on.
-        source: where sequences come from.
+        watched: what is measured while training; it counts where it may end the training, or the source follows it.
     """
-    train = {
-        f"train.{name}": value for name, value in config.train.model_dump(mode="json").items() if name not in MAY_DIFFER
+    loss, source, pair = run.loss, run.source, run.pair
+    assert pair is not None, "a combination with its models"
+    seen = str(run.view) if run.view is not None else None
+    follows = watched is not None and (watched.config.patience is not None or source.needs().monitor != "")
+    code, needs = guest_code(source), source.needs()
+    trained = {
+        f"train.{name}": value for name, value in train.model_dump(mode="json").items() if name not in MAY_DIFFER
     }
     return {
-        "loss": label,
+        "loss": run.label,
         "loss.code": guest_code(loss),
         "student": pair.student_identity,
         "teacher": pair.teacher.digest if pair.teacher and needs_teacher(loss, pair, source) else None,
@@ -73,25 +76,29 @@ def fingerprint_of(
         "data": dataset.digest,
         "steps": steps,
         "precision": str(device.compute).removeprefix("torch."),
-        "matmul_precision": config.hardware.matmul_precision,
-        "threads": config.hardware.threads,
-        **({"compile": _compiled(config, seen)} if config.hardware.compile else {}),
-        **({"monitor": ending} if ending else {}),
-        **_adapter(config.lora),
-        **train,
+        "matmul_precision": run.hardware.matmul_precision,
+        "threads": run.hardware.threads,
+        **({"compile": _compiled(run, seen)} if run.hardware.compile else {}),
+        **({"monitor": watched.identity} if watched is not None and follows else {}),
+        **_adapter(run.lora),
+        **trained,
+        **({"source.code": code} if code else {}),
+        **({"corpus": corpus.digest} if corpus is not None else {}),
+        **({} if needs.fixed else {"data.max_length": run.data.max_length, **_endings(pair)}),
+        **({"server.send": server.send} if needs.teacher and is_url(run.teacher or "") else {}),
     }
 
 
-def _other_tokenizer(pair: ModelPair, loss: DistillLoss, source: Source | None) -> dict[str, Any]:
+def _other_tokenizer(pair: ModelPair, loss: DistillLoss, source: Source) -> dict[str, Any]:
     """Return what a teacher of another tokenizer adds to the identity; nothing where both share theirs."""
     if pair.teacher is None or pair.teacher_vocab is None or not needs_teacher(loss, pair, source):
         return {}
     return {"teacher.tokenizer": pair.teacher.tokenizer_digest}
 
 
-def _compiled(config: DistillConfig, seen: str | None) -> str:
+def _compiled(run: Combination, seen: str | None) -> str:
     """Return whose layers are compiled: the teacher's only if it runs, which differs from reading its cache."""
-    return "student and teacher" if seen is not None and config.teacher_cache is None else "student"
+    return "student and teacher" if seen is not None and run.teacher_cache is None else "student"
 
 
 def _adapter(lora: LoraConfig) -> dict[str, Any]:
@@ -102,36 +109,15 @@ def _adapter(lora: LoraConfig) -> dict[str, Any]:
     return {f"lora.{name}": value for name, value in settings.items()}
 
 
-def source_identity(
-    source: Source, corpus: TokenDataset | None, config: DistillConfig, pair: ModelPair
-) -> dict[str, Any]:
-    """Return what else the student's weights depend on, where sequences are not the rows as they are.
-
-    Args:
-        source: where sequences come from; its spec is part of the objective's label.
-        corpus: rows of the second corpus, if it reads one.
-        config: the run's settings.
-        pair: student and teacher.
-    """
-    code = guest_code(source)
-    return {
-        **({"source.code": code} if code else {}),
-        **({"corpus": corpus.digest} if corpus is not None else {}),
-        **({} if source.needs().fixed else {"data.max_length": config.data.max_length, **_endings(pair)}),
-        **({"server.send": config.server.send} if source.needs().teacher and is_url(config.teacher or "") else {}),
-    }
-
-
 def _endings(pair: ModelPair) -> dict[str, Any]:
     """Return the tokens that end what the models write."""
     teacher = {} if pair.teacher is None else {"end_tokens.teacher": sorted(pair.teacher.ends.ids)}
     return {"end_tokens.student": sorted(pair.reader.ends.ids), **teacher}
 
 
-def needs_teacher(loss: DistillLoss, pair: ModelPair, source: Source | None = None) -> bool:
+def needs_teacher(loss: DistillLoss, pair: ModelPair, source: Source) -> bool:
     """Whether the teacher's weights can change the student: by the loss, by the source, or by its random start."""
-    writes = source is not None and source.needs().teacher
-    return loss.needs().anything_of_teacher or writes or pair.reader is pair.teacher
+    return loss.needs().anything_of_teacher or source.needs().teacher or pair.reader is pair.teacher
 
 
 def guest_code(part: Plugin) -> str | None:

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdcli.config.schema import GenerateConfig, TrainConfig
+from kdcli.config.schema import GenerateConfig
+from kdcli.config.sections import TrainConfig
 from kdcli.data.tokenize import Example, TokenDataset
-from kdcli.errors import InterruptedRunError, UsageError
+from kdcli.distill.compat import wordless
+from kdcli.errors import InterruptedRunError, UsageError, raise_all
 from kdcli.events import Event, Report
 from kdcli.loading.info import ModelInfo, ModelPair, model_of, require_single
 from kdcli.loading.session import Session, check_data_path
@@ -22,7 +24,7 @@ from kdcli.signals import StopRequest
 from kdcli.sources.base import SourceContext
 from kdcli.sources.build import build_source, tail_of
 from kdcli.sources.completions import TeacherCompletion
-from kdcli.sources.teacher import TeacherSource, refuse_wordless
+from kdcli.sources.teacher import TeacherSource
 from kdcli.sources.teacher_text.remote import RemoteGenerator
 from kdcli.sources.teacher_text.rows import (
     ROWS,
@@ -140,7 +142,7 @@ def _source(config: GenerateConfig) -> TeacherSource:
 
 
 def _check_served(source: TeacherSource, student: str | None) -> None:
-    refuse_wordless(source, f"--source {tail_of(source).removeprefix('@')}")
+    raise_all([*wordless(source, f"--source {tail_of(source).removeprefix('@')}")])
     if student is None:
         what = "a server shows no tokenizer to read its words"
         raise UsageError("SERVE-10", what, where="--student", fix="give the folder of the student that will learn them")

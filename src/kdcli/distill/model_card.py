@@ -37,9 +37,9 @@ def model_card(prepared: Prepared, evaluation: EvalRecord | None = None) -> str:
         prepared: the run.
         evaluation: its scores, if it was evaluated.
     """
-    config = prepared.config
-    based = [name for name in (config.student, config.teacher) if name is not None and _on_hub(name)]
-    name = f"{_shown_name(config.student)} distilled with {one_line(prepared.label, 80)}"
+    student = prepared.pair.student
+    based = [name for name in (student, prepared.teacher) if name is not None and _on_hub(name)]
+    name = f"{_shown_name(student)} distilled with {one_line(prepared.label, 80)}"
     data = ModelCardData(
         base_model=based or None,
         library_name="transformers",
@@ -106,10 +106,8 @@ def _on_hub(name: str) -> bool:
     return "/" in name and not Path(name).exists() and not is_random(name)
 
 
-def _shown_name(name: str | None) -> str:
+def _shown_name(name: str) -> str:
     """Return a model's name without the folders it lies in."""
-    if name is None:
-        return "-"
     return one_line(name if _on_hub(name) or is_random(name) else Path(name).name, 80)
 
 
@@ -143,7 +141,7 @@ def _leaves(loss: DistillLoss) -> Iterator[DistillLoss]:
 
 
 def _training(prepared: Prepared) -> list[str]:
-    train = prepared.config.train
+    train = prepared.train
     rows: list[tuple[str, Any]] = [
         ("objective", prepared.label),
         *_adapter(prepared),
@@ -152,7 +150,7 @@ def _training(prepared: Prepared) -> list[str]:
         ("peak learning rate", f"{train.lr:g}, {train.schedule}"),
         ("weight decay", f"{train.weight_decay:g}"),
         ("seed", train.seed),
-        ("longest row (tokens)", prepared.config.data.max_length),
+        ("longest row (tokens)", prepared.data.max_length),
         ("precision", prepared.identity["precision"]),
         ("kd", __version__),
     ]
@@ -160,7 +158,7 @@ def _training(prepared: Prepared) -> list[str]:
 
 
 def _adapter(prepared: Prepared) -> list[tuple[str, Any]]:
-    lora = prepared.config.lora
+    lora = prepared.lora
     if lora.rank is None:
         return []
     shown = f"LoRA of rank {lora.rank}, alpha {alpha_of(lora):g}, on {', '.join(lora.targets)}; merged"

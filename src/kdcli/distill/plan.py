@@ -13,7 +13,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from kdcli import distributed
-from kdcli.config.schema import DistillConfig, HardwareConfig
+from kdcli.config.schema import DistillConfig
+from kdcli.config.sections import HardwareConfig
 from kdcli.data.batching import IGNORED, collate, micro_batches
 from kdcli.data.tokenize import TokenDataset, decode_after
 from kdcli.distill.gpu_memory import CACHE, needed, way_to_fit
@@ -203,31 +204,31 @@ def setup_of(prepared: Prepared, rows: int, length: int, *, several: bool, execu
         several: whether there are several per optimizer step.
         execution: how the chunked pass runs there.
     """
-    config, device = prepared.config, prepared.device
+    device = prepared.device
     vocab = max(prepared.pair.vocab, prepared.pair.teacher_vocab or 0)
-    space = Workspace(config.train.chunk_tokens, execution)
+    space = Workspace(prepared.train.chunk_tokens, execution)
     chunk = space.chunk(vocab, device.device)
-    half, many = device.autocast is not None, count(config.hardware)
+    half, many = device.autocast is not None, count(prepared.hardware)
     wide = half and execution.logits_dtype(torch.bfloat16) == torch.float32
     widened = (1 + prepared.loss.needs().teacher) if half and not wide else 0
     taken = execution.pass_bytes()
     return Setup(
-        shard=config.hardware.shard,
+        shard=prepared.hardware.shard,
         processes=many,
         rows=rows,
         length=length,
         accumulates=several,
-        checkpointing=config.train.gradient_checkpointing,
+        checkpointing=prepared.train.gradient_checkpointing,
         half=half,
         wide=wide,
         vocab=vocab,
         chunk=chunk,
         block=space.block(vocab, device.device, chunk),
         pointwise=pointwise(prepared.loss) + widened if taken is None else taken / 4,
-        rank=config.lora.rank,
-        quantization=config.teacher_quantization,
-        remembered=config.teacher_cache is not None,
-        alone=device.device.type == "cpu" and (many == 1 or config.hardware.shard == "ddp"),
+        rank=prepared.lora.rank,
+        quantization=prepared.quantization,
+        remembered=prepared.teacher_cache is not None,
+        alone=device.device.type == "cpu" and (many == 1 or prepared.hardware.shard == "ddp"),
         lends=prepared.source.needs().teacher or (prepared.watched is not None and prepared.watched.needs_teacher),
     )
 
@@ -258,8 +259,8 @@ def pointwise(loss: DistillLoss) -> float:
 
 def largest_micro_batch(prepared: Prepared) -> tuple[int, int, bool]:
     """Return sequences and padded length of a process's largest micro-batch, and whether it has several in a step."""
-    train, lengths = prepared.config.train, sorted(prepared.dataset.lengths, reverse=True)
-    own = math.ceil(train.batch_size / count(prepared.config.hardware))
+    train, lengths = prepared.train, sorted(prepared.dataset.lengths, reverse=True)
+    own = math.ceil(train.batch_size / count(prepared.hardware))
     cut = micro_batches(range(min(own, len(lengths))), lengths, train.micro_tokens)
     first = max(cut, key=lambda indexes: len(indexes) * max(lengths[index] for index in indexes))
     return len(first), max(lengths[index] for index in first), len(cut) > 1
@@ -270,8 +271,8 @@ def flops(prepared: Prepared, student: Footprint, teacher: Footprint | None) -> 
 
     Heads see response tokens only.
     """
-    data, config = prepared.dataset, prepared.config
-    passes = prepared.steps * config.train.batch_size / len(data)
+    data = prepared.dataset
+    passes = prepared.steps * prepared.train.batch_size / len(data)
     seen, learnt = sum(data.lengths) * passes, data.targets * passes
     spent = 6.0 * (student.trunk * seen + student.head * learnt)
     read = seen if prepared.teacher_rows is None else sum(prepared.teacher_rows.lengths) * passes
@@ -424,7 +425,7 @@ def _gibibytes(size: int) -> str:
 
 def describe_run(prepared: Prepared) -> dict[str, str]:
     """Return the facts of a run in reading order."""
-    config, data = prepared.config, prepared.dataset
+    data = prepared.dataset
     learnt, total = data.targets, sum(data.lengths)
     passes = prepared.steps / prepared.windows().steps_per_epoch
     facts = {
@@ -434,15 +435,15 @@ def describe_run(prepared: Prepared) -> dict[str, str]:
         "student": _model(prepared.pair, teacher=False),
         "vocabulary": _vocabulary(prepared.pair),
         "training rows": f"{len(data):,} rows, {total:,} tokens, {learnt:,} of them learnt ({learnt / total:.0%})",
-        "steps": f"{prepared.steps:,} of {config.train.batch_size} sequences ({passes:.1f} passes)",
+        "steps": f"{prepared.steps:,} of {prepared.train.batch_size} sequences ({passes:.1f} passes)",
         "response tokens": f"about {round(learnt * passes):,} in all",
     }
     if prepared.teacher_rows is not None:
         met, seen = share_met(prepared, _SAMPLED), min(_SAMPLED, len(data))
         facts["alignment"] = f"{met:.1%} of the response tokens are aligned with the teacher's (first {seen} rows)"
     if prepared.test is not None:
-        bare = leaves_answers_out(config.evaluation, prepared.test)
-        names = [name for name in config.evaluation.metrics if not (bare and describe(name).eats == "texts")]
+        bare = leaves_answers_out(prepared.evaluation, prepared.test)
+        names = [name for name in prepared.evaluation.metrics if not (bare and describe(name).eats == "texts")]
         metrics = ", ".join(names)
         facts["held-out rows"] = f"{len(prepared.test):,} rows; {metrics}"
     return facts

@@ -32,8 +32,6 @@ from kdcli.registry import plugins
 from kdcli.sources.token_counts import Made, TokenCounts
 from kdcli.storage import stored
 from kdcli.storage.run_dir import CONFIG, STATUS, RunFolder
-from kdcli.teachers.base import live_models
-from kdcli.teachers.remote import RemoteTeacher
 from kdcli.text import typed
 from kdcli.training.job import TrainResult
 from kdcli.training.trainer import train
@@ -69,7 +67,7 @@ def distill(
     """
     session = session or Session()
     told = prepared is not None
-    prepared = replace(prepared, config=config) if prepared else prepare_run(config, session)
+    prepared = prepared or prepare_run(config, session)
     if config.output is None:
         raise UsageError("CLI-20", "no run folder", where="-o", fix="give one, such as -o runs/akl")
     folder = RunFolder(Path(config.output))
@@ -83,7 +81,7 @@ def distill(
         if distributed.world() == 1 and folder.check(prepared.identity, resume=True) and folder.is_done:
             # a kill had set its model aside, and the sweep put it back
             return _finished(folder, prepared, session, report)
-        _begin(folder, prepared, report)
+        _begin(folder, resolve.to_yaml(config), prepared, report)
         outcome = _train(folder, prepared, session, report, command or _again(folder))
         record = _record(folder, prepared.identity, outcome, already_done=False)
         return _with_evaluation(record, prepared, session, report)
@@ -121,60 +119,60 @@ def read_run(path: Path) -> RunRecord:
 def _finished(folder: RunFolder, prepared: Prepared, session: Session, report: Report) -> RunRecord:
     report(Event("note", f"{folder.path} is already done"))
     if distributed.rank() == 0:
-        remove_superseded(folder.path, keep_checkpoints=prepared.config.train.keep_finished)
+        remove_superseded(folder.path, keep_checkpoints=prepared.train.keep_finished)
     return _with_evaluation(read_run(folder.path), prepared, session, report)
 
 
 def is_complete(folder: RunFolder, prepared: Prepared) -> bool:
     """Whether nothing is left to do about a run that is done and measured: its card has its scores, nothing is over."""
     try:
-        scored = prepared.config.evaluation.split != "test" or card_has_scores(folder.model)
+        scored = prepared.evaluation.split != "test" or card_has_scores(folder.model)
     except IntegrityError:  # the run itself says so when it is asked for
         return False
-    return scored and not superseded_files(folder.path, keep_checkpoints=prepared.config.train.keep_finished)
+    return scored and not superseded_files(folder.path, keep_checkpoints=prepared.train.keep_finished)
 
 
 def _with_evaluation(record: RunRecord, prepared: Prepared, session: Session, report: Report) -> RunRecord:
     found: EvalRecord | None = None
     if prepared.test is not None and distributed.rank() == 0:
-        found = evaluate_student(record.folder, prepared.config, session, report)
-        if prepared.config.evaluation.split == "test":
+        found = evaluate_student(record.folder, prepared.measuring, session, report)
+        if prepared.evaluation.split == "test":
             renew_card(record.model, model_card(prepared, found))
     return replace(record, evaluation=found)
 
 
-def _begin(folder: RunFolder, prepared: Prepared, report: Report) -> None:
-    """Write what the run is; checks the folder again, now that it is locked."""
+def _begin(folder: RunFolder, settings: str, prepared: Prepared, report: Report) -> None:
+    """Write what the run is, and its settings; checks the folder again, now that it is locked."""
     if distributed.rank() != 0:
         return
     now = environment()
     if folder.check(prepared.identity, resume=True):
         for change in changes(folder.manifest()["environment"], now):
             report(Event("warning", change))
-    folder.begin(resolve.to_yaml(prepared.config), prepared.identity, now | {"device": prepared.device.description})
+    folder.begin(settings, prepared.identity, now | {"device": prepared.device.description})
     folder.set_status("training", total=prepared.steps, rows=len(prepared.dataset))
 
 
 def _train(folder: RunFolder, prepared: Prepared, session: Session, report: Report, command: str) -> TrainResult:
-    models = load_models(prepared, session, report)
+    models = load_models(folder, prepared, session, report)
     if distributed.rank() == 0:
-        rehearse(models.student, folder.path, model_card(prepared), adapter=prepared.config.lora.keep)
+        rehearse(models.student, folder.path, model_card(prepared), adapter=prepared.lora.keep)
     started = time.process_time()
     training = assemble_training(folder, prepared, models, session, report, command)
     _note_text(folder, training.windows.made)
     outcome = train(training)
     session.forget_emptied()
     if distributed.rank() == 0:
-        about = {"loss": prepared.label, "seed": prepared.config.train.seed, SCORED: False}
+        about = {"loss": prepared.label, "seed": prepared.train.seed, SCORED: False}
         save_model(models.student, folder.model, about, model_card(prepared))
-        if prepared.config.lora.keep:
+        if prepared.lora.keep:
             save_adapter_alone(models.student, folder.path)
         spent = folder.status().get("cpu_seconds", 0.0) + time.process_time() - started
-        teachers = len(live_models(models.teacher)) + isinstance(models.teacher, RemoteTeacher)
-        taught = None if prepared.teacher_rows else outcome.student_tokens * teachers
+        readers = 0 if models.teacher is None else models.teacher.readers
+        taught = None if prepared.teacher_rows else outcome.student_tokens * readers
         facts = {"teacher_tokens": taught, "asks_teacher": prepared.needs_teacher}
         folder.set_status("done", **vars(outcome), **facts, cpu_seconds=round(spent, 2))
-        remove_superseded(folder.path, keep_checkpoints=prepared.config.train.keep_finished)
+        remove_superseded(folder.path, keep_checkpoints=prepared.train.keep_finished)
     return outcome
 
 

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import gather_object
 
 from kdcli import distributed
-from kdcli.config.schema import EvalSettings
+from kdcli.config.sections import EvalSettings
 from kdcli.data.alignment import NO_OFFSET, TokenAligner, TokenReader
 from kdcli.distill.model_card import model_card, save_model
 from kdcli.distill.prepare import Prepared
@@ -35,7 +35,9 @@ from kdcli.training.placement import Side
 # Loads what a checked run's student learns from.
 
 
-def load_teacher(prepared: Prepared, start: Device, session: Session, report: Report) -> Teacher | None:
+def load_teacher(
+    prepared: Prepared, start: Device, session: Session, report: Report, folder: Path | None = None
+) -> Teacher | None:
     """Return what the student learns from, None if the objective asks for nothing.
 
     Args:
@@ -43,36 +45,38 @@ def load_teacher(prepared: Prepared, start: Device, session: Session, report: Re
         start: where models are loaded.
         session: what is loaded already.
         report: told what was found.
+        folder: the run's, where a server's replies are kept; None keeps none.
 
     Raises:
         KDError: a model that cannot be loaded, rows longer than it reads, or a cache that lacks some.
     """
-    facts, config = prepared.pair.teacher, prepared.config
+    facts = prepared.pair.teacher
     if not prepared.needs_teacher or facts is None:
         return None
     if prepared.teacher_rows is not None:
         return _aligned(prepared, start, session, report)
-    if facts.server is not None and config.teacher_cache is None:
-        kept = Path(str(config.output)) / ASKED / f"rank-{distributed.rank()}"
+    if facts.server is not None and prepared.teacher_cache is None:
+        kept = None if folder is None else folder / ASKED / f"rank-{distributed.rank()}"
         return RemoteTeacher(facts.server, facts.tokenizer, prepared.pair.vocab, facts.server.top_k, kept)
-    return teacher_for(config.teacher_cache, facts, prepared.dataset, config.data, config.hardware, start, session)
+    return teacher_for(
+        prepared.teacher_cache, facts, prepared.dataset, prepared.data, prepared.hardware, start, session
+    )
 
 
-def prune_replies_on_checkpoint(report: Report, teacher: Teacher | None, checkpoints: int) -> Report:
-    """Return a report that prunes a server's replies together with the checkpoints that needed them.
+def tell_of_checkpoints(report: Report, teacher: Teacher | None, checkpoints: int) -> Report:
+    """Return a report that also tells the teacher of every checkpoint saved.
 
     Args:
         report: what it passes events on to.
         teacher: what the student learns from.
         checkpoints: how many are kept.
     """
-    kept = teacher.kept if isinstance(teacher, RemoteTeacher) else None
-    if kept is None:
+    if teacher is None:
         return report
 
     def listening(event: Event) -> None:
         if event.kind == "saved":
-            kept.rotate(checkpoints)
+            teacher.after_checkpoint(checkpoints)
         report(event)
 
     return listening
@@ -137,19 +141,19 @@ class Models:
         return live_models(self.teacher) or (() if self.writer is None else (self.writer,))
 
 
-def load_models(prepared: Prepared, session: Session, report: Report) -> Models:
+def load_models(folder: RunFolder, prepared: Prepared, session: Session, report: Report) -> Models:
     """Load a run's models, and report notes on them.
 
     Raises:
         KDError: of the kind that fits, for a model that cannot be loaded or rows longer than it reads.
     """
-    pair, config = prepared.pair, prepared.config
-    student = session.load_student(pair, seed=config.train.seed, device=_start(prepared).device, lora=config.lora)
-    teacher = load_teacher(prepared, _start(prepared), session, report)
+    start = _start(prepared)
+    student = session.load_student(prepared.pair, seed=prepared.train.seed, device=start.device, lora=prepared.lora)
+    teacher = load_teacher(prepared, start, session, report, folder.path)
     student.check_length(max(prepared.dataset.lengths))
     _check_measured(prepared, student)
     models = Models(student, teacher, _writer(prepared, session), _author(prepared))
-    if config.hardware.shard != "ddp" and distributed.world() > 1:
+    if prepared.hardware.shard != "ddp" and distributed.world() > 1:
         _refuse_regimes(prepared, (student, *models.live))
     for note in [note for model in (student, *models.live) for note in model.notes]:
         report(Event("note", note))
@@ -158,7 +162,7 @@ def load_models(prepared: Prepared, session: Session, report: Report) -> Models:
 
 def _check_measured(prepared: Prepared, student: LanguageModel) -> None:
     """Refuse held-out rows that the student cannot read, or answer, now and not after training."""
-    rows, settings = prepared.test, prepared.config.evaluation
+    rows, settings = prepared.test, prepared.evaluation
     if rows is None:
         return
     student.check_length(max(rows.lengths))
@@ -197,22 +201,21 @@ def assemble_training(
         loss=prepared.loss,
         windows=_windows(folder, prepared, models, report),
         vocab=prepared.pair.vocab,
-        train=prepared.config.train,
+        train=prepared.train,
         device=prepared.device,
         folder=folder.path,
         identity=prepared.identity,
-        report=prune_replies_on_checkpoint(report, models.teacher, prepared.config.train.keep),
+        report=tell_of_checkpoints(report, models.teacher, prepared.train.keep),
         resume_command=command,
         monitor=_monitor(folder, prepared, session, models.student, report),
-        hardware=prepared.config.hardware,
+        hardware=prepared.hardware,
         **_whole_outside(prepared),
     )
 
 
 def _start(prepared: Prepared) -> Device:
     """Return where models are loaded: one that is sharded need not fit on one device, except for a cache's head."""
-    config = prepared.config
-    if config.hardware.shard == "ddp" or distributed.world() == 1 or config.teacher_cache is not None:
+    if prepared.hardware.shard == "ddp" or distributed.world() == 1 or prepared.teacher_cache is not None:
         return prepared.device
     return replace(prepared.device, device=torch.device("cpu"))
 
@@ -248,7 +251,7 @@ def _author(prepared: Prepared) -> TextGenerator | None:
 def _windows(folder: RunFolder, prepared: Prepared, models: Models, report: Report) -> StepBatches:
     """Return the training windows, with everything they may write with."""
     student = models.student
-    data = prepared.config.data
+    data = prepared.data
     together = (student, *models.live) if prepared.teacher_rows is None else (student,)
     limits = [data.max_length, *(model.positions for model in together)]
     shared = {"gather": gather_object} if distributed.world() > 1 else {}
@@ -268,17 +271,18 @@ def _monitor(
     folder: RunFolder, prepared: Prepared, session: Session, student: LanguageModel, report: Report
 ) -> Validator | None:
     """Return what evaluates the student during training."""
-    watched, pair, config = prepared.watched, prepared.pair, prepared.config
+    watched, pair = prepared.watched, prepared.pair
     if watched is None:
         return None
     teacher = None
     if watched.needs_teacher and pair.teacher is not None:
         teacher = evaluation_teacher(
-            config.teacher_cache, pair.teacher, watched.rows, config.data, config.hardware, _start(prepared), session
-        )
+            prepared.teacher_cache, pair.teacher, watched.rows, prepared.data, prepared.hardware, _start(prepared),
+            session,
+        )  # fmt: skip
 
     def keep(about: dict[str, Any]) -> None:
-        kept = {"loss": prepared.label, "seed": config.train.seed, **about}
+        kept = {"loss": prepared.label, "seed": prepared.train.seed, **about}
         save_model(student, folder.best, kept, model_card(prepared))
 
     shown = replace(student, vocab=pair.vocab)

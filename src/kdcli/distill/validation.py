@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kdcli.config.schema import DistillConfig, EvalSettings, MonitorConfig
+from kdcli.config.sections import DataConfig, EvalSettings, MonitorConfig
 from kdcli.data.tokenize import TokenDataset
 from kdcli.errors import NumericsError, UsageError
 from kdcli.evaluation import scoring
@@ -68,30 +68,70 @@ class ValidationPlan:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def validation_plan(config: DistillConfig, reader: ModelInfo, session: Session) -> ValidationPlan | None:
-    """Return what a run evaluates during training, None for nothing; no weight is read.
+def validation_plan(
+    wanted: MonitorConfig,
+    data: DataConfig,
+    evaluation: EvalSettings,
+    teacher: str | None,
+    reader: ModelInfo,
+    session: Session,
+) -> ValidationPlan:
+    """Return what a run evaluates during training; no weight is read.
+
+    Args:
+        wanted: how often, by what, and when to end.
+        data: where rows come from.
+        evaluation: how answers are sampled.
+        teacher: as named; None for none.
+        reader: the model whose tokenizer reads the rows.
+        session: what is loaded already.
 
     Raises:
         UsageError: no rows, or a score that cannot decide.
         InputError: data that cannot be used.
     """
-    wanted = config.monitor
-    if wanted.every is None:
-        if wanted.patience is not None:
-            what = "monitor.patience counts evaluations, and there are none"
-            raise UsageError("CLI-20", what, where="monitor.every", fix="give --set monitor.every=N")
-        return None
-    cards = [_card(name, config) for name in wanted.metrics]
-    score, better = _deciding(wanted, cards)
-    split = "dev" if splits.measures_after_training(config.data, "dev") else "test"
-    if not splits.measures_after_training(config.data, split):
+    score, better = deciding_score(wanted, data, teacher)
+    split = "dev" if splits.measures_after_training(data, "dev") else "test"
+    rows = sample_of(splits.measured_rows(data, split, reader, session), wanted.rows)
+    generation = evaluation.generation
+    changes = {"metrics": wanted.metrics, "generation": generation.model_copy(update={"seeds": generation.seeds[:1]})}
+    compared = any(describe(name).needs_teacher for name in wanted.metrics)
+    return ValidationPlan(wanted, score, better, evaluation.model_copy(update=changes), rows, compared)
+
+
+def deciding_score(wanted: MonitorConfig, data: DataConfig, teacher: str | None) -> tuple[str, str]:
+    """Return name and direction of the score that decides which student is best.
+
+    Args:
+        wanted: what is measured while training.
+        data: where rows come from.
+        teacher: as named; None for none.
+
+    Raises:
+        UsageError: there are no rows, a metric that cannot be had while training, or no score that can decide.
+    """
+    cards = [_card(name, teacher) for name in wanted.metrics]
+    known = {name: better for card in cards for name, better in card.scores.items()}
+    useful = [name for name, better in known.items() if better != "neither"]
+    name = wanted.by or next(iter(useful), "")
+    if name not in useful:
+        what = f'"{name}" says not which student is better' if name else "no score says which student is better"
+        fix = f"choose one of {', '.join(useful)}" if useful else "choose metrics such as perplexity"
+        raise UsageError("CLI-20", what, where="monitor.by" if wanted.by else "monitor.metrics", fix=fix)
+    if not any(splits.measures_after_training(data, split) for split in ("dev", "test")):
         fix = "give --eval-data, or --set data.dev_share=0.1"
         raise UsageError("CLI-20", "no rows to evaluate on", where="--eval-every", fix=fix)
-    rows = sample_of(splits.measured_rows(config.data, split, reader, session), wanted.rows)
-    generation = config.evaluation.generation
-    changes = {"metrics": wanted.metrics, "generation": generation.model_copy(update={"seeds": generation.seeds[:1]})}
-    settings = config.evaluation.model_copy(update=changes)
-    return ValidationPlan(wanted, score, better, settings, rows, any(card.needs_teacher for card in cards))
+    return name, known[name]
+
+
+def _card(name: str, teacher: str | None) -> MetricCard:
+    card = describe(name)
+    if card.eats not in _EATEN:
+        what = f"{card.name} is measured after training only"
+        raise UsageError("CLI-20", what, where="monitor.metrics", fix="choose metrics of texts or tokens")
+    if card.needs_teacher and teacher is None:
+        raise UsageError("EVAL-01", f"{card.name} needs a teacher", where="monitor.metrics", fix="give --teacher")
+    return card
 
 
 def sample_of(dataset: TokenDataset, rows: int) -> TokenDataset:
@@ -208,25 +248,3 @@ def _still(student: LanguageModel) -> Iterator[None]:
             yield
     finally:
         student.model.train(training)
-
-
-def _card(name: str, config: DistillConfig) -> MetricCard:
-    card = describe(name)
-    if card.eats not in _EATEN:
-        what = f"{card.name} is measured after training only"
-        raise UsageError("CLI-20", what, where="monitor.metrics", fix="choose metrics of texts or tokens")
-    if card.needs_teacher and config.teacher is None:
-        raise UsageError("EVAL-01", f"{card.name} needs a teacher", where="monitor.metrics", fix="give --teacher")
-    return card
-
-
-def _deciding(wanted: MonitorConfig, cards: list[MetricCard]) -> tuple[str, str]:
-    """Return name and direction of the score that says which student is best."""
-    known = {name: better for card in cards for name, better in card.scores.items()}
-    useful = [name for name, better in known.items() if better != "neither"]
-    name = wanted.by or next(iter(useful), "")
-    if name not in useful:
-        what = f'"{name}" says not which student is better' if name else "no score says which student is better"
-        fix = f"choose one of {', '.join(useful)}" if useful else "choose metrics such as perplexity"
-        raise UsageError("CLI-20", what, where="monitor.by" if wanted.by else "monitor.metrics", fix=fix)
-    return name, known[name]

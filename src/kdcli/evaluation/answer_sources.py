@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from kdcli.config.schema import GenerationConfig, ServerConfig
+from kdcli.config.sections import GenerationConfig, ServerConfig
 from kdcli.end_tokens import UNTOLD
 from kdcli.evaluation.answers import Answer, Prompt
 from kdcli.events import Event, Report

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from kdcli.config.schema import GenerationConfig
+from kdcli.config.sections import GenerationConfig
 from kdcli.data.tokenize import TokenDataset
 from kdcli.end_tokens import UNTOLD
 from kdcli.errors import MachineError

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from kdcli.config.schema import EdgeConfig, EvalConfig
+from kdcli.config.sections import BenchmarkConfig, EdgeConfig
 from kdcli.errors import InputError
 from kdcli.evaluation.lm_eval.run import Benchmarked, load_tasks, run_tasks
 from kdcli.evaluation.lm_eval.tasks import Harness, LmEval, Tasks
@@ -320,12 +320,7 @@ class ExtraTools:
     tasks: Tasks
 
 
-def asks_extra_measurements(config: EvalConfig) -> bool:
-    """Whether anything is to be measured besides the scores on rows."""
-    return config.edge.measure or bool(config.benchmarks.tasks)
-
-
-def load_extra_tools(config: EvalConfig) -> ExtraTools | None:
+def load_extra_tools(benchmarks: BenchmarkConfig) -> ExtraTools | None:
     """Return the loaded tasks, None without any; what is wrong with them is found before any weight is read.
 
     Raises:
@@ -333,19 +328,25 @@ def load_extra_tools(config: EvalConfig) -> ExtraTools | None:
         InputError: BENCH-02, no such task.
         MachineError: BENCH-04, a task's documents cannot be had.
     """
-    if not config.benchmarks.tasks:
+    if not benchmarks.tasks:
         return None
     harness = LmEval()
-    return ExtraTools(harness, load_tasks(harness, config.benchmarks))
+    return ExtraTools(harness, load_tasks(harness, benchmarks))
 
 
 def measure_extras(
-    config: EvalConfig, model: str, device: Device, report: Report, ready: ExtraTools | None = None
+    edge: EdgeConfig,
+    benchmarks: BenchmarkConfig,
+    model: str,
+    device: Device,
+    report: Report,
+    ready: ExtraTools | None = None,
 ) -> ExtraMeasurements:
     """Measure what the settings ask for besides the scores on rows; the model is loaded for it, and released.
 
     Args:
-        config: what to measure.
+        edge: whether size and speed are measured, and how.
+        benchmarks: tasks of lm-evaluation-harness.
         model: run or model folder.
         device: where to compute.
         report: called with progress events.
@@ -355,8 +356,8 @@ def measure_extras(
         KDError: the model or a task cannot be used.
     """
     path = model_of(model)
-    edge = measure_edge(path, config.edge, device, report) if config.edge.measure else None
+    found = measure_edge(path, edge, device, report) if edge.measure else None
     if ready is None:
-        return ExtraMeasurements(edge=edge)
+        return ExtraMeasurements(edge=found)
     loaded = load_model(path, device=device.device, role="teacher", dtype=device.compute)
-    return ExtraMeasurements(run_tasks(loaded, ready.tasks, config.benchmarks, report, ready.harness), edge)
+    return ExtraMeasurements(run_tasks(loaded, ready.tasks, benchmarks, report, ready.harness), found)

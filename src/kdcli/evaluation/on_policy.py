@@ -1,11 +1,11 @@
 """Token statistics of sampled answers under both models."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kdcli.config.schema import EvalConfig, GenerationConfig
+from kdcli.config.sections import GenerationConfig
 from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.errors import InputError
 from kdcli.evaluation.answer_sources import LocalAnswers
@@ -49,21 +49,6 @@ class DecoderPair:
     def seeds(self) -> tuple[int, ...]:
         """Sampling seeds, one answer each; greedy answers are all the same, so one does."""
         return self.config.seeds if self.config.temperature > 0 else self.config.seeds[:1]
-
-    def check_room(self, dataset: TokenDataset) -> None:
-        """Refuse prompts after which an answer could be cut by a context before its longest length.
-
-        Raises:
-            InputError: names the model and how long answers can be.
-        """
-        longest = max(len(example.question) for example in dataset.examples)
-        for model in (self.student, self.teacher):
-            if model is None or model.positions is None or longest + self.config.max_new_tokens <= model.positions:
-                continue
-            what = f"{longest} prompt and {self.config.max_new_tokens} answer tokens exceed {model.positions} positions"
-            room = model.positions - self.config.max_new_tokens
-            fix = f"set data.max_prompt_length={room}" if room > 0 else "set a smaller --max-new-tokens"
-            raise InputError("EVAL-06", what, where=model.path, fix=fix)
 
 
 def sample_answers(
@@ -172,31 +157,45 @@ def score_on_policy(
     return Scores(tuple(pairs), tuple(curves))
 
 
-def check_on_policy(metrics: Sequence[OnPolicyMetric], dataset: TokenDataset, decoders: DecoderPair) -> None:
+def check_on_policy(
+    metrics: Sequence[OnPolicyMetric], dataset: TokenDataset, most: int, positions: Mapping[str, int | None]
+) -> None:
     """Refuse what cannot work, before anything is sampled.
+
+    Args:
+        metrics: metrics of sampled answers.
+        dataset: rows whose prompts are answered.
+        most: tokens of an answer at most.
+        positions: the models that answer or are compared -> the longest sequence of each; None for any.
 
     Raises:
         InputError: a context too short for the answers, or answers too short for a metric.
     """
-    decoders.check_room(dataset)
+    longest = max(len(example.question) for example in dataset.examples)
+    for path, bound in positions.items():
+        if bound is not None and longest + most > bound:
+            what = f"{longest} prompt and {most} answer tokens exceed {bound} positions"
+            fix = f"set data.max_prompt_length={bound - most}" if bound > most else "set a smaller --max-new-tokens"
+            raise InputError("EVAL-06", what, where=path, fix=fix)
     for metric in metrics:
-        metric.check_length(decoders.config.max_new_tokens)
+        metric.check_length(most)
 
 
 def live_teacher(
     metrics: Sequence[OnPolicyMetric],
     facts: ModelInfo | None,
-    config: EvalConfig,
     vocab: int,
     device: Device,
     session: Session,
     report: Report,
+    *,
+    cached: bool,
 ) -> LanguageModel | None:
     """Return the teacher itself if a metric reads it; a cache cannot know answers that are yet to be sampled."""
     reading = [metric.name for metric in metrics if metric.needs_teacher()]
     if facts is None or not reading:
         return None
-    if config.teacher_cache is not None:
+    if cached:
         report(Event("note", f"sampled answers are in no cache: the teacher itself is run for {', '.join(reading)}"))
     return replace(session.load_teacher(facts.path, device.device, facts.quantization), vocab=vocab)
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from kdcli.bounded import ANYWHERE
-from kdcli.config.schema import EvalSettings
+from kdcli.config.sections import EvalSettings
 from kdcli.errors import InputError, IntegrityError
 from kdcli.evaluation.answers import AnswerStore, TextSamples
 from kdcli.evaluation.lm_eval.run import score_of

@@ -6,17 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from kdcli.config.schema import EvalSettings
+from kdcli.config.sections import EvalSettings
 from kdcli.data.tokenize import TokenDataset
 from kdcli.end_tokens import EndTokens
-from kdcli.errors import InputError, UsageError
+from kdcli.errors import InputError, UsageError, raise_all
 from kdcli.evaluation.answers import TextSamples
 from kdcli.evaluation.records import AnswerCounts, ScoreInfo
 from kdcli.evaluation.token_facts import fit_token_temperature, token_facts
 from kdcli.events import Report
 from kdcli.loading.splits import leaves_answers_out
 from kdcli.metrics.base import Metric, TextMetric, TokenMetric
-from kdcli.metrics.build import build_metrics
 from kdcli.metrics.classification import ChoiceMetric, ChoiceTable
 from kdcli.metrics.curve import Curve
 from kdcli.metrics.diversity import unspaced_note
@@ -25,6 +24,7 @@ from kdcli.metrics.score import Score
 from kdcli.models.devices import Device
 from kdcli.models.load import LanguageModel
 from kdcli.models.plain import SETTING
+from kdcli.registry.registry import METRICS
 from kdcli.teachers.base import Teacher
 from kdcli.version import __version__
 
@@ -99,6 +99,41 @@ class Scores:
         return Scores(self.pairs + other.pairs, self.curves + other.curves, self.notes + other.notes)
 
 
+def build_metrics(
+    settings: EvalSettings,
+) -> tuple[list[TextMetric], list[TokenMetric], list[OnPolicyMetric], list[ChoiceMetric]]:
+    """Construct the metrics named in the settings, each once, split by their inputs.
+
+    Args:
+        settings: names, and the options some of them take.
+
+    Returns:
+        metrics of texts, of token facts, of a model's own samples, and of given choices, in the order named.
+
+    Raises:
+        UsageError: an unknown name.
+
+    >>> texts, tokens, own, choices = build_metrics(EvalSettings(metrics=("ppl", "rougeL", "perplexity")))
+    >>> [metric.name for metric in texts], [metric.name for metric in tokens]
+    (['rougeL'], ['perplexity'])
+    """
+    metrics = [build_metric(name, settings) for name in _unique(settings.metrics)]
+    texts = [metric for metric in metrics if isinstance(metric, TextMetric)]
+    tokens = [metric for metric in metrics if isinstance(metric, TokenMetric)]
+    own = [metric for metric in metrics if isinstance(metric, OnPolicyMetric)]
+    return texts, tokens, own, [metric for metric in metrics if isinstance(metric, ChoiceMetric)]
+
+
+def build_metric(name: str, settings: EvalSettings) -> Metric:
+    """Construct one metric with the options it takes, from settings fields of the same name."""
+    found: type[Metric] = METRICS.resolve(name)
+    return found(**{option: getattr(settings, option) for option in found.options if hasattr(settings, option)})
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(METRICS.canonical(name) for name in names))
+
+
 def choose_metrics(
     settings: EvalSettings, *, teacher: bool, model: bool = True, development: bool = True, other_tokens: bool = False
 ) -> MetricSet:
@@ -119,8 +154,12 @@ def choose_metrics(
     lacking = _lacking(build, why, model=model, development=development or settings.split == "dev")
     asked = settings.metrics != EvalSettings().metrics
     if lacking and asked:
-        name, why = next(iter(lacking.items()))
-        raise UsageError("EVAL-01", f"{name} {why.why}", where="--metric", fix=why.fix or f"leave {name} out")
+        first = {lack: name for name, lack in reversed(lacking.items())}
+        raise_all(
+            UsageError("EVAL-01", f"{name} {lack.why}", where="--metric", fix=lack.fix or f"leave {name} out")
+            for name, lack in lacking.items()
+            if first[lack] == name
+        )
     if settings.split == "dev":  # a study measures its candidates there; what is fitted on the same rows says nothing
         fitted = [metric.name for metric in (*tokens, *choices) if metric.needs_development]
         lacking |= dict.fromkeys(fitted, _Lack("is fitted on development rows, and those are measured here"))

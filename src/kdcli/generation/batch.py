@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdcli.config.schema import GenerationConfig
+from kdcli.config.sections import GenerationConfig
 from kdcli.end_tokens import UNTOLD
 from kdcli.generation.batch_invariance import BatchInvariance
 from kdcli.generation.decoder import Decoder, Prefill

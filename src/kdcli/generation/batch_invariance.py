@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kdcli.config.schema import GenerationConfig
+from kdcli.config.sections import GenerationConfig
 from kdcli.generation.decoder import Decoder
 from kdcli.generation.sampling import SequenceState, choose, exponential_noise
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from kdcli.config.schema import GenerationConfig
+from kdcli.config.sections import GenerationConfig
 from kdcli.generation.batch import Completion, GenerationRequest, run_batches
 from kdcli.generation.decoder import Decoder, Prefill
 from kdcli.generation.kv_cache import KVState, RowCache

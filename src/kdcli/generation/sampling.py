@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdcli.config.schema import GenerationConfig
+from kdcli.config.sections import GenerationConfig
 from kdcli.end_tokens import EndTokens
 
 # The random numbers behind an answer: a pure function of seed, example and step, whatever else is answered.

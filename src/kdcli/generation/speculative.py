@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
-from kdcli.config.schema import GenerationConfig
+from kdcli.config.sections import GenerationConfig
 from kdcli.errors import InputError, NumericsError
 from kdcli.generation import Completion, uniforms
 from kdcli.generation.decoder import Decoder

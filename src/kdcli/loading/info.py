@@ -9,7 +9,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from kdcli.config.schema import ServerConfig
+from kdcli.config.sections import ServerConfig
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, UsageError
 from kdcli.models.adapters import NONE

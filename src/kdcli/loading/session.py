@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcli.config.schema import DataConfig, LoraConfig, ServerConfig
+from kdcli.config.sections import DataConfig, LoraConfig, ServerConfig
 from kdcli.data.dataset import Role, load_dataset
 from kdcli.data.files import inspect_path
 from kdcli.data.tokenize import TokenDataset, refuse_rowless

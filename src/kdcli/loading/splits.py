@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-from kdcli.config import resolve
-from kdcli.config.schema import DataConfig, DistillConfig, EvalSettings
+from kdcli.config.sections import DataConfig, EvalSettings, MonitorConfig
 from kdcli.data.alignment import pair_rows
 from kdcli.data.dataset import Role, split_development
 from kdcli.data.tokenize import TokenDataset
-from kdcli.errors import KDError, UsageError
+from kdcli.errors import UsageError
 from kdcli.loading.info import ModelInfo, ModelPair
 from kdcli.loading.session import Session, check_data_path
-from kdcli.storage.run_dir import BEST, CONFIG, EVAL, MODEL, RunFolder
+from kdcli.storage.run_dir import BEST, EVAL
 
 _ANY_LENGTH = 2**31 - 1
 
@@ -129,47 +128,23 @@ def evaluation_folder(data: DataConfig, split: str) -> str:
 _FIX = "give development rows: data.dev=FILE or data.dev_share=0.1"
 
 
-def watches_held_out(config: DistillConfig) -> bool:
+def watches_held_out(monitor: MonitorConfig, data: DataConfig) -> bool:
     """Whether a run evaluates on its held-out rows during training, for want of development rows."""
-    return config.monitor.every is not None and not measures_after_training(config.data, "dev")
+    return monitor.every is not None and not measures_after_training(data, "dev")
 
 
-def watching_warning(config: DistillConfig, *, follows: bool) -> str:
+def watching_warning(monitor: MonitorConfig, data: DataConfig, *, follows: bool) -> str:
     """Return the warning of a run that evaluates on its held-out rows during training; empty where it does not.
 
     Args:
-        config: the run's settings.
+        monitor: what it looks at.
+        data: where rows come from.
         follows: whether its source follows what is measured meanwhile.
     """
-    if not watches_held_out(config):
+    if not watches_held_out(monitor, data):
         return ""
     parts = [f"{BEST}/"]
-    parts += ["the end of training (monitor.patience)"] if config.monitor.patience is not None else []
+    parts += ["the end of training (monitor.patience)"] if monitor.patience is not None else []
     parts += ["the mixture that the source draws"] if follows else []
     what = f"no development rows: {', '.join(parts)} are chosen by the held-out rows"
     return f"{what}, so scores on those come out too good; {_FIX}"
-
-
-def choice_note(model: str, name: str) -> str:
-    """Return what a reader of a student's scores must know of how it was chosen; empty where there is nothing.
-
-    Args:
-        model: a run folder, or the ``best`` or ``model`` folder in one.
-        name: of the evaluation, which is called after its rows.
-    """
-    here = Path(model).expanduser()
-    run = here if here.name not in (BEST, MODEL) else here.parent
-    try:
-        if not RunFolder(run).is_run:
-            return ""
-        follows = "monitor" in RunFolder(run).manifest()["identity"]
-        config = resolve.resolve(DistillConfig, file=run / CONFIG)
-    except (KDError, OSError):
-        return ""
-    if not watches_held_out(config) or name != evaluation_name(str(config.data.eval)):
-        return ""
-    if here.name == BEST:
-        return f"{run.name}/{BEST} was chosen by the held-out rows that it is measured on: its scores are too good"
-    if follows:
-        return f"the training of {run.name} followed the held-out rows that it is measured on: its scores are too good"
-    return ""

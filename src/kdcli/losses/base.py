@@ -276,10 +276,17 @@ class DistillLoss(Plugin, ABC):
         reference: paper and equation.
         cost: arithmetic per vocabulary entry and what else it spends.
         zero_at_equal: whether it is never negative, and 0 where student and teacher are equal, if so are those inside.
+        between_bins: whether it is itself a function of two distributions, and so of their k + 1 bins.
     """
 
     part: ClassVar[str] = "loss"
     zero_at_equal: ClassVar[bool] = False
+    between_bins: ClassVar[bool] = False
+
+    @property
+    def summands(self) -> tuple[tuple[float, "DistillLoss"], ...]:
+        """The weighted losses that it is the sum of: itself, unless it is a sum."""
+        return ((1.0, self),)
 
     @property
     def plans_among(self) -> bool:

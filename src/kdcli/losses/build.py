@@ -45,8 +45,7 @@ def spec_of(loss: DistillLoss) -> str:
     >>> spec_of(build_objective("1.0*kl:temperature=2.0,scale_tau2=true"))
     'fkl:temperature=2.0'
     """
-    terms = getattr(loss, "terms", ()) if isinstance(loss, LOSSES.resolve(_SUM)) else ((1.0, loss),)
-    return "+".join(str(replace(_term_of(child), weight=weight)) for weight, child in terms)
+    return "+".join(str(replace(_term_of(child), weight=weight)) for weight, child in loss.summands)
 
 
 def _term_of(loss: DistillLoss) -> Term:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from kdcli.config.schema import LoraConfig
+from kdcli.config.sections import LoraConfig
 from kdcli.errors import InputError, MachineError, UsageError, raise_machine_fault
 from kdcli.models.head import trunk_of
 from kdcli.models.internals import Conv1D

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from kdcli import distributed
-from kdcli.config.schema import HardwareConfig
+from kdcli.config.sections import HardwareConfig
 from kdcli.distributed import check_count, cores
 from kdcli.errors import MachineError, UsageError
 

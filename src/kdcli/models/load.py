@@ -92,18 +92,23 @@ class LanguageModel:
         Raises:
             InputError: MOD-22.
         """
-        if self.positions is not None and length > self.positions:
-            raise InputError(
-                "MOD-22",
-                f"max_length {length} > {self.positions} positions",
-                where=self.path,
-                fix=f"set data.max_length to at most {self.positions}",
-            )
+        check_length(length, self.positions, self.path)
+
+
+def check_length(length: int, positions: int | None, path: str) -> None:
+    """Refuse a sequence longer than a model's positions.
+
+    Raises:
+        InputError: MOD-22.
+    """
+    if positions is not None and length > positions:
+        what, fix = f"max_length {length} > {positions} positions", f"set data.max_length to at most {positions}"
+        raise InputError("MOD-22", what, where=path, fix=fix)
 
 
 def positions_of(model: PreTrainedModel) -> int | None:
-    """Return the longest sequence a model's config allows, None where it states none."""
-    return _positions(model.config)
+    """Return the longest sequence a model allows, None where its config states none."""
+    return positions_in(model.config)
 
 
 def positions_stated(path: str) -> int | None:
@@ -116,10 +121,11 @@ def positions_stated(path: str) -> int | None:
         InputError: the folder cannot be used.
     """
     settings, folder, _ = open_settings(path)
-    return _positions(build_config(settings, str(folder)))
+    return positions_in(build_config(settings, str(folder)))
 
 
-def _positions(config: PreTrainedConfig) -> int | None:
+def positions_in(config: PreTrainedConfig) -> int | None:
+    """Return the longest sequence a config allows, None where it states none."""
     value = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     return value if isinstance(value, int) and value > 0 else None
 

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from kdcli.config.schema import ServerConfig
+from kdcli.config.sections import ServerConfig
 from kdcli.errors import UsageError
 from kdcli.text import one_line
 

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import httpx2
 from pydantic import ValidationError
 
-from kdcli.config.schema import ServerConfig
+from kdcli.config.sections import ServerConfig
 from kdcli.distributed import check_count
 from kdcli.errors import InputError, KDError, MachineError, UsageError
 from kdcli.remote.address import Address, address_of

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from kdcli.config.schema import CheckConfig, DataConfig
+from kdcli.config.schema import CheckConfig
+from kdcli.config.sections import DataConfig
 from kdcli.data.columns import infer_schema
 from kdcli.data.files import inspect_path
 from kdcli.data.readers import Record

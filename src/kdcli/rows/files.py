@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdcli.config.schema import DataConfig
+from kdcli.config.sections import DataConfig
 from kdcli.data.readers import Record
 from kdcli.data.rows import raw_records
 from kdcli.errors import ExperimentChangedError, InterruptedRunError

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from kdcli.config.schema import TrainConfig
+from kdcli.config.sections import TrainConfig
 from kdcli.data.batching import Batch
 from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.end_tokens import EndTokens

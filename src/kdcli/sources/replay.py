@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcli.config.schema import GenerationConfig
+from kdcli.config.sections import GenerationConfig
 from kdcli.data.tokenize import Example
 from kdcli.sources.base import Source, SourceContext, SourceNeeds
 from kdcli.sources.sequences import KNOWN, RowWindows, TrainingSequence, row_uniforms, step_uniform, write

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcli.config.schema import GenerationConfig
+from kdcli.config.sections import GenerationConfig
 from kdcli.data.batching import Batch, epoch_steps
 from kdcli.data.tokenize import Example
 from kdcli.generation import answers

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcli.config.schema import GenerationConfig
+from kdcli.config.sections import GenerationConfig
 from kdcli.data.batching import IGNORED, Batch, collate, epoch_steps, micro_batches
 from kdcli.data.tokenize import Example
 from kdcli.generation import answers

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from kdcli.config.schema import GenerationConfig
+from kdcli.config.sections import GenerationConfig
 from kdcli.sources.base import Source, SourceContext, SourceNeeds
 from kdcli.sources.sequences import KNOWN, RowWindows, TrainingSequence, row_uniforms, step_uniform, write
 

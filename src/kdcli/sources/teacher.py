@@ -6,32 +6,14 @@ from functools import cached_property
 from typing import ClassVar
 
 from kdcli.data.tokenize import Example, first_context, follow, refuse_rowless
-from kdcli.errors import InputError, UsageError
+from kdcli.errors import InputError
 from kdcli.models.load import LanguageModel
-from kdcli.sources.base import Source, SourceContext, SourceNeeds
-from kdcli.sources.build import cards
+from kdcli.sources.base import SourceContext, SourceNeeds
 from kdcli.sources.completions import TeacherCompletion, completion_text
 from kdcli.sources.sequences import KNOWN, RowWindows, TrainingSequence, row_uniforms
 from kdcli.sources.teacher_text.options import TeacherTextOptions
 from kdcli.sources.teacher_text.store import TeacherText, teacher_text
 from kdcli.sources.token_counts import Made, TokenCounts
-from kdcli.text import one_line
-
-
-def refuse_wordless(source: Source, label: str) -> None:
-    """Refuse a source that wants more of a teacher than its words.
-
-    Raises:
-        UsageError: SERVE-10.
-    """
-    needs = source.needs()
-    if not needs.teacher or needs.words:
-        return
-    able = [f"@{card.name}" for card in cards() if card.words]
-    what = f"@{one_line(source.name)} as it is set asks the teacher token by token, and a server gives whole answers"
-    fix = f"give the teacher's folder, or use {' or '.join(able)} with sampled or greedy answers"
-    raise UsageError("SERVE-10", what, where=label, fix=fix)
-
 
 # What a teacher of another tokenizer wrote, in the student's tokens.
 

@@ -12,8 +12,8 @@ from kdcli.config.sweep import Choice, apply_choice, combinations, format_choice
 from kdcli.data.tokenize import TokenDataset
 from kdcli.distill.fingerprint import short_hash
 from kdcli.distill.plan import CellState, FolderState, folder_state
-from kdcli.distill.prepare import Prepared, objective_of, prepare_run
-from kdcli.errors import KDError, UsageError
+from kdcli.distill.prepare import Prepared, combine, objective_of, prepare_run
+from kdcli.errors import InputError, KDError, UsageError, raise_all
 from kdcli.loading import splits
 from kdcli.loading.session import Session
 from kdcli.loading.splits import leaves_answers_out
@@ -109,6 +109,7 @@ class Cell:
     Args:
         label: the contender.
         seed: training seed.
+        settings: of the run, its folder left out.
         prepared: the run, checked.
         folder: its run folder, named after what the run is, so that equal settings meet again.
         tried: the values of ``--tune`` that it tries; empty without tuning.
@@ -116,6 +117,7 @@ class Cell:
 
     label: str
     seed: int
+    settings: DistillConfig
     prepared: Prepared
     folder: RunFolder
     tried: Choice = ()
@@ -125,19 +127,18 @@ class Cell:
         """What to call it in progress lines."""
         if not self.tried:
             return f"{self.label} · seed {self.seed}"
-        rows = "" if self.prepared.config.evaluation.split == "dev" else " · test rows"
+        rows = "" if self.prepared.evaluation.split == "dev" else " · test rows"
         return f"{self.label} · {format_choice(self.tried)} · seed {self.seed}{rows}"
 
     @property
     def config(self) -> DistillConfig:
         """Its settings, run folder included."""
-        return self.prepared.config.model_copy(update={"output": str(self.folder.path)})
+        return self.settings.model_copy(update={"output": str(self.folder.path)})
 
     @property
     def evaluation(self) -> Path:
         """The folder of its evaluation, there or not."""
-        config = self.prepared.config
-        return self.folder.path / splits.evaluation_folder(config.data, config.evaluation.split)
+        return self.folder.path / splits.evaluation_folder(self.prepared.data, self.prepared.evaluation.split)
 
     def state(self) -> FolderState:
         """Return how far it is, or why it cannot go on."""
@@ -154,12 +155,12 @@ class Cell:
             metrics: what to measure.
             session: what is loaded already.
         """
-        config = self.prepared.config
-        evaluation = config.evaluation.model_copy(update={"split": "test", "metrics": metrics})
-        train = config.train.model_copy(update={"seed": seed})
-        prepared = prepare_run(config.model_copy(update={"evaluation": evaluation, "train": train}), session)
+        evaluation = self.settings.evaluation.model_copy(update={"split": "test", "metrics": metrics})
+        train = self.settings.train.model_copy(update={"seed": seed})
+        settings = self.settings.model_copy(update={"evaluation": evaluation, "train": train})
+        prepared = prepare_run(settings, session)
         folder = RunFolder(self.folder.path.parent / _name(prepared))
-        return replace(self, seed=seed, prepared=prepared, folder=folder)
+        return replace(self, seed=seed, settings=settings, prepared=prepared, folder=folder)
 
 
 def variants(config: CompareConfig) -> list[Variant]:
@@ -194,15 +195,30 @@ def make_cells(config: CompareConfig, session: Session) -> list[Cell]:
     baseline_of(config, lines)
     root = Path(config.output) if config.output is not None else None
     cells, by = [], tuned_by(config).metric if config.tune else None
+    seeds = tuning_seeds(config) or config.seeds
+    _check_lines([_run_config(config, line, tried[0], seeds[0], by) for line in lines], session)
     for line in lines:
         for choice in tried:
-            for seed in tuning_seeds(config) or config.seeds:
-                prepared = prepare_run(_run_config(config, line, choice, seed, by), session)
+            for seed in seeds:
+                settings = _run_config(config, line, choice, seed, by)
+                prepared = prepare_run(settings, session)
                 if by is not None and (fitting := tuned_by(config, prepared.test).metric) != by:
                     by = fitting
-                    prepared = prepare_run(_run_config(config, line, choice, seed, by), session)
-                cells.append(Cell(line.label, seed, prepared, _folder(root, prepared), choice))
+                    settings = _run_config(config, line, choice, seed, by)
+                    prepared = prepare_run(settings, session)
+                cells.append(Cell(line.label, seed, settings, prepared, _folder(root, prepared), choice))
     return cells
+
+
+def _check_lines(lines: Sequence[DistillConfig], session: Session) -> None:
+    """Raise what is wrong with every line at once."""
+    faults: list[KDError] = []
+    for settings in lines:
+        try:
+            combine(settings, session)
+        except (UsageError, InputError) as fault:
+            faults += [fault, *fault.also]
+    raise_all(faults)
 
 
 def tuning_seeds(config: CompareConfig) -> tuple[int, ...]:
@@ -288,4 +304,4 @@ def _folder(root: Path | None, prepared: Prepared) -> RunFolder:
 
 
 def _name(prepared: Prepared) -> str:
-    return f"{slug(prepared.label)}-s{prepared.config.train.seed}-{short_hash(prepared.identity)}"
+    return f"{slug(prepared.label)}-s{prepared.train.seed}-{short_hash(prepared.identity)}"

@@ -50,7 +50,8 @@ __all__ = ["compare", "compare_runs", "named", "plan_compare"]
 
 def plan_compare(config: CompareConfig) -> Plan:
     """Check a comparison's settings and say what it would do; nothing is written."""
-    config, said = with_threads(config)
+    hardware, said = with_threads(config.execution, config.hardware)
+    config = config.model_copy(update={"hardware": hardware})
     session = Session()
     cells = make_cells(config, session)
     later = _reported(config, cells, session)
@@ -108,7 +109,7 @@ def _time(
     measured = sum(seconds for seconds, _ in spent)
     if measured:
         guessed *= measured / sum(seconds for _, seconds in spent)
-    jobs = (config.execution.jobs or 1) if executor_name(config) != "inline" else 1
+    jobs = (config.execution.jobs or 1) if executor_name(config.execution, config.hardware) != "inline" else 1
     if not missing:
         return "none: every cell is done"
     how = "measured on finished cells" if measured else "an estimate from one matrix product"
@@ -141,10 +142,12 @@ def compare(
     """
     output = _check(config)
     session = session or Session()
-    config, said = with_threads(config.model_copy(update={"tune_seeds": tuning_seeds(config) or None}))
+    hardware, said = with_threads(config.execution, config.hardware)
+    config = config.model_copy(update={"tune_seeds": tuning_seeds(config) or None, "hardware": hardware})
     for note in said:
         report(Event("note", note))
     cells = make_cells(config, session)
+    _reported(config, cells, session)  # checked now and not after tuning
     report_notes(cells[0].prepared, report)
     states = [cell.state().state for cell in cells]
     done, resumed = states.count(CellState.DONE), states.count(CellState.TO_RESUME)
@@ -153,10 +156,12 @@ def compare(
     with suppress(MachineError):  # a study that is done can be read where nothing may be written
         for one in (output, *(output / name for name in (MADE, PLAN, LOGS))):
             atomic.remove_temporaries(one)
-    cells = with_cache(config, output, cells, report, session, command or _again(output))
-    executor = make_executor(config, cells[0].prepared.device, session, command or _again(output))
+    again = command or _again(output)
+    if config.teacher_cache == "auto":
+        cells = with_cache(output, cells, report, session, again)
+    executor = make_executor(config.execution, hardware, output, cells[0].prepared.device, session, again)
     try:
-        grid = Scheduler(executor, output, report, session, command or _again(output))
+        grid = Scheduler(executor, output, report, session, again)
         cells, outcome, tuning, lost = _tuned(config, output, cells, grid, report, session)
     finally:
         executor.close()
@@ -178,7 +183,7 @@ def _check(config: CompareConfig) -> Path:
         raise UsageError("CLI-20", "no study folder", where="-o", fix="give one, such as -o study")
     if config.data.eval is None:
         raise UsageError("CLI-20", "nothing to compare on", where="--eval-data", fix="give held-out rows")
-    check_executor(config)
+    check_executor(config.execution, config.hardware)
     return Path(config.output)
 
 
@@ -301,8 +306,7 @@ def _rates(config: CompareConfig, cells: Sequence[Cell]) -> dict[str, tuple[floa
     objectives = {line.label: line.objective for line in variants(config)}
     used: dict[str, set[float]] = {}
     for cell in cells:
-        used.setdefault(objectives[cell.label], set()).add(cell.prepared.config.train.lr)
+        used.setdefault(objectives[cell.label], set()).add(cell.prepared.train.lr)
     return {
-        cell.label: (cell.prepared.config.train.lr, tuple(sorted({*used[objectives[cell.label]], *tuned})))
-        for cell in cells
+        cell.label: (cell.prepared.train.lr, tuple(sorted({*used[objectives[cell.label]], *tuned}))) for cell in cells
     }

@@ -13,11 +13,13 @@ from kdcli.comparison.comparable import check_same, label_runs
 from kdcli.comparison.records import Comparison
 from kdcli.comparison.tables_store import RESULTS, ComparisonMeta
 from kdcli.config import resolve
-from kdcli.config.schema import DistillConfig, EvalSettings
-from kdcli.distill.prepare import objective_of
+from kdcli.config.schema import DistillConfig, EvalConfig
+from kdcli.config.sections import EvalSettings
+from kdcli.distill.prepare import measuring_of, objective_of
 from kdcli.distill.records import BEFORE, TEACHER, Reference, RunRecord
 from kdcli.distill.run import read_run
 from kdcli.errors import InputError, KDError, UsageError
+from kdcli.evaluation.prepare import choice_note
 from kdcli.evaluation.protocol import differing_settings
 from kdcli.evaluation.records import EvalRecord
 from kdcli.evaluation.results import read_evaluation_settings, read_results
@@ -25,7 +27,6 @@ from kdcli.evaluation.together import same_protocol
 from kdcli.events import Event, Report, silent
 from kdcli.loading.info import ModelPair
 from kdcli.loading.session import Session
-from kdcli.loading.splits import choice_note
 from kdcli.metrics.describe import describe
 from kdcli.models.random_init import is_random
 from kdcli.report.page import write_report
@@ -97,9 +98,9 @@ def lines_of(
     run, found = finished[0]
     session = Session()
     try:
-        config, pair, absent = _models_of(run, found, rows, session)
-        planned = plan_lines(config, pair, sorted({one.seed for one, _ in finished}), session)
-        outside = tuple(_outside(models, config, pair))
+        measuring, pair, absent = _models_of(run, found, rows, session)
+        planned = plan_lines(measuring, pair, sorted({one.seed for one, _ in finished}), session)
+        outside = tuple(_outside(models, measuring, pair))
     except (KDError, OSError) as error:
         why = error.what if isinstance(error, KDError) else str(error)
         if models:
@@ -132,11 +133,11 @@ def lines_of(
 
 def _models_of(
     run: RunRecord, found: EvalRecord, rows: str | None, session: Session
-) -> tuple[DistillConfig, ModelPair, dict[str, str]]:
-    """Return a run's settings as it was evaluated, and its models; only what lies on this disk is looked at.
+) -> tuple[EvalConfig, ModelPair, dict[str, str]]:
+    """Return how a run's student was measured, and its models; only what lies on this disk is looked at.
 
     Returns:
-        settings, models, and role -> why there is no line for it.
+        settings of the evaluation, models, and role -> why there is no line for it.
     """
     config = resolve.resolve(DistillConfig, file=run.folder / CONFIG)
     assert found.folder is not None, "it was read from a folder"
@@ -156,15 +157,15 @@ def _models_of(
     if not is_random(student) and not Path(student).expanduser().is_dir():
         raise InputError("CMP-06", f"the student before training, {student}, is no folder here", where=str(run.folder))
     changes = {"teacher": teacher, "evaluation": measured, "data": data, "teacher_cache": None}
-    config = config.model_copy(update=changes)
-    return config, session.pair(config.student, teacher, config.teacher_quantization, across=True), absent
+    pair = session.pair(config.student, teacher, config.teacher_quantization, across=True)
+    return measuring_of(config.model_copy(update=changes)), pair, absent
 
 
-def _outside(models: Sequence[Path], config: DistillConfig, pair: ModelPair) -> Iterator[Measurement]:
+def _outside(models: Sequence[Path], measuring: EvalConfig, pair: ModelPair) -> Iterator[Measurement]:
     names = [path.resolve().name for path in models]
     for number, (path, name) in enumerate(zip(models, names, strict=True)):
         label = name if names.count(name) == 1 and name not in LABELS.values() else f"model {path}"
-        one = plan_model(str(path), label, config, pair)
+        one = plan_model(str(path), label, measuring, pair)
         yield replace(one, folder=f"reference/model-{number}")
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from kdcli.comparison.records import Failure
-from kdcli.config.schema import BenchmarkConfig, DistillConfig, EvalConfig
+from kdcli.config.schema import EvalConfig
+from kdcli.config.sections import BenchmarkConfig
 from kdcli.distill.prepare import Prepared
 from kdcli.distill.records import BEFORE, MODEL, TEACHER, Reference
 from kdcli.errors import InputError, InterruptedRunError, KDError, MachineError, UsageError, explained
-from kdcli.evaluation.evaluate import Subject, evaluate_subject, student_config
+from kdcli.evaluation.evaluate import evaluate_subject
+from kdcli.evaluation.prepare import Subject
 from kdcli.evaluation.records import EvalRecord
 from kdcli.evaluation.results import RESULTS, read_results, read_samples
 from kdcli.events import Event, Report
@@ -99,20 +101,20 @@ def plan_references(prepared: Prepared, seeds: Sequence[int], session: Session) 
         seeds: its training seeds.
         session: what is loaded already.
     """
-    return plan_lines(prepared.config, prepared.pair, seeds, session) if prepared.test is not None else Planned()
+    return plan_lines(prepared.measuring, prepared.pair, seeds, session) if prepared.test is not None else Planned()
 
 
-def plan_lines(config: DistillConfig, pair: ModelPair, seeds: Sequence[int], session: Session) -> Planned:
-    """Say the same for settings and models.
+def plan_lines(measuring: EvalConfig, pair: ModelPair, seeds: Sequence[int], session: Session) -> Planned:
+    """Say the same for models.
 
     Args:
-        config: the settings of any of the runs.
+        measuring: how the students are measured.
         pair: student and teacher.
         seeds: training seeds, for a student made at random.
         session: what is loaded already.
     """
-    before = [_before(config, pair, seed, session) for seed in (seeds if pair.student_is_random else [None])]
-    teacher, why = _teacher(config, pair, session)
+    before = [_before(measuring, pair, seed, session) for seed in (seeds if pair.student_is_random else [None])]
+    teacher, why = _teacher(measuring, pair, session)
     return Planned((*before, *([teacher] if teacher is not None else [])), (why,) if why else ())
 
 
@@ -161,20 +163,20 @@ def measure_references(planned: Planned, study: Path, beside: EvalRecord, sessio
     return done
 
 
-def plan_model(path: str, label: str, config: DistillConfig, pair: ModelPair) -> Measurement:
+def plan_model(path: str, label: str, measuring: EvalConfig, pair: ModelPair) -> Measurement:
     """Return how a model that was trained elsewhere is measured as the students of a comparison are.
 
     Args:
         path: its folder.
         label: what its line is called.
-        config: the settings of any of the runs.
+        measuring: how the students are measured.
         pair: student, which reads the rows, and teacher; a model is not compared with itself.
 
     Raises:
         InputError: the folder cannot be used.
     """
     facts, reader = Session().inspect(path), pair.reader
-    measured, metrics = student_config(path, config), config.evaluation.metrics
+    measured, metrics = measuring.model_copy(update={"model": path}), measuring.evaluation.metrics
     apart = difference(facts.tokenizer, reader.tokenizer) is not None
     if apart or (pair.teacher is not None and facts.digest == pair.teacher.digest):
         kept = tuple(
@@ -182,7 +184,7 @@ def plan_model(path: str, label: str, config: DistillConfig, pair: ModelPair) ->
             for name in metrics
             if not describe(name).needs_teacher and not (apart and describe(name).eats not in ("texts", "choices"))
         )
-        evaluation = config.evaluation.model_copy(update={"metrics": kept})
+        evaluation = measuring.evaluation.model_copy(update={"metrics": kept})
         measured = measured.model_copy(update={"evaluation": evaluation, "teacher": None})
         reader = facts if apart else reader
     return Measurement(MODEL, label, None, "", Subject(facts, reader, _in_folder(facts)), measured)
@@ -202,9 +204,9 @@ def read_references(study: Path, entries: Sequence[ReferenceEntry]) -> list[Refe
     return [Reference(role, label, found) for (role, label), found in lines.items()]
 
 
-def _before(config: DistillConfig, pair: ModelPair, seed: int | None, session: Session) -> Measurement:
+def _before(measuring: EvalConfig, pair: ModelPair, seed: int | None, session: Session) -> Measurement:
     """Return the student before training, measured as every student is after it."""
-    measured = student_config(pair.student, config)
+    measured = measuring.model_copy(update={"model": pair.student})
     name = BEFORE if seed is None else f"{BEFORE}-s{seed}"
     subject = Subject(pair.reader, pair.reader, _in_folder(pair.reader))
     if seed is not None:
@@ -214,7 +216,7 @@ def _before(config: DistillConfig, pair: ModelPair, seed: int | None, session: S
     return Measurement(BEFORE, LABELS[BEFORE], seed, f"{REFERENCES}/{name}", subject, measured)
 
 
-def _teacher(config: DistillConfig, pair: ModelPair, session: Session) -> tuple[Measurement | None, str]:
+def _teacher(measuring: EvalConfig, pair: ModelPair, session: Session) -> tuple[Measurement | None, str]:
     """Return the teacher as it is read in training, or why there is no line for it, or no number in some columns."""
     facts = pair.teacher
     if facts is None:
@@ -224,7 +226,7 @@ def _teacher(config: DistillConfig, pair: ModelPair, session: Session) -> tuple[
         return None, f"no line for the teacher: {why}"
     if facts.blend is not None:
         return None, "no line for the teacher: it is an ensemble, and no single model gives its distribution"
-    cards = [(name, describe(name)) for name in config.evaluation.metrics]
+    cards = [(name, describe(name)) for name in measuring.evaluation.metrics]
     apart = pair.teacher_vocab is not None
     kept = tuple(name for name, card in cards if not card.needs_teacher and not (apart and _is_per_token(card)))
     if not kept:
@@ -234,11 +236,11 @@ def _teacher(config: DistillConfig, pair: ModelPair, session: Session) -> tuple[
         said = (
             f"the {pair.difference}: scores per token are of other tokens for the teacher, and left empty in its line"
         )
-    measured = student_config(facts.path, config)
     changes = {
+        "model": facts.path,
         "teacher": None,
         "teacher_cache": None,
-        "evaluation": config.evaluation.model_copy(update={"metrics": kept}),
+        "evaluation": measuring.evaluation.model_copy(update={"metrics": kept}),
         **({"benchmarks": BenchmarkConfig()} if facts.quantization != NONE else {}),
     }
     reader = facts if apart else pair.reader
@@ -246,7 +248,7 @@ def _teacher(config: DistillConfig, pair: ModelPair, session: Session) -> tuple[
     def load(device: Device) -> LanguageModel:
         return session.load_teacher(facts.path, device.device, facts.quantization)
 
-    measured = measured.model_copy(update=changes)
+    measured = measuring.model_copy(update=changes)
     return Measurement(
         TEACHER, LABELS[TEACHER], None, f"{REFERENCES}/{TEACHER}", Subject(facts, reader, load), measured
     ), said

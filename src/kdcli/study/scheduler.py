@@ -247,7 +247,7 @@ def collect(cell: Cell, session: Session) -> Finished | None:
     try:
         if not (cell.folder.check(cell.prepared.identity, resume=True) and cell.folder.is_done):
             return None
-        found = find_evaluation(cell.folder.path, cell.config, session)
+        found = find_evaluation(cell.folder.path, cell.prepared.measuring, session)
         return (read_run(cell.folder.path), found) if found is not None else None
     except KDError:  # damaged: the cell itself says so when it runs
         return None
@@ -256,7 +256,7 @@ def collect(cell: Cell, session: Session) -> Finished | None:
 def write_plan(path: Path, cell: Cell) -> None:
     """Write a cell's resolved settings for ``kd distill -c``, unless they are there."""
     atomic.make_inside(path.parents[1], path.parent.name)
-    text = resolve.to_yaml(cell.prepared.config)
+    text = resolve.to_yaml(cell.settings)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         atomic.write_file(path, text)
 

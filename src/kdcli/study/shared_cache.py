@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kdcli.config.schema import CompareConfig
 from kdcli.data.tokenize import TokenDataset
 from kdcli.distill.plan import CellState
 from kdcli.events import Event, Report
@@ -24,15 +23,11 @@ _SHARE = 0.25
 """Of the free disk, at most."""
 
 
-def with_cache(
-    config: CompareConfig, output: Path, cells: list[Cell], report: Report, session: Session, command: str
-) -> list[Cell]:
-    """Return the cells, reading from a cache built in the study's folder if ``teacher_cache`` is auto and it pays.
+def with_cache(output: Path, cells: list[Cell], report: Report, session: Session, command: str) -> list[Cell]:
+    """Return the cells, reading from a cache built in the study's folder if it pays.
 
     The cells stay the same experiments: nothing is lost by the cache, and on a CPU not a bit changes.
     """
-    if config.teacher_cache != "auto":
-        return cells
     needing = [cell for cell in cells if cell.state().state is not CellState.DONE and cell.prepared.needs_teacher]
     open_cells = [cell for cell in needing if _knows(cell)]
     if len(open_cells) < len(needing):
@@ -47,7 +42,7 @@ def with_cache(
     if teacher.blend is not None:  # several teachers: there is no one head to keep
         return cells
     passes = sum(_tokens_read(cell) for cell in open_cells) / sum(sum(rows.lengths) for rows in datasets)
-    key = cache_key(teacher, config.data, config.hardware, first.device)
+    key = cache_key(teacher, first.data, first.hardware, first.device)
     size = estimated_bytes(key, teacher.width, teacher.rows, sum(rows.targets for rows in datasets))
     folder = output / FOLDER
     if passes < _WORTH or size > _SHARE * shutil.disk_usage(output).free:
@@ -63,16 +58,11 @@ def _knows(cell: Cell) -> bool:
     return cell.prepared.source.needs().fixed and cell.prepared.teacher_rows is None
 
 
-def teacher_passes(config: CompareConfig, cells: Sequence[Cell]) -> float:
-    """Return how often the teacher would read the rows of all cells without a cache."""
-    needing = [cell for cell in cells if cell.prepared.needs_teacher]
-    whole = sum(sum(rows.lengths) for rows in _rows(needing))
-    return sum(_tokens_read(cell) for cell in needing) / whole if whole else 0.0
-
-
 def _reading(cell: Cell, folder: Path) -> Cell:
-    config = cell.prepared.config.model_copy(update={"teacher_cache": str(folder)})
-    return replace(cell, prepared=replace(cell.prepared, config=config))
+    found = {"teacher_cache": str(folder)}
+    measuring = cell.prepared.measuring.model_copy(update=found)
+    prepared = replace(cell.prepared, measuring=measuring, **found)
+    return replace(cell, settings=cell.settings.model_copy(update=found), prepared=prepared)
 
 
 def _rows(cells: Sequence[Cell]) -> list[TokenDataset]:
@@ -89,10 +79,10 @@ def _rows(cells: Sequence[Cell]) -> list[TokenDataset]:
 def _tokens_read(cell: Cell) -> float:
     """Return the tokens that the teacher reads for a cell: in training, and to measure the student against it."""
     run = cell.prepared
-    passes = run.steps * run.config.train.batch_size / len(run.dataset)
+    passes = run.steps * run.train.batch_size / len(run.dataset)
     measured = sum(run.test.lengths) if run.test is not None and _is_measured_against(cell) else 0
     return math.fsum((passes * sum(run.dataset.lengths), measured))
 
 
 def _is_measured_against(cell: Cell) -> bool:
-    return any(describe(name).needs_teacher for name in cell.prepared.config.evaluation.metrics)
+    return any(describe(name).needs_teacher for name in cell.prepared.evaluation.metrics)

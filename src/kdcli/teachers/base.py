@@ -1,8 +1,9 @@
 """The interface of teachers: hidden states of valid tokens, and a head to read them."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from kdcli.data.batching import Batch
 from kdcli.losses.base import Layers
 from kdcli.losses.topk import TopKWithTail
-from kdcli.models.layers import LayerOutputs, teacher_layer_outputs
+from kdcli.models.layers import teacher_layer_outputs
 from kdcli.models.load import LanguageModel
 from kdcli.models.packing import AppliedHead, Packing, Projection, Workspace
 
@@ -79,36 +80,61 @@ def applied(
     return AppliedHead(name, side, vocab, compute, workspace)
 
 
-@runtime_checkable
-class Teacher(Protocol):
-    """A teacher as the engine sees it, running or remembered."""
+@dataclass(frozen=True)
+class TeacherOutput:
+    """What a teacher gives for a micro-batch's valid tokens.
+
+    Args:
+        side: hidden states and the head that reads them, or those of several models and how to mix them; or, of a
+            compact cache or a server, the likeliest tokens and the rest.
+        vocab: its real ids, where they are not the student's.
+        facts: further facts about each token, each of shape ``[n]``.
+    """
+
+    side: Projection | Mixture | TopKWithTail
+    vocab: int | None = None
+    facts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Teacher:
+    """What the student learns from, running or read from a file; a kind of teacher says here what it is."""
 
     @property
     def models(self) -> tuple[LanguageModel, ...]:
-        """Those that run whenever it is asked: none for a cache, or for a server."""
-        ...
+        """Those that run in this process whenever it is asked: none for a cache, or for a server."""
+        return ()
+
+    @property
+    def single(self) -> LanguageModel | None:
+        """The one model it is, whose layers can be collected and cut into shards; None for any other teacher."""
+        return None
+
+    @property
+    def readers(self) -> int:
+        """How many models read a sequence when it is asked, here or on a server."""
+        return len(self.models)
 
     def side(self, batch: Batch, packing: Packing) -> Projection | Mixture | TopKWithTail:
-        """Return what it says of a micro-batch's valid tokens, without gradient.
+        """Return hidden states or bins of a micro-batch's valid tokens, without gradient."""
+        raise NotImplementedError
 
-        Hidden states and the head that reads them, or those of several models and how to mix them; or, of a
-        compact cache, the likeliest tokens and the rest.
+    def output(self, batch: Batch, packing: Packing) -> TeacherOutput:
+        """Return everything a training step takes from it, without gradient."""
+        return TeacherOutput(self.side(batch, packing))
+
+    def rehearse(self, batch: Batch, packing: Packing) -> None:
+        """Run what :meth:`side` runs, over sequences that belong to no row."""
+        self.side(batch, packing)
+
+    def after_checkpoint(self, kept: int) -> None:
+        """Called when a checkpoint was saved.
+
+        Args:
+            kept: how many checkpoints there are at most.
         """
-        ...
 
 
-@runtime_checkable
-class OpenTeacher(Teacher, Protocol):
-    """A teacher whose layers can be looked at while it runs."""
-
-    model: LanguageModel
-
-    def look(self, batch: Batch, packing: Packing, layers: Layers) -> LayerOutputs:
-        """Return what :meth:`side` does, and the layers asked for."""
-        ...
-
-
-class LiveTeacher:
+class LiveTeacher(Teacher):
     """A teacher that runs, under whatever autocast the caller is in.
 
     On a CPU every sequence goes through the trunk alone and without padding: its hidden states then
@@ -127,13 +153,14 @@ class LiveTeacher:
         """The one that runs."""
         return (self.model,)
 
+    @property
+    def single(self) -> LanguageModel:
+        """The one that runs."""
+        return self.model
+
     def side(self, batch: Batch, packing: Packing) -> Projection:
         """Run the trunk and gather the valid tokens' hidden states."""
-        return self.look(batch, packing, Layers()).side
-
-    def look(self, batch: Batch, packing: Packing, layers: Layers) -> LayerOutputs:
-        """Run the trunk once and gather the valid tokens' states in the layers asked for, too."""
-        return teacher_layer_outputs(self.model, batch, packing, layers)
+        return teacher_layer_outputs(self.model, batch, packing, Layers()).side
 
 
 def live_models(teacher: Teacher | None) -> tuple[LanguageModel, ...]:

@@ -90,11 +90,11 @@ def build_cache(
         if len(missing) or not whole:
             _check_room(folder, estimated_bytes(key, teacher.width, teacher.rows, missing.targets), missing, report)
             if teacher.server is None:
-                source = session.load_teacher(teacher.path, device.device, teacher.quantization)
+                source: Teacher = LiveTeacher(session.load_teacher(teacher.path, device.device, teacher.quantization))
             else:
                 source = RemoteTeacher(teacher.server, teacher.tokenizer, teacher.rows, key["top_k"])
             if not whole:
-                _write_key(folder, key, source if isinstance(source, LanguageModel) else None)
+                _write_key(folder, key, source.single)
             _through(_Build(folder, key, store, source, device, report), missing, stop, command)
         _write_errors(folder, key, store)
     return _record(folder, store, len(missing), time.monotonic() - started)
@@ -187,14 +187,13 @@ class _Build:
         folder: Path,
         key: dict[str, Any],
         store: TokenStore,
-        source: LanguageModel | RemoteTeacher,
+        teacher: Teacher,
         device: Device,
         report: Report,
     ) -> None:
         self.folder, self.key, self.store = folder, key, store
         self.device, self.report = device, report
-        self.model = source if isinstance(source, LanguageModel) else None
-        self.teacher: Teacher = LiveTeacher(source) if isinstance(source, LanguageModel) else source
+        self.model, self.teacher = teacher.single, teacher
         self.entries: list[tuple[str, dict[str, Tensor]]] = []
         self.bytes, self.since, self.read = 0, time.monotonic(), 0
         self.summary = None

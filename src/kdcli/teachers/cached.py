@@ -12,14 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kdcli.config.schema import DataConfig, HardwareConfig
+from kdcli.config.sections import DataConfig, HardwareConfig
 from kdcli.data.batching import Batch, collate
 from kdcli.data.tokenize import TokenDataset
 from kdcli.errors import ExperimentChangedError
 from kdcli.loading.info import ModelInfo
 from kdcli.losses.base import Tokens
 from kdcli.losses.build import build_objective
-from kdcli.losses.divergences.base import Divergence
 from kdcli.losses.topk import TopKWithTail, top_k_with_tail
 from kdcli.models.devices import Device
 from kdcli.models.head import Head
@@ -27,6 +26,7 @@ from kdcli.models.load import LanguageModel
 from kdcli.models.packing import AppliedHead, Packing, Projection, Workspace, wide
 from kdcli.registry.registry import LOSSES
 from kdcli.storage import atomic
+from kdcli.teachers.base import Teacher
 from kdcli.teachers.cache_files import HEAD, HEAT, KEY, check_parts, read_key
 from kdcli.teachers.token_store import TokenStore, sequence_keys
 from kdcli.text import one_line
@@ -35,15 +35,13 @@ _HEAD = "head.safetensors"
 HIDDEN, IDS, LOG_PROBS = "hidden", "ids", "log_probs"
 
 
-class CachedTeacher:
+class CachedTeacher(Teacher):
     """Gives what a live teacher gave when the cache was built.
 
     Args:
         store: hidden states by sequence.
         head: the teacher's head.
     """
-
-    models: tuple[LanguageModel, ...] = ()
 
     def __init__(self, store: TokenStore, head: Head) -> None:
         self.store, self.head = store, head
@@ -57,15 +55,13 @@ class CachedTeacher:
         return Projection(hidden.to(device, non_blocking=True), self.head)
 
 
-class TopKTeacher:
+class TopKTeacher(Teacher):
     """Gives the likeliest tokens of a teacher that was run before, and the mass of the rest.
 
     Args:
         store: ``ids`` and ``log_probs`` by sequence.
         top_k: tokens kept.
     """
-
-    models: tuple[LanguageModel, ...] = ()
 
     def __init__(self, store: TokenStore, top_k: int) -> None:
         self.store, self.top_k = store, top_k
@@ -270,7 +266,7 @@ class Summary:
         view = top_k_with_tail(logits, self.top_k)
         for name in LOSSES.names():
             loss = build_objective(name)
-            if isinstance(loss, Divergence) and not loss.needs().whole:
+            if loss.between_bins and not loss.needs().whole:
                 whole = loss.token_loss(Tokens(labels, logits / HEAT, logits)).double().sum().item()
                 bins = loss.token_loss(Tokens(labels, logits / HEAT, None, coarse=view)).double().sum().item()
                 before = self._sums.setdefault(name, [0.0, 0.0])

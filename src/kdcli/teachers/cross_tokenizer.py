@@ -1,7 +1,7 @@
 """A teacher with another tokenizer; valid where token boundaries coincide."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -9,28 +9,14 @@ from torch import Tensor
 from kdcli.data.alignment import NO_OFFSET, AlignedSequence, TokenAligner
 from kdcli.data.batching import IGNORED, Batch, collate
 from kdcli.data.tokenize import Example
+from kdcli.losses.token_facts import ALIGNED
 from kdcli.losses.topk import TopKWithTail
 from kdcli.models.load import LanguageModel
 from kdcli.models.packing import Packing, Projection, find_valid
-from kdcli.teachers.base import Mixture, Teacher
+from kdcli.teachers.base import Mixture, Teacher, TeacherOutput
 
 
-@dataclass(frozen=True)
-class Aligned:
-    """The output of a teacher of another tokenizer at a micro-batch's valid tokens.
-
-    Args:
-        side: its hidden states and head; the hidden state of a token that is not aligned is 0.
-        known: 1 for aligned tokens, 0 for others, shape ``[n]``.
-        vocab: its real ids.
-    """
-
-    side: Projection | Mixture
-    known: Tensor
-    vocab: int
-
-
-class CrossTokenizerTeacher:
+class CrossTokenizerTeacher(Teacher):
     """A teacher that reads each sequence of the student in its own tokens.
 
     For a token of the student its output is taken where it has read exactly the text before that
@@ -57,10 +43,10 @@ class CrossTokenizerTeacher:
 
     def side(self, batch: Batch, packing: Packing) -> Projection | Mixture | TopKWithTail:
         """Return hidden states of the student's valid tokens, 0 where they are not aligned."""
-        return self.aligned(batch, packing).side
+        return self.output(batch, packing).side
 
-    def aligned(self, batch: Batch, packing: Packing) -> Aligned:
-        """Return its output at a micro-batch's valid tokens, and which of them are aligned."""
+    def output(self, batch: Batch, packing: Packing) -> TeacherOutput:
+        """Return the same, the size of its vocabulary, and 1 for each token that is aligned, 0 for others."""
         places: list[int] = []
         examples: list[Example] = []
         read = 0
@@ -74,7 +60,11 @@ class CrossTokenizerTeacher:
         seen = self.inner.side(theirs, find_valid(theirs.labels))
         assert not isinstance(seen, TopKWithTail), "refused before: a teacher of another tokenizer runs"
         index = torch.tensor(places, dtype=torch.int64, device=batch.input_ids.device)
-        return Aligned(_gathered(seen, index), (index != NO_OFFSET).float(), self.vocab)
+        return TeacherOutput(_gathered(seen, index), self.vocab, {ALIGNED: (index != NO_OFFSET).float()})
+
+    def rehearse(self, batch: Batch, packing: Packing) -> None:
+        """Run the teacher inside: made-up sequences are no text that it could read in its own tokens."""
+        self.inner.rehearse(batch, packing)
 
     def _counterparts(self, batch: Batch) -> Iterator[AlignedSequence]:
         """Yield what the teacher reads of each sequence that holds a valid token."""

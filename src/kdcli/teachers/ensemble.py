@@ -5,10 +5,10 @@ from typing import Literal
 from kdcli.data.batching import Batch
 from kdcli.models.load import LanguageModel
 from kdcli.models.packing import Packing
-from kdcli.teachers.base import LiveTeacher, Mixture
+from kdcli.teachers.base import LiveTeacher, Mixture, Teacher
 
 
-class EnsembleTeacher:
+class EnsembleTeacher(Teacher):
     """Live teachers of one tokenizer whose distributions are mixed.
 
     Args:
@@ -20,8 +20,13 @@ class EnsembleTeacher:
     def __init__(
         self, models: tuple[LanguageModel, ...], weights: tuple[float, ...], space: Literal["probability", "log"]
     ) -> None:
-        self.models, self.weights = models, weights
+        self._models, self.weights = models, weights
         self.space: Literal["probability", "log"] = space
+
+    @property
+    def models(self) -> tuple[LanguageModel, ...]:
+        """All of them."""
+        return self._models
 
     def side(self, batch: Batch, packing: Packing) -> Mixture:
         """Run every trunk and gather the valid tokens' hidden states."""

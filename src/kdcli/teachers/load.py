@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcli.config.schema import CacheConfig, DataConfig, HardwareConfig
+from kdcli.config.schema import CacheConfig
+from kdcli.config.sections import DataConfig, HardwareConfig
 from kdcli.data.tokenize import TokenDataset
 from kdcli.errors import InputError, UsageError
 from kdcli.events import Report
@@ -159,6 +160,5 @@ def _key(config: CacheConfig, facts: ModelInfo, device: Device) -> dict[str, Any
 def _opened(folder: Path, key: dict[str, Any], device: Device, session: Session) -> Remembered:
     if folder not in session.caches:
         session.caches[folder] = open_cache(folder, key, device.device)
-    found = session.caches[folder]
-    assert isinstance(found, Remembered), "only caches are kept there"
+    found: Remembered = session.caches[folder]
     return found

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from kdcli.config.schema import ServerConfig
+from kdcli.config.sections import ServerConfig
 from kdcli.data.batching import IGNORED, Batch
 from kdcli.errors import InputError, KDError
 from kdcli.losses.topk import TopKWithTail
-from kdcli.models.load import LanguageModel
 from kdcli.models.packing import Packing
 from kdcli.remote.client import Client, Request, UnreadError
 from kdcli.remote.schema import ReplyParser, TopLogprobs, bodies, token_texts
 from kdcli.storage import stored
 from kdcli.storage.jsonl import RotatingStore
+from kdcli.teachers.base import Teacher
 from kdcli.text import one_line
 
 ASKED = "asked"
@@ -91,7 +91,7 @@ _LEAST = 1e-8
 """Mass that the rest keeps where rounding on the server leaves none."""
 
 
-class RemoteTeacher:
+class RemoteTeacher(Teacher):
     """Gives a teacher's k likeliest tokens and the mass of the rest, as ``/completions`` tells them.
 
     Args:
@@ -104,8 +104,6 @@ class RemoteTeacher:
     Raises:
         KDError: an address no server can have.
     """
-
-    models: tuple[LanguageModel, ...] = ()
 
     def __init__(
         self,
@@ -121,6 +119,16 @@ class RemoteTeacher:
         self.kept = None if kept is None else LogProbStore(kept, about)
         self._tokenizer, self._id_of = tokenizer, id_of(tokenizer)
         self._form: str | None = None
+
+    @property
+    def readers(self) -> int:
+        """The one on the server."""
+        return 1
+
+    def after_checkpoint(self, kept: int) -> None:
+        """Remove replies that no checkpoint needs any more."""
+        if self.kept is not None:
+            self.kept.rotate(kept)
 
     def side(self, batch: Batch, packing: Packing) -> TopKWithTail:
         """Ask the server about a micro-batch's sequences and return its output at the valid tokens.

@@ -16,7 +16,7 @@ from kdcli.models.head import trunk_of
 from kdcli.models.internals import layers_of
 from kdcli.models.load import LanguageModel
 from kdcli.models.packing import Packing, Projection
-from kdcli.teachers.base import LiveTeacher, Teacher
+from kdcli.teachers.base import Teacher
 from kdcli.training.placement import MakeStep, Placement, Side, nothing_on, together
 
 
@@ -55,9 +55,9 @@ class Sharded(Placement):
         twin = _twin(student, mesh)
         self._pairs: dict[Side, _Pair] = {"student": _Pair(student.model, twin.model, device)}
         self._teacher: ShardedTeacher | None = None
-        if isinstance(teacher, LiveTeacher):
-            teacher_twin = _twin(teacher.model, mesh)
-            self._pairs["teacher"] = _Pair(teacher.model.model, teacher_twin.model, device)
+        if teacher is not None and (running := teacher.single) is not None:
+            teacher_twin = _twin(running, mesh)
+            self._pairs["teacher"] = _Pair(running.model, teacher_twin.model, device)
             teacher = self._teacher = ShardedTeacher(teacher_twin)
             fully_shard(teacher, mesh=mesh)
         self.model = twin.model
@@ -97,7 +97,7 @@ class Sharded(Placement):
         self._pairs["student"].fill()
 
 
-class ShardedTeacher(nn.Module):
+class ShardedTeacher(nn.Module, Teacher):
     """A teacher whose weights lie in shards; a micro-batch goes through it together, in every process at once.
 
     Args:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from kdcli.config.schema import HardwareConfig, TrainConfig
+from kdcli.config.sections import HardwareConfig, TrainConfig
 from kdcli.events import Report
 from kdcli.losses.base import DistillLoss
 from kdcli.models.devices import Device

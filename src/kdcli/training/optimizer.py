@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from kdcli.config.schema import TrainConfig
+from kdcli.config.sections import TrainConfig
 from kdcli.errors import InputError
 
 

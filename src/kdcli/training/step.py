@@ -10,14 +10,19 @@ from torch import Tensor, nn
 from kdcli.data.batching import Batch
 from kdcli.losses.base import Dims, DistillLoss, Features, Tokens
 from kdcli.losses.samples import sample, tokens_of, with_facts
-from kdcli.losses.token_facts import ALIGNED
-from kdcli.losses.topk import TopKWithTail
 from kdcli.models.block import per_token
-from kdcli.models.layers import drop_no_attention, eager_attention, layer_outputs, shape_of, use_eager, verify_layers
+from kdcli.models.layers import (
+    drop_no_attention,
+    eager_attention,
+    layer_outputs,
+    shape_of,
+    teacher_layer_outputs,
+    use_eager,
+    verify_layers,
+)
 from kdcli.models.load import LanguageModel
 from kdcli.models.packing import Packing, Projection, Workspace, find_valid
-from kdcli.teachers.base import Mixture, OpenTeacher, Teacher
-from kdcli.teachers.cross_tokenizer import Aligned, CrossTokenizerTeacher
+from kdcli.teachers.base import Teacher, TeacherOutput
 from kdcli.training.fused_loss import FusedInputs, fused_sum
 
 # Terms of an objective on layers inside the two models: outside the chunked pass, by plain autograd.
@@ -37,16 +42,16 @@ class FeatureComparison:
         InputError: MOD-24, a model whose layers cannot be collected.
     """
 
-    def __init__(self, loss: DistillLoss, student: LanguageModel, teacher: OpenTeacher, seed: int) -> None:
+    def __init__(self, loss: DistillLoss, student: LanguageModel, teacher: LanguageModel, seed: int) -> None:
         self.student, self.teacher = student, teacher
-        self.dims = Dims(shape_of(student.model.config), shape_of(teacher.model.model.config))
+        self.dims = Dims(shape_of(student.model.config), shape_of(teacher.model.config))
         self.asked = loss.matches(self.dims)
         if self.asked.attention:
             use_eager(student.model)
             drop_no_attention(student.model)
         verify_layers(student.model, self.asked.student, learns=True)
-        with eager_attention(teacher.model.model, wanted=bool(self.asked.attention)):
-            verify_layers(teacher.model.model, self.asked.teacher, learns=False)
+        with eager_attention(teacher.model, wanted=bool(self.asked.attention)):
+            verify_layers(teacher.model, self.asked.teacher, learns=False)
         parameter = next(student.model.parameters())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -56,7 +61,7 @@ class FeatureComparison:
     def look(self, batch: Batch, packing: Packing) -> tuple[Projection, Projection, Features]:
         """Run both trunks once; return both sides and the layers compared, all at the valid tokens."""
         own = layer_outputs(self.student, batch, packing, self.asked.student)
-        theirs = self.teacher.look(batch, packing, self.asked.teacher)
+        theirs = teacher_layer_outputs(self.teacher, batch, packing, self.asked.teacher)
         reach = packing.positions % max(batch.labels.shape[1], 1) + 1
         return own.side, theirs.side, Features(own.inner, theirs.inner, reach, self.dims, self.learned)
 
@@ -118,8 +123,9 @@ class DistillStep(nn.Module):
         self._outside = (student, teacher if loss.needs().anything_of_teacher else None)
         self.comparison: FeatureComparison | None = None
         if loss.needs().features:
-            assert isinstance(teacher, OpenTeacher), "refused before: only a teacher that runs shows its layers"
-            self.comparison = FeatureComparison(loss, student, teacher, seed)
+            shown = None if teacher is None else teacher.single
+            assert shown is not None, "refused before: only one teacher that runs shows its layers"
+            self.comparison = FeatureComparison(loss, student, shown, seed)
             self.learned = self.comparison.learned
         self.loss, self.vocab, self.reduce, self.autocast = loss, vocab, reduce, autocast
         self.workspace = Workspace(chunk_tokens)
@@ -138,12 +144,11 @@ class DistillStep(nn.Module):
         precision = torch.autocast(device.type, self.autocast) if self.autocast else nullcontext()
         with precision:
             own, seen, features = self._look(batch, packing)
-        facts, teacher_vocab = packing.facts(batch.facts), None
-        if isinstance(seen, Aligned):
-            seen, teacher_vocab, facts = seen.side, seen.vocab, facts | {ALIGNED: seen.known}
         work = FusedInputs(
-            self.loss, packing.labels, weights, packing.sequence, seen, self.vocab, self.autocast or own.hidden.dtype,
-            self.workspace, facts, progress, teacher_vocab=teacher_vocab,
+            self.loss, packing.labels, weights, packing.sequence, None if seen is None else seen.side, self.vocab,
+            self.autocast or own.hidden.dtype, self.workspace,
+            {**packing.facts(batch.facts), **({} if seen is None else seen.facts)}, progress,
+            teacher_vocab=None if seen is None else seen.vocab,
         )  # fmt: skip
         total, parts = fused_sum(own, work)
         if features is not None:
@@ -160,13 +165,12 @@ class DistillStep(nn.Module):
             batch: any sequences; no source needs to know them.
             teacher: whether the teacher runs too, rather than being read.
         """
-        student, other = self._outside
-        reader = other.inner if isinstance(other, CrossTokenizerTeacher) else other
+        student, reader = self._outside
         device = batch.input_ids.device
         with torch.autocast(device.type, self.autocast) if self.autocast else nullcontext():
             hidden = student.hidden(batch.input_ids, batch.attention_mask)
             if teacher and reader is not None:
-                reader.side(batch, find_valid(batch.labels))
+                reader.rehearse(batch, find_valid(batch.labels))
         hidden.sum().backward()
 
     def warm(self, device: torch.device) -> None:
@@ -181,19 +185,15 @@ class DistillStep(nn.Module):
         into = tok.student if tok.student.dtype == compute else tok.student.to(compute)
         run.gradient(loss, replace(tok, features=None), self._outside[0].head, into)
 
-    def _look(
-        self, batch: Batch, packing: Packing
-    ) -> tuple[Projection, Projection | Mixture | TopKWithTail | Aligned | None, Features | None]:
+    def _look(self, batch: Batch, packing: Packing) -> tuple[Projection, TeacherOutput | None, Features | None]:
         """Run the trunks and return both sides at the valid tokens, and the layers compared, if any are."""
         student, teacher = self._outside
         if self.comparison is not None:
             own, theirs, features = self.comparison.look(batch, packing)
-            return own, theirs if self.loss.needs().teacher else None, features
+            return own, TeacherOutput(theirs) if self.loss.needs().teacher else None, features
         hidden = packing.pack(student.hidden(batch.input_ids, batch.attention_mask))
         own = Projection(hidden, student.current_head())
-        if isinstance(teacher, CrossTokenizerTeacher):
-            return own, teacher.aligned(batch, packing), None
-        return own, None if teacher is None else teacher.side(batch, packing), None
+        return own, None if teacher is None else teacher.output(batch, packing), None
 
     def _weights(self, packing: Packing, denominator: int) -> Tensor:
         if self.reduce == "token":

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kdcli.config.schema import EvalSettings, JudgeConfig
+from kdcli.config.schema import JudgeConfig
+from kdcli.config.sections import EvalSettings
 from kdcli.errors import InputError, UsageError
 from kdcli.evaluation.judge.inputs import JudgeInputs, load_answers
 from kdcli.evaluation.judge.prompt import JudgePrompt, judge_prompt, read_pair

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kdcli.bounded import ANYWHERE, SHARE, Bounds
-from kdcli.config.schema import BenchmarkConfig
+from kdcli.config.sections import BenchmarkConfig
 from kdcli.errors import InputError, KDError, MachineError
 from kdcli.evaluation.lm_eval.tasks import Harness, LmEval, Tasks, places_of
 from kdcli.evaluation.records import ScoreInfo

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from kdcli.config.schema import BenchmarkConfig
+from kdcli.config.sections import BenchmarkConfig
 from kdcli.data.files import offline_if_unreachable
 from kdcli.errors import InputError, UsageError
 from kdcli.events import Event, Report, silent

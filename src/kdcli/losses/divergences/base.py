@@ -212,6 +212,7 @@ class Divergence(DistillLoss):
         float, Field(gt=0, allow_inf_nan=False, description="softmax temperature tau of both sides")
     ] = 1.0
     zero_at_equal: ClassVar[bool] = True
+    between_bins: ClassVar[bool] = True
     min_top_k: ClassVar[int] = 2
     """Fewest known tokens: with one, nothing says where among the rest the student's mass may lie."""
 

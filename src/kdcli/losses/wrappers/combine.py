@@ -40,8 +40,7 @@ class Sum(DistillLoss):
     def _open_up(cls, terms: tuple[tuple[float, DistillLoss], ...]) -> tuple[tuple[float, DistillLoss], ...]:
         opened: list[tuple[float, DistillLoss]] = []
         for weight, loss in terms:
-            inner = loss.terms if isinstance(loss, Sum) else ((1.0, loss),)
-            opened += [(weight * share, child) for share, child in inner]
+            opened += [(weight * share, child) for share, child in loss.summands]
         return tuple(opened)
 
     @model_validator(mode="after")
@@ -49,6 +48,11 @@ class Sum(DistillLoss):
         if not self._children:
             raise ValueError("all weights are 0: nothing is left of the objective")
         return self
+
+    @property
+    def summands(self) -> tuple[tuple[float, DistillLoss], ...]:
+        """Its terms."""
+        return self.terms
 
     @property
     def _children(self) -> dict[str, DistillLoss]:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kdcli.config.schema import GenerationConfig
+from kdcli.config.sections import GenerationConfig
 from kdcli.errors import InputError
 from kdcli.sources.base import Source
 from kdcli.sources.completions import TeacherCompletion

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from kdcli.config.schema import ServerConfig
+from kdcli.config.sections import ServerConfig
 from kdcli.data.tokenize import Example, follow, refuse_rowless, without_prefix
 from kdcli.errors import InputError, UsageError
 from kdcli.generation import Completion

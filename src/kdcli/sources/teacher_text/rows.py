@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from kdcli.config.schema import DataConfig
+from kdcli.config.sections import DataConfig
 from kdcli.data.dataset import load_dataset
 from kdcli.data.rows import Row, read_rows
 from kdcli.end_tokens import EndTokens

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from kdcli import distributed
-from kdcli.config.schema import CompareConfig
+from kdcli.config.sections import ExecutionConfig, HardwareConfig
 from kdcli.distributed import check_count
 from kdcli.errors import MachineError, UsageError
 from kdcli.loading.session import Session
@@ -17,75 +17,77 @@ _EXTRAS = {"slurm": "submitit", "ray": "ray"}
 _MANY = 10_000
 
 
-def executor_name(config: CompareConfig) -> str:
+def executor_name(execution: ExecutionConfig, hardware: HardwareConfig) -> str:
     """Return the executor that runs the cells.
 
-    >>> from kdcli.config.schema import ExecutionConfig
-    >>> executor_name(CompareConfig()), executor_name(CompareConfig(execution=ExecutionConfig(jobs=2)))
+    >>> executor_name(ExecutionConfig(), HardwareConfig()), executor_name(ExecutionConfig(jobs=2), HardwareConfig())
     ('inline', 'local')
     """
-    chosen = config.execution.executor
+    chosen = execution.executor
     if chosen != "auto":
         return chosen
-    several = (config.execution.jobs or 1) > 1 or config.hardware.gpus > 1
+    several = (execution.jobs or 1) > 1 or hardware.gpus > 1
     return "local" if several else "inline"
 
 
-def check_executor(config: CompareConfig) -> None:
+def check_executor(execution: ExecutionConfig, hardware: HardwareConfig) -> None:
     """Refuse an executor that cannot work here.
 
     Raises:
         MachineError: its library or its scheduler is not installed.
         UsageError: settings that it does not take.
     """
-    name = executor_name(config)
+    name = executor_name(execution, hardware)
     where = f"--executor {name}"
     library = _EXTRAS.get(name)
     if library is not None and importlib.util.find_spec(library) is None:
         fix = f"pip install 'kdcli[{name}]'"
         raise MachineError("EXEC-01", f"{library} is not installed", where=where, fix=fix)
-    if name == "inline" and ((config.execution.jobs or 1) > 1 or config.hardware.gpus > 1):
+    if name == "inline" and ((execution.jobs or 1) > 1 or hardware.gpus > 1):
         what = "runs one cell at a time in this process"
         raise UsageError("CLI-09", what, where=where, fix="leave --executor out, or use --executor local")
-    if config.execution.slurm and name != "slurm":
+    if execution.slurm and name != "slurm":
         raise UsageError("CLI-09", "has no effect here", where="--slurm", fix="add --executor slurm")
-    if config.execution.ray_address and name != "ray":
+    if execution.ray_address and name != "ray":
         raise UsageError("CLI-09", "has no effect here", where="--ray-address", fix="add --executor ray")
     if name == "slurm":
-        check_options(config.execution.slurm)
+        check_options(execution.slurm)
     if name == "local":
-        check_count(config.execution.jobs or 1, distributed.cores(), "CPU cores", "--jobs")
-        check_processes(config.hardware)
+        check_count(execution.jobs or 1, distributed.cores(), "CPU cores", "--jobs")
+        check_processes(hardware)
 
 
-def with_threads(config: CompareConfig) -> tuple[CompareConfig, list[str]]:
+def with_threads(execution: ExecutionConfig, hardware: HardwareConfig) -> tuple[HardwareConfig, list[str]]:
     """Set the CPU threads of cells that run outside this process; their number is part of a run's identity.
 
     Returns:
-        the settings, and notes about them.
+        the hardware of every cell, and notes about it.
     """
-    name = executor_name(config)
-    if name == "inline" or config.hardware.threads is not None:
-        return config, []
-    threads = _share_of_cores(config, name)
-    hardware = config.hardware.model_copy(update={"threads": threads})
+    name = executor_name(execution, hardware)
+    if name == "inline" or hardware.threads is not None:
+        return hardware, []
+    threads = _share_of_cores(execution, name)
     note = (
         f"hardware.threads is set to {threads} for every cell; the number of threads is part of a run's identity, "
         f"so give --threads {threads} to meet the same cells with another executor"
     )
-    return config.model_copy(update={"hardware": hardware}), [note]
+    return hardware.model_copy(update={"threads": threads}), [note]
 
 
-def make_executor(config: CompareConfig, device: Device, session: Session, command: str) -> Executor:
+def make_executor(
+    execution: ExecutionConfig, hardware: HardwareConfig, study: Path, device: Device, session: Session, command: str
+) -> Executor:
     """Return the executor.
 
     Args:
-        config: the study, its threads settled.
+        execution: where cells run, and how many at once.
+        hardware: of every cell, its threads settled.
+        study: the study's folder.
         device: where cells compute.
         session: what is loaded already.
         command: what to type to go on after an interruption.
     """
-    name, jobs, gpus = executor_name(config), config.execution.jobs, config.hardware.gpus
+    name, jobs, gpus = executor_name(execution, hardware), execution.jobs, hardware.gpus
     if name == "local":
         from kdcli.study.executors.local import LocalExecutor
 
@@ -93,12 +95,12 @@ def make_executor(config: CompareConfig, device: Device, session: Session, comma
     if name == "slurm":
         from kdcli.study.executors.slurm import SlurmExecutor
 
-        return SlurmExecutor(jobs or _MANY, config.execution.slurm, Path(str(config.output)) / "slurm")
+        return SlurmExecutor(jobs or _MANY, execution.slurm, study / "slurm")
     if name == "ray":
         from kdcli.study.executors.ray import RayExecutor
 
         wanted = gpus if device.device.type == "cuda" else 0
-        return RayExecutor(jobs or _MANY, config.execution.ray_address, config.hardware.threads or 1, wanted)
+        return RayExecutor(jobs or _MANY, execution.ray_address, hardware.threads or 1, wanted)
     from kdcli.study.executors.local import InlineExecutor
 
     return InlineExecutor(session, command)
@@ -109,10 +111,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _share_of_cores(config: CompareConfig, name: str) -> int:
+def _share_of_cores(execution: ExecutionConfig, name: str) -> int:
     if name == "slurm":
-        return int(config.execution.slurm.get("cpus", "1"))
-    jobs = config.execution.jobs or (cores() if name == "ray" else 1)
+        return int(execution.slurm.get("cpus", "1"))
+    jobs = execution.jobs or (cores() if name == "ray" else 1)
     return max(1, cores() // jobs)
 
 
