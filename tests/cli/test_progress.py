@@ -1,4 +1,5 @@
 import io
+import re
 import sys
 
 import pytest
@@ -89,3 +90,48 @@ def test_what_libraries_print_is_no_result(capsys):
         show(Event("stage", "training"))
     assert out.getvalue() == ""
     assert err.getvalue() == "chatter\ntraining\n"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_time_left_is_never_what_is_cut(width):
+    values = {"loss": 0.4123, "lr": 0.001171, "tokens_per_second": 12345.6, "generated_per_second": 99.5}
+    show = BarProgress(Console(file=io.StringIO(), force_terminal=True, width=width, height=24, color_system=None))
+    show(Event("stage", "student before distillation: training and some more words", total=900))
+    for step in range(1, 774):
+        show(Event("progress", "training", done=step, total=900, values=values))
+    with show._bar.console.capture() as found:
+        show._bar.console.print(show._bar.get_renderable())
+    (line,) = found.get().splitlines()
+    assert len(line) <= width
+    assert "773/900" in line
+    assert re.search(r" \d\d:\d\d ", line)
+    assert "loss 0.4123" in line
+
+
+def test_a_terminal_shows_at_once_that_something_is_loading():
+    stream = io.StringIO()
+    with BarProgress(Console(file=stream, force_terminal=True, width=80, color_system=None)):
+        assert "loading PyTorch ..." in stream.getvalue() or "starting ..." in stream.getvalue()
+
+
+def test_a_study_has_one_bar_with_the_time_left(clock):
+    def cell(name, state, done=0, **values):
+        return Event("cell", name, done=done, total=100, values={"state": state, **values})
+
+    show = BarProgress(Console(file=io.StringIO(), force_terminal=True, width=80, height=24, color_system=None))
+    for name in ("a", "b", "c"):
+        show(cell(name, "waiting"))
+    show(Event("stage", "a: training", total=100))
+    for step in range(1, 51):
+        clock[0] = float(step)
+        show(cell("a", "running", step))
+        show(Event("progress", "training", done=step, total=100))
+    with show._bar.console.capture() as found:
+        show._bar.console.print(show._bar.get_renderable())
+    text = found.get()
+    assert "1 running, 2 waiting; 4:10 of training to go" in text
+    row = next(line for line in text.splitlines() if line.startswith(" a "))
+    assert row.split() == ["a", "running", "50/100", "0:50"]
+    assert "a: training 50/100" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert show._cells.share == pytest.approx(50 / 300)

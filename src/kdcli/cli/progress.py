@@ -1,5 +1,6 @@
 """Shows events: a progress bar in a terminal, sparse plain lines elsewhere."""
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,9 +9,10 @@ from typing import Any, Protocol, TypeAlias
 
 from rich import box
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
 from rich.text import Text
 
 from kdcli.events import Event
@@ -173,61 +175,102 @@ class LineProgress:
 
 
 class Cells:
-    """The state of every cell of a comparison, from its events."""
+    """Progress of every cell of a comparison, as the events report it."""
 
     def __init__(self) -> None:
         self.seen: dict[str, CellStatus] = {}
+        self._first: dict[str, tuple[float, int]] = {}
+        self._paces: dict[str, float] = {}
 
     def note(self, event: Event) -> bool:
-        """Take in a cell's event; say whether its state changed."""
+        """Update a cell's status; return whether its state changed."""
         before = self.seen.get(event.message)
         state, kept = event.values["state"], before or CellStatus(event.message, "", 0, 0, None)
+        step = event.done or (kept.step if state in ("running", "stopped") else 0)
+        total = event.total or kept.total
+        left = event.values.get("left")
+        if state == "running" and step:
+            left = self._left(event.message, step, total) if left is None else left
         self.seen[event.message] = CellStatus(
-            cell=event.message,
-            state=state,
-            step=event.done or (kept.step if state in ("running", "stopped") else 0),
-            total=event.total or kept.total,
-            seconds_left=event.values.get("left"),
-            log=event.values.get("log", ""),
+            cell=event.message, state=state, step=step, total=total, seconds_left=left, log=event.values.get("log", "")
         )
+        if left and total > step:
+            self._paces[event.message] = left / (total - step)
         return before is None or before.state != state
 
+    def _left(self, cell: str, step: int, total: int) -> float | None:
+        """Return the time to go of a cell that trains in this process, at its pace since its first step seen here."""
+        now = time.monotonic()
+        begun, first = self._first.setdefault(cell, (now, step))
+        return (now - begun) / (step - first) * (total - step) if step > first else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Training time to go, cells one after another, at the paces seen so far; None before there is one."""
+        if not self._paces:
+            return None
+        usual = sum(self._paces.values()) / len(self._paces)
+        open_cells = [one for one in self.seen.values() if one.state in ("running", "waiting")]
+        return sum(max(one.total - one.step, 0) * self._paces.get(one.cell, usual) for one in open_cells)
+
+    @property
+    def share(self) -> float:
+        """Share of all optimizer steps that are done."""
+        steps = sum(one.total if one.state == "done" else one.step for one in self.seen.values())
+        return steps / max(1, sum(max(one.total, one.step) for one in self.seen.values()))
+
     def summary(self) -> str:
-        """Return how many cells are in each state."""
-        return summary(counts(tuple(self.seen.values())), None)
+        """Return how many cells are in each state, and the time to go."""
+        return summary(counts(tuple(self.seen.values())), self.seconds_left)
+
+
+class _Words(TextColumn):
+    """Text that is cut at the end where there is no room for it."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text of a task, on one line."""
+        text = super().render(task)
+        text.no_wrap, text.overflow = True, "ellipsis"
+        return text
 
 
 class _GridBar(Bar):
-    """A bar with the grid of cells above it."""
+    """A bar; in a comparison the grid of cells and one bar for the whole of it."""
 
     def __init__(self, *columns: Any, cells: Cells, **options: Any) -> None:
         self._cells = cells
         super().__init__(*columns, **options)
 
     def get_renderables(self) -> Iterator[RenderableType]:
-        """Yield the grid, once there are cells, and the bars."""
-        if self._cells.seen:
-            room = max(self.console.height - 6, 4)
-            cells = tuple(self._cells.seen.values())
-            yield grid(shown(cells, room))
-            yield Text(self._cells.summary())
-        yield from super().get_renderables()
+        """Yield the bars; once there are cells, the grid, the bar of the study and the stage at hand."""
+        if not self._cells.seen:
+            yield from super().get_renderables()
+            return
+        yield grid(shown(tuple(self._cells.seen.values()), max(self.console.height - 6, 4)))
+        whole = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=1.0, completed=self._cells.share, width=20)
+        whole.add_row(bar, Text(self._cells.summary(), no_wrap=True, overflow="ellipsis"))
+        yield whole
+        for task in self.tasks:
+            many = f" {task.completed:,.0f}/{task.total:,.0f}" if task.total else ""
+            yield Text(f"{task.description}{many}", style="dim", no_wrap=True, overflow="ellipsis")
 
 
 class BarProgress:
-    """Draws one bar for the stage at hand, the grid of a comparison's cells above it; notes scroll by above both.
+    """Draws one bar for the current stage, or for a comparison its cells and one bar; notes are printed above.
 
     Args:
         console: the terminal.
     """
 
     def __init__(self, console: Console) -> None:
+        kept = Column(no_wrap=True)
         columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[values]}", markup=False, style="dim"),
-            TimeRemainingColumn(compact=True),
+            _Words("{task.description}", markup=False, table_column=Column()),
+            BarColumn(bar_width=20, table_column=kept),
+            MofNCompleteColumn(table_column=kept),
+            TimeRemainingColumn(compact=True, table_column=kept),
+            _Words("{task.fields[values]}", markup=False, style="dim", table_column=Column()),
         )
         self._cells = Cells()
         self._bar = _GridBar(
@@ -236,6 +279,8 @@ class BarProgress:
         self._task: TaskID | None = None
 
     def __enter__(self) -> "BarProgress":
+        loading = "loading PyTorch ..." if "torch" not in sys.modules else "starting ..."
+        self._task = self._bar.add_task(loading, total=None, values="")
         self._bar.start()
         return self
 
@@ -291,8 +336,8 @@ def progress_line(event: Event, stage: str, seconds: int | float) -> str:
     return f"{stage}: " + ", ".join(parts)
 
 
-SHOWN = {"loss": "loss", "lr": "lr", "tokens_per_second": "tokens/s", "generated_per_second": "generated/s"}
-"""Of a training step's numbers, those worth a line; the others are in metrics.jsonl."""
+SHOWN = {"loss": "loss", "tokens_per_second": "tokens/s", "generated_per_second": "generated/s", "lr": "lr"}
+"""Of a training step's numbers, those worth a line, the first to be cut last; the others are in metrics.jsonl."""
 
 
 def number_words(values: Mapping[str, Any]) -> str:
