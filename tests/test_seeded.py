@@ -1,7 +1,8 @@
 """Every seeded bug still fits the source text it changes, and names tests that exist."""
 
 import pytest
-from tests import seeded
+
+import seeded
 
 BUGS = seeded.read_bugs()
 
