@@ -564,7 +564,7 @@ SCENARIOS: dict[str, Typed] = {
             rows("chat.jsonl", TALK, {"messages": TALK["messages"] * 2}),
         ),
     ),
-    "let words follow the thoughts, or use --template plain": typed(
+    "let text follow the reasoning, or use --template plain": typed(
         f"{PLAN} --data chat.jsonl",
         f"{PLAN} --data chat.jsonl --template plain",
         f"{PLAN} --data mended.jsonl",
@@ -657,7 +657,7 @@ SCENARIOS: dict[str, Typed] = {
         f"{PLAN} --loss fkl@student",
         f"{PLAN} --teacher-cache c --loss fkl",
     ),
-    "leave --teacher-cache out: the teacher runs beside the student": typed(
+    "leave --teacher-cache out: the teacher runs with the student": typed(
         f"{PLAN} --loss uld --teacher-cache c", f"{PLAN} --loss uld", before=wrong("other_tokenizer")
     ),
     "wait for it to end, or choose another -o": typed(
@@ -708,7 +708,7 @@ SCENARIOS: dict[str, Typed] = {
     "make it with kd eval": typed(
         lambda: read_results(Path("s")), "eval s --data e.jsonl --device cpu --metric perplexity -o s"
     ),
-    "bring back what the run was made from; kd compare sets two different runs side by side": typed(
+    "restore its inputs; to compare two different runs use kd compare": typed(
         "rerun bare -o again",
         "rerun bare -o again",
         "compare run other",
@@ -812,14 +812,14 @@ SCENARIOS: dict[str, Typed] = {
         f"eval --data e.jsonl --metric rougeL --server-url URL/absent/v1 {ASKED} --set server.model=toy",
         f"eval --data e.jsonl --metric rougeL --server-url URL/strict/v1 {ASKED} --set server.model=toy",
     ),
-    "mend the plug-in; kd losses check {} says more": typed(
+    "correct the plug-in; kd losses check {} says more": typed(
         f"{TRAIN} --loss ./mine.py:Mine -o mine",
         "losses check {0}",
         f"{TRAIN} --loss ./mine.py:Mine -o mine",
         before=plug_in("return tok.student.sum()"),
         mended=plug_in(GOOD),
     ),
-    "mend the plug-in; --debug shows the traceback": typed(
+    "correct the plug-in; --debug shows the traceback": typed(
         f"{TRAIN} --loss ./mine.py:Mine -o mine",
         f"{TRAIN} --loss ./mine.py:Mine -o mine --debug",
         before=plug_in(LATER.replace("FAULT", "1 / 0")),

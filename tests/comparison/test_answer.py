@@ -65,7 +65,7 @@ def test_what_is_tied_is_not_ranked_and_one_seed_ranks_no_objective():
         "1.0). One training seed ranks these models, not the objectives."
     )
     assert found[1:] == [
-        "Distillation, in Rouge-L: no objective changed it clearly.",
+        "Distillation, in Rouge-L: no objective changed it significantly.",
         "What would help most: more training seeds.",
     ]
 

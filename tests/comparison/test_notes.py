@@ -32,7 +32,7 @@ BASE = ({0: 20.0, 1: 20.4, 2: 19.9}, {0: 2.0, 1: 2.1, 2: 1.9})
 def test_sure_and_unsure_differences_are_told_apart():
     better = row("akl", {0: 25.0, 1: 25.5, 2: 24.8}, {0: 2.3, 1: 1.9, 2: 1.95}, BASE)
     said = concluded([row("fkl", *BASE), better], [ROUGE, NLL], {"rougeL": Detectable(0.61, 0.4, 1.9), "nll": None})
-    assert said[0] == "akl against fkl: better in Rouge-L (p < 0.05); 1 other score cannot tell them apart"
+    assert said[0] == "akl against fkl: better in Rouge-L (p < 0.05); 1 other score shows no significant difference"
     assert said[1].startswith("minimum detectable effect against fkl at 80 % power, with 3 seeds: Rouge-L 0.4 to 1.9 ")
     assert said[-1].startswith("equal budget: 10 steps and 100 response tokens each")
 
@@ -45,7 +45,7 @@ def test_lower_is_better_where_it_is():
 
 def test_nothing_sure_is_said_as_such():
     same = row("rkl", {0: 20.1, 1: 20.3, 2: 20.0}, {0: 2.0, 1: 2.12, 2: 1.89}, BASE)
-    assert "rkl: no score tells it from fkl" in concluded([row("fkl", *BASE), same], [ROUGE, NLL])
+    assert "rkl: no significant difference to fkl" in concluded([row("fkl", *BASE), same], [ROUGE, NLL])
 
 
 def test_one_seed_comes_first():

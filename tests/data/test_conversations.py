@@ -148,7 +148,7 @@ def test_thoughts_within_the_answer_are_learnt_where_the_template_drops_them_fro
 
 
 def test_an_answer_without_thoughts_under_a_prompt_that_opens_them_is_refused_with_what_to_do(tmp_path):
-    with pytest.raises(InputError, match=r'TOK-15.*prompt opens "<think>", and the answer has no thoughts'):
+    with pytest.raises(InputError, match=r'TOK-15.*prompt opens "<think>", and the answer has no reasoning'):
         load(tmp_path, OPENING, row(("user", "a"), ("assistant", "b")))
     (one,) = load(tmp_path, OPENING, row(("user", "a"), ("assistant", "<think>\n\n</think>\n\nb"))).examples
     assert said(OPENING, one) == "\n</think>\n\nb</s>"

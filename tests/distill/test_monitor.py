@@ -136,7 +136,7 @@ def test_training_ends_when_the_score_stays_where_it_is(parts):
     values = [scores["perplexity"] for scores in measured(record).values()]
     assert record.steps == len(values) < 12
     assert min(values[-3:]) >= min(values[:-3])
-    assert any("has not become better for 3 evaluations" in note for note in heard.messages("note"))
+    assert any("has not improved for 3 evaluations" in note for note in heard.messages("note"))
     before = study.tree(record.folder)
     assert distill(config, silent).already_done
     assert study.tree(record.folder) == before

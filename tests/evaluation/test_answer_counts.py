@@ -104,7 +104,7 @@ def test_tuning_goes_by_what_is_measured():
     ("counts", "said"),
     [
         (AnswerCounts(100, 0, 98, 128), ["98 of 100 answers were cut at 128 tokens, before an end token"]),
-        (AnswerCounts(4, 4, 0), ["all 4 answers are empty: no score of their words means anything"]),
+        (AnswerCounts(4, 4, 0), ["all 4 answers are empty: scores of their text mean nothing"]),
         (AnswerCounts(4, 1, None), ["1 of 4 answers are empty"]),
         (AnswerCounts(4, 0, 0, 9), []),
     ],

@@ -40,7 +40,7 @@ def test_a_replay_buffer_needs_an_evaluation_to_follow():
     "spec, settings, why",
     [
         ("0.5*fkl+0.5*hidden", {}, "inside the models"),
-        ("fkl", {"teacher": "one+other"}, "several teachers"),
+        ("fkl", {"teacher": "one+other"}, "ensemble"),
         ("fkl", {"teacher_quantization": "int8"}, "quantised"),
     ],
 )

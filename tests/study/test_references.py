@@ -322,7 +322,7 @@ def against_start_of(gains, rates=None):
 def test_likely_reasons_follow_from_what_the_table_shows():
     # nobody gained and the losers came nearer: the student was near its best
     said = against_start_of({"fkl": {"perplexity": 0.1, "kl": -0.1}, "rkl": {"perplexity": 0.2, "kl": -0.1}})
-    assert "fkl, rkl came nearer to the teacher (kl), so the student was probably near the best" in said
+    assert "fkl, rkl came closer to the teacher (kl), so the student was probably near the best" in said
     assert "gained where" not in said
     # another contender gained at the same budget: it is not the student
     said = against_start_of({"fkl": {"perplexity": -0.1, "kl": -0.1}, "rkl": {"perplexity": 0.2, "kl": -0.1}})

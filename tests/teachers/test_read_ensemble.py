@@ -38,6 +38,6 @@ def test_weights_and_space_are_part_of_what_it_is():
 
 
 def test_one_teacher_is_asked_for():
-    require_single("a", "a cache remembers one teacher", "--teacher-cache", "leave it out")
+    require_single("a", "a cache holds one teacher", "--teacher-cache", "leave it out")
     with pytest.raises(UsageError, match="several teachers"):
-        require_single("a+b", "a cache remembers one teacher", "--teacher-cache", "leave it out")
+        require_single("a+b", "a cache holds one teacher", "--teacher-cache", "leave it out")

@@ -73,7 +73,7 @@ def _option(name: str, metavar: str, text: str) -> typer.models.OptionInfo:
 
 def register_estimate(app: typer.Typer) -> None:
     """Add the command."""
-    text = "Say what a model takes on a device: weights, cache, largest batch, speed."
+    text = "Estimate memory and speed of a model on a device."
     app.command("estimate", epilog=EPILOG_ESTIMATE, short_help=text)(estimate)
 
 
@@ -124,7 +124,7 @@ def register_inspect(app: typer.Typer, group: type[Any]) -> None:
         app: the whole program.
         group: class of the group, for its answers to unknown names.
     """
-    inspect = typer.Typer(help="Look at objectives on real tokens before training.", no_args_is_help=True)
+    inspect = typer.Typer(help="Compare objectives on real tokens before training.", no_args_is_help=True)
     inspect.command("batch", epilog=EPILOG_INSPECT)(options.inspect_batch(batch))
     app.add_typer(inspect, name="inspect", cls=group)
 

@@ -135,7 +135,7 @@ EPILOG_PLAN = (
 
 def register_plan(app: typer.Typer) -> None:
     """Add the command."""
-    text = "Say what a run would do: steps, tokens, memory, time; write nothing."
+    text = "Show what a run would do: steps, tokens, memory, time; write nothing."
     app.command("plan", epilog=EPILOG_PLAN, short_help=text)(options.plan(plan))
 
 

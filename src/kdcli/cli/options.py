@@ -24,15 +24,17 @@ Epochs = Annotated[Text, flag("--epochs", "X", "Passes over the rows. Default 3.
 MaxSteps = Annotated[Text, flag("--max-steps", "N", "Optimizer steps; overrides --epochs.", "Training")]
 BatchSize = Annotated[Text, flag("--batch-size", "N", "Sequences per optimizer step. Default 8.", "Training")]
 Lr = Annotated[Text, flag("--lr", "X", "Peak learning rate. Default 0.0005.", "Training")]
-Seed = Annotated[Text, flag("--seed", "N", "Order, first weights, dropout. Default 0.", "Training")]
-GradientCheckpointing = Annotated[bool, switch("--gradient-checkpointing", "Less memory, more time.", "Training")]
+Seed = Annotated[Text, flag("--seed", "N", "Seed: order, init, dropout. Default 0.", "Training")]
+GradientCheckpointing = Annotated[
+    bool, switch("--gradient-checkpointing", "Recompute activations to save memory.", "Training")
+]
 EvalEvery = Annotated[Text, flag("--eval-every", "N", "Steps between evaluations; best/ is kept.", "Training")]
 Metric = Annotated[Texts, flag("--metric", "NAME,..", "Metrics; see kd metrics list.", "Evaluation")]
 MaxNewTokens = Annotated[
     Text, flag("--max-new-tokens", "N", "Tokens per answer at most. Default 128.", "Evaluation", hidden=True)
 ]
 SamplingSeeds = Annotated[
-    Text, flag("--sampling-seeds", "N,N,..", "One answer each. Default 10,20,30,40,50.", "Evaluation", hidden=True)
+    Text, flag("--sampling-seeds", "N,N,..", "One answer a seed. Default 10,20,30,40,50.", "Evaluation", hidden=True)
 ]
 ReportTo = Annotated[Text, flag("--report-to", "NAME,..", "Trackers, such as wandb.", "Output", hidden=True)]
 Output = Annotated[Text, flag("--output -o", "FOLDER", "Folder for everything the command writes.", "Output")]
@@ -58,7 +60,7 @@ MaxLengthCompare = Annotated[
     Text, flag("--max-length", "N", "Tokens of a whole row. Default 512.", "Data", hidden=True)
 ]
 LimitCompare = Annotated[Text, flag("--limit", "N", "Use the first N rows.", "Data", hidden=True)]
-Baseline = Annotated[Text, flag("--baseline", "OBJECTIVE", "Differences are taken to it. Default the first.", "Grid")]
+Baseline = Annotated[Text, flag("--baseline", "OBJECTIVE", "Base of the differences. Default the first.", "Grid")]
 Seeds = Annotated[Text, flag("--seeds", "N,N,..", "Training seeds of each contender. Default 0.", "Grid")]
 Vary = Annotated[Texts, flag("--vary", "lr=X,Y", "Every value a contender; repeatable.", "Grid")]
 Tune = Annotated[Texts, flag("--tune", "lr=X,Y", "Choose per objective on dev rows; --tune-by.", "Grid")]
@@ -67,7 +69,7 @@ Jobs = Annotated[Text, flag("--jobs", "N", "Cells at once, as processes. Default
 Executor = Annotated[Text, flag("--executor", "NAME", "auto, inline, local, slurm, ray. Default auto.", "Grid")]
 Slurm = Annotated[Text, flag("--slurm", "NAME=X,..", "partition, time, gpus, cpus, mem_gb, ..", "Grid")]
 GpusCompare = Annotated[Text, flag("--gpus", "N", "GPUs of one cell. Default 1.", "Grid")]
-TuneBy = Annotated[Text, flag("--tune-by", "SCORE", "What chooses; default the first.", "Grid", hidden=True)]
+TuneBy = Annotated[Text, flag("--tune-by", "SCORE", "Score that chooses; default the first.", "Grid", hidden=True)]
 TuneSeeds = Annotated[
     Text, flag("--tune-seeds", "N,N,..", "Seeds to choose with. Default as many, from 1000.", "Grid", hidden=True)
 ]
@@ -98,7 +100,7 @@ RougeTokenizer = Annotated[
     Text, flag("--rouge-tokenizer", "NAME", "words, or char for any script. Default words.", "Evaluation")
 ]
 SamplingSeedsEval = Annotated[
-    Text, flag("--sampling-seeds", "N,N,..", "One answer each. Default 10,20,30,40,50.", "Evaluation")
+    Text, flag("--sampling-seeds", "N,N,..", "One answer a seed. Default 10,20,30,40,50.", "Evaluation")
 ]
 MaxNewTokensEval = Annotated[
     Text, flag("--max-new-tokens", "N", "Tokens per answer at most. Default 128.", "Evaluation")

@@ -377,7 +377,7 @@ def plan(found: Plan) -> Group:
             cells.add_row(Text(one_line(name)), Text(one_line(state)))
         parts.append(cells)
     if found.examples:
-        parts.append(Text(f"\nexamples; what stands in {OPEN} {CLOSE} is learnt", style="dim"))
+        parts.append(Text(f"\nexamples; the response inside {OPEN} {CLOSE} is learnt", style="dim"))
         parts += [example(shown) for shown in found.examples]
     parts += [Text(f"· {one_line(note, 500)}") for note in found.notes]
     parts.append(Text("nothing was written", style="dim"))

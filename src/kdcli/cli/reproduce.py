@@ -17,13 +17,13 @@ Folder = Annotated[str, typer.Argument(metavar="RUN|STUDY", help="What kd wrote.
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("report", epilog="Example: kd report study -o report.html", short_help="Write one page to mail.")(
-        report
-    )
+    app.command(
+        "report", epilog="Example: kd report study -o report.html", short_help="Write a self-contained HTML report."
+    )(report)
     app.command("verify", epilog="Example: kd verify study", short_help="Check every digest of a run or study.")(verify)
-    app.command("clean", epilog="Example: kd clean study --dry-run", short_help="Remove what a study needs no more.")(
-        clean
-    )
+    app.command(
+        "clean", epilog="Example: kd clean study --dry-run", short_help="Remove files that a study no longer needs."
+    )(clean)
     app.command("rerun", epilog="Example: kd rerun runs/akl -o runs/akl-again", short_help="Train a run again.")(rerun)
 
 

@@ -61,9 +61,9 @@ def _code(spelling: str, metavar: str, text: str, panel: str, *, hidden: bool = 
 
 Config = Annotated[Texts, flag("--config -c", "FILE", "Settings as YAML; a run's config.yaml is one.", OUTPUT)]
 Sets = Annotated[Texts, flag("--set", "KEY=VALUE", "Any setting, as train.clip=0.5; repeatable.", OUTPUT)]
-Plugin = Annotated[Texts, _code("--plugin", "FILE", "Its code may run where a file or record names it.", OUTPUT)]
+Plugin = Annotated[Texts, _code("--plugin", "FILE", "Allow code of this plug-in to run.", OUTPUT)]
 HiddenPlugin = Annotated[Texts, _code("--plugin", "FILE", "As for kd rerun.", OUTPUT, hidden=True)]
-Resume = Annotated[Text, flag("--resume", "auto|never", "auto goes on with what the folder holds.", OUTPUT)]
+Resume = Annotated[Text, flag("--resume", "auto|never", "auto resumes what the folder holds.", OUTPUT)]
 DryRun = Annotated[bool, switch("--dry-run", "Show plan and examples; write nothing.", OUTPUT)]
 Json = Annotated[bool, switch("--json", "Print the result as JSON.", OUTPUT)]
 Quiet = Annotated[bool, switch("--quiet", "Print the result only, no progress.", OUTPUT)]
@@ -71,8 +71,8 @@ Verbose = Annotated[bool, switch("--verbose", "All scores, costs and remarks.", 
 HiddenQuiet = Annotated[bool, switch("--quiet", "No progress.", OUTPUT, hidden=True)]
 Debug = Annotated[bool, switch("--debug", "Show tracebacks.", OUTPUT, hidden=True)]
 
-PushToHub = Annotated[Text, flag("--push-to-hub", "ID", "Upload the student, last of all.", MODELS)]
-GpuMemory = Annotated[Text, flag("--gpu-memory", "SIZE", "Plan for GPUs that are not here: 80GiB.", HARDWARE)]
+PushToHub = Annotated[Text, flag("--push-to-hub", "ID", "Upload the student at the end.", MODELS)]
+GpuMemory = Annotated[Text, flag("--gpu-memory", "SIZE", "Plan for other GPUs, as 80GiB each.", HARDWARE)]
 
 Status = Annotated[bool, switch("--status", "Progress of a study; loads no model.", OUTPUT)]
 By = Annotated[Text, flag("--by", "SCORE", "What says who is best. Default the first.", TABLE)]

@@ -24,7 +24,7 @@ EPILOG = (
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("cache", epilog=EPILOG, short_help="Run a teacher once and keep what it says, for any objective.")(
+    app.command("cache", epilog=EPILOG, short_help="Run a teacher once and store its outputs, for any objective.")(
         options.cache(cache)
     )
 
@@ -92,7 +92,7 @@ Example: kd generate --teacher ./T --source teacher:prompts=bos --count 10000 -o
 
 def register_generate(app: typer.Typer) -> None:
     """Add the command."""
-    text = "Let a teacher answer prompts once; keep the answers as rows."
+    text = "Generate a teacher's answers to prompts; store them as rows."
     app.command("generate", epilog=EPILOG_TEXT, short_help=text)(options.generate(generate))
 
 

@@ -138,7 +138,7 @@ def _likely(
     if nearer:
         by = ", ".join(title(name) for name in nearness if any(label in better[name] for label in nearer))
         yield (
-            f"{_named(nearer, rows)} came nearer to the teacher ({by}), so the student was probably near the best it "
+            f"{_named(nearer, rows)} came closer to the teacher ({by}), so the student was probably near the best it "
             "can reach on such text before, and following the teacher moves it away from there"
         )
     if not losers:
@@ -146,7 +146,7 @@ def _likely(
     yield from _rates([row.label for row in losers], rates)
     budgets = {(row.steps, row.tokens) for row in losers}
     steps, tokens = max(budgets)
-    yield f"the budget ({steps:,} steps, {tokens:,} response tokens) may be too short to make up for what it disturbs"
+    yield f"the budget ({steps:,} steps, {tokens:,} response tokens) may be too short for the student to recover"
 
 
 def _rates(losers: Sequence[str], rates: Rates) -> Iterator[str]:

@@ -170,7 +170,7 @@ def _helped(found: Comparison, info: ScoreInfo) -> Iterator[str]:
     if worse:
         parts.append(f"{_listed([row.label for row in worse])} made it worse")
     if not parts:
-        parts.append("no objective changed it clearly")
+        parts.append("no objective changed it significantly")
     shares = [(row, row.closed.get(info.name)) for row in better]
     closed = [(row, share) for row, share in shares if share is not None]
     if closed:

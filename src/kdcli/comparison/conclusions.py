@@ -50,7 +50,7 @@ def conclusions(
         yield from _shares(infos, variance)
     if contenders and infos:
         yield (
-            "intervals of two lines may overlap although their paired difference is sure: read the differences; "
+            "intervals of two lines may overlap although their paired difference is significant: read the differences; "
             f"p is adjusted by Holm's rule over the contenders within each of {len(infos)} scores, not over the "
             "scores: name the score that decides before looking"
         )
@@ -109,13 +109,13 @@ def with_seeds(command: str, seeds: Sequence[int]) -> str:
 def _found(row: ComparisonRow, baseline: str, infos: Sequence[ScoreInfo]) -> str:
     sure = [info for info in infos if _is_sure(row, info.name)]
     if not sure:
-        return f"{row.label}: no score tells it from {baseline}"
+        return f"{row.label}: no significant difference to {baseline}"
     kinds = {"better": [], "worse": [], "different": []}
     for info in sure:
         kinds[_direction(row, info)].append(info.title)
     parts = [f"{kind} in {', '.join(names)}" for kind, names in kinds.items() if names]
     unknown = len(infos) - len(sure)
-    rest = f"; {counted(unknown, 'other score')} cannot tell them apart" if unknown else ""
+    rest = f"; {counted(unknown, 'other score')} shows no significant difference" if unknown else ""
     return f"{row.label} against {baseline}: {', '.join(parts)} (p < {LEVEL}){rest}"
 
 
@@ -135,7 +135,7 @@ def _one_seed(rows: Sequence[ComparisonRow]) -> str:
     counts = {one.count for row in rows for one in row.scores.values() if one.unit == "examples"}
     return (
         "1 training seed: no conclusion about objectives can be drawn; the intervals are over the "
-        f"{max(counts, default=0):,} held-out examples and tell these trained models apart, not the objectives; "
+        f"{max(counts, default=0):,} held-out examples and compare these trained models, not the objectives; "
         "another seed may reverse any difference"
     )
 

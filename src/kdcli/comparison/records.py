@@ -48,7 +48,7 @@ class ComparisonRow:
         models: score -> the same difference as a statement about these trained models alone: BCa
             interval over examples and permutation p, adjusted likewise.
         best: scores in which no other line has a better mean.
-        tied: scores in which it cannot be told from the best, the best itself included.
+        tied: scores in which it does not differ significantly from the best, the best itself included.
         student_tokens: tokens that went through the student's trunk in one run; None if not recorded.
         teacher_tokens: tokens whose teacher distribution one run needs, whether or not a cache held them; None if
             not recorded.

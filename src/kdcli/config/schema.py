@@ -151,7 +151,7 @@ class CacheConfig(CommandConfig):
 
     command: ClassVar[str] = "cache"
     teacher: FilePath = TEACHER
-    student: FilePath = setting(None, "student folder, if its tokenizer files end texts otherwise", _STUDENT)
+    student: FilePath = setting(None, "student folder, if its tokenizer names other end tokens", _STUDENT)
     teacher_quantization: Quantization = TEACHER_QUANTIZATION
     server: ServerConfig = ServerConfig()
     data: DataConfig = DataConfig()
@@ -357,7 +357,7 @@ class ContendersConfig(CommandConfig):
     tune_by: str | None = setting(
         None,
         "score that chooses; default the first one measured",
-        Flag("--tune-by", "SCORE", "What chooses; default the first.", GRID, hidden=EVERY),
+        Flag("--tune-by", "SCORE", "Score that chooses; default the first.", GRID, hidden=EVERY),
     )
     tune_seeds: tuple[Seed, ...] | None = setting(
         None,
@@ -371,7 +371,7 @@ class ContendersConfig(CommandConfig):
     baseline: str | None = setting(
         None,
         "objective differences are taken to; default the first",
-        Flag("--baseline", "OBJECTIVE", "Differences are taken to it.", GRID, default="the first"),
+        Flag("--baseline", "OBJECTIVE", "Base of the differences.", GRID, default="the first"),
     )
 
 

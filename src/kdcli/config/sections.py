@@ -202,9 +202,7 @@ class TrainConfig(Settings):
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = setting(
         5e-4, "peak learning rate", Flag("--lr", "X", "Peak learning rate.", TRAINING)
     )
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        default="cosine", description="course of the learning rate"
-    )
+    schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="learning-rate schedule")
     warmup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         default=0.03, description="warm-up: a share of the steps below 1, else a number of steps"
     )
@@ -218,7 +216,7 @@ class TrainConfig(Settings):
     seed: Seed = setting(
         0,
         "seed of order, initialisation and dropout",
-        Flag("--seed", "N", "Order, first weights, dropout.", TRAINING, on="distill"),
+        Flag("--seed", "N", "Seed: order, init, dropout.", TRAINING, on="distill"),
     )
     reduce: Literal["token", "sequence"] = Field(
         default="token", description="mean over tokens, or over sequences' means"
@@ -226,7 +224,7 @@ class TrainConfig(Settings):
     gradient_checkpointing: bool = setting(
         False,
         "recompute trunk activations to save memory",
-        Flag("--gradient-checkpointing", "", "Less memory, more time.", TRAINING, on="distill"),
+        Flag("--gradient-checkpointing", "", "Recompute activations to save memory.", TRAINING, on="distill"),
     )
     chunk_tokens: Positive | None = Field(
         default=None, description="tokens whose logits exist at once; default by device"
@@ -292,7 +290,7 @@ class GenerationConfig(Settings):
     seeds: tuple[Seed, ...] = setting(
         (10, 20, 30, 40, 50),
         "sampling seeds, one answer each",
-        Flag("--sampling-seeds", "N,N,..", "One answer each.", EVALUATION, hidden="distill compare"),
+        Flag("--sampling-seeds", "N,N,..", "One answer a seed.", EVALUATION, hidden="distill compare"),
         min_length=1,
     )
     batch_tokens: Positive = Field(default=8192, description="prompt and answer tokens in one batch")
@@ -384,7 +382,7 @@ class ServerConfig(Settings):
         default="text", description="prompts of a teacher's text as words, or as ids of the student's own tokenizer"
     )
     top_k: Positive = Field(
-        default=20, description="tokens asked at each place of a teacher that a training waits for; vLLM gives 20"
+        default=20, description="top tokens requested per position of a served teacher during training; vLLM gives 20"
     )
     key_variable: str = Field(default="OPENAI_API_KEY", description="environment variable that holds the key")
     concurrency: Positive = Field(default=8, description="requests under way at once")

@@ -244,7 +244,7 @@ _ALPACA_INPUT = (
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts")
-"""Names by which templates know an answer's thoughts."""
+"""Keys under which templates read an answer's reasoning."""
 _PLAIN = "{instruction}\n{input}\n"
 
 
@@ -410,7 +410,7 @@ def _refuse_dropped(row: Row, answer: Mapping[str, Any], response: str) -> None:
                 "TOK-15",
                 f'the chat template leaves out the answer\'s "{name}"',
                 where=row.where,
-                fix=f'write the thoughts into "content", between <think> and </think>, without "{name}"',
+                fix=f'write the reasoning into "content", between <think> and </think>, without "{name}"',
             )
 
 
@@ -433,8 +433,8 @@ def _with_thoughts(row: Row, prompt: str, whole: str, content: str) -> str:
     place = whole.rfind(shown) if shown else -1
     if place < 0:
         raise InputError(
-            "TOK-15", "the chat template leaves out the answer's thoughts, and no words follow them",
-            where=row.where, fix="let words follow the thoughts, or use --template plain",
+            "TOK-15", "the chat template leaves out the answer's reasoning, and no text follows it",
+            where=row.where, fix="let text follow the reasoning, or use --template plain",
         )  # fmt: skip
     said = content[: closed.end()] + (visible if shown == visible else visible.rstrip())
     opened = prompt.rstrip()
@@ -448,9 +448,9 @@ def _changed(row: Row, prompt: str, whole: str) -> InputError:
     if opened is not None:
         return InputError(
             "TOK-15",
-            f'the template\'s prompt opens "{one_line(opened.group().strip(), 20)}", and the answer has no thoughts',
+            f'the template\'s prompt opens "{one_line(opened.group().strip(), 20)}", and the answer has no reasoning',
             where=row.where,
-            fix='begin the answer with its thoughts, "<think>...</think>", or use another template',
+            fix='begin the answer with its reasoning, "<think>...</think>", or use another template',
         )
     at = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(whole))
     return InputError(

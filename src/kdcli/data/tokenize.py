@@ -312,7 +312,7 @@ def _border_by_decoding(
             said = decode(tokenizer, ids[:count])
             if len(said) >= len(prompt) and whole.startswith(said):
                 return count, len(said) > len(prompt)
-    what = "the tokenizer reads the prompt otherwise when the answer follows, and does not tell where it ends"
+    what = "the tokenizer reads the prompt otherwise when the answer follows, and does not report where it ends"
     raise InputError("TOK-14", what, where=where, fix="use a tokenizer with a tokenizer.json, or another --template")
 
 

@@ -245,7 +245,7 @@ def examine_model(name: str, model: LanguageModel | None, rows: TokenDataset | N
     parameters = sum(one.numel() for one in model.model.parameters())
     positions = "no bound on positions" if model.positions is None else f"{model.positions:,} positions"
     if found.attempt(name, lambda: model.check_length(length) or True):
-        found.add(name, "ok", f"{parameters:,} numbers, head apart from layers proven, causal, {positions}")
+        found.add(name, "ok", f"{parameters:,} numbers, split into layers and head verified, causal, {positions}")
 
 
 def load_both(

@@ -175,7 +175,7 @@ def _shards(run: Combination) -> Faults:
     across = run.pair is not None and run.pair.teacher_vocab is not None and run.needs_teacher
     kept_whole = {
         f"{run.label} compares layers inside the models": run.loss.needs().features,
-        "several teachers speak as one": run.has_several_teachers,
+        "the teacher is an ensemble": run.has_several_teachers,
         "the teacher is quantised": run.quantization != "none",
         f"{run.label} has a teacher of another tokenizer": across,
     }
@@ -220,7 +220,7 @@ def _one_teacher(run: Combination) -> Faults:
         fix = f"give one of them, or --metric {_rest(run, answering)}"
         yield UsageError("CLI-22", what, where="--teacher", fix=fix)
     if run.teacher_cache is not None and run.needs_teacher:
-        what, fix = f"a cache remembers one teacher, and {both}", "leave the teacher cache out"
+        what, fix = f"a cache holds one teacher, and {both}", "leave the teacher cache out"
         yield UsageError("CLI-22", what, where="--teacher-cache", fix=fix)
 
 
@@ -318,8 +318,8 @@ def _equal_tokens_in_source(run: Combination) -> Faults:
 
 def _equal_tokens_in_cache(run: Combination) -> Faults:
     if _is_across(run) and run.needs_teacher and run.teacher_cache is not None:
-        what = "a cache keeps what the teacher says after the student's own tokens, and the tokenizers differ"
-        fix = "leave --teacher-cache out: the teacher runs beside the student"
+        what = "a cache holds the teacher's output after the student's own tokens, and the tokenizers differ"
+        fix = "leave --teacher-cache out: the teacher runs with the student"
         yield UsageError("PAIR-08", what, where=f"{run.label} with --teacher-cache", fix=fix)
 
 
@@ -330,7 +330,7 @@ def _equal_tokens_in_metrics(run: Combination) -> Faults:
         bad = [name for name in names if _needs_teacher(name)]
         if bad:
             rest = ",".join(name for name in names if name not in bad) or "perplexity"
-            what = f"{', '.join(bad)} holds token ids against the teacher's, and the tokenizers differ"
+            what = f"{', '.join(bad)} compares token ids with the teacher's, and the tokenizers differ"
             yield UsageError("PAIR-10", what, where=where, fix=f"measure {rest}")
 
 

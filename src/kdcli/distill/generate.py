@@ -144,7 +144,7 @@ def _source(config: GenerateConfig) -> TeacherSource:
 def _check_served(source: TeacherSource, student: str | None) -> None:
     raise_all([*wordless(source, f"--source {tail_of(source).removeprefix('@')}")])
     if student is None:
-        what = "a server shows no tokenizer to read its words"
+        what = "a server has no tokenizer to read its text with"
         raise UsageError("SERVE-10", what, where="--student", fix="give the folder of the student that will learn them")
 
 

@@ -232,7 +232,7 @@ def _opened(source: Source, context: SourceContext) -> StepBatches:
     windows = source.open(context)
     if not isinstance(windows, StepBatches):
         what = f"open() must return {StepBatches.__module__}.{StepBatches.__name__}, got {type(windows).__name__}"
-        raise InputError("PLUG-10", what, where=f"source {tail_of(source)[1:]}", fix="mend the plug-in")
+        raise InputError("PLUG-10", what, where=f"source {tail_of(source)[1:]}", fix="correct the plug-in")
     return windows
 
 

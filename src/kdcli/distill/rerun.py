@@ -96,7 +96,7 @@ def _refuse_changes(saved: dict[str, Any], now: dict[str, Any], run: Path) -> No
                 "RUN-08",
                 f"{key} was {saved.get(key)!r} and is now {now.get(key)!r}",
                 where=str(run),
-                fix="bring back what the run was made from; kd compare sets two different runs side by side",
+                fix="restore its inputs; to compare two different runs use kd compare",
             )
 
 

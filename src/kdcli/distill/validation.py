@@ -176,7 +176,7 @@ class Validator:
 
     @property
     def ends(self) -> bool:
-        """Whether the score has not become better for as many evaluations as there is patience."""
+        """Whether the score has not improved for as many evaluations as there is patience."""
         return self.watched.config.patience is not None and self._since >= self.watched.config.patience
 
     def recall(self, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -205,7 +205,7 @@ class Validator:
         rest = f", the best so far, kept in {BEST}/" if improved else before
         self.report(Event("note", f"step {step}: {said}{rest}"))
         if self.ends:
-            self.report(Event("note", f"training ends: {name} has not become better for {self._since} evaluations"))
+            self.report(Event("note", f"training ends: {name} has not improved for {self._since} evaluations"))
         return {"of": self.watched.hash, "scores": values}
 
     def _take(self, step: int, value: float | None) -> bool:

@@ -105,7 +105,7 @@ class AnswerCounts:
         if self.cut:
             found.append(f"{self.cut:,} of {self.answers:,} answers were cut{self.place}, before an end token")
         if self.empty == self.answers:
-            found.append(f"all {self.answers:,} answers are empty: no score of their words means anything")
+            found.append(f"all {self.answers:,} answers are empty: scores of their text mean nothing")
         elif self.empty:
             found.append(f"{self.empty:,} of {self.answers:,} answers are empty")
         return found

@@ -43,7 +43,7 @@ class _Lack:
 
 
 _NO_TEACHER = _Lack("needs a teacher", "give --teacher")
-_OTHER_TOKENS = _Lack("holds token ids against a teacher's, and this one has another tokenizer")
+_OTHER_TOKENS = _Lack("compares token ids with a teacher's, and this one has another tokenizer")
 
 
 @dataclass(frozen=True)

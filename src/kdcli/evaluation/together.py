@@ -100,7 +100,7 @@ def place_of(
     if first is None or (first.model_digest == model_digest and same_protocol(first.protocol, protocol)):
         return base
     if first.model_digest != model_digest:
-        report(Event("warning", f"{base} held scores of another model: they give way"))
+        report(Event("warning", f"{base} held scores of another model: they are replaced"))
         return base
     own = base.with_name(f"{base.name}-{_hash(protocol)}")
     for folder in beside(base):

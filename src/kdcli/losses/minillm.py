@@ -192,9 +192,9 @@ class MiniLLM(DistillLoss):
     reference: ClassVar[str] = "Gu et al. 2024 (MiniLLM), arXiv:2306.08543, eqs. 3 to 7 and algorithm 1"
     cost: ClassVar[str] = "about 30 FLOP a vocabulary entry; a survey pass over the heads"
 
-    variant: Annotated[Variant, Field(description="what sets the knobs not given: paper, its code, or one step")] = (
-        "paper"
-    )
+    variant: Annotated[
+        Variant, Field(description="defaults of the other options: the paper's, its code's, or single-step")
+    ] = "paper"
     single: Annotated[bool | None, Field(description="take the single-step part; all variants do")] = None
     long: Annotated[bool | None, Field(description="take the long part; all variants but single do")] = None
     single_weight: Annotated[

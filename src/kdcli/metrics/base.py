@@ -117,7 +117,7 @@ class Metric(evaluate.Metric, ABC):
         """
         if not (isinstance(scores, list | tuple) and all(isinstance(score, Score) for score in scores)):
             what = f"must return a list of {Score.__module__}.{Score.__name__}, got {type(scores).__name__}"
-            raise InputError("PLUG-10", what, where=f"metric {METRICS.name_of(type(self))}", fix="mend the plug-in")
+            raise InputError("PLUG-10", what, where=f"metric {METRICS.name_of(type(self))}", fix="correct the plug-in")
         scores = [self.bounded(score) for score in scores if not (score.optional and np.isnan(score.value))]
         for score in scores:
             if np.isnan(score.value):

@@ -170,7 +170,7 @@ def verify_layers(model: PreTrainedModel, layers: Layers, *, learns: bool) -> No
 
 def _check_hidden(model: PreTrainedModel, found: Mapping[int, Tensor], told: tuple[Tensor, ...] | None) -> None:
     if told is None or len(told) != shape_of(model.config).layers + 1:
-        raise _refuse(model, "it does not tell its hidden states")
+        raise _refuse(model, "it does not return its hidden states")
     for layer, value in found.items():
         # What transformers returns for the last layer has been through the final norm in most families.
         if layer < len(told) - 1 and not torch.allclose(value, told[layer], rtol=1e-4, atol=1e-5):

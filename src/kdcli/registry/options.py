@@ -291,11 +291,11 @@ def asked(made: Any, answer: type, where: str) -> None:
     except (Exception, SystemExit) as error:
         what = f"needs() raised {type(error).__name__}: {one_line(str(error))}"
         raise InputError(
-            "PLUG-10", what, where=where, fix="mend the plug-in: needs() answers from its options"
+            "PLUG-10", what, where=where, fix="correct the plug-in: needs() answers from its options"
         ) from error
     if not isinstance(needs, answer):
         what = f"needs() must return {answer.__module__}.{answer.__name__}, got {one_line(repr(needs), 60)}"
-        raise InputError("PLUG-10", what, where=where, fix="mend the plug-in, or leave needs() out")
+        raise InputError("PLUG-10", what, where=where, fix="correct the plug-in, or leave needs() out")
 
 
 def _fold(kind: type[Plugin], term: Term) -> dict[str, str]:

@@ -148,7 +148,7 @@ def blamed(error: BaseException) -> InputError | None:
             said = one_line(str(error), 300)
             what = f"raised {type(error).__name__}{': ' if said else ''}{said}"
             where = f"{part}, {one_line(file.name)} line {line} in {frame.f_code.co_name}"
-            return InputError("PLUG-10", what, where=where, fix="mend the plug-in; --debug shows the traceback")
+            return InputError("PLUG-10", what, where=where, fix="correct the plug-in; --debug shows the traceback")
     return None
 
 

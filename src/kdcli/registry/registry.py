@@ -99,7 +99,7 @@ class Registry:
                 "SPEC-01",
                 f'"{one_line(tail)}" after {head} is not key=value',
                 where=f'{self.kind} "{one_line(name)}"',
-                fix=f"write {head}:key=value; a guest in a file {head}.py is ./{head}.py:Class",
+                fix=f"write {head}:key=value; a plug-in in a file {head}.py is ./{head}.py:Class",
             )
         return name
 

@@ -32,7 +32,7 @@ def side_by_side(material: ReportData) -> Section | None:
     sheets = [replace(_sheet(every, index, why, score), apart=apart(rows, index, score)) for index, why in chosen]
     words = [
         f"First sampled answer of each contender's first seed: the {APART} prompts on which the contenders' scores are "
-        f"furthest apart, then {DRAWN} drawn by the digest of the prompt, so nobody chose them. Control characters "
+        f"furthest apart, then {DRAWN} drawn by the digest of the prompt, so none is hand-picked. Control characters "
         "are shown as symbols; long texts are cut."
     ]
     return Section("answers", "Answers side by side", words, sheets=sheets)

@@ -115,7 +115,7 @@ def _findings(comparison: Comparison) -> Section:
     """What to type next is for whoever started the study, not for the readers of its report."""
     failed = [f"failed: {one.loss} seed {one.seed}: {one.message}" for one in comparison.failed]
     said = [note for note in comparison.notes if note not in comparison.suggestions]
-    return Section("findings", "What can be said", remarks=[*said, *failed])
+    return Section("findings", "Conclusions", remarks=[*said, *failed])
 
 
 def _title(comparison: Comparison) -> str:

@@ -127,7 +127,7 @@ def _references(material: ReportData) -> list[Table]:
 
 def _scores(material: ReportData) -> Table:
     rows = tuple((info.title, info.settings) for info in material.scores)
-    return Table("How each score was taken", ("score", "signature"), rows, numbers=False)
+    return Table("How each score was computed", ("score", "signature"), rows, numbers=False)
 
 
 def _command(run: RunRecord) -> str:

@@ -149,7 +149,7 @@ def markdown(comparison: Comparison, sheet: TableView, style: TableStyle = PLAIN
     parts += [_LEGEND, ""]
     parts += [f"- {markdown_cell(note, 1000)}" for note in comparison.notes]
     parts += [f"- {markdown_cell(_failure(one), 600)}" for one in comparison.failed]
-    parts += ["", "How each score was taken:", ""]
+    parts += ["", "How each score was computed:", ""]
     parts += [
         f"- {markdown_cell(sheet.titles.get(info.name, info.title))}: `{one_line(info.settings, 500).replace('`', '')}`"
         for info in sheet.scores

@@ -414,7 +414,7 @@ def disk_error(error: OSError, path: Path) -> KDError:
         "DISK-01",
         f"cannot be written: {error.strerror or error}",
         where=str(path),
-        fix="free space or mend permissions, then run the same command again; what was saved before is intact",
+        fix="free space or correct permissions, then run the same command again; what was saved before is intact",
     )
 
 

@@ -117,7 +117,7 @@ def plan_cache(config: CacheConfig) -> dict[str, Any]:
 def _rows(config: CacheConfig, session: Session) -> tuple[ModelInfo, Sequence[TokenDataset], Device]:
     if config.teacher is None:
         raise UsageError("CLI-20", "no teacher", where="--teacher", fix="give a folder or a hub id")
-    require_single(config.teacher, "a cache remembers one teacher", "--teacher", "train from the teachers themselves")
+    require_single(config.teacher, "a cache holds one teacher", "--teacher", "train from the teachers themselves")
     path = check_data_path(config.data.train, "--data")
     device = prepare(config.hardware)
     if is_url(config.teacher):

@@ -311,7 +311,7 @@ def try_loss(loss: DistillLoss, name: str) -> None:
         for check in CHECKS:
             found = _run(check, loss) if check.name in ("facts", "answers", "shape") else None
             if found is not None and not found.passed:
-                fix = f"mend the plug-in; kd losses check {typed(name)} says more"
+                fix = f"correct the plug-in; kd losses check {typed(name)} says more"
                 raise InputError("PLUG-11", f"{check.name}: {found.detail}", where=f"loss {name}", fix=fix)
 
 

@@ -161,9 +161,9 @@ class Route(DistillLoss):
     cost: ClassVar[str] = "that of each origin's objective on its own tokens, and a copy of their logits"
 
     data: Annotated[NestedLoss | None, Field(description="objective of the training rows")] = None
-    student: Annotated[NestedLoss | None, Field(description="objective of the student's own words")] = None
-    teacher: Annotated[NestedLoss | None, Field(description="objective of the teacher's words")] = None
-    rollout: Annotated[NestedLoss | None, Field(description="objective of words drawn from both")] = None
+    student: Annotated[NestedLoss | None, Field(description="objective of the student's own answers")] = None
+    teacher: Annotated[NestedLoss | None, Field(description="objective of the teacher's answers")] = None
+    rollout: Annotated[NestedLoss | None, Field(description="objective of sequences drawn from both")] = None
     corpus: Annotated[NestedLoss | None, Field(description="objective of the second corpus")] = None
 
     @model_validator(mode="after")

@@ -15,8 +15,8 @@ from kdcli.losses.wrappers.route import LossWrapper, live_zeros
 
 Course: TypeAlias = Literal["linear", "cosine", "exponential", "step"]
 
-Since = Annotated[float, Field(ge=0, lt=1, description="share of the run at which the course leaves the start")]
-Until = Annotated[float, Field(gt=0, le=1, description="share of the run at which the course reaches the end")]
+Since = Annotated[float, Field(ge=0, lt=1, description="share of the run at which the change begins")]
+Until = Annotated[float, Field(gt=0, le=1, description="share of the run at which the change ends")]
 Kind = Annotated[Course, Field(description="way from start to end; a step jumps at `until`")]
 
 
@@ -77,7 +77,7 @@ class Annealed(LossWrapper):
     name: ClassVar[str] = "annealed"
     formula: ClassVar[str] = "L with tau = tau(progress), from start to end"
     reference: ClassVar[str] = (
-        "Jafari et al. 2021, arXiv:2104.07163 (annealed temperature); courses as for learning rates"
+        "Jafari et al. 2021, arXiv:2104.07163 (annealed temperature); schedules as for learning rates"
     )
     cost: ClassVar[str] = "that of the loss inside"
 

@@ -13,9 +13,9 @@ from kdcli.sources.completions import TeacherCompletion
 class TeacherTextOptions(Source):
     """Decoding of the teacher and the filters over its answers, shared by whatever writes or reads them."""
 
-    decode: Annotated[Literal["sample", "greedy", "beam"], Field(description="how the teacher chooses its words")] = (
-        "sample"
-    )
+    decode: Annotated[
+        Literal["sample", "greedy", "beam"], Field(description="how the teacher's answers are decoded")
+    ] = "sample"
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False, description="of sampling")] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1, description="nucleus mass of sampling")] = 1.0
     max_new_tokens: Annotated[int, Field(ge=1, description="tokens per answer at most, end token included")] = 128

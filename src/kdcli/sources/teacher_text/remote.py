@@ -144,6 +144,6 @@ def _check_words(prompts: Iterator[Example]) -> None:
     empty = next((one for one in prompts if not one.prompt.strip()), None)
     if empty is not None:
         raise UsageError(
-            "SERVE-11", "the prompt has no words to send", where=f"--source teacher, {empty.where}",
+            "SERVE-11", "the prompt has no text to send", where=f"--source teacher, {empty.where}",
             fix="give --set server.send=ids, if the server's tokenizer is the student's",
         )  # fmt: skip
