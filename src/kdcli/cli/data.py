@@ -11,6 +11,7 @@ from kdcli.text import one_line
 if TYPE_CHECKING:
     from kdcli.rows.balance import BalanceRecord
     from kdcli.rows.check import Checked, Lengths, TokensFound
+    from kdcli.rows.rationales import RationalesRecord
     from kdcli.rows.score import ScoreRecord
     from kdcli.rows.split import SplitRecord
 
@@ -23,6 +24,8 @@ EPILOG_SPLIT = """Example: kd data split --data train.jsonl --parts 0.9,0.1 -o p
 Example: kd data split --data train.jsonl --parts 8 --by dirichlet:alpha=.3,by=category -o clients"""
 
 EPILOG_BALANCE = "Example: kd data balance --data rows.jsonl --by category --stage 1/3 --budget 600 -o stage1"
+
+EPILOG_RATIONALES = "Example: kd data rationales --teacher ./T --data train.jsonl --by ig:steps=32 --words 5 -o reasons"
 
 
 def register(app: typer.Typer, group: type[Any]) -> None:
@@ -39,6 +42,8 @@ def register(app: typer.Typer, group: type[Any]) -> None:
     add("split", epilog=EPILOG_SPLIT, short_help="Cut rows into several files.")(options.data_split(split))
     text = "Choose a stage's rows within quotas."
     add("balance", epilog=EPILOG_BALANCE, short_help=text)(options.data_balance(balance))
+    text = "Write rows with the words that moved a teacher's answer."
+    add("rationales", epilog=EPILOG_RATIONALES, short_help=text)(options.data_rationales(rationales))
     app.add_typer(data, name="data", cls=group)
 
 
@@ -129,6 +134,39 @@ def _balanced(record: "BalanceRecord") -> str:
         )
     lines.append(f"{record.rows:,} rows; with the earlier stages {record.rows_in_all:,}: {record.union}")
     return "\n".join([*lines, str(record.file)])
+
+
+def rationales(typed: Typed, *, config: Texts, sets: Texts, json: bool, quiet: bool) -> None:
+    """Weigh the words of each prompt by how they move the teacher's answer; write rows with the heaviest of each.
+
+    The hit rate says how often one of them occurs in the answer; the chance level is that of words drawn at random.
+    """
+    from kdcli.cli import load_config
+    from kdcli.cli.terminal import Terminal
+    from kdcli.config.schema import RationalesConfig
+
+    terminal = Terminal(json, quiet)
+    settings = load_config.load_config(RationalesConfig, config, sets, typed)
+    load_config.require(teacher=settings.teacher, data=settings.data.train)
+    load_config.output_folder(settings.output, needed=True)
+    with terminal.progress() as report:
+        from kdcli.rows import rationales as rows
+
+        found = rows.rationales(settings, report, command=load_config.command_line())
+    terminal.result(found, _explained)
+
+
+def _explained(record: "RationalesRecord") -> str:
+    gap = f"; completeness missed by {100 * record.gap:.2g} % in the median row" if record.gap is not None else ""
+    return "\n".join(
+        [
+            f"{record.asked:,} prompts, {record.fresh:,} weighed now; {record.rows:,} rows written{gap}",
+            f"a word of {100 * record.hit_rate:.1f} % of the rationales occurs in the answer, "
+            f"by chance {100 * record.chance:.1f} %",
+            *([f"{record.wordless:,} prompts have no word to choose"] if record.wordless else []),
+            str(record.file),
+        ]
+    )
 
 
 def _checked(found: "Checked") -> str:

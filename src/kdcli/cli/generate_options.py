@@ -23,6 +23,7 @@ from kdcli.config.schema import (
     EvalConfig,
     GenerateConfig,
     JudgeConfig,
+    RationalesConfig,
     ScoreConfig,
     SplitConfig,
 )
@@ -72,6 +73,7 @@ COMMANDS = {
     "data score": Command(ScoreConfig, "Config Sets HiddenPlugin Json Quiet Debug", order="data"),
     "data split": Command(SplitConfig, "Config Sets Json Quiet Debug", order="data"),
     "data balance": Command(BalanceConfig, "Config Sets Json Quiet Debug", order="data"),
+    "data rationales": Command(RationalesConfig, "Config Sets Json Quiet Debug", order="data"),
     "inspect batch": Command(
         DistillConfig,
         "Objectives Rows Config Sets HiddenPlugin Json Quiet Debug",

@@ -146,6 +146,15 @@ Before = Annotated[Texts, flag("--before", "FOLDER", "Of an earlier stage; repea
 Tail = Annotated[
     Text, flag("--tail", "NAME", "repeat or leave, where a value has too few rows. Default repeat.", "Objective")
 ]
+ByDataRationales = Annotated[
+    Text, flag("--by", "HOW", "grad, grad_x_input, ig, occlusion, or a control. Default grad_x_input.", "Objective")
+]
+Words = Annotated[Text, flag("--words", "N", "Words of a rationale. Default 5.", "Objective")]
+Into = Annotated[Text, flag("--into", "NAME", "tasks, target or input. Default tasks.", "Objective")]
+HintDropout = Annotated[
+    Text, flag("--hint-dropout", "X", "Share of rows without one, with --into input. Default 0.5.", "Objective")
+]
+SeedDataRationales = Annotated[Text, flag("--seed", "N", "Of the dropout. Default 0.", "Objective")]
 
 
 def distill(run: Run) -> Run:
@@ -688,6 +697,45 @@ def data_balance(run: Run) -> Run:
             "data": data, "columns": columns, "template": template, "max_length": max_length, "limit": limit,
             "skip_bad": skip_bad, "by": by, "policy": policy, "stage": stage, "budget": budget, "score": score,
             "before": before, "tail": tail, "seed": seed, "output": output,
+        }  # fmt: skip
+        run(typed, config=config, sets=sets, json=json, quiet=quiet)
+
+    command.__doc__ = run.__doc__
+    return command
+
+
+def data_rationales(run: Run) -> Run:
+    """Return ``kd data rationales``, which calls ``run`` with the settings as typed and the switches by name."""
+
+    def command(
+        teacher: Teacher = None,
+        data: DataDataScore = None,
+        columns: Columns = None,
+        template: Template = None,
+        max_length: MaxLength = None,
+        limit: Limit = None,
+        skip_bad: SkipBadEval = False,
+        by: ByDataRationales = None,
+        words: Words = None,
+        into: Into = None,
+        hint_dropout: HintDropout = None,
+        seed: SeedDataRationales = None,
+        output: Output = None,
+        device: Device = None,
+        dtype: Dtype = None,
+        threads: Threads = None,
+        matmul_precision: MatmulPrecision = None,
+        config: switches.Config = None,
+        sets: switches.Sets = None,
+        json: switches.Json = False,
+        quiet: switches.Quiet = False,
+        debug: switches.Debug = False,
+    ) -> None:
+        typed = {
+            "teacher": teacher, "data": data, "columns": columns, "template": template, "max_length": max_length,
+            "limit": limit, "skip_bad": skip_bad, "by": by, "words": words, "into": into, "hint_dropout": hint_dropout,
+            "seed": seed, "output": output, "device": device, "dtype": dtype, "threads": threads,
+            "matmul_precision": matmul_precision,
         }  # fmt: skip
         run(typed, config=config, sets=sets, json=json, quiet=quiet)
 

@@ -311,6 +311,33 @@ class BalanceConfig(CommandConfig):
     output: FilePath = setting(None, "folder of the stage", _OUTPUT)
 
 
+class RationalesConfig(CommandConfig):
+    """Rows with the words of their prompts that moved the teacher's answer."""
+
+    command: ClassVar[str] = "data-rationales"
+    teacher: FilePath = setting(None, "teacher whose answers are explained", _TEACHER)
+    by: str = setting(
+        "grad_x_input",
+        "how words are weighed: grad, grad_x_input, ig, occlusion, random, first, rare",
+        Flag("--by", "HOW", "grad, grad_x_input, ig, occlusion, or a control.", OBJECTIVE),
+    )
+    words: Positive = setting(5, "words of a rationale", Flag("--words", "N", "Words of a rationale.", OBJECTIVE))
+    into: Literal["tasks", "target", "input"] = setting(
+        "tasks",
+        "where rationales go: a row of their own, before the answer, or behind the prompt",
+        Flag("--into", "NAME", "tasks, target or input.", OBJECTIVE),
+    )
+    hint_dropout: Annotated[float, Field(ge=0, lt=1)] = setting(
+        0.5,
+        "share of the rows that get no rationale, with into=input",
+        Flag("--hint-dropout", "X", "Share of rows without one, with --into input.", OBJECTIVE),
+    )
+    seed: Seed = setting(0, "seed of the dropout", Flag("--seed", "N", "Of the dropout.", OBJECTIVE))
+    data: DataConfig = DataConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    output: FilePath = setting(None, "folder of the rows", _OUTPUT)
+
+
 class DoctorConfig(CommandConfig):
     """The inputs of a run, to be checked before it."""
 
@@ -408,5 +435,6 @@ KINDS: tuple[type[CommandConfig], ...] = (
     ScoreConfig,
     SplitConfig,
     BalanceConfig,
+    RationalesConfig,
 )
 """The settings of every command that has some."""

@@ -108,7 +108,13 @@ class DataConfig(Settings):
         None,
         "training rows: file, folder or hub id",
         Flag("--data", "FILE", "Training rows: file, folder, hub id.", DATA, on="distill compare cache doctor"),
-        Flag("--data", "FILE", "Rows: file, folder, hub id.", DATA, on="data-score data-split data-balance"),
+        Flag(
+            "--data",
+            "FILE",
+            "Rows: file, folder, hub id.",
+            DATA,
+            on="data-score data-split data-balance data-rationales",
+        ),
         Flag("data", "FILE", "Rows: file, folder, hub id.", DATA, on="data-check"),
         Flag("--data", "FILE", "Rows with prompts; their answers are not read.", DATA, on="generate"),
     )
@@ -144,7 +150,7 @@ class DataConfig(Settings):
             "N",
             "Use the first N rows.",
             DATA,
-            on="distill compare cache generate doctor data-check data-score data-split data-balance",
+            on="distill compare cache generate doctor data-check data-score data-split data-balance data-rationales",
             hidden="compare",
         ),
     )
