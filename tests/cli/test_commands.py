@@ -9,6 +9,7 @@ import pytest
 
 from kdcli.cli.compare import run_folders
 from kdcli.cli.errors import ARGUMENTS
+from kdcli.cli.json_schema import output_schema
 from kdcli.cli.load_config import command_line
 from kdcli.errors import InterruptedRunError, UsageError
 from kdcli.interface import objective
@@ -138,3 +139,41 @@ def test_folders_and_objectives_are_told_apart(tmp_path, monkeypatch):
     assert run_folders(["fkl", "./mine.py:Mine", "0.5*ce+0.5*./mine.py:Mine"]) == []
     with pytest.raises(UsageError, match="folders only"):
         run_folders(["run", "fkl"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("run", [*SHORT, "-o", "runs/fkl", "--json"]),
+        ("plan", [*MODELS, "--dry-run", "--json"]),
+        ("evaluation", shlex.split("runs/fkl --data test.jsonl --metric perplexity --device cpu --json")),
+        ("comparison", ["runs/fkl", "runs/rkl", "--json"]),
+        ("error", ["--json", "--loss", "akll"]),
+        ("error", ["runs/fkl", "--json", "--data", "missing.jsonl"]),
+    ],
+)
+def test_what_json_prints_is_what_its_schema_says(home, kind, words):
+    jsonschema = pytest.importorskip("jsonschema")
+    command = {"evaluation": "eval", "comparison": "compare"}.get(
+        kind, "eval" if "runs/fkl" in words[:1] else "distill"
+    )
+    answer = kd(command, *words, folder=home)
+    found = json.loads(answer.out)
+    assert (found["kind"], found["schema_version"]) == (kind, 1)
+    jsonschema.Draft202012Validator(output_schema()).validate(found)
+    kinds = {one["properties"]["kind"]["const"]: one for one in output_schema()["oneOf"]}
+    assert set(found) <= set(kinds[kind]["properties"])
+    if kind == "error":
+        assert found["error"]["exit_code"] == answer.code != 0
+        assert found["error"]["code"] in answer.err
+
+
+def test_the_schema_of_settings_is_json_schema_of_its_command(home):
+    jsonschema = pytest.importorskip("jsonschema")
+    for command, name in (("distill", "train"), ("compare", "losses"), ("eval", "generation")):
+        found = json.loads(kd("settings", "schema", command).out)
+        jsonschema.Draft202012Validator.check_schema(found)
+        assert name in found["properties"] or name in json.dumps(found)
+    jsonschema.Draft202012Validator.check_schema(json.loads(kd("settings", "schema", "output").out))
+    answer = kd("settings", "schema", "distil")
+    assert (answer.code, "did you mean distill?" in answer.error_lines[-1]) == (2, True)

@@ -21,6 +21,7 @@ from kdcli.cli import (
     evaluate,
     reproduce,
     schedule,
+    settings,
     streams,
     switches,
     teacher,
@@ -108,6 +109,7 @@ diagnose.register(app)
 toy.register_toy(app)
 demo.register(app)
 catalog.register(app, Commands)
+settings.register(app, Commands)
 
 
 IMPLIED: dict[tuple[str, ...], tuple[str, ...]] = {

@@ -1,6 +1,7 @@
 """Prints errors: one line, and an exit code that scripts can rely on."""
 
 import contextvars
+import json
 import re
 import signal
 import sys
@@ -16,6 +17,7 @@ import typer
 
 from kdcli import distributed
 from kdcli.cli import launch
+from kdcli.cli.terminal import SCHEMA_VERSION
 from kdcli.config.names import ALIASES, OTHER_MEANINGS, canonical, nearest
 from kdcli.errors import ERROR_LINE, InterruptedRunError, KDError, NoMemoryError, UsageError, explained
 from kdcli.registry import plugins
@@ -99,13 +101,26 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _report(error: BaseException) -> int:
     known = explain(error)
     if isinstance(known, InterruptedRunError):
+        _print_json(known.code, known.what, known.where, known.fix, known.exit_code)
         return _end(launch.STOPPED, f"{known.what}; {known.fix}", known.exit_code)
     if known is not None:
+        _print_json(known.code, known.what, known.where, known.fix, known.exit_code)
         return _end(known.code, str(known), known.exit_code, *map(str, known.also))
     log = _write_log(error)
     kind = type(error).__name__
     text = f"error[BUG-00]: {kind}: {one_line(str(error), 300)}. Fix: this is a bug in kd; please report it with {log}"
+    _print_json("BUG-00", f"{kind}: {one_line(str(error), 300)}", "", f"please report it with {log}", 1)
     return _end("BUG-00", text, 1)
+
+
+def _print_json(code: str, what: str, where: str, fix: str, exit_code: int) -> None:
+    """Print an error on stdout, too, where the command line asks for JSON; if that fails, the exit code remains."""
+    if "--json" not in ARGUMENTS.get() or launch.is_started_by_kd():
+        return
+    error = {"code": code, "what": what, "where": where, "fix": fix, "exit_code": exit_code}
+    with suppress(OSError, KDError):
+        sys.stdout.write(json.dumps({"schema_version": SCHEMA_VERSION, "kind": "error", "error": error}) + "\n")
+        sys.stdout.flush()
 
 
 def _end(code: str, text: str, exit_code: int, *also: str) -> int:

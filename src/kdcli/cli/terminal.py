@@ -65,7 +65,7 @@ class Terminal:
 
     def dump(self, value: Any) -> None:
         """Print a result for programs, as JSON."""
-        self.stdout.write(json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n")
+        self.stdout.write(json.dumps(document(value), indent=2, allow_nan=False) + "\n")
 
     def note(self, text: str) -> None:
         """Print a remark."""
@@ -107,6 +107,25 @@ def runnable(command: str) -> str:
     if program != "kd" or shutil.which("kd") is not None or Path(sys.argv[0]).name != "kd":
         return command
     return f"{typed(os.path.relpath(sys.argv[0]))} {rest}"
+
+
+SCHEMA_VERSION = 1
+"""Of the documents that ``--json`` prints; it changes with every field that is renamed or removed."""
+
+KINDS = {"RunRecord": "run", "EvalRecord": "evaluation", "Comparison": "comparison", "Plan": "plan"}
+"""Record -> what a document of ``--json`` calls it; other results are of kind "result"."""
+
+
+def document(value: Any) -> Any:
+    """Return a result as ``--json`` prints it: plain values, and in an object the version of its schema and its kind.
+
+    >>> document({"bytes": 3})
+    {'schema_version': 1, 'kind': 'result', 'bytes': 3}
+    """
+    plain = jsonable(value)
+    if not isinstance(plain, dict):
+        return plain
+    return {"schema_version": SCHEMA_VERSION, "kind": KINDS.get(type(value).__name__, "result"), **plain}
 
 
 def jsonable(value: Any) -> Any:
