@@ -348,6 +348,11 @@ def _fails(*given: object, **named: object) -> None:
 
 SCENARIOS: dict[str, Typed] = {
     "give a folder, --predictions FILE or --server-url URL": typed("eval", "eval --predictions p.jsonl --metric em"),
+    "give --data, or by=magnitude": typed(
+        "student cut:layers=1,by=influence --teacher t -o made",
+        "student cut:layers=1,by=influence --teacher t --data d.jsonl -o made",
+        "student cut:layers=1,by=magnitude --teacher t -o other",
+    ),
     "give --data, or set it in a file read with -c": typed("eval s --metric perplexity --device cpu", MEASURED),
     "give {}, or set it in a file read with -c": typed("distill --student s --data d.jsonl", PLAN),
     "add --eval-data, or use kd eval afterwards": typed(

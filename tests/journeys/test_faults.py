@@ -7,7 +7,8 @@ import pytest
 
 import faults
 import study
-from kdcli.config.schema import CacheConfig, GenerationConfig
+from kdcli.config.schema import CacheConfig, GenerationConfig, StudentConfig
+from kdcli.distill.make_student import make_student
 from kdcli.distill.run import distill
 from kdcli.evaluation.evaluate import evaluate_run
 from kdcli.events import silent
@@ -58,6 +59,13 @@ def work_of(parts, name):
         assert made.attempt()["code"] == 0
         measured = asked(parts.evaluation(root))
         return faults.Work(root, lambda: evaluate_run(measured, silent), beside)
+    if name == "student":
+        root.mkdir()
+        asked_for = StudentConfig(
+            student="cut:layers=1,ffn=8,by=activation", teacher=str(parts.teacher), output=str(root / "made"),
+            data=parts.data().model_copy(update={"limit": 8}), hardware=parts.common()["hardware"],
+        )  # fmt: skip
+        return faults.Work(root, lambda: make_student(asked_for, silent), beside)
     kind = {"cache": {}, "compact": {"kind": "compact", "top_k": 4}}[name]
     data = parts.data().model_copy(update={"limit": 8, "eval": None})
     common = {"teacher": str(parts.teacher), "data": data, "hardware": parts.common()["hardware"]}
@@ -109,7 +117,9 @@ def test_a_killed_process_leaves_what_the_states_say(parts):
         assert work.content(raw=True) == real
 
 
-@pytest.mark.parametrize("name, every", [("distill", 100), ("cache", 13), ("eval", 30), ("compare", 290)])
+@pytest.mark.parametrize(
+    "name, every", [("distill", 100), ("cache", 13), ("eval", 30), ("student", 9), ("compare", 290)]
+)
 def test_some_faults_are_mended_by_the_same_command(parts, name, every):
     tried, wrong = check(work_of(parts, name), every)
     assert wrong == []
@@ -117,7 +127,7 @@ def test_some_faults_are_mended_by_the_same_command(parts, name, every):
     assert tried["refusal"] >= 2
 
 
-PARTS = {"cache": 1, "compact": 1, "eval": 1, "distill": 4, "compare": 12}
+PARTS = {"cache": 1, "compact": 1, "student": 1, "eval": 1, "distill": 4, "compare": 12}
 """Into how many tests the operations of a command are dealt."""
 
 

@@ -1,5 +1,5 @@
 import tiny
-from kdcli.models.sizes import footprint
+from kdcli.students.made import footprint
 
 
 def test_sizes_are_those_of_the_built_model(tmp_path):

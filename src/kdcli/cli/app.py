@@ -23,6 +23,7 @@ from kdcli.cli import (
     schedule,
     settings,
     streams,
+    student,
     switches,
     teacher,
 )
@@ -103,6 +104,7 @@ compare.register(app)
 teacher.register(app)
 teacher.register_generate(app)
 data.register(app, Commands)
+student.register(app)
 reproduce.register(app)
 diagnose.register_inspect(app, Commands)
 diagnose.register(app)

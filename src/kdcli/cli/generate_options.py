@@ -26,6 +26,7 @@ from kdcli.config.schema import (
     RationalesConfig,
     ScoreConfig,
     SplitConfig,
+    StudentConfig,
 )
 from kdcli.config.sections import Flag
 
@@ -68,6 +69,7 @@ COMMANDS = {
     "judge": Command(JudgeConfig, "Config Sets Json Quiet Debug", panels=(DATA, MODELS, OUTPUT)),
     "cache": Command(CacheConfig, "Config Sets DryRun Json Quiet Debug"),
     "generate": Command(GenerateConfig, "Config Sets HiddenPlugin DryRun Json Quiet Debug", order="data"),
+    "student": Command(StudentConfig, "Config Sets DryRun Json Quiet Debug", order="teacher"),
     "doctor": Command(DoctorConfig, "Config Sets Json Quiet Debug"),
     "data check": Command(CheckConfig, "Config Sets Json Quiet Debug"),
     "data score": Command(ScoreConfig, "Config Sets HiddenPlugin Json Quiet Debug", order="data"),

@@ -9,7 +9,7 @@ Teacher = Annotated[Text, flag("--teacher", "MODEL", "Model folder or hub id.", 
 TeacherCache = Annotated[
     Text, flag("--teacher-cache", "FOLDER", "Folder of kd cache, in place of a teacher.", "Models")
 ]
-Student = Annotated[Text, flag("--student", "MODEL", "Folder, hub id, or random:layers=3,..", "Models")]
+Student = Annotated[Text, flag("--student", "MODEL", "Folder, hub id, cut:layers=3, random:..", "Models")]
 Lora = Annotated[Text, flag("--lora", "RANK", "Train a LoRA adapter only; merged when saved.", "Models")]
 Data = Annotated[Text, flag("--data", "FILE", "Training rows: file, folder, hub id.", "Data")]
 EvalData = Annotated[Text, flag("--eval-data", "FILE", "Held-out rows, measured after training.", "Data")]
@@ -119,6 +119,10 @@ Source = Annotated[
 ]
 DataGenerate = Annotated[Text, flag("--data", "FILE", "Rows with prompts; their answers are not read.", "Data")]
 Count = Annotated[Text, flag("--count", "N", "Texts to generate with prompts=bos.", "Data")]
+StudentStudent = Annotated[Text, argument("SPEC", "What is made: cut:layers=2,by=influence or random:layers=3,..")]
+SeedStudent = Annotated[Text, flag("--seed", "N", "Of random: weights. Default 0.", "Models")]
+DataStudent = Annotated[Text, flag("--data", "FILE", "Rows that scores of the teacher's parts are taken on.", "Data")]
+OutputStudent = Annotated[Text, flag("--output -o", "FOLDER", "The student's folder.", "Output")]
 LocalTeacher = Annotated[Text, flag("--local-teacher", "MODEL", "Local copy of a served model, to compare.", "Models")]
 TopKDoctor = Annotated[Text, flag("--top-k", "N", "Tokens to ask of a server. Default 20.", "Models", hidden=True)]
 DataDataCheck = Annotated[Text, argument("FILE", "Rows: file, folder, hub id.")]
@@ -523,6 +527,41 @@ def generate(run: Run) -> Run:
             "teacher": teacher, "student": student, "source": source, "data": data, "count": count, "columns": columns,
             "template": template, "max_length": max_length, "limit": limit, "skip_bad": skip_bad, "output": output,
             "device": device, "dtype": dtype, "threads": threads, "matmul_precision": matmul_precision,
+        }  # fmt: skip
+        run(typed, config=config, sets=sets, dry_run=dry_run, json=json, quiet=quiet)
+
+    command.__doc__ = run.__doc__
+    return command
+
+
+def student(run: Run) -> Run:
+    """Return ``kd student``, which calls ``run`` with the settings as typed and the switches by name."""
+
+    def command(
+        student: StudentStudent = None,
+        teacher: Teacher = None,
+        seed: SeedStudent = None,
+        data: DataStudent = None,
+        columns: Columns = None,
+        template: Template = None,
+        max_length: MaxLength = None,
+        skip_bad: SkipBadEval = False,
+        output: OutputStudent = None,
+        device: Device = None,
+        dtype: Dtype = None,
+        threads: Threads = None,
+        matmul_precision: MatmulPrecision = None,
+        config: switches.Config = None,
+        sets: switches.Sets = None,
+        dry_run: switches.DryRun = False,
+        json: switches.Json = False,
+        quiet: switches.Quiet = False,
+        debug: switches.Debug = False,
+    ) -> None:
+        typed = {
+            "student": student, "teacher": teacher, "seed": seed, "data": data, "columns": columns,
+            "template": template, "max_length": max_length, "skip_bad": skip_bad, "output": output, "device": device,
+            "dtype": dtype, "threads": threads, "matmul_precision": matmul_precision,
         }  # fmt: skip
         run(typed, config=config, sets=sets, dry_run=dry_run, json=json, quiet=quiet)
 

@@ -9,7 +9,7 @@ from kdcli.registry.outline import check_objective
 from kdcli.remote.address import is_url
 from kdcli.storage.locate import locate
 
-_MADE = "random:"
+_MADE = ("random:", "cut:")
 _SEVERAL = ("+", "*")
 """What stands in the text of a teacher that is a sum of teachers."""
 

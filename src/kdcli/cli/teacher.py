@@ -42,7 +42,7 @@ def cache(typed: Typed, *, config: Texts, sets: Texts, dry_run: bool, json: bool
     terminal = Terminal(json, quiet)
     settings = load_config.load_config(CacheConfig, config, sets, typed)
     load_config.require(teacher=settings.teacher, data=settings.data.train)
-    if settings.student is not None and settings.student.startswith("random:"):
+    if settings.student is not None and settings.student.startswith(("random:", "cut:")):
         settings = settings.model_copy(update={"student": None})
     if settings.kind == "exact":
         load_config.refuse_unused(

@@ -33,7 +33,7 @@ from kdcli.config.sections import (
 from kdcli.config.sections import GenerationConfig as GenerationConfig
 
 _TEACHER = Flag("--teacher", "MODEL", "Model folder or hub id.", MODELS)
-_STUDENT = Flag("--student", "MODEL", "Folder, hub id, or random:layers=3,..", MODELS)
+_STUDENT = Flag("--student", "MODEL", "Folder, hub id, cut:layers=3, random:..", MODELS)
 _OUTPUT = Flag("--output -o", "FOLDER", "Folder for everything the command writes.", OUTPUT)
 TEACHER = setting(None, "teacher: model folder, hub id, or a server's http address", _TEACHER)
 TEACHER_CACHE = setting(
@@ -41,7 +41,7 @@ TEACHER_CACHE = setting(
     "folder that kd cache made of this teacher and data",
     Flag("--teacher-cache", "FOLDER", "Folder of kd cache, in place of a teacher.", MODELS, on="distill"),
 )
-STUDENT = setting(None, "student: folder, hub id, or random:layers=..,width=..,heads=..", _STUDENT)
+STUDENT = setting(None, "student: folder, hub id, random:layers=..,width=..,heads=.. or cut:layers=..,by=..", _STUDENT)
 TEACHER_QUANTIZATION: Any = Field(
     default="none", description="teacher's linear layers below the head: none, int8 (torchao), nf4 (bitsandbytes)"
 )
@@ -120,6 +120,26 @@ class EvalConfig(CommandConfig):
     evaluation: EvalSettings = EvalSettings()
     output: FilePath = setting(None, "folder for results.json and samples.parquet", _OUTPUT)
     pictures: bool = Field(default=True, description="draw each curve as PNG and SVG next to curves.json")
+
+
+class StudentConfig(CommandConfig):
+    """One student that is made from a teacher."""
+
+    command: ClassVar[str] = "student"
+    student: str | None = setting(
+        None,
+        "what is made: cut:layers=..,ffn=..,by=.. or random:layers=..,width=..,heads=..",
+        Flag("student", "SPEC", "What is made: cut:layers=2,by=influence or random:layers=3,..", MODELS),
+    )
+    teacher: FilePath = setting(
+        None, "teacher that it is made from", Flag("--teacher", "MODEL", "Model folder or hub id.", MODELS)
+    )
+    seed: Seed = setting(0, "seed of random weights", Flag("--seed", "N", "Of random: weights.", MODELS))
+    data: DataConfig = DataConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    output: FilePath = setting(
+        None, "folder of the student", Flag("--output -o", "FOLDER", "The student's folder.", OUTPUT)
+    )
 
 
 class JudgeConfig(CommandConfig):
@@ -429,6 +449,7 @@ KINDS: tuple[type[CommandConfig], ...] = (
     CompareConfig,
     CacheConfig,
     GenerateConfig,
+    StudentConfig,
     JudgeConfig,
     DoctorConfig,
     CheckConfig,

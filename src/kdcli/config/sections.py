@@ -116,6 +116,7 @@ class DataConfig(Settings):
             on="data-score data-split data-balance data-rationales",
         ),
         Flag("data", "FILE", "Rows: file, folder, hub id.", DATA, on="data-check"),
+        Flag("--data", "FILE", "Rows that scores of the teacher's parts are taken on.", DATA, on="student"),
         Flag("--data", "FILE", "Rows with prompts; their answers are not read.", DATA, on="generate"),
     )
     eval: FilePath = setting(

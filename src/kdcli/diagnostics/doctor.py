@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
@@ -285,6 +285,7 @@ def diagnose(config: DoctorConfig, report: Report) -> Diagnosis:
         return Diagnosis(tuple(found.checks))
     rows = examine_rows(config, pair.reader, session, found)
     report(Event("stage", "loading the models"))
+    pair = replace(pair, scored_on=rows) if pair.student_needs_rows else pair
     student, teacher = load_both(config, pair, device, session, found)
     examine_model("student", student, rows, found)
     if rows is not None and pair.teacher is not None and pair.teacher_vocab is not None:

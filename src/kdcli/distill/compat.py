@@ -27,13 +27,13 @@ from kdcli.models.adapters import check_adapter
 from kdcli.models.checks import open_folder
 from kdcli.models.layers import shape_of
 from kdcli.models.load import check_length, positions_in, positions_stated
-from kdcli.models.random_init import random_config
 from kdcli.models.tokenizer import ACROSS
 from kdcli.models.weights import build_config
 from kdcli.registry.registry import LOSSES
 from kdcli.remote.address import is_url
 from kdcli.sources.base import Source
 from kdcli.sources.build import cards, supplying, writing
+from kdcli.students.made import made_config
 from kdcli.teachers.cached import TeacherView
 from kdcli.text import one_line
 
@@ -373,8 +373,8 @@ def dims_of(pair: ModelPair) -> Dims:
     """Return the sizes of both models, from their config.json or the student's ``random:`` spec."""
     assert pair.teacher is not None, "an objective on features has a teacher"
     teacher = shape_of(_config(pair.teacher.path))
-    if pair.student_is_random:
-        return Dims(shape_of(random_config(pair.student, model_of(pair.teacher.path))), teacher)
+    if pair.student_is_made:
+        return Dims(shape_of(made_config(pair.student, model_of(pair.teacher.path))), teacher)
     return Dims(shape_of(_config(pair.student)), teacher)
 
 
@@ -446,11 +446,11 @@ def check_rows(run: Combination, trained: TokenDataset, measured: TokenDataset |
 
 
 def _positions_of_student(pair: ModelPair) -> int | None:
-    if not pair.student_is_random:
+    if not pair.student_is_made:
         return positions_stated(model_of(pair.student))
     assert pair.teacher is not None, "a random student takes its form from a teacher"
     first = pair.teacher.members[0] if pair.teacher.members else pair.teacher
-    return positions_in(random_config(pair.student, model_of(first.path)))
+    return positions_in(made_config(pair.student, model_of(first.path)))
 
 
 def _measurable(

@@ -17,7 +17,6 @@ from kdcli.loading.session import Session, check_data_path
 from kdcli.loading.splits import rows_of_teacher
 from kdcli.models.devices import Device, prepare
 from kdcli.models.load import positions_stated
-from kdcli.models.random_init import is_random
 from kdcli.models.tokenizer import shared_vocabulary
 from kdcli.remote.address import is_url
 from kdcli.signals import StopRequest
@@ -37,6 +36,7 @@ from kdcli.sources.teacher_text.rows import (
 )
 from kdcli.sources.teacher_text.store import TeacherText, folder_name, generator_of, made_of, prompts_of, teacher_text
 from kdcli.storage import atomic, lock
+from kdcli.students.made import is_made
 from kdcli.text import one_line
 from kdcli.version import __version__
 
@@ -94,7 +94,7 @@ def prepare_task(config: GenerateConfig, session: Session) -> Task:
     if config.teacher is None:
         raise UsageError("CLI-20", "no teacher", where="--teacher", fix="give a folder or a hub id")
     require_single(config.teacher, "one teacher writes a text", "--teacher", "give one of them")
-    student = None if config.student is None or is_random(config.student) else config.student
+    student = None if config.student is None or is_made(config.student) else config.student
     if is_url(config.teacher):
         _check_served(source, student)
     path = None if config.data.train is None else check_data_path(config.data.train, "--data")

@@ -17,11 +17,11 @@ from kdcli.events import Event, Report
 from kdcli.losses.base import DistillLoss
 from kdcli.models.adapters import alpha_of, save_adapter
 from kdcli.models.load import LanguageModel, rehearse_saving, save_student
-from kdcli.models.random_init import is_random
 from kdcli.statistics.rounding import number
 from kdcli.storage import atomic
 from kdcli.storage.atomic import MANIFEST
 from kdcli.storage.run_dir import ADAPTER
+from kdcli.students.made import is_made
 from kdcli.text import markdown_cell, one_line, typed
 from kdcli.version import __version__
 
@@ -38,8 +38,8 @@ def model_card(prepared: Prepared, evaluation: EvalRecord | None = None) -> str:
         evaluation: its scores, if it was evaluated.
     """
     student = prepared.pair.student
-    based = [name for name in (student, prepared.teacher) if name is not None and _on_hub(name)]
-    name = f"{_shown_name(student)} distilled with {one_line(prepared.label, 80)}"
+    based = [name for name in (student, prepared.teacher) if name is not None and on_hub(name)]
+    name = f"{shown_name(student)} distilled with {one_line(prepared.label, 80)}"
     data = ModelCardData(
         base_model=based or None,
         library_name="transformers",
@@ -97,28 +97,28 @@ def _share(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _on_hub(name: str) -> bool:
+def on_hub(name: str) -> bool:
     """Whether a name can only mean a repository of the hub."""
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return "/" in name and not Path(name).exists() and not is_random(name)
+    return "/" in name and not Path(name).exists() and not is_made(name)
 
 
-def _shown_name(name: str) -> str:
+def shown_name(name: str) -> str:
     """Return a model's name without the folders it lies in."""
-    return one_line(name if _on_hub(name) or is_random(name) else Path(name).name, 80)
+    return one_line(name if on_hub(name) or is_made(name) else Path(name).name, 80)
 
 
 def _made_from(prepared: Prepared) -> list[str]:
     pair, identity = prepared.pair, prepared.identity
     teacher = pair.teacher
-    rows = [("student at the start", _shown_name(pair.student), str(identity["student"]))]
+    rows = [("student at the start", shown_name(pair.student), str(identity["student"]))]
     if teacher is not None:
-        rows.insert(0, ("teacher", _shown_name(teacher.path), teacher.digest))
+        rows.insert(0, ("teacher", shown_name(teacher.path), teacher.digest))
     rows.append(("training rows", f"{len(prepared.dataset):,}", prepared.dataset.digest))
-    return _table(["made from", "what", "sha256"], rows)
+    return table(["made from", "what", "sha256"], rows)
 
 
 def _objective(loss: DistillLoss) -> list[str]:
@@ -154,7 +154,7 @@ def _training(prepared: Prepared) -> list[str]:
         ("precision", prepared.identity["precision"]),
         ("kd", __version__),
     ]
-    return ["## Training", "", *_table(["setting", "value"], [(name, str(value)) for name, value in rows])]
+    return ["## Training", "", *table(["setting", "value"], [(name, str(value)) for name, value in rows])]
 
 
 def _adapter(prepared: Prepared) -> list[tuple[str, Any]]:
@@ -170,9 +170,9 @@ def _scores(evaluation: EvalRecord) -> list[str]:
         (info.name, number(evaluation.estimates[info.name]), info.better, info.settings) for info in evaluation.infos
     ]
     where = f"On {markdown_cell(evaluation.name)}, {evaluation.examples:,} examples; ± or [ ] is a 95 % interval."
-    table = _table(["score", "value", "better", "how it was taken"], rows)
+    scores = table(["score", "value", "better", "how it was taken"], rows)
     said = [f"- {markdown_cell(remark, 1000)}" for remark in evaluation.remarks]
-    return ["## Scores", "", where, "", *table, *([""] if said else []), *said]
+    return ["## Scores", "", where, "", *scores, *([""] if said else []), *said]
 
 
 def _results(evaluation: EvalRecord) -> list[EvalResult]:
@@ -184,7 +184,8 @@ def _results(evaluation: EvalRecord) -> list[EvalResult]:
     ]  # fmt: skip
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table as lines of Markdown; strings from outside are harmless in it."""
     lines = [heads, ["---"] * len(heads), *([markdown_cell(cell) for cell in row] for row in rows)]
     return [f"| {' | '.join(cells)} |" for cells in lines]
 

@@ -32,8 +32,9 @@ from kdcli.models.devices import Device, memory_of, planned_device, process_byte
 from kdcli.models.execution import Execution, OnAccelerator, execution_on
 from kdcli.models.head import Head
 from kdcli.models.packing import Workspace
-from kdcli.models.sizes import Footprint, footprint, together
+from kdcli.models.sizes import Footprint, together
 from kdcli.storage.run_dir import RunFolder
+from kdcli.students.made import footprint
 from kdcli.text import visible
 
 
@@ -168,7 +169,7 @@ def estimate(prepared: Prepared) -> CostEstimate:
     there = pair.teacher if pair.teacher is not None and pair.teacher.server is None else None
     named = [] if there is None else [model_of(one.path) for one in there.members or (there,)]
     student = footprint(
-        pair.student if pair.student_is_random else model_of(pair.student), named[0] if named else None,
+        pair.student if pair.student_is_made else model_of(pair.student), named[0] if named else None,
         rows=rows, length=length, keep=True, autocast=device.autocast,
     )  # fmt: skip
     teacher = None
@@ -512,7 +513,7 @@ def _shown(item: Preview) -> Shown:
 
 
 def _model(pair: ModelPair, *, teacher: bool) -> str:
-    if not teacher and pair.student_is_random:
+    if not teacher and pair.student_is_made:
         return pair.student
     facts = pair.teacher if teacher else pair.reader
     return "none" if facts is None else f"{facts.path}, {facts.parameters:,} parameters"

@@ -111,6 +111,8 @@ def prepare_run(config: DistillConfig, session: Session, device: Device | None =
     dataset = splits.training_rows(data, pair.reader, session)
     test = splits.measured_rows(data, config.evaluation.split, pair.reader, session) if run.is_measured else None
     raise_all(check_rows(run, dataset, test))
+    if pair.student_needs_rows:
+        run = replace(run, pair=replace(pair, scored_on=dataset))
     corpus = splits.corpus_rows(data, pair.reader, session) if source.needs().corpus else None
     reads = run.needs_teacher or source.needs().teacher
     theirs = rows_of_teacher(pair, dataset, data, session) if reads else None

@@ -10,6 +10,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from kdcli.config.sections import ServerConfig
+from kdcli.data.tokenize import TokenDataset
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, UsageError
 from kdcli.models.adapters import NONE
@@ -21,6 +22,8 @@ from kdcli.models.tokenizer import ends_differ, folder_end_tokens, shared_vocabu
 from kdcli.models.weights import build_config, read_generation_config
 from kdcli.storage import atomic
 from kdcli.storage.run_dir import MANIFEST, MODEL
+from kdcli.students.made import cut_identity, is_made
+from kdcli.students.spec import is_cut, parse_cut
 from kdcli.text import one_line
 
 
@@ -165,13 +168,14 @@ class ModelPair:
     """Student and teacher of a run, before their weights are loaded.
 
     Args:
-        student: spec of a random student, or the student's folder.
-        reader: the model whose tokenizer reads the data: the student, or the teacher of a random one.
+        student: spec of a student that is made from the teacher, or the student's folder.
+        reader: the model whose tokenizer reads the data: the student, or the teacher that it is made from.
         teacher: the teacher, if one was named.
         vocab: real ids that both share; the student's own where the teacher has others.
         notes: what to know about their vocabularies.
         teacher_vocab: the teacher's real ids where its tokenizer is another one; None where both share theirs.
         difference: how the tokenizers differ; empty where they do not.
+        scored_on: rows on which the parts of a student that is cut out of its teacher are scored.
     """
 
     student: str
@@ -181,15 +185,28 @@ class ModelPair:
     notes: tuple[str, ...] = ()
     teacher_vocab: int | None = None
     difference: str = ""
+    scored_on: TokenDataset | None = None
+
+    @property
+    def student_is_made(self) -> bool:
+        """Whether the student is made on the spot, from the reader."""
+        return is_made(self.student)
 
     @property
     def student_is_random(self) -> bool:
-        """Whether the student is made on the spot."""
+        """Whether the student's weights are drawn from a seed."""
         return is_random(self.student)
+
+    @property
+    def student_needs_rows(self) -> bool:
+        """Whether the student is cut out of the teacher by scores that are taken on rows."""
+        return is_cut(self.student) and parse_cut(self.student).needs_rows
 
     @property
     def student_identity(self) -> str:
         """What identifies the student at the start."""
+        if is_cut(self.student):
+            return cut_identity(self.student, self.reader.digest, self.scored_on)
         return self.student if is_random(self.student) else self.reader.digest
 
 

@@ -26,7 +26,7 @@ from kdcli.loading.info import (
 from kdcli.models.adapters import NONE, attach, check_quantization
 from kdcli.models.checks import check_manifest, has_weights, open_config_only, open_folder
 from kdcli.models.load import LanguageModel, load_model
-from kdcli.models.random_init import is_random, random_student
+from kdcli.models.random_init import random_student
 from kdcli.models.tokenizer import (
     difference,
     load_tokenizer,
@@ -37,6 +37,9 @@ from kdcli.models.tokenizer import (
 )
 from kdcli.remote.address import address_of, is_url, served_identity
 from kdcli.remote.client import Client
+from kdcli.students.made import Cut, cut_student, is_made
+from kdcli.students.scores import Scores
+from kdcli.students.spec import is_cut
 
 
 @dataclass
@@ -53,6 +56,7 @@ class Session:
     _data: dict[tuple[str, ...], TokenDataset] = field(default_factory=dict)
     _teachers: dict[tuple[str, torch.device, str], LanguageModel] = field(default_factory=dict)
     _names: dict[str, str] = field(default_factory=dict)
+    _scores: dict[tuple[str, torch.device], Scores] = field(default_factory=dict)
     caches: dict[Path, Any] = field(default_factory=dict)
     """Teacher caches opened and checked before."""
 
@@ -110,42 +114,44 @@ class Session:
         """Inspect both models, and check that their vocabularies agree or say how they differ.
 
         Args:
-            student: folder, hub id or ``random:`` spec.
+            student: folder, hub id, ``random:`` or ``cut:`` spec.
             teacher: folder, hub id, several of them, or the address of a server.
             quantization: what the teacher's weights are rounded to.
             server: how a served teacher is asked.
             across: let different tokenizers pass, for the caller to judge.
 
         Raises:
-            UsageError: no student, or a random one without a teacher to take its form from.
+            UsageError: no student, or one that is made from a teacher without one.
             InputError: a model that cannot be used, or different tokenizers.
         """
         if student is None:
             raise UsageError("CLI-20", "no student", where="--student", fix="give a folder, a hub id or random:...")
-        random = is_random(student)
+        made, kind = is_made(student), student.partition(":")[0]
         if teacher is not None and is_url(teacher):
-            if random:
+            if made:
                 raise UsageError(
-                    "SERVE-10", "a random student takes its form from a teacher, and a server shows none",
+                    "SERVE-10", f"a {kind} student takes its form from a teacher, and a server shows none",
                     where=f"--student {student}", fix="give a student folder",
                 )  # fmt: skip
             here = self.inspect(student)
             there = self.look_served((server or ServerConfig()).model_copy(update={"url": teacher}), here)
             shared = shared_vocabulary(here.tokenizer, here.tokenizer, here.rows, here.rows)
             return ModelPair(student, here, there, shared, notes_on_pair(here, there))
-        if random and teacher is None:
+        if made and teacher is None:
             raise UsageError(
-                "CLI-20", "a random student takes its family and tokenizer from a teacher",
+                "CLI-20", f"a {kind} student takes its family and tokenizer from a teacher",
                 where=f"--student {student}", fix="give --teacher",
             )  # fmt: skip
-        if teacher is not None and not random:
+        if is_cut(student):
+            require_single(teacher, "a cut student has the weights of one teacher", "--teacher", "give one of them")
+        if teacher is not None and not made:
             blend = read_ensemble(teacher)
             for one in blend.members if blend is not None else (teacher,):
                 refuse_same_model(model_of(one), model_of(student))
         there = self.look_teacher(teacher, quantization) if teacher is not None else None
         first = there.members[0] if there is not None and there.members else there
-        here = first if random else self.inspect(student)
-        assert here is not None, "a random student has a teacher"
+        here = first if made else self.inspect(student)
+        assert here is not None, "a student that is made has a teacher"
         other = there or here
         differ = difference(here.tokenizer, other.tokenizer, min(here.rows, other.rows)) if across else None
         if differ is not None:
@@ -197,12 +203,24 @@ class Session:
         self, pair: ModelPair, *, seed: int, device: torch.device, lora: LoraConfig | None = None
     ) -> LanguageModel:
         """Return a fresh student: its weights, or those of its adapter, are about to change."""
-        if is_random(pair.student):
+        if pair.student_is_random:
             return random_student(pair.student, model_of(pair.reader.path), seed=seed, device=device)
-        found = load_model(model_of(pair.student), device=device, role="student")
+        if pair.student_is_made:
+            found = self.cut(pair, device).student
+        else:
+            found = load_model(model_of(pair.student), device=device, role="student")
         if lora is None or lora.rank is None:
             return found
         return replace(found, adapter=attach(found.model, lora, seed=seed, name=pair.student))
+
+    def cut(self, pair: ModelPair, device: torch.device) -> Cut:
+        """Return a fresh student that is cut out of the teacher; its parts are scored once."""
+        key = (pair.student_identity, device)
+        found = cut_student(
+            pair.student, model_of(pair.reader.path), rows=pair.scored_on, device=device, known=self._scores.get(key)
+        )
+        self._scores[key] = found.scores
+        return found
 
 
 def check_data_path(path: str | None, flag: str) -> str:

@@ -203,7 +203,7 @@ def random_student(spec: str, teacher_folder: str, *, seed: int, device: torch.d
     model.generation_config = copy.deepcopy(read_generation_config(checked.folder) or model.generation_config)
     rows = teacher.get_text_config(decoder=True).vocab_size
     ends, _ = folder_end_tokens(checked, tokenizer, rows, teacher_folder)
-    notes, digest = checked.notes, _digest(model)
+    notes, digest = checked.notes, weights_digest(model)
     try:
         return assemble(model, tokenizer, spec, digest, device=device, role="student", notes=notes, ends=ends)
     except KDError as error:
@@ -255,7 +255,7 @@ def _unbuildable(spec: str, settings: Mapping[str, Any], reason: str) -> UsageEr
     return _bad(spec, what, "add family=llama")
 
 
-def _digest(model: PreTrainedModel) -> str:
+def weights_digest(model: PreTrainedModel) -> str:
     """Return sha256 over config and parameters, in the order of their names."""
     total = hashlib.sha256(model.config.to_json_string().encode())
     for name, value in sorted(model.state_dict().items()):

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from kdcli.errors import InputError
-from kdcli.models.checks import open_settings
 from kdcli.models.head import trunk_of
 from kdcli.models.internals import Conv1D, layers_of
 from kdcli.models.kernels import fuse_activations
-from kdcli.models.random_init import is_random, random_config
-from kdcli.models.weights import build_config, silence_transformers
+from kdcli.models.weights import silence_transformers
 from kdcli.text import one_line
 
 _WALKED = 2
@@ -91,31 +89,19 @@ def together(sizes: Sequence[Footprint]) -> Footprint:
     return first
 
 
-@cache
-def footprint(
-    model: str, teacher: str | None, *, rows: int, length: int, keep: bool, autocast: torch.dtype | None = None
-) -> Footprint:
-    """Return a model's sizes.
-
-    Args:
-        model: folder, hub id or ``random:`` spec.
-        teacher: folder or hub id that a random model takes its form from.
-        rows: sequences of the largest micro-batch.
-        length: its padded tokens per sequence.
-        keep: whether activations are walked through; without, they count as nothing.
-        autocast: dtype of the forward pass; None computes in fp32.
-
-    Raises:
-        KDError: the model cannot be used.
-    """
-    return sizes_of(_config(model, teacher), rows=rows, length=length, keep=keep, autocast=autocast)
-
-
 def sizes_of(
     config: PreTrainedConfig, *, rows: int = 1, length: int = 1, keep: bool = False,
     autocast: torch.dtype | None = None,
 ) -> Footprint:  # fmt: skip
-    """Return the sizes of the model that a config describes; see ``footprint`` for the arguments."""
+    """Return the sizes of the model that a config describes.
+
+    Args:
+        config: of the model.
+        rows: sequences of the largest micro-batch.
+        length: its padded tokens per sequence.
+        keep: whether activations are walked through; without, they count as nothing.
+        autocast: dtype of the forward pass; None computes in fp32.
+    """
     with torch.device("meta"), silence_transformers():
         built = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
     fuse_activations(built)
@@ -154,13 +140,6 @@ def _linear(module: nn.Module) -> list[tuple[Tensor, int]]:
 
 def _shapes(layer: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple((name, tuple(one.shape)) for name, one in layer.named_parameters())
-
-
-def _config(model: str, teacher: str | None) -> PreTrainedConfig:
-    if is_random(model):
-        return random_config(model, str(teacher))
-    settings, folder, _ = open_settings(model)
-    return build_config(settings, str(folder))
 
 
 def _kept(model: PreTrainedModel, rows: int, length: int, autocast: torch.dtype | None) -> Counter[int | None]:

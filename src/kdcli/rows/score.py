@@ -17,7 +17,6 @@ from kdcli.loading.info import ModelInfo, require_single
 from kdcli.loading.session import Session, check_data_path
 from kdcli.models.devices import Device, prepare
 from kdcli.models.load import LanguageModel
-from kdcli.models.random_init import is_random
 from kdcli.registry.registry import SCORES
 from kdcli.remote.address import is_url
 from kdcli.rows.files import ROWS, Working, check_same, columns_of, write_rows
@@ -26,6 +25,7 @@ from kdcli.scores.build import build_score, in_words, spec_of
 from kdcli.signals import StopRequest
 from kdcli.storage import atomic, lock
 from kdcli.storage.jsonl import JsonlStore
+from kdcli.students.made import is_made
 from kdcli.text import one_line
 from kdcli.version import __version__
 
@@ -225,7 +225,7 @@ def _refuse_unread(model: str | None, side: Side) -> None:
     if is_url(model):
         fix = "give the folder of the model that it serves"
         raise UsageError("SERVE-11", "a server does not show the logits that scores read", where=f"--{side}", fix=fix)
-    if is_random(model):
+    if is_made(model):
         what = "a random model has learnt nothing that a score could tell"
         raise UsageError("CLI-09", what, where=f"--{side} {one_line(model, 60)}", fix="give a model folder")
 

@@ -27,12 +27,13 @@ from kdcli.evaluation.together import same_protocol
 from kdcli.events import Event, Report, silent
 from kdcli.loading.info import ModelPair
 from kdcli.loading.session import Session
+from kdcli.loading.splits import training_rows
 from kdcli.metrics.describe import describe
-from kdcli.models.random_init import is_random
 from kdcli.report.page import write_report
 from kdcli.storage import atomic
 from kdcli.storage.digests import update_digest
 from kdcli.storage.run_dir import CONFIG, RunFolder
+from kdcli.students.made import is_made
 from kdcli.study.cells import CELLS
 from kdcli.study.references import (
     LABELS,
@@ -154,10 +155,15 @@ def _models_of(
         kept = tuple(name for name in measured.metrics if not describe(name).needs_teacher)
         measured = measured.model_copy(update={"metrics": kept})
     student = str(config.student)
-    if not is_random(student) and not Path(student).expanduser().is_dir():
+    if not is_made(student) and not Path(student).expanduser().is_dir():
         raise InputError("CMP-06", f"the student before training, {student}, is no folder here", where=str(run.folder))
     changes = {"teacher": teacher, "evaluation": measured, "data": data, "teacher_cache": None}
     pair = session.pair(config.student, teacher, config.teacher_quantization, across=True)
+    if pair.student_needs_rows:
+        if config.data.train is None or not Path(config.data.train).expanduser().exists():
+            what = "the rows that the student's scores were taken on are not here"
+            raise InputError("CMP-06", what, where=str(config.data.train))
+        pair = replace(pair, scored_on=training_rows(config.data, pair.reader, session))
     return measuring_of(config.model_copy(update=changes)), pair, absent
 
 

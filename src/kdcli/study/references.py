@@ -209,9 +209,10 @@ def _before(measuring: EvalConfig, pair: ModelPair, seed: int | None, session: S
     measured = measuring.model_copy(update={"model": pair.student})
     name = BEFORE if seed is None else f"{BEFORE}-s{seed}"
     subject = Subject(pair.reader, pair.reader, _in_folder(pair.reader))
-    if seed is not None:
-        facts = replace(pair.reader, path=pair.student, digest=f"{pair.student} seed {seed}", parameters=0)
-        subject = Subject(facts, pair.reader, _at_random(pair, seed, session))
+    if pair.student_is_made:
+        digest = pair.student_identity if seed is None else f"{pair.student} seed {seed}"
+        facts = replace(pair.reader, path=pair.student, digest=digest, parameters=0)
+        subject = Subject(facts, pair.reader, _on_the_spot(pair, seed or 0, session))
         measured = measured.model_copy(update={"benchmarks": BenchmarkConfig()})
     return Measurement(BEFORE, LABELS[BEFORE], seed, f"{REFERENCES}/{name}", subject, measured)
 
@@ -271,7 +272,7 @@ def _in_folder(facts: ModelInfo) -> Load:
     return lambda device: load_model(model_of(facts.path), device=device.device, role="teacher")
 
 
-def _at_random(pair: ModelPair, seed: int, session: Session) -> Load:
+def _on_the_spot(pair: ModelPair, seed: int, session: Session) -> Load:
     def load(device: Device) -> LanguageModel:
         student = session.load_student(pair, seed=seed, device=device.device)
         student.model.requires_grad_(False)

@@ -12,8 +12,8 @@ from kdcli.config.resolve import resolve
 from kdcli.config.schema import CompareConfig, DistillConfig
 from kdcli.distill.records import CONTENDER
 from kdcli.errors import KDError
-from kdcli.models.random_init import is_random
 from kdcli.storage.run_dir import CONFIG, RunFolder
+from kdcli.students.made import is_made
 from kdcli.study.study_dir import SETTINGS
 
 
@@ -48,7 +48,7 @@ def name_of(place: str | None) -> str:
     >>> name_of("models/llama-1B/"), name_of("runs/akl/model"), name_of("random:layers=2"), name_of("a/train.jsonl")
     ('llama-1B', 'akl', 'random:layers=2', 'train.jsonl')
     """
-    if not place or is_random(place) or "://" in place:
+    if not place or is_made(place) or "://" in place:
         return place or ""
     parts = [part for part in place.split("/") if part not in ("", ".", "..")]
     parts = parts[:-1] if len(parts) > 1 and parts[-1] == "model" else parts

@@ -1,0 +1,286 @@
+"""``kd student``: a student made from a teacher, as a model folder."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+
+from kdcli.config.schema import StudentConfig
+from kdcli.data.tokenize import TokenDataset
+from kdcli.distill.model_card import CARD, on_hub, shown_name, table
+from kdcli.errors import InputError, UsageError
+from kdcli.events import Event, Report
+from kdcli.loading.info import ModelPair
+from kdcli.loading.session import Session, check_data_path
+from kdcli.loading.splits import training_rows
+from kdcli.models.devices import prepare
+from kdcli.models.family_layout import Form
+from kdcli.models.load import LanguageModel, save_student
+from kdcli.models.sizes import sizes_of
+from kdcli.storage import atomic
+from kdcli.students.made import Cut, is_made, made_config, rows_of_scores
+from kdcli.students.spec import is_cut, parse_cut
+from kdcli.text import markdown_cell, one_line, typed
+from kdcli.version import __version__
+
+ORIGIN = "origin.json"
+"""What a student was made from, what stayed of it, and the scores that decided."""
+_DIGITS = 9
+
+
+@dataclass(frozen=True)
+class StudentRecord:
+    """A student that was made, or would be.
+
+    Args:
+        folder: where it lies; None where nothing was written.
+        student: what was asked for, in canonical form.
+        teacher: the teacher, as it was given.
+        sizes: name -> the teacher's and the student's; of a random student its own alone.
+        parameters: of the teacher and of the student.
+        layers: the teacher's layers that stayed; empty for a random student.
+        rows: rows that scores were taken on.
+        already: whether it was there before.
+    """
+
+    folder: Path | None
+    student: str
+    teacher: str
+    sizes: Mapping[str, tuple[int, ...]]
+    parameters: tuple[int, int]
+    layers: tuple[int, ...]
+    rows: int
+    already: bool = False
+
+
+def make_student(config: StudentConfig, report: Report, session: Session | None = None) -> StudentRecord:
+    """Make a student from a teacher and write it as a model folder that transformers loads as it stands.
+
+    The same settings give the same bytes. A folder that holds this very student is left as it is.
+
+    Args:
+        config: what is made, from which teacher, and where.
+        report: called with progress events.
+        session: what is loaded already.
+
+    Raises:
+        KDError: of the kind that fits; a mistake in the settings is found before weights are read.
+    """
+    session = session or Session()
+    pair, name = _pair(config, session), str(config.student)
+    if config.output is None:
+        raise UsageError("CLI-20", "no folder", where="-o", fix="name one")
+    folder, device = Path(config.output), prepare(config.hardware).device
+    made_config(name, pair.reader.path)
+    identity = f"{pair.student_identity} seed {config.seed}" if pair.student_is_random else pair.student_identity
+    if folder.parent.is_dir():
+        atomic.remove_temporaries(folder.parent)
+    if (found := _already(folder, identity)) is not None:
+        return found
+    for note in pair.notes:
+        report(Event("note", note))
+    report(Event("stage", "making the student"))
+    if is_cut(name):
+        cut = session.cut(pair, device)
+        origin, student = _origin_of_cut(cut, pair), cut.student
+    else:
+        student = session.load_student(pair, seed=config.seed, device=device)
+        origin = _origin_of_random(student, pair, config.seed)
+    atomic.make_folder(folder.parent)
+
+    def fill(target: Path) -> None:
+        torch.nn.Module.to(student.model, "cpu")
+        save_student(student, target)
+        (target / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+        (target / CARD).write_text(_card(origin, pair), encoding="utf-8")
+
+    atomic.commit_folder(folder, fill, {"kind": "model", "student": identity})
+    return _record(origin, folder)
+
+
+def plan_student(config: StudentConfig) -> StudentRecord:
+    """Say what would be made; nothing is written, no weight is read."""
+    session = Session(planning=True)
+    pair, name = _pair(config, session), str(config.student)
+    made, teacher = made_config(name, pair.reader.path), pair.reader
+    sizes = _sizes_of(made)
+    number = sizes_of(made).parameters
+    spec = parse_cut(name) if is_cut(name) else None
+    layers = spec.layers if spec is not None and isinstance(spec.layers, tuple) else ()
+    rows = 0 if pair.scored_on is None or spec is None else len(rows_of_scores(spec, pair.scored_on))
+    return StudentRecord(
+        None, str(spec or name), teacher.path, sizes, (teacher.parameters, number), layers, rows,
+    )  # fmt: skip
+
+
+def _pair(config: StudentConfig, session: Session) -> ModelPair:
+    """Return student and teacher, with the rows that scores are taken on."""
+    if config.student is None or not is_made(config.student):
+        what = "no student" if config.student is None else f'"{one_line(config.student, 60)}" says nothing to make'
+        raise UsageError(
+            "CLI-20", what, where="kd student", fix="give cut:layers=2 or random:layers=3,width=64,heads=4"
+        )
+    pair = session.pair(config.student, config.teacher)
+    if pair.student_needs_rows:
+        if config.data.train is None:
+            named = ", ".join(dict.fromkeys(parse_cut(config.student).scores))
+            what, fix = f"{named} is taken on rows", "give --data, or by=magnitude"
+            raise UsageError("CUT-04", what, where=f'student "{one_line(config.student)}"', fix=fix)
+        return replace(pair, scored_on=training_rows(config.data, pair.reader, session))
+    if config.data.train is not None:
+        check_data_path(config.data.train, "--data")
+        what = "has no effect: nothing of this student is scored on rows"
+        raise UsageError("CLI-09", what, where="--data", fix="leave it out, or choose by=activation")
+    return pair
+
+
+def _already(folder: Path, identity: str) -> StudentRecord | None:
+    """Return the record of a folder that holds a student; None where there is room for one.
+
+    Raises:
+        InputError: CUT-05, the folder holds something else.
+        IntegrityError: it holds this student, and a file is not what it was.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    manifest = atomic.read_manifest(folder) if (folder / atomic.MANIFEST).is_file() else {}
+    if manifest.get("student") != identity:
+        what = "the folder holds something else" if not manifest.get("student") else "the folder holds another student"
+        fix = f"give another folder, or remove {typed(folder)}"
+        raise InputError("CUT-05", what, where=str(folder), fix=fix)
+    atomic.verify_folder(folder)
+    origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+    return replace(_record(origin, folder), already=True)
+
+
+def _record(origin: Mapping[str, Any], folder: Path) -> StudentRecord:
+    parameters: tuple[int, int] = tuple(origin["parameters"])
+    sizes = {name: tuple(value) for name, value in origin["sizes"].items()}
+    return StudentRecord(
+        folder, origin["student"], origin["teacher"]["name"], sizes, parameters,
+        tuple(origin.get("kept", {}).get("layers", ())), origin["rows"]["count"],
+    )  # fmt: skip
+
+
+def _origin_of_cut(cut: Cut, pair: ModelPair) -> dict[str, Any]:
+    """Return what a student that was cut was made from, as JSON."""
+    before, after = _sizes(cut.before), _sizes(cut.after)
+    scores = {
+        "layers": (cut.spec.layer_score, cut.scores.layers),
+        "groups": (cut.spec.by, cut.scores.groups),
+        "ffn": (cut.spec.by, cut.scores.ffn),
+        "width": (cut.spec.by, cut.scores.width),
+    }
+    return {
+        "kd": __version__,
+        "student": str(cut.spec),
+        "teacher": _teacher(pair),
+        "rows": _rows(pair.scored_on if cut.rows else None, cut.rows),
+        "parameters": cut.parameters,
+        "sizes": {name: (before[name], after[name]) for name in before},
+        "kept": asdict(cut.kept),
+        "scores": {
+            name: {"by": by, "values": _rounded(values.tolist())}
+            for name, (by, values) in scores.items()
+            if len(values)
+        },
+    }
+
+
+def _origin_of_random(student: LanguageModel, pair: ModelPair, seed: int) -> dict[str, Any]:
+    number = sum(one.numel() for one in student.model.parameters())
+    return {
+        "kd": __version__,
+        "student": pair.student,
+        "seed": seed,
+        "teacher": _teacher(pair),
+        "rows": _rows(None, 0),
+        "parameters": (pair.reader.parameters, number),
+        "sizes": _sizes_of(student.model.config),
+    }
+
+
+def _teacher(pair: ModelPair) -> dict[str, str]:
+    return {"name": shown_name(pair.reader.path), "sha256": pair.reader.digest}
+
+
+def _rows(rows: TokenDataset | None, count: int) -> dict[str, Any]:
+    return {
+        "count": count,
+        **({} if rows is None else {"sha256": replace(rows, examples=rows.examples[:count]).digest}),
+    }
+
+
+def _rounded(values: Any) -> Any:
+    return [_rounded(one) for one in values] if isinstance(values, list) else float(f"{values:.{_DIGITS}g}")
+
+
+def _sizes(form: Form) -> dict[str, int]:
+    return {"layers": form.layers, "heads": form.heads, "KV heads": form.groups, "ffn": form.ffn, "width": form.width}
+
+
+def _sizes_of(config: Any) -> dict[str, tuple[int, ...]]:
+    names = {"layers": "num_hidden_layers", "heads": "num_attention_heads", "width": "hidden_size"}
+    return {name: (int(getattr(config, setting)),) for name, setting in names.items()}
+
+
+# The card.
+
+
+def _card(origin: Mapping[str, Any], pair: ModelPair) -> str:
+    """Return the model card: what the student was made from, what stayed, and why."""
+    name = f"{shown_name(pair.reader.path)}, {origin['student']}"
+    data = ModelCardData(
+        base_model=[pair.reader.path] if on_hub(pair.reader.path) else None,
+        library_name="transformers", pipeline_tag="text-generation", tags=["distillation", "kd"],
+    )  # fmt: skip
+    before, after = origin["parameters"]
+    made_from = [("teacher", origin["teacher"]["name"], origin["teacher"]["sha256"])]
+    if "sha256" in origin["rows"]:
+        made_from.append(("rows of the scores", f"{origin['rows']['count']:,}", origin["rows"]["sha256"]))
+    sizes = [(key, *map("{:,}".format, value)) for key, value in origin["sizes"].items()]
+    if "kept" in origin:
+        sizes.append(("parameters", f"{before:,}", f"{after:,}"))
+        heads = ["size", "teacher", "student"]
+    else:
+        sizes.append(("parameters", f"{after:,}"))
+        heads = ["size", "student"]
+    lines = [
+        f"# {markdown_cell(one_line(name, 200))}", "",
+        "A student made from a teacher by kd; it was not trained yet.", "",
+        *table(["made from", "what", "sha256"], made_from), "", *table(heads, sizes), *_why(origin),
+    ]  # fmt: skip
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n").content
+
+
+def _why(origin: Mapping[str, Any]) -> list[str]:
+    """Return what stayed and the scores, part by part; all numbers stand in origin.json."""
+    kept, scores = origin.get("kept"), origin.get("scores", {})
+    if kept is None:
+        return ["", f"Weights are random, of seed {origin['seed']}."]
+    lines = ["", f"Layers that stayed: {', '.join(map(str, kept['layers']))}."]
+    if "layers" in scores:
+        rows = [(str(number), f"{value:.4g}") for number, value in enumerate(scores["layers"]["values"])]
+        lines += ["", *table(["layer", f"score ({scores['layers']['by']})"], rows)]
+    rows = []
+    for part, stayed in (("groups", kept["groups"]), ("ffn", kept["ffn"])):
+        if part in scores and len(stayed[0]) < len(scores[part]["values"][0]):
+            for layer, chosen in zip(kept["layers"], stayed, strict=True):
+                rows.append((f"{part}, layer {layer}", *_gap(scores[part]["values"][layer], chosen)))
+    if "width" in scores and len(kept["width"]) < len(scores["width"]["values"]):
+        rows.append(("width", *_gap(scores["width"]["values"], kept["width"])))
+    if rows:
+        by = next(scores[part]["by"] for part in ("groups", "ffn", "width") if part in scores)
+        heads = [f"score ({by})", "stayed", "least of those", "left out", "greatest of those"]
+        lines += ["", *table(heads, rows)]
+    return [*lines, "", f"All scores and numbers of what stayed: {ORIGIN}."]
+
+
+def _gap(values: list[float], chosen: list[int]) -> tuple[str, str, str, str]:
+    rest = [value for number, value in enumerate(values) if number not in set(chosen)]
+    least = min(values[number] for number in chosen)
+    return f"{len(chosen):,}", f"{least:.4g}", f"{len(rest):,}", f"{max(rest):.4g}"

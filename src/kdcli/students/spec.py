@@ -1,0 +1,344 @@
+"""The text form of a student that is cut out of its teacher: ``cut:layers=2,ffn=64,by=magnitude``."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Literal, NoReturn, TypeAlias, get_args
+
+from kdcli.errors import UsageError
+from kdcli.models.family_layout import Family, Form
+from kdcli.text import one_line
+
+PREFIX = "cut:"
+Score: TypeAlias = Literal["magnitude", "activation", "taylor", "influence", "loss", "first", "spaced", "random"]
+Unit: TypeAlias = Literal["layers", "heads", "ffn", "width"]
+SCORES: tuple[Score, ...] = get_args(Score)
+UNITS: tuple[Unit, ...] = get_args(Unit)
+OF_LAYERS: tuple[Score, ...] = ("magnitude", "taylor", "influence", "loss", "first", "spaced", "random")
+OF_PARTS: tuple[Score, ...] = ("magnitude", "activation", "taylor", "first", "random")
+"""Scores of heads, feed-forward units and hidden dimensions."""
+FROM_ROWS: tuple[Score, ...] = ("activation", "taylor", "influence", "loss")
+_EXAMPLE = "cut:layers=2,by=influence"
+_COUNTS = ("heads", "ffn", "width", "keep_first", "keep_last", "rows", "seed")
+_LARGEST = 1_000_000
+_STEPS = 256
+_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class CutSpec:
+    """What is to be left of a teacher; None leaves a size as it is.
+
+    Args:
+        layers: how many, or which.
+        heads: query heads of each layer.
+        ffn: feed-forward units of each layer.
+        width: numbers of a hidden state.
+        params: share of the teacher's parameters to keep at most.
+        over: the sizes that ``params`` makes smaller, all by the same share.
+        by: the score that says what stays.
+        layers_by: the score of layers, where it is another.
+        keep_first: the first so many layers stay.
+        keep_last: the last so many layers stay.
+        rows: rows that scores are taken on.
+        seed: of the score ``random``.
+    """
+
+    layers: int | tuple[int, ...] | None = None
+    heads: int | None = None
+    ffn: int | None = None
+    width: int | None = None
+    params: float | None = None
+    over: tuple[Unit, ...] = ("heads", "ffn", "width")
+    by: Score = "magnitude"
+    layers_by: Score | None = None
+    keep_first: int = 0
+    keep_last: int = 0
+    rows: int = 64
+    seed: int = 0
+
+    def __str__(self) -> str:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        told = [f"{one.name}={_text(values[one.name])}" for one in fields(self) if values[one.name] != one.default]
+        return PREFIX + ",".join(told)
+
+    def cuts(self, unit: Unit) -> bool:
+        """Whether a size is given, or left to ``params``."""
+        return getattr(self, unit) is not None or (self.params is not None and unit in self.over)
+
+    @property
+    def scores_layers(self) -> bool:
+        """Whether layers are counted and not named."""
+        return self.cuts("layers") and not isinstance(self.layers, tuple)
+
+    @property
+    def scores_parts(self) -> bool:
+        """Whether heads, feed-forward units or hidden dimensions are cut."""
+        return any(self.cuts(unit) for unit in ("heads", "ffn", "width"))
+
+    @property
+    def layer_score(self) -> Score:
+        """The score of layers."""
+        return self.layers_by or (self.by if self.by in OF_LAYERS else "influence")
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """The scores that are taken."""
+        return (*([self.layer_score] if self.scores_layers else []), *([self.by] if self.scores_parts else []))
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether a score is taken on rows."""
+        return any(score in FROM_ROWS for score in self.scores)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ("-" if value and isinstance(value[0], int) else "+").join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def is_cut(student: str) -> bool:
+    """Tell whether a student is a ``cut:`` spec."""
+    return student.startswith(PREFIX)
+
+
+def parse_cut(text: str) -> CutSpec:
+    """Read a ``cut:`` spec.
+
+    Args:
+        text: as typed.
+
+    Raises:
+        UsageError: CUT-02 naming the option or value that cannot be used.
+
+    >>> str(parse_cut("cut: layers=2, by=magnitude, ffn=64"))
+    'cut:layers=2,ffn=64'
+    """
+    known, values = [field.name for field in fields(CutSpec)], dict[str, str]()
+    for pair in filter(str.strip, text.removeprefix(PREFIX).split(",")):
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not value:
+            _refuse(text, f'"{one_line(pair.strip(), 40)}" is not option=value', f"write {_EXAMPLE}")
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            fix = f"did you mean {near[0]}?" if near else f"use {', '.join(known)}"
+            _refuse(text, f'unknown option "{one_line(key, 40)}"', fix)
+        if key in values:
+            _refuse(text, f'"{key}" is given twice', "keep one")
+        values[key] = value
+    if not {*UNITS, "params"} & set(values):
+        _refuse(text, "it cuts nothing", f"say what to keep, as in {_EXAMPLE} or cut:params=0.5")
+    readers = {**dict.fromkeys(_COUNTS, _number), **_READERS}
+    given = {key: readers[key](text, key, value) for key, value in values.items()}
+    spec = CutSpec(**given)
+    _check_together(text, spec, set(values))
+    return spec
+
+
+def _check_together(text: str, spec: CutSpec, typed: set[str]) -> None:
+    """Refuse options that contradict each other or would change nothing."""
+    if spec.by not in OF_PARTS and spec.scores_parts:
+        what = f"{spec.by} scores layers alone, and {_parts(spec)} is cut, too"
+        _refuse(text, what, f"write layers_by={spec.by}, and for by one of {', '.join(OF_PARTS)}")
+    if "by" in typed and not spec.scores_parts and (not spec.scores_layers or spec.layers_by is not None):
+        _refuse(text, f"by={spec.by} has no effect: nothing is left that it scores", "leave it out")
+    for key in ("layers_by", "keep_first", "keep_last"):
+        if key in typed and not spec.scores_layers:
+            _refuse(text, f"{key} has no effect where layers are not counted", "add layers=N, or leave it out")
+    if "by" in typed and spec.by not in OF_LAYERS and spec.scores_layers and not spec.scores_parts:
+        _refuse(text, f"{spec.by} scores no layers", f"choose one of {', '.join(OF_LAYERS)}")
+    if "over" in typed and spec.params is None:
+        _refuse(text, "over has no effect without params", "add params=0.5, or leave it out")
+    for unit in spec.over if "over" in typed else ():
+        if getattr(spec, unit) is not None:
+            _refuse(text, f"{unit} is given, and over leaves it to params", f"leave {unit} out of one of the two")
+    if "rows" in typed and not spec.needs_rows:
+        _refuse(text, "rows has no effect: no score is taken on rows", "leave it out, or choose by=activation")
+    if "seed" in typed and "random" not in spec.scores:
+        _refuse(text, "seed has no effect: no score is random", "leave it out, or choose by=random")
+    if isinstance(spec.layers, int) and spec.keep_first + spec.keep_last > spec.layers:
+        what = f"keep_first={spec.keep_first} and keep_last={spec.keep_last} are more than layers={spec.layers}"
+        _refuse(text, what, "keep fewer, or more layers")
+
+
+def _parts(spec: CutSpec) -> str:
+    return " and ".join(unit for unit in ("heads", "ffn", "width") if spec.cuts(unit))
+
+
+def _number(text: str, key: str, value: str) -> int:
+    least = 0 if key in ("seed", "keep_first", "keep_last") else 1
+    if not value.isascii() or not value.isdecimal() or not least <= int(value[:9]) <= _LARGEST:
+        _refuse(text, f'{key} must be a whole number >= {least}, got "{one_line(value, 40)}"', f"write {_EXAMPLE}")
+    return int(value)
+
+
+def _layers(text: str, key: str, value: str) -> int | tuple[int, ...]:
+    if "-" not in value.strip("-"):
+        return _number(text, key, value)
+    found = read_list(text, key, value)
+    if list(found) != sorted(set(found)):
+        _refuse(text, f"{key}={one_line(value, 40)} are not in order, each once", "write them as in layers=0-2-5")
+    return found
+
+
+def read_list(text: str, key: str, value: str) -> tuple[int, ...]:
+    """Read layers by number, as in ``0-2-5``.
+
+    Raises:
+        UsageError: CUT-02.
+    """
+    pieces = value.split("-")
+    if not all(piece.isascii() and piece.isdecimal() and len(piece) < 7 for piece in pieces):
+        what = f'{key} must name layers as in 0-2-5, got "{one_line(value, 40)}"'
+        _refuse(text, what, "number them from 0 on, with - between them")
+    return tuple(int(piece) for piece in pieces)
+
+
+def _share(text: str, key: str, value: str) -> float:
+    try:
+        share = float(value)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        _refuse(text, f'{key} must be a share above 0, at most 1, got "{one_line(value, 40)}"', "as in params=0.5")
+    return share
+
+
+def _over(text: str, key: str, value: str) -> tuple[Unit, ...]:
+    named = value.split("+")
+    if len(set(named)) < len(named) or set(named) - set(UNITS):
+        what = f'{key} must name some of {", ".join(UNITS)}, each once, got "{one_line(value, 40)}"'
+        _refuse(text, what, "as in over=ffn+heads")
+    return tuple(unit for unit in UNITS if unit in named)
+
+
+def _score(text: str, key: str, value: str) -> Score:
+    allowed: tuple[Score, ...] = SCORES if key == "by" else OF_LAYERS
+    found: list[Score] = [one for one in allowed if one == value]
+    if not found:
+        near = get_close_matches(value, allowed, 1)
+        fix = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(allowed)}"
+        what = "is no score of layers" if value in SCORES else "is no score"
+        _refuse(text, f'{key}="{one_line(value, 40)}" {what}', fix)
+    return found[0]
+
+
+_READERS: dict[str, Callable[[str, str, str], object]] = {
+    "layers": _layers, "params": _share, "over": _over, "by": _score, "layers_by": _score,
+}  # fmt: skip
+
+
+def _refuse(text: object, what: str, fix: str, code: str = "CUT-02") -> NoReturn:
+    raise UsageError(code, what, where=f'student "{one_line(str(text))}"', fix=fix)
+
+
+# From what is asked for to the sizes of the student.
+
+
+def choose_sizes(spec: CutSpec, form: Form, family: Family, count: Callable[[Form], int]) -> Form:
+    """Return the sizes of the student.
+
+    Args:
+        spec: what is asked for.
+        form: the teacher's sizes.
+        family: its family.
+        count: returns the parameters of a model of given sizes.
+
+    Raises:
+        UsageError: CUT-03, the teacher does not have so many, or cannot be cut there.
+    """
+    asked = _as_asked(spec, form, family)
+    if form.width != form.embedding == asked.width:
+        what = f"width={spec.width} is the size of its embedding, and the projection between the two would go"
+        _refuse(spec, what, "give another width", "CUT-03")
+    if spec.params is None:
+        return asked
+    free: set[Unit] = {unit for unit in spec.over if getattr(spec, unit) is None}
+    if family.spans and (spec.width or spec.heads):
+        free -= {"width", "heads"}
+    if not free:
+        _refuse(spec, "params has nothing left to choose", "leave one of the sizes out", "CUT-03")
+    tried = {_shrunk(asked, family, free, spec, step / _STEPS) for step in range(1, _STEPS + 1)}
+    tried = {one for one in tried if form.width == form.embedding or one.width != one.embedding}
+    counted = sorted((count(one), one.ffn, one) for one in tried)
+    fitting = [one for number, _, one in counted if number <= spec.params * count(form)]
+    if not fitting:
+        least = counted[0][0] / count(form)
+        what = f"params={spec.params:g} cannot be reached over {'+'.join(sorted(free))}; the least is {least:.3f}"
+        _refuse(spec, what, "keep more, or name more in over", "CUT-03")
+    return fitting[-1]
+
+
+def _as_asked(spec: CutSpec, form: Form, family: Family) -> Form:
+    for unit, has in (("heads", form.heads), ("ffn", form.ffn), ("width", form.width)):
+        wanted = getattr(spec, unit)
+        if wanted is not None and wanted > has:
+            _refuse(spec, f"{unit}={wanted}, and the teacher has {has:,}", f"give {unit} at most {has}", "CUT-03")
+    highest = max(spec.layers) + 1 if isinstance(spec.layers, tuple) else spec.layers or 1
+    if highest > form.layers:
+        what = f"layers={_text(spec.layers)}, and the teacher has {form.layers}"
+        fix = "name them from 0 on" if isinstance(spec.layers, tuple) else f"give layers at most {form.layers}"
+        _refuse(spec, what, fix, "CUT-03")
+    if spec.keep_first + spec.keep_last > form.layers:
+        what = f"keep_first and keep_last are more than the teacher's {form.layers} layers"
+        _refuse(spec, what, "keep fewer", "CUT-03")
+    layers = len(spec.layers) if isinstance(spec.layers, tuple) else spec.layers or form.layers
+    made = replace(form, layers=layers, ffn=spec.ffn or form.ffn)
+    if family.spans:
+        return _spanning(spec, made)
+    if spec.heads is not None:
+        per = form.heads_per_group
+        if spec.heads % per:
+            what = f"heads={spec.heads}: {per} query heads share keys and values, and stay or go together"
+            _refuse(spec, what, f"give a multiple of {per}", "CUT-03")
+        made = replace(made, groups=spec.heads // per)
+    return _with_width(made, spec.width or form.width)
+
+
+def _spanning(spec: CutSpec, form: Form) -> Form:
+    """Return the sizes in a family whose heads span the width: both are cut together, in whole groups."""
+    size, group = form.head_size, form.head_size * form.heads_per_group
+    if spec.width is None:
+        if spec.heads in (None, form.heads):
+            return form
+        what = f"heads={spec.heads}: in this family the heads span the width, and cannot be cut alone"
+        fix = f"give width={max(spec.heads * size // group, 1) * group}; it is cut together with the heads"
+        _refuse(spec, what, fix, "CUT-03")
+    if spec.width % group:
+        what = f"width={spec.width} is no multiple of the {group} numbers of {_counted(form.heads_per_group)}"
+        near = max(spec.width // group, 1) * group
+        _refuse(spec, what, f"give a multiple of {group}, such as width={near}", "CUT-03")
+    if spec.heads is not None and spec.heads * size != spec.width:
+        what = f"heads={spec.heads} of {size} numbers do not span width={spec.width}"
+        _refuse(spec, what, f"leave heads out: width={spec.width} keeps {spec.width // size}", "CUT-03")
+    return _with_width(replace(form, groups=spec.width // group), spec.width)
+
+
+def _counted(heads: int) -> str:
+    return "a head" if heads == 1 else f"{heads} heads that share keys and values"
+
+
+def _with_width(form: Form, width: int) -> Form:
+    """Return sizes of another width; an embedding of its own size is not cut."""
+    return replace(form, width=width, embedding=width if form.embedding == form.width else form.embedding)
+
+
+def _shrunk(form: Form, family: Family, free: set[Unit], spec: CutSpec, share: float) -> Form:
+    """Return sizes of which the free ones are a share of what they were."""
+
+    def part(whole: int) -> int:
+        unit = _MULTIPLE if whole % _MULTIPLE == 0 else 1
+        return max(unit, round(whole * share / unit) * unit)
+
+    made = form
+    if "layers" in free:
+        made = replace(made, layers=max(1, spec.keep_first + spec.keep_last, round(form.layers * share)))
+    if "ffn" in free:
+        made = replace(made, ffn=part(form.ffn))
+    if family.spans and free & {"heads", "width"}:
+        groups = max(1, round(form.groups * share))
+        return _with_width(replace(made, groups=groups), groups * form.heads_per_group * form.head_size)
+    if "heads" in free:
+        made = replace(made, groups=max(1, round(form.groups * share)))
+    return _with_width(made, part(form.width)) if "width" in free else made
