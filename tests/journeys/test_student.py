@@ -206,5 +206,5 @@ def test_plan_and_doctor_and_adapters_know_a_cut_student(home):
     facts = json.loads(planned.out)["facts"]
     assert facts["student"] == "cut:ffn=8,by=activation"
     looked = kd("doctor", *line, folder=home)
-    assert "head apart from layers proven" in looked.out
+    assert "split into layers and head verified" in looked.out
     assert not [text for text in looked.out.splitlines() if text.startswith("fail")]
