@@ -47,6 +47,7 @@ imports: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 fix: $(STAMP)
 	$(BIN)/ruff check --fix src tests benchmarks docs

@@ -17,9 +17,10 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from kdcli import errors
 from kdcli.cli.app import run
 from kdcli.cli.generate_options import source as options_source
 from kdcli.cli.render_catalog import prose
@@ -28,6 +29,7 @@ from kdcli.config.presets import cards as preset_cards
 from kdcli.config.resolve import Setting, iter_settings
 from kdcli.config.resolve import describe as describe_type
 from kdcli.config.schema import KINDS
+from kdcli.errors import KDError
 from kdcli.losses.build import LossCard, describe
 from kdcli.metrics.describe import cards
 from kdcli.registry.catalog import LOSSES
@@ -53,7 +55,7 @@ def main() -> int:
         stale.append(str(OPTIONS.relative_to(HERE.parent)))
         if not check:
             OPTIONS.write_text(flags, encoding="utf-8")
-    for page in (HERE.parent / "README.md", *sorted(HERE.glob("*.md"))):
+    for page in (HERE.parent / "README.md", *sorted(HERE.rglob("*.md"))):
         old = page.read_text(encoding="utf-8")
         new, names = refreshed(old)
         if names:
@@ -156,6 +158,75 @@ def settings() -> str:
         what = (setting.info.description or "").rstrip(".")
         rows.append([f"`{path}`", flag, code(shown), markdown_cell(takes), markdown_cell(what), where])
     return table(["setting", "flag", "default", "takes", "what it is", "commands"], rows)
+
+
+BUG = "BUG-00"
+CODE = re.compile(r"[A-Z]+-\d\d")
+CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, KDError)]
+KINDS_OF_ERRORS = {kind.__name__: kind.exit_code for kind in CLASSES}
+
+
+def error_codes() -> str:
+    """Return every code with what is said and what to do, as they stand in the source; ... stands for a value."""
+    found: dict[str, dict[tuple[str, str], None]] = {}
+    exits: dict[str, set[int]] = {}
+    for path in sorted((HERE.parent / "src" / "kdcli").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for call, scope in calls(tree):
+            known = [one.value for one in call.args if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+            name = next((word for word in known if CODE.fullmatch(word)), None)
+            if name is None or name == BUG:
+                continue
+            place = next(i for i, one in enumerate(call.args) if isinstance(one, ast.Constant) and one.value == name)
+            what = wording(call.args[place + 1], scope) if len(call.args) > place + 1 else ""
+            fix = next((wording(word.value, scope) for word in call.keywords if word.arg == "fix"), "")
+            fix = fix or (wording(call.args[place + 2], scope) if len(call.args) > place + 2 else "")
+            found.setdefault(name, {})[what, fix] = None
+            kind = call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
+            exits.setdefault(name, set()).update({KINDS_OF_ERRORS[kind]} if kind in KINDS_OF_ERRORS else set())
+    parts = []
+    for name in sorted(found):
+        lines = [one for one in found[name] if one[0] not in ("", "...") or one[1] not in ("", "...")]
+        codes = f"Exit code {' or '.join(map(str, sorted(exits[name])))}.\n\n" if exits[name] else ""
+        said = [[one or "as the line says" for one in line] for line in lines or [("", "")]]
+        rows = [[markdown_cell(one, 300) for one in line] for line in said]
+        parts.append(f"### {name}\n\n{codes}" + table(["cause", "fix"], rows))
+    return "\n\n".join(parts)
+
+
+def calls(tree: ast.Module) -> Iterator[tuple[ast.Call, ast.AST]]:
+    """Yield every call with the function that it stands in."""
+    scopes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    inside = {id(node): scope for scope in scopes for node in ast.walk(scope)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield node, inside.get(id(node), tree)
+
+
+def wording(value: ast.expr, scope: ast.AST) -> str:
+    """Return a sentence of the source as text, with ... for what is filled in."""
+    if isinstance(value, ast.Constant):
+        return str(value.value)
+    if isinstance(value, ast.JoinedStr):
+        return re.sub(r"(\.\.\.)+", "...", "".join(wording(part, scope) for part in value.values))
+    if isinstance(value, ast.IfExp):
+        return " or ".join(dict.fromkeys(filter(None, (wording(value.body, scope), wording(value.orelse, scope)))))
+    if isinstance(value, ast.BinOp):
+        return wording(value.left, scope) + wording(value.right, scope)
+    if isinstance(value, ast.Name):
+        given = {}
+        for node in ast.walk(scope):
+            if isinstance(node, ast.Assign) and node.lineno <= value.lineno:
+                for target in node.targets:
+                    names, values = ([target], [node.value])
+                    if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                        names, values = target.elts, node.value.elts
+                    for one, said in zip(names, values, strict=False):
+                        if isinstance(one, ast.Name) and one.id == value.id and said is not value:
+                            given[node.lineno] = said
+        if given:
+            return wording(given[max(given)], ast.Module([], []))
+    return "..."
 
 
 def aliases() -> str:
@@ -262,10 +333,7 @@ def score_details() -> str:
 
 def presets() -> str:
     """Return the table of all training presets."""
-    rows = [
-        [f"[`{card.name}`](../src/kdcli/recipes/{card.name}.yaml)", code(card.objective), markdown_cell(card.summary)]
-        for card in preset_cards()
-    ]
+    rows = [[code(card.name), code(card.objective), markdown_cell(card.summary)] for card in preset_cards()]
     return table(["preset", "objective", "what"], rows)
 
 
@@ -313,6 +381,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "source details": source_details,
     "scores": scores,
     "score details": score_details,
+    "error codes": error_codes,
 }
 
 if __name__ == "__main__":

@@ -41,13 +41,29 @@ def prepared(parts):
 
 def evaluation(name="test"):
     infos = (ScoreInfo(name, "higher", name, "sig|a:1", "texts"),)
-    return EvalRecord(name, "m", None, 7, {name: Estimate(12.5, 12.0, 13.0, 7, "examples", 0.2)}, infos, {}, "d")
+    return EvalRecord(
+        name,
+        "m",
+        None,
+        7,
+        {name: Estimate(12.5, 12.0, 13.0, 7, "examples", 0.2)},
+        infos,
+        {"name": "greedy", "hash": "abc"},
+        "d",
+    )
 
 
 def test_the_card_names_what_the_student_was_made_from(prepared):
     card = ModelCard(model_card(prepared, evaluation("rougeL")))
     assert card.data.tags == ["distillation", "kd"]
-    assert card.data.eval_results[0].metric_value == 12.5
+    (result,) = card.data.eval_results
+    assert result.metric_value == 12.5
+    assert result.metric_args == {
+        "interval_95": [12.0, 13.0], "examples": 7, "settings": "sig|a:1", "protocol": "greedy-abc"
+    }  # fmt: skip
+    code = card.text.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    assert "check them before you share it" in card.text
     for text in ("teacher", prepared.dataset.digest, prepared.pair.teacher.digest, "| optimizer steps | 8 |"):
         assert text in card.text
     assert "arXiv:2404.02657" in card.text
@@ -58,6 +74,17 @@ def test_models_of_the_hub_are_base_models(prepared):
     named = replace(prepared, teacher="org/big", pair=replace(prepared.pair, student="org/small"))
     assert ModelCard(model_card(named)).data.base_model == ["org/small", "org/big"]
     assert ModelCard(model_card(prepared)).data.base_model is None
+
+
+def test_rows_of_the_hub_and_a_licence_stand_in_the_head(prepared, tmp_path):
+    (tmp_path / CARD).write_text("---\nlicense: apache-2.0\n---\n# S\n")
+    data = prepared.data.model_copy(update={"train": "org/rows"})
+    named = replace(prepared, data=data, pair=replace(prepared.pair, student=str(tmp_path)))
+    card = ModelCard(model_card(named))
+    assert (card.data.license, card.data.datasets) == ("apache-2.0", ["org/rows"])
+    assert "before you share" not in card.text
+    (tmp_path / CARD).write_text("---\nlicense: [a, b]\n---\n")
+    assert ModelCard(model_card(named)).data.license is None
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))

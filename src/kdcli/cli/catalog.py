@@ -110,6 +110,11 @@ def _group(
     commands = typer.Typer(help=about, no_args_is_help=False, rich_markup_mode="rich")
     named = f"A name of kd {name} list{', or ./file.py:Class' if registry else ''}."
 
+    def complete(incomplete: str) -> list[str]:
+        from kdcli.cli.complete import named as names
+
+        return names(name, incomplete)
+
     @commands.command("list", help=of_list)
     def list_all(json: switches.Json = False, quiet: switches.Quiet = False, debug: switches.Debug = False) -> None:
         from kdcli.cli.terminal import Terminal
@@ -122,7 +127,7 @@ def _group(
 
     @commands.command("show", help=of_show, epilog=f"Example: kd {name} show {example}")
     def show(
-        name: Annotated[str, typer.Argument(metavar="NAME", help=named)],
+        name: Annotated[str, typer.Argument(metavar="NAME", help=named, autocompletion=complete)],
         json: switches.Json = False,
         quiet: switches.Quiet = False,
         debug: switches.Debug = False,

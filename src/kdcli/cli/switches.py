@@ -17,6 +17,26 @@ Run = Callable[..., None]
 """What a command does, called with the settings as typed, and with its switches by name."""
 
 
+COMPLETED = (
+    "--loss", "--baseline", "--metric", "--source", "--config", "--set", "--report-to", "--device", "--dtype",
+    "--shard", "--executor", "--kind", "--store-dtype", "OBJECTIVE", "OBJECTIVE|RUN|STUDY",
+)  # fmt: skip
+"""Flags and arguments whose values ``complete.py`` knows; it is imported when a shell asks."""
+
+
+def _completing(name: str) -> dict[str, Any]:
+    """Return what completes the value of a flag or argument; nothing where the shell's own paths do."""
+    if name not in COMPLETED:
+        return {}
+
+    def complete(incomplete: str) -> list[str]:
+        from kdcli.cli.complete import COMPLETERS
+
+        return COMPLETERS[name](incomplete)
+
+    return {"autocompletion": complete}
+
+
 def flag(spelling: str, metavar: str, text: str, panel: str, *, hidden: bool = False, **more: Any) -> Any:
     """Return a flag that takes a value.
 
@@ -35,6 +55,7 @@ def flag(spelling: str, metavar: str, text: str, panel: str, *, hidden: bool = F
         rich_help_panel=panel,
         show_default=False,
         hidden=hidden,
+        **(_completing(spelling.split()[0]) if metavar else {}),
         **more,
     )
 
@@ -46,7 +67,7 @@ def switch(spelling: str, text: str, panel: str, *, hidden: bool = False) -> Any
 
 def argument(metavar: str, text: str) -> Any:
     """Return what is given without a flag; arguments as for :func:`flag`."""
-    return typer.Argument(metavar=metavar, help=text, show_default=False)
+    return typer.Argument(metavar=metavar, help=text, show_default=False, **_completing(metavar))
 
 
 def _code(spelling: str, metavar: str, text: str, panel: str, *, hidden: bool = False) -> Any:

@@ -1,6 +1,7 @@
 """The model card of a student: what it was made from, how, and what it scores."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from kdcli.distill.prepare import Prepared
 from kdcli.errors import MachineError, UsageError
-from kdcli.evaluation.records import EvalRecord
+from kdcli.evaluation.records import EvalRecord, ScoreInfo
 from kdcli.events import Event, Report
 from kdcli.losses.base import DistillLoss
 from kdcli.models.adapters import alpha_of, save_adapter
@@ -40,8 +41,12 @@ def model_card(prepared: Prepared, evaluation: EvalRecord | None = None) -> str:
     student = prepared.pair.student
     based = [name for name in (student, prepared.teacher) if name is not None and on_hub(name)]
     name = f"{shown_name(student)} distilled with {one_line(prepared.label, 80)}"
+    train = prepared.data.train
+    rows = [train] if train is not None and on_hub(train) else None
     data = ModelCardData(
         base_model=based or None,
+        license=_license(student),
+        datasets=rows,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["distillation", "kd"],
@@ -52,6 +57,7 @@ def model_card(prepared: Prepared, evaluation: EvalRecord | None = None) -> str:
     lines += _training(prepared)
     if evaluation is not None:
         lines += ["", *_scores(evaluation)]
+    lines += ["", *_usage(_license(student))]
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n")
     return card.content
 
@@ -179,9 +185,53 @@ def _results(evaluation: EvalRecord) -> list[EvalResult]:
     name = one_line(evaluation.name, 80)
     return [
         EvalResult("text-generation", name, name, one_line(info.metric, 80), evaluation.estimates[info.name].mean,
-                   metric_name=one_line(info.name, 80))
+                   metric_name=one_line(info.name, 80), metric_args=_taken(evaluation, info))
         for info in evaluation.infos
     ]  # fmt: skip
+
+
+def _taken(evaluation: EvalRecord, info: ScoreInfo) -> dict[str, Any]:
+    """Return the 95 % interval of a score, the examples behind it, and the settings and protocol it was taken by."""
+    found, protocol = evaluation.estimates[info.name], evaluation.protocol
+    return {
+        "interval_95": None if found.low is None or found.high is None else [found.low, found.high],
+        "examples": evaluation.examples,
+        "settings": one_line(info.settings, 400),
+        "protocol": one_line("-".join(str(protocol[key]) for key in ("name", "hash") if protocol.get(key)), 80),
+    }
+
+
+_PLAIN_WORD = re.compile(r"[a-z0-9][a-z0-9.-]{1,39}")
+
+
+def _license(student: str | None) -> str | None:
+    """Return the licence that the student's own card names, which a model made from it inherits; None if none does."""
+    card = Path(student or "") / CARD
+    try:
+        found = (
+            ModelCard(card.read_text(encoding="utf-8")).data.to_dict().get("license")
+            if student and card.is_file()
+            else None
+        )
+    except (OSError, ValueError, TypeError):
+        return None
+    return found if isinstance(found, str) and _PLAIN_WORD.fullmatch(found) else None
+
+
+def _usage(licence: str | None) -> list[str]:
+    """Return lines of Python that load the student, and what to do where its licence is not known."""
+    code = [
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("THIS FOLDER OR REPOSITORY")',
+        'tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER OR REPOSITORY")',
+        'inputs = tokenizer("Once upon a time", return_tensors="pt")',
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0], skip_special_tokens=True))",
+        "```",
+    ]
+    unknown = "The licences of teacher, student and rows hold for what is made of them; check them before you share it."
+    return ["## Use", "", *code, *([] if licence else ["", unknown])]
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
