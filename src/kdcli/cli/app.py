@@ -19,6 +19,7 @@ from kdcli.cli import (
     diagnose,
     distill,
     evaluate,
+    init,
     reproduce,
     schedule,
     settings,
@@ -101,6 +102,7 @@ schedule.register(app)
 evaluate.register(app)
 judge.register_judge(app)
 compare.register(app)
+init.register(app)
 teacher.register(app)
 teacher.register_generate(app)
 data.register(app, Commands)
