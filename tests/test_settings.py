@@ -10,18 +10,13 @@ from kdcli.config.names import ALIASES, nearest
 from kdcli.config.resolve import all_flags, describe, flag_paths, iter_settings, resolve, setting_names
 from kdcli.config.resolve import to_yaml as config_yaml
 from kdcli.config.schema import (
-    CacheConfig,
+    KINDS,
     CompareConfig,
     DistillConfig,
-    DoctorConfig,
     EvalConfig,
-    GenerateConfig,
-    JudgeConfig,
 )
 from kdcli.config.yaml_file import read_config, to_yaml
 from kdcli.errors import InputError, KDError, UsageError
-
-KINDS = (DistillConfig, EvalConfig, CompareConfig, CacheConfig, JudgeConfig, DoctorConfig, GenerateConfig)
 
 
 @pytest.fixture

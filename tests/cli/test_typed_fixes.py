@@ -187,6 +187,26 @@ ELSEWHERE = {
         TRAIN,
         "two tokenizers",
     ),
+    "as in --parts 0.8,0.1,0.1": (("data split",), "tests/rows/test_split.py brings it up"),
+    "as in --parts 8": (("data split",), "tests/rows/test_split.py brings it up"),
+    "as in --parts 8, or --parts 0.9,0.1": (("data split",), "tests/rows/test_split.py brings it up"),
+    "as in kd data check train.jsonl": (("data check",), "tests/rows/test_check.py brings it up"),
+    "give --keep, or --low and --high": (("data score",), "tests/rows/test_score.py brings it up"),
+    "give --student, or --teacher": (("data score",), "tests/rows/test_score.py brings it up"),
+    "give a --low below --high": (("data score",), "tests/rows/test_score.py brings it up"),
+    "give one, such as -o parts": (("data split",), "tests/rows/test_split.py brings it up"),
+    "give one, such as -o rationales": (("data rationales",), "tests/rows/test_rationales.py brings it up"),
+    "give one, such as -o scored": (("data score",), "tests/rows/test_score.py brings it up"),
+    "give one, such as -o stage1": (("data balance",), "tests/rows/test_balance.py brings it up"),
+    "give the folder of an earlier kd data balance": (("data balance",), "tests/rows/test_balance.py brings it up"),
+    "kd data score --by {} ..., and give its rows.jsonl": (
+        ("data balance",),
+        "tests/rows/test_balance.py brings it up",
+    ),
+    "name another: --set column=kd_scores": (("data score",), "tests/rows/test_score.py brings it up"),
+    "name one, such as --by category": (("data balance",), "tests/rows/test_balance.py brings it up"),
+    "name some of: kd scores list": (("data score",), "tests/rows/test_score.py brings it up"),
+    "raise --budget": (("data balance",), "tests/rows/test_balance.py brings it up"),
 }
 """Fix -> the commands that may say it (none: other programs' flags), and what it takes to be brought up."""
 
