@@ -13,7 +13,7 @@ import pytest
 from kdcli import distributed
 from kdcli.cli import errors, launch
 from kdcli.cli import launch as ranks
-from kdcli.errors import InputError, InterruptedRunError, KDError, UsageError
+from kdcli.errors import InputError, InterruptedRunError, KDError, UsageError, raise_all
 
 
 def left(folder, *lines):
@@ -78,6 +78,19 @@ def test_processes_that_kd_started_leave_their_line_and_say_nothing(tmp_path, mo
     assert capsys.readouterr().err == ""
     line = json.loads((tmp_path / "1.json").read_text())
     assert (line["code"], line["text"], line["exit_code"]) == ("DATA-05", "error[DATA-05]: x is missing", 3)
+
+
+def test_several_mistakes_of_a_process_are_all_told_by_the_one_that_started_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(ranks.RECORDS, str(tmp_path))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    faults = [UsageError("PAIR-03", "one"), InputError("TOK-03", "two\nlines")]
+    assert errors.run_guarded(lambda: raise_all(faults) or 0, debug=False) == UsageError.exit_code
+    for name in (ranks.RECORDS, "WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name)
+    ended = ranks.Ended({0: 2})
+    assert errors.run_guarded(lambda: ranks.conclude(tmp_path, ended, 2, None, "") or 0, debug=False) == 2
+    assert capsys.readouterr().err == "kd: error[PAIR-03]: one\nkd: error[TOK-03]: two\\nlines\n"
 
 
 def test_under_another_launcher_each_says_which_one_it_is(monkeypatch, capsys):

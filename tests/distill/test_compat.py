@@ -1,10 +1,13 @@
 """What does not go together is refused before a weight is read: all of it at once, by a plan as by the run itself."""
 
+import json
+
 import pytest
 
 import shell
 import study
 import tiny
+from kdcli.cli.json_schema import output_schema
 from kdcli.config.schema import EvalSettings, GenerationConfig, MonitorConfig
 from kdcli.distill.prepare import prepare_run
 from kdcli.errors import InputError, KDError, UsageError
@@ -31,6 +34,12 @@ def test_two_independent_faults_of_one_command_are_both_told(parts):
     assert codes == ["PAIR-07", "EVAL-01"]
     assert said.code == UsageError.exit_code
     assert all("Fix: " in line for line in said.error_lines)
+    printed = json.loads(shell.kd(*words(parts, "plan", "--loss", "minillm", "--metric", "answers", "--json")).out)
+    assert (printed["error"]["code"], printed["error"].get("also")) == ("PAIR-07", None)
+    lacking = words(parts, "plan", "--loss", "minillm", "--metric", "token_temperature", "--json")
+    found = json.loads(shell.kd(*lacking).out)
+    assert [one["code"] for one in (found["error"], *found["error"]["also"])] == codes
+    pytest.importorskip("jsonschema").Draft202012Validator(output_schema()).validate(found)
 
 
 def test_metrics_that_lack_different_things_are_told_apart_and_those_that_lack_the_same_together(parts):

@@ -8,10 +8,11 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import typer
 
@@ -104,7 +105,7 @@ def _report(error: BaseException) -> int:
         _print_json(known.code, known.what, known.where, known.fix, known.exit_code)
         return _end(launch.STOPPED, f"{known.what}; {known.fix}", known.exit_code)
     if known is not None:
-        _print_json(known.code, known.what, known.where, known.fix, known.exit_code)
+        _print_json(known.code, known.what, known.where, known.fix, known.exit_code, known.also)
         return _end(known.code, str(known), known.exit_code, *map(str, known.also))
     log = _write_log(error)
     kind = type(error).__name__
@@ -113,11 +114,13 @@ def _report(error: BaseException) -> int:
     return _end("BUG-00", text, 1)
 
 
-def _print_json(code: str, what: str, where: str, fix: str, exit_code: int) -> None:
-    """Print an error on stdout, too, where the command line asks for JSON; if that fails, the exit code remains."""
+def _print_json(code: str, what: str, where: str, fix: str, exit_code: int, also: Sequence[KDError] = ()) -> None:
+    """Print an error and those found with it on stdout, too, for --json; if that fails, the exit code remains."""
     if "--json" not in ARGUMENTS.get() or launch.is_started_by_kd():
         return
-    error = {"code": code, "what": what, "where": where, "fix": fix, "exit_code": exit_code}
+    error: dict[str, Any] = {"code": code, "what": what, "where": where, "fix": fix, "exit_code": exit_code}
+    if also:
+        error["also"] = [{name: getattr(one, name) for name in error} for one in also]
     with suppress(OSError, KDError):
         sys.stdout.write(json.dumps({"schema_version": SCHEMA_VERSION, "kind": "error", "error": error}) + "\n")
         sys.stdout.flush()

@@ -6,7 +6,7 @@ from pydantic import TypeAdapter
 
 from kdcli.cli.terminal import KINDS, SCHEMA_VERSION
 
-ERROR = {
+_MISTAKE: dict[str, Any] = {
     "type": "object",
     "properties": {
         "code": {"type": "string", "description": "stable identifier, such as DATA-03"},
@@ -18,6 +18,8 @@ ERROR = {
     "required": ["code", "what", "where", "fix", "exit_code"],
     "additionalProperties": False,
 }
+_ALSO = {"type": "array", "items": _MISTAKE, "description": "further mistakes, found at the same time"}
+ERROR = {**_MISTAKE, "properties": {**_MISTAKE["properties"], "also": _ALSO}}
 
 
 def output_schema() -> dict[str, Any]:
