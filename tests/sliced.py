@@ -3,6 +3,7 @@
 import torch
 
 import tiny
+from kdcli.data.tokenize import Example, TokenDataset
 
 _COMMON = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64}
 _GROUPED = {**_COMMON, "num_key_value_heads": 2, "intermediate_size": 24}
@@ -53,3 +54,12 @@ def exact(model):
 
             module.forward = forward
     return model
+
+
+def rows(count=6):
+    generator = torch.Generator().manual_seed(3)
+    made = []
+    for index in range(count):
+        ids = torch.randint(4, len(tiny.WORDS), (5 + index,), generator=generator).tolist()
+        made.append(Example((1, *ids, 2), 2, "", ("",), str(index)))
+    return TokenDataset(tuple(made))

@@ -5,24 +5,14 @@ import pytest
 import torch
 
 import sliced
-import tiny
-from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.models.family_layout import FAMILIES, form_of
 from kdcli.students.cut import Kept, slice_model
 from kdcli.students.made import choose
 from kdcli.students.scores import batches_of, highest, mean_loss, score
 from kdcli.students.spec import choose_sizes, parse_cut
+from sliced import rows
 
 CPU = torch.device("cpu")
-
-
-def rows(count=6):
-    generator = torch.Generator().manual_seed(3)
-    made = []
-    for index in range(count):
-        ids = torch.randint(4, len(tiny.WORDS), (5 + index,), generator=generator).tolist()
-        made.append(Example((1, *ids, 2), 2, "", ("",), str(index)))
-    return TokenDataset(tuple(made))
 
 
 def batches(count=6):

@@ -21,6 +21,7 @@ from kdcli.models.devices import prepare
 from kdcli.models.family_layout import Form
 from kdcli.models.load import LanguageModel, save_student
 from kdcli.models.sizes import sizes_of
+from kdcli.models.skipping import LeftOut
 from kdcli.storage import atomic
 from kdcli.students.made import Cut, is_made, made_config, rows_of_scores
 from kdcli.students.spec import is_cut, parse_cut
@@ -183,6 +184,8 @@ def _origin_of_cut(cut: Cut, pair: ModelPair) -> dict[str, Any]:
         "parameters": cut.parameters,
         "sizes": {name: (before[name], after[name]) for name in before},
         "kept": asdict(cut.kept),
+        "left_out": cut.skipped.as_setting(),
+        "similarities": {half: _rounded(list(values)) for half, values in cut.similarities.items()},
         "scores": {
             name: {"by": by, "values": _rounded(values.tolist())}
             for name, (by, values) in scores.items()
@@ -263,6 +266,16 @@ def _why(origin: Mapping[str, Any]) -> list[str]:
     if kept is None:
         return ["", f"Weights are random, of seed {origin['seed']}."]
     lines = ["", f"Layers that stayed: {', '.join(map(str, kept['layers']))}."]
+    if halves := LeftOut(**{half: tuple(layers) for half, layers in origin["left_out"].items()}):
+        lines += [
+            "",
+            f"Of the student, {halves} is left out: all weights of it are 0 in the file, which is exact in any",
+        ]
+        lines += ["program; kd does not run it, and does not count it among the parameters."]
+    if alike := origin["similarities"]:
+        pairs = zip(*alike.values(), strict=True)
+        rows = [(str(layer), *(f"{value:.6g}" for value in both)) for layer, both in enumerate(pairs)]
+        lines += ["", *table(["layer", *(f"cos(x, x + {half})" for half in alike)], rows)]
     if "layers" in scores:
         rows = [(str(number), f"{value:.4g}") for number, value in enumerate(scores["layers"]["values"])]
         lines += ["", *table(["layer", f"score ({scores['layers']['by']})"], rows)]

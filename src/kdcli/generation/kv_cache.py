@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 
-from kdcli.models.internals import PLAIN, DynamicLayer, prompt_cache
+from kdcli.models.internals import PLAIN, DynamicLayer, NoLayer, prompt_cache
+from kdcli.models.skipping import left_out_of
 
 KVState: TypeAlias = list[tuple[Tensor, Tensor]]
 """Keys and values of one row, a pair for each layer that has some, ``[heads seen d]``."""
@@ -71,8 +72,11 @@ class RowCache:
         self.window = Window()
         self.cache = DynamicCache(config=config)
         self._layers: list[RowsLayer] = []
+        without = set(left_out_of(config).attention)
         for place, layer in enumerate(self.cache.layers):
-            if type(layer) in PLAIN:
+            if place in without:
+                self.cache.layers[place] = NoLayer()
+            elif type(layer) in PLAIN:
                 self._layers.append(RowsLayer(self.window))
                 self.cache.layers[place] = self._layers[-1]
         self.lengths: list[int] = []

@@ -20,6 +20,7 @@ from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.pytorch_utils import Conv1D
 
 from kdcli.errors import raise_machine_fault
+from kdcli.models.skipping import left_out_of
 from kdcli.text import one_line
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "DynamicLayer",
     "FastGELUActivation",
     "NewGELUActivation",
+    "NoLayer",
     "attention_of",
     "cache_in",
     "cache_interface_of",
@@ -60,6 +62,11 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)
 """Layers of a cache that hold keys and values, and nothing else."""
 
+
+class NoLayer(DynamicLayer):
+    """Stands in a cache for a layer without attention; nothing is ever put into it."""
+
+
 _BOUND = "original_max_position_embeddings"
 
 RUN_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
@@ -84,7 +91,11 @@ class CacheInterface:
 def prompt_cache(config: PreTrainedConfig) -> DynamicCache:
     """Return a cache for one prompt; no layer forgets what lies before its window."""
     cache = DynamicCache(config=config)
-    cache.layers = [DynamicLayer() if type(layer) in PLAIN else layer for layer in cache.layers]
+    without = set(left_out_of(config).attention)
+    cache.layers = [
+        NoLayer() if number in without else DynamicLayer() if type(layer) in PLAIN else layer
+        for number, layer in enumerate(cache.layers)
+    ]
     return cache
 
 

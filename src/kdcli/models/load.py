@@ -17,6 +17,7 @@ from kdcli.models.checks import model_digest, open_folder, open_settings
 from kdcli.models.head import Head, split_head, trunk_of, trunk_output, verify_split
 from kdcli.models.internals import CacheInterface, cache_interface_of
 from kdcli.models.kernels import fuse_activations, use_onednn
+from kdcli.models.skipping import leave_out, whole_state
 from kdcli.models.tokenizer import end_tokens, folder_end_tokens, load_tokenizer, pad_id, real_ids
 from kdcli.models.weights import build_config, load_weights, silence_transformers
 from kdcli.storage import atomic
@@ -181,6 +182,8 @@ def assemble(
     Raises:
         InputError: the family cannot be split, or model and tokenizer do not fit.
     """
+    skipped = leave_out(model)
+    notes = (*notes, f"{one_line(path)}: {skipped} is left out, and not counted or timed") if skipped else notes
     torch.nn.Module.to(model, device).eval()
     model.requires_grad_(role == "student")
     fuse_activations(model)
@@ -237,6 +240,8 @@ def _save(inner: PreTrainedModel, model: LanguageModel, folder: Path, **given: A
     with silence_transformers(), torch.no_grad():
         generation = inner.generation_config
         inner.generation_config = _with_ends(generation, model.ends)
+        if not given and (whole := whole_state(inner)) is not None:
+            given = {"state_dict": whole}
         try:
             inner.generation_config.validate(strict=True)
         except ValueError:

@@ -15,6 +15,7 @@ from kdcli.errors import InputError
 from kdcli.models.head import trunk_of
 from kdcli.models.internals import Conv1D, layers_of
 from kdcli.models.kernels import fuse_activations
+from kdcli.models.skipping import leave_out, left_out_of
 from kdcli.models.weights import silence_transformers
 from kdcli.text import one_line
 
@@ -104,6 +105,7 @@ def sizes_of(
     """
     with torch.device("meta"), silence_transformers():
         built = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+    leave_out(built)
     fuse_activations(built)
     trunk = trunk_of(built)
     layers = list(layers_of(built, trunk) or ())
@@ -261,7 +263,9 @@ def cache_form(config: PreTrainedConfig, where: str) -> CacheForm:
     """
     layers, heads = _count(config, "num_hidden_layers", where), _count(config, "num_attention_heads", where)
     head = getattr(config, "head_dim", None) or _count(config, "hidden_size", where) // heads
-    kinds = _kinds(config, layers)
+    without = set(left_out_of(config).attention)
+    kinds = [kind for layer, kind in enumerate(_kinds(config, layers)) if layer not in without]
+    layers -= len(without)
     window = {
         "sliding_attention": getattr(config, "sliding_window", None),
         "chunked_attention": getattr(config, "attention_chunk_size", None),

@@ -1,6 +1,6 @@
 """Students that are made on the spot from a teacher: ``random:`` in its form, or ``cut:`` out of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import NoReturn
@@ -16,11 +16,12 @@ from kdcli.models.family_layout import Form, family_of, form_of
 from kdcli.models.load import LanguageModel, assemble, positions_of
 from kdcli.models.random_init import is_random, random_config, weights_digest
 from kdcli.models.sizes import Footprint, sizes_of
+from kdcli.models.skipping import FIELD, LeftOut, cache_holders, zero_out
 from kdcli.models.tokenizer import folder_end_tokens, load_tokenizer
 from kdcli.models.weights import build_config, load_weights
 from kdcli.students.cut import Kept, config_of, counter, slice_model
-from kdcli.students.scores import Scores, batches_of, highest, score, spaced
-from kdcli.students.spec import CutSpec, choose_sizes, is_cut, parse_cut
+from kdcli.students.scores import Scores, batches_of, highest, score, similarities, spaced
+from kdcli.students.spec import CutSpec, Half, choose_sizes, choose_skipped, is_cut, parse_cut
 from kdcli.text import one_line
 
 
@@ -44,7 +45,10 @@ def made_config(student: str, teacher_folder: str) -> PreTrainedConfig:
         return random_config(student, teacher_folder)
     spec, teacher = parse_cut(student), _text_config(teacher_folder)
     layers = spec.layers if isinstance(spec.layers, tuple) else None
-    return config_of(teacher, _sizes(spec, teacher, teacher_folder), layers, teacher_folder)
+    made = config_of(teacher, _sizes(spec, teacher, teacher_folder), layers, teacher_folder)
+    if halves := _skipped(spec, made, {}):
+        setattr(made, FIELD, halves.as_setting())
+    return made
 
 
 @cache
@@ -97,7 +101,9 @@ class Cut:
         after: the student's sizes.
         kept: what stayed.
         scores: what decided.
-        parameters: of teacher and student.
+        similarities: of what halves of the student's layers read and what they make of it, if that was measured.
+        skipped: halves of the student's layers that are left out.
+        parameters: of teacher and student; what is left out is not counted.
         rows: rows that scores were taken on.
     """
 
@@ -107,6 +113,8 @@ class Cut:
     after: Form
     kept: Kept
     scores: Scores
+    similarities: Mapping[Half, Sequence[float]]
+    skipped: LeftOut
     parameters: tuple[int, int]
     rows: int
 
@@ -138,18 +146,24 @@ def cut_student(
     torch.nn.Module.to(teacher, device)
     ends, _ = folder_end_tokens(checked, tokenizer, int(teacher.config.vocab_size), teacher_folder)
     batches: Sequence[Batch] = []
-    if known is None and spec.needs_rows and rows is not None:
+    if spec.needs_rows and rows is not None:
         batches = batches_of(rows, spec.rows, ends.default, device)
         _check_positions(teacher, batches, teacher_folder)
     scores = known or score(teacher, spec, batches, teacher_folder)
     kept = choose(spec, before, after, scores)
     made = slice_model(teacher, kept, teacher_folder)
-    sizes = tuple(sum(one.numel() for one in model.parameters()) for model in (teacher, made))
+    alike: Mapping[Half, Sequence[float]] = {}
+    if any(skip is not None and skip.by == "score" for skip in (spec.skip_attention, spec.skip_mlp)):
+        alike = similarities(made, batches, teacher_folder)
+    if skipped := _skipped(spec, made.config, alike):
+        zero_out(made, skipped)
+    digest = weights_digest(made)
     student = assemble(
-        made, tokenizer, str(spec), weights_digest(made), device=device, role="student", notes=checked.notes, ends=ends
+        made, tokenizer, str(spec), digest, device=device, role="student", notes=checked.notes, ends=ends
     )
+    sizes = tuple(sum(one.numel() for one in model.parameters()) for model in (teacher, made))
     seen = len(rows_of_scores(spec, rows)) if spec.needs_rows and rows is not None else 0
-    return Cut(student, spec, before, after, kept, scores, (sizes[0], sizes[1]), seen)
+    return Cut(student, spec, before, after, kept, scores, alike, skipped, (sizes[0], sizes[1]), seen)
 
 
 def choose(spec: CutSpec, before: Form, after: Form, scores: Scores) -> Kept:
@@ -185,6 +199,13 @@ def _layers(spec: CutSpec, before: Form, after: Form, scores: Scores) -> tuple[i
     if spec.layer_score == "spaced":
         return spaced(before.layers, after.layers, always)
     return highest(scores.layers, after.layers, always)
+
+
+def _skipped(spec: CutSpec, config: PreTrainedConfig, alike: Mapping[Half, Sequence[float]]) -> LeftOut:
+    """Return what is left out of a student; before anything is scored, as many layers of the same size."""
+    layers, holders = config.num_hidden_layers, cache_holders(config)
+    halves: tuple[Half, Half] = ("attention", "mlp")
+    return LeftOut(*(choose_skipped(spec, half, layers, holders, alike.get(half, ())) for half in halves))
 
 
 def _sizes(spec: CutSpec, teacher: PreTrainedConfig, where: str) -> Form:

@@ -20,7 +20,7 @@ from kdcli.data.batching import IGNORED, Batch, collate, micro_batches
 from kdcli.data.tokenize import TokenDataset
 from kdcli.models.family_layout import Axis, Form, axes_of, family_of, form_of
 from kdcli.models.head import trunk_of
-from kdcli.students.spec import CutSpec, Score
+from kdcli.students.spec import CutSpec, Half, Score
 
 BUDGET = 4096
 """Padded tokens of a batch that scores are taken on."""
@@ -313,6 +313,53 @@ def _rise(model: PreTrainedModel, batches: Sequence[Batch], form: Form) -> Tenso
         finally:
             hook.remove()
     return torch.tensor(found, dtype=torch.float64)
+
+
+@torch.no_grad()
+def similarities(model: PreTrainedModel, batches: Sequence[Batch], where: str = "the model") -> dict[Half, list[float]]:
+    """Return, for each layer's attention and feed-forward half, the mean cosine of x and x + f(x), over all tokens.
+
+    A half that adds nothing has 1 (LLM-Drop, He et al. 2024, arXiv:2406.15786).
+
+    Args:
+        model: a causal LM of a family known here, in eval mode.
+        batches: rows.
+        where: the model, for messages.
+    """
+    family, form = family_of(model.config, where), form_of(model.config, where)
+    parallel = getattr(model.config, "use_parallel_residual", False)
+    apart_by: dict[Half, list[float]] = {"attention": [0.0] * form.layers, "mlp": [0.0] * form.layers}
+    seen: dict[str, Tensor] = {}
+
+    def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen["x"] = args[0] if args else kwargs["hidden_states"]
+
+    def add(number: int, half: Half) -> Any:
+        def read(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            given = (out[0] if isinstance(out, tuple) else out).reshape(seen["x"].shape)
+            mask = seen["mask"]
+            after = seen["x"] + given
+            apart_by[half][number] += apart(seen["x"][mask], after[mask]).sum().item()
+            if not parallel:
+                seen["x"] = after
+
+        return read
+
+    hooks = []
+    for number in range(form.layers):
+        layer = model.get_submodule(f"{family.layers}{number}")
+        hooks.append(layer.register_forward_pre_hook(begin, with_kwargs=True))
+        hooks.append(layer.get_submodule(family.attends).register_forward_hook(add(number, "attention")))
+        hooks.append(layer.get_submodule(family.mlp_output).register_forward_hook(add(number, "mlp")))
+    try:
+        for batch in batches:
+            seen["mask"] = batch.attention_mask.bool()
+            trunk_of(model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    tokens = sum(batch.tokens for batch in batches)
+    return {half: [1 - total / tokens for total in found] for half, found in apart_by.items()}
 
 
 # From scores to what stays.

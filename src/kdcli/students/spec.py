@@ -1,6 +1,6 @@
 """The text form of a student that is cut out of its teacher: ``cut:layers=2,ffn=64,by=magnitude``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Literal, NoReturn, TypeAlias, get_args
@@ -12,6 +12,7 @@ from kdcli.text import one_line
 PREFIX = "cut:"
 Score: TypeAlias = Literal["magnitude", "activation", "taylor", "influence", "loss", "first", "spaced", "random"]
 Unit: TypeAlias = Literal["layers", "heads", "ffn", "width"]
+Half: TypeAlias = Literal["attention", "mlp"]
 SCORES: tuple[Score, ...] = get_args(Score)
 UNITS: tuple[Unit, ...] = get_args(Unit)
 OF_LAYERS: tuple[Score, ...] = ("magnitude", "taylor", "influence", "loss", "first", "spaced", "random")
@@ -23,6 +24,24 @@ _COUNTS = ("heads", "ffn", "width", "keep_first", "keep_last", "rows", "seed")
 _LARGEST = 1_000_000
 _STEPS = 256
 _MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Which layers do without a half.
+
+    Args:
+        by: ``last``, ``score``, or ``layers`` where they are named.
+        count: how many, of ``last`` and ``score``.
+        layers: those that are named.
+    """
+
+    by: Literal["last", "score", "layers"]
+    count: int = 0
+    layers: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return "-".join(map(str, self.layers)) if self.by == "layers" else f"{self.by}:{self.count}"
 
 
 @dataclass(frozen=True)
@@ -42,6 +61,9 @@ class CutSpec:
         keep_last: the last so many layers stay.
         rows: rows that scores are taken on.
         seed: of the score ``random``.
+        skip_attention: layers of the student that do without attention.
+        skip_mlp: layers of the student that do without feed-forward half.
+        except_last: the last layer keeps both.
     """
 
     layers: int | tuple[int, ...] | None = None
@@ -56,6 +78,9 @@ class CutSpec:
     keep_last: int = 0
     rows: int = 64
     seed: int = 0
+    skip_attention: Skip | None = None
+    skip_mlp: Skip | None = None
+    except_last: bool = False
 
     def __str__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -89,12 +114,15 @@ class CutSpec:
     @property
     def needs_rows(self) -> bool:
         """Whether a score is taken on rows."""
-        return any(score in FROM_ROWS for score in self.scores)
+        skips = (self.skip_attention, self.skip_mlp)
+        return any(score in FROM_ROWS for score in self.scores) or any(one and one.by == "score" for one in skips)
 
 
 def _text(value: object) -> str:
     if isinstance(value, tuple):
         return ("-" if value and isinstance(value[0], int) else "+").join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -127,7 +155,7 @@ def parse_cut(text: str) -> CutSpec:
         if key in values:
             _refuse(text, f'"{key}" is given twice', "keep one")
         values[key] = value
-    if not {*UNITS, "params"} & set(values):
+    if not {*UNITS, "params", "skip_attention", "skip_mlp"} & set(values):
         _refuse(text, "it cuts nothing", f"say what to keep, as in {_EXAMPLE} or cut:params=0.5")
     readers = {**dict.fromkeys(_COUNTS, _number), **_READERS}
     given = {key: readers[key](text, key, value) for key, value in values.items()}
@@ -153,6 +181,10 @@ def _check_together(text: str, spec: CutSpec, typed: set[str]) -> None:
     for unit in spec.over if "over" in typed else ():
         if getattr(spec, unit) is not None:
             _refuse(text, f"{unit} is given, and over leaves it to params", f"leave {unit} out of one of the two")
+    if "except_last" in typed and all(
+        one is None or one.by == "layers" for one in (spec.skip_attention, spec.skip_mlp)
+    ):
+        _refuse(text, "except_last has no effect without skip_attention or skip_mlp by last or score", "leave it out")
     if "rows" in typed and not spec.needs_rows:
         _refuse(text, "rows has no effect: no score is taken on rows", "leave it out, or choose by=activation")
     if "seed" in typed and "random" not in spec.scores:
@@ -195,6 +227,22 @@ def read_list(text: str, key: str, value: str) -> tuple[int, ...]:
     return tuple(int(piece) for piece in pieces)
 
 
+def _skip(text: str, key: str, value: str) -> Skip:
+    by, colon, count = value.partition(":")
+    if colon and by in ("last", "score"):
+        return Skip("last" if by == "last" else "score", _number(text, key, count))
+    if colon or not value[:1].isdecimal():
+        what = f'{key} must be last:N, score:N or a list as 3-5-7, got "{one_line(value, 40)}"'
+        _refuse(text, what, f"write {key}=score:2")
+    return Skip("layers", layers=tuple(sorted(set(read_list(text, key, value)))))
+
+
+def _switch(text: str, key: str, value: str) -> bool:
+    if value not in ("true", "false"):
+        _refuse(text, f'{key} must be true or false, got "{one_line(value, 40)}"', f"write {key}=true")
+    return value == "true"
+
+
 def _share(text: str, key: str, value: str) -> float:
     try:
         share = float(value)
@@ -226,6 +274,7 @@ def _score(text: str, key: str, value: str) -> Score:
 
 _READERS: dict[str, Callable[[str, str, str], object]] = {
     "layers": _layers, "params": _share, "over": _over, "by": _score, "layers_by": _score,
+    "skip_attention": _skip, "skip_mlp": _skip, "except_last": _switch,
 }  # fmt: skip
 
 
@@ -342,3 +391,41 @@ def _shrunk(form: Form, family: Family, free: set[Unit], spec: CutSpec, share: f
     if "heads" in free:
         made = replace(made, groups=max(1, round(form.groups * share)))
     return _with_width(made, part(form.width)) if "width" in free else made
+
+
+def choose_skipped(
+    spec: CutSpec, half: Half, layers: int, holders: Sequence[int], scores: Sequence[float] = ()
+) -> tuple[int, ...]:
+    """Return the layers of a student that do without a half.
+
+    Args:
+        spec: what is asked for.
+        half: which half.
+        layers: layers of the student.
+        holders: those whose attention must stay, for it holds the length of the KV cache.
+        scores: similarity of what each layer's half reads and what it makes of it; the highest go first.
+
+    Raises:
+        UsageError: CUT-03, there are not so many, or one of them must stay.
+
+    >>> choose_skipped(parse_cut("cut:skip_attention=last:2,except_last=true"), "attention", 5, [0])
+    (2, 3)
+    """
+    key = f"skip_{half}"
+    skip: Skip | None = spec.skip_attention if half == "attention" else spec.skip_mlp
+    if skip is None:
+        return ()
+    must = set(holders) if half == "attention" else set[int]()
+    free = [layer for layer in range(layers - spec.except_last) if layer not in must]
+    if skip.by == "layers":
+        if beyond := [layer for layer in skip.layers if layer >= layers]:
+            _refuse(spec, f"{key} names layer {beyond[0]}, and the student has {layers}", "count from 0 on", "CUT-03")
+        if held := must & set(skip.layers):
+            what = f"the attention of layer {min(held)} is the first of its kind and holds the length of the KV cache"
+            _refuse(spec, what, "leave that layer its attention", "CUT-03")
+        return skip.layers
+    if skip.count > len(free):
+        what = f"{key}={skip}, and only {len(free)} of the student's {layers} layers can do without"
+        _refuse(spec, what, f"ask for at most {len(free)}", "CUT-03")
+    order = free if skip.by == "last" else sorted(free, key=lambda layer: scores[layer] if scores else 0)
+    return tuple(sorted(order[len(order) - skip.count :]))
