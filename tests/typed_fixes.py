@@ -20,6 +20,7 @@ import tiny
 from damage import flip
 from kdcli.comparison.tables_store import read_tidy
 from kdcli.config.schema import (
+    BalanceConfig,
     CacheConfig,
     CompareConfig,
     DataConfig,
@@ -28,7 +29,10 @@ from kdcli.config.schema import (
     GenerateConfig,
     HardwareConfig,
     JudgeConfig,
+    RationalesConfig,
+    ScoreConfig,
     ServerConfig,
+    SplitConfig,
 )
 from kdcli.distill.generate import generate
 from kdcli.distill.run import distill
@@ -36,6 +40,10 @@ from kdcli.evaluation.evaluate import evaluate_run
 from kdcli.evaluation.judge.judge import judge
 from kdcli.evaluation.results import read_curves, read_results
 from kdcli.events import silent
+from kdcli.rows.balance import balance
+from kdcli.rows.rationales import rationales
+from kdcli.rows.score import score
+from kdcli.rows.split import split
 from kdcli.storage.digests import update_digest
 from kdcli.storage.lock import hold
 from kdcli.study.compare import compare
@@ -75,8 +83,11 @@ def typed(
 def _settings(kind: type[Any]) -> Any:
     """Return settings of a command as ``RUN`` gives them, without an output."""
     data = DataConfig(train="d.jsonl", eval="e.jsonl")
-    students: dict[str, Any] = {} if kind in (CacheConfig, GenerateConfig) else {"student": "s"}
-    return kind(teacher="t", data=data, hardware=HardwareConfig(device="cpu"), **students)
+    if kind in (SplitConfig, BalanceConfig):
+        return kind(data=data, **({"by": "completion", "budget": 10} if kind is BalanceConfig else {}))
+    students: dict[str, Any] = {} if kind in (CacheConfig, GenerateConfig, RationalesConfig) else {"student": "s"}
+    scores = {"by": ("length",)} if kind is ScoreConfig else {}
+    return kind(teacher="t", data=data, hardware=HardwareConfig(device="cpu"), **students, **scores)
 
 
 RUN = "--teacher t --student s --data d.jsonl --device cpu"
@@ -88,6 +99,9 @@ STUDY = f"compare fkl rkl {RUN} --eval-data e.jsonl --max-steps 1 --metric perpl
 NEW = STUDY.replace("-o study", "-o new")
 COMPARE = f"compare fkl rkl {RUN} --eval-data d.jsonl --dry-run"
 CACHE = "cache --teacher t --data d.jsonl --device cpu"
+SCORE = "data score --student s --data d.jsonl --device cpu -o scored"
+SPLIT = "data split --data d.jsonl -o parts"
+STAGE = "data balance --data d.jsonl --by completion"
 WRITE = "generate --teacher t --device cpu --data d.jsonl --source teacher:max_new_tokens=4"
 EDGE = "--set edge.prompt_tokens=4 --set edge.new_tokens=2 --set edge.repeats=1"
 SERVED = "--server-url URL/toy/v1 --set server.wait=0 --set server.retries=0"
@@ -351,7 +365,7 @@ SCENARIOS: dict[str, Typed] = {
     "give --data, or by=magnitude": typed(
         "student cut:layers=1,by=influence --teacher t -o made",
         "student cut:layers=1,by=influence --teacher t --data d.jsonl -o made",
-        "student cut:layers=1,by=magnitude --teacher t -o other",
+        "student cut:layers=1,by=magnitude --teacher t -o another",
     ),
     "give --data, or set it in a file read with -c": typed("eval s --metric perplexity --device cpu", MEASURED),
     "give {}, or set it in a file read with -c": typed("distill --student s --data d.jsonl", PLAN),
@@ -425,6 +439,86 @@ SCENARIOS: dict[str, Typed] = {
     ),
     "write --arrivals poisson:8": typed(
         "schedule s --device edge.yaml --arrivals 8", "schedule s --device edge.yaml --seconds 1 --arrivals poisson:8"
+    ),
+    # ---- flags of other tools
+    **{
+        fix: typed(f"{PLAN} --{flag}", f"{PLAN} {right}")
+        for flag, fix, right in (
+            ("bf16", "give --dtype bf16", "--dtype bf16"),
+            ("fp16", "give --dtype bf16 (mixed precision in fp16 needs a GPU: --dtype fp16)", "--dtype bf16"),
+            ("tf32", "give --matmul-precision high", "--matmul-precision high"),
+            ("torch-dtype bfloat16", "give --dtype NAME", "--dtype bf16"),
+            ("logging-steps 5", "give --set train.log_every=N", "--set train.log_every=5"),
+            ("save-steps 5", "give --set train.save_every=N", "--set train.save_every=5"),
+            ("save-total-limit 2", "give --set train.keep=N", "--set train.keep=2"),
+            ("eval-steps 1", "give --eval-every N", "--eval-every 1 --eval-data e.jsonl"),
+            ("warmup-ratio 0.1", "give --set train.warmup=SHARE", "--set train.warmup=0.1"),
+            ("warmup-steps 1", "give --set train.warmup=STEPS", "--set train.warmup=1"),
+            ("weight-decay 0.1", "give --set train.weight_decay=X", "--set train.weight_decay=0.1"),
+            ("max-grad-norm 1", "give --set train.clip=X", "--set train.clip=1"),
+            (
+                "lr-scheduler-type linear",
+                "give --set train.schedule=cosine, linear or constant",
+                "--set train.schedule=linear",
+            ),
+            ("lora-alpha 8", "give --set lora.alpha=X", "--lora 4 --set lora.alpha=8"),
+            ("lora-dropout 0.1", "give --set lora.dropout=X", "--lora 4 --set lora.dropout=0.1"),
+            (
+                "lora-target-modules all",
+                "give --set lora.targets=NAME,NAME",
+                "--lora 4 --set lora.targets=q_proj,v_proj",
+            ),
+            ("use-peft", "give --lora RANK", "--lora 4"),
+            ("load-in-8bit", "give --set teacher_quantization=int8", "--set teacher_quantization=int8"),
+            ("load-in-4bit", "give --set teacher_quantization=nf4", "--set teacher_quantization=nf4"),
+            (
+                "temperature 2",
+                "it is an option of the objective: --loss fkl:temperature=2",
+                "--loss fkl:temperature=2",
+            ),
+            (
+                "lmbda 0.5",
+                "it is an option of the source: --loss jsd@student:rate=0.5",
+                "--loss jsd@student:rate=0.5",
+            ),
+            ("beta 0.5", "it is an option of the objective: --loss jsd:beta=0.5", "--loss jsd:beta=0.5"),
+        )
+    },
+    # ---- rows
+    "as in --parts 8": typed(SPLIT, f"{SPLIT} --parts 8"),
+    "as in --parts 8, or --parts 0.9,0.1": typed(
+        f"{SPLIT} --parts 1", f"{SPLIT} --parts 8", f"{SPLIT}2 --parts 0.9,0.1"
+    ),
+    "as in --parts 0.8,0.1,0.1": typed(f"{SPLIT} --parts 0.8,0.1", f"{SPLIT} --parts 0.8,0.1,0.1"),
+    "give one, such as -o parts": typed(lambda: split(_settings(SplitConfig), silent), f"{SPLIT} --parts 2"),
+    "give one, such as -o scored": typed(lambda: score(_settings(ScoreConfig), silent), f"{SCORE} --by length"),
+    "give one, such as -o rationales": typed(
+        lambda: rationales(_settings(RationalesConfig), silent),
+        "data rationales --teacher t --data d.jsonl --device cpu --by first -o rationales",
+    ),
+    "give one, such as -o stage1": typed(
+        lambda: balance(_settings(BalanceConfig), silent), f"{STAGE} --budget 10 -o stage1"
+    ),
+    "give the folder of an earlier kd data balance": typed(
+        f"{STAGE} --budget 20 --stage 2/2 --before s -o stage2",
+        f"{STAGE} --budget 20 --stage 1/2 -o stage1",
+        f"{STAGE} --budget 20 --stage 2/2 --before stage1 -o stage2",
+    ),
+    "as in kd data check train.jsonl": typed("data check", "data check d.jsonl"),
+    "give --student, or --teacher": typed(
+        "data score --data d.jsonl --device cpu -o scored --by length", f"{SCORE} --by length"
+    ),
+    "give --keep, or --low and --high": typed(
+        f"{SCORE} --by length --keep 0.5 --low 0.1", f"{SCORE} --by length --keep 0.5"
+    ),
+    "give a --low below --high": typed(
+        f"{SCORE} --by length --low 0.8 --high 0.5", f"{SCORE} --by length --low 0.5 --high 0.8"
+    ),
+    "give one of them, or --metric {}": typed(
+        f"{PLAN} --teacher 0.5*t+0.5*t2 --eval-data e.jsonl --metric own_kl,perplexity",
+        f"{PLAN} --eval-data e.jsonl --metric own_kl,perplexity --max-new-tokens 8",
+        f"{PLAN} --teacher 0.5*t+0.5*t2 --eval-data e.jsonl --metric {{0}}",
+        before=lambda home, patch: shutil.copytree(home / "t", home / "t2"),
     ),
     "give one, such as -o report.html": typed("report run run", "report run -o report.html"),
     "make it with: kd eval {} --data test.jsonl": typed(
@@ -550,13 +644,11 @@ SCENARIOS: dict[str, Typed] = {
     ),
     "do not use this tokenizer's template; --template alpaca or plain": typed(
         f"{PLAN} --data chat.jsonl",
-        f"{PLAN} --data chat.jsonl --template alpaca",
         f"{PLAN} --data chat.jsonl --template plain",
         before=both(chat_template(TAKES_ALL), rows("chat.jsonl", TALK)),
     ),
     "use another template, such as --template alpaca or plain": typed(
         f"{PLAN} --data chat.jsonl",
-        f"{PLAN} --data chat.jsonl --template alpaca",
         f"{PLAN} --data chat.jsonl --template plain",
         before=both(chat_template("{{ messages | length }}"), rows("chat.jsonl", TALK)),
     ),

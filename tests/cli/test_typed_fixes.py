@@ -163,6 +163,14 @@ ELSEWHERE = {
         ("eval", "judge", "cache", "generate"),
         "a server that asks for a key",
     ),
+    "kd compare {} goes on with it": (
+        ("compare",),
+        "tests/study/test_export.py has no finished run",
+    ),
+    "make the tracker work in Python first, or leave train.report_to out; the study is complete": (
+        ("compare",),
+        "tests/study/test_trackers.py lets a tracker fail",
+    ),
     "run it again with --debug": (TRAIN, "a process of several that ends without a word"),
     "run kd compare -o again": (("compare", "report"), "a damaged file of a tuned study"),
     "run the kd compare that wrote it again; finished cells are kept": (
@@ -187,18 +195,6 @@ ELSEWHERE = {
         TRAIN,
         "two tokenizers",
     ),
-    "as in --parts 0.8,0.1,0.1": (("data split",), "tests/rows/test_split.py brings it up"),
-    "as in --parts 8": (("data split",), "tests/rows/test_split.py brings it up"),
-    "as in --parts 8, or --parts 0.9,0.1": (("data split",), "tests/rows/test_split.py brings it up"),
-    "as in kd data check train.jsonl": (("data check",), "tests/rows/test_check.py brings it up"),
-    "give --keep, or --low and --high": (("data score",), "tests/rows/test_score.py brings it up"),
-    "give --student, or --teacher": (("data score",), "tests/rows/test_score.py brings it up"),
-    "give a --low below --high": (("data score",), "tests/rows/test_score.py brings it up"),
-    "give one, such as -o parts": (("data split",), "tests/rows/test_split.py brings it up"),
-    "give one, such as -o rationales": (("data rationales",), "tests/rows/test_rationales.py brings it up"),
-    "give one, such as -o scored": (("data score",), "tests/rows/test_score.py brings it up"),
-    "give one, such as -o stage1": (("data balance",), "tests/rows/test_balance.py brings it up"),
-    "give the folder of an earlier kd data balance": (("data balance",), "tests/rows/test_balance.py brings it up"),
     "kd data score --by {} ..., and give its rows.jsonl": (
         ("data balance",),
         "tests/rows/test_balance.py brings it up",

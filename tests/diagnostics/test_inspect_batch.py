@@ -62,7 +62,8 @@ def test_the_command_writes_data_and_a_picture(parts, tmp_path):
     assert answer.code == 0, answer.err
     found = json.loads(answer.out)
     assert found["sequences"] == 3
-    assert json.loads((tmp_path / "out" / "batch.json").read_text()) == found
+    written = json.loads((tmp_path / "out" / "batch.json").read_text())
+    assert {"schema_version": 1, "kind": "result", **written} == found
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"batch.json", "cosines.png", "cosines.svg"}
     shown = kd("inspect", "batch", *arguments, "fkl", "rkl", "--rows", "3")
     assert "cosine of gradients" in shown.out

@@ -1,7 +1,5 @@
 """From models to scores of their own samples, on chains whose answers are known in closed form."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,14 @@ import running
 from kdcli.config.schema import GenerationConfig, HardwareConfig
 from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.errors import InputError
-from kdcli.evaluation.on_policy import DecoderPair, facts_of_answers, facts_of_drafting, sample_answers, score_on_policy
+from kdcli.evaluation.on_policy import (
+    DecoderPair,
+    check_on_policy,
+    facts_of_answers,
+    facts_of_drafting,
+    sample_answers,
+    score_on_policy,
+)
 from kdcli.events import silent
 from kdcli.generation import Completion
 from kdcli.metrics.exposure_bias import ExposureBias
@@ -127,14 +132,11 @@ def test_drafting_is_recorded_by_example_and_seed():
     ("positions", "fix"), [(8, "set data.max_prompt_length=3"), (5, "set a smaller --max-new-tokens")]
 )
 def test_a_context_too_short_for_whole_answers_is_refused(positions, fix):
-    student = running.model("student")
-    short = dataclasses.replace(running.model("teacher"), path="short")
-    short.model.config.max_position_embeddings = positions
     rows = TokenDataset((Example((1, 5, 6, 7, 8), 4, "", ("a",), "row"),))
     with pytest.raises(InputError, match=f"4 prompt and 5 answer tokens exceed {positions} positions") as caught:
-        decoders(student, short).check_room(rows)
+        check_on_policy([OwnKL()], rows, 5, {"student": None, "short": positions})
     assert (caught.value.where, caught.value.fix) == ("short", fix)
-    decoders(student, None).check_room(rows)
+    check_on_policy([OwnKL()], rows, 5, {"student": None, "long": 9})
 
 
 def test_greedy_answers_are_all_the_same_so_each_row_is_drafted_for_once():

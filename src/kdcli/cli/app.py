@@ -32,6 +32,7 @@ from kdcli.cli import demo as toy
 from kdcli.cli import distill as plan
 from kdcli.cli import evaluate as judge
 from kdcli.cli.errors import ARGUMENTS, RUN_FOLDER, run_guarded
+from kdcli.cli.terminal import HAS_RESULT
 from kdcli.config.names import canonical, nearest
 from kdcli.errors import UsageError
 from kdcli.registry import plugins
@@ -151,6 +152,7 @@ def run(arguments: Sequence[str]) -> int:
     words = IMPLIED.get(words, words)
     ARGUMENTS.set(words)
     RUN_FOLDER.set(None)
+    HAS_RESULT.set(False)
     debug = "--debug" in words or os.environ.get("KD_DEBUG", "") not in ("", "0")
 
     def work() -> int:

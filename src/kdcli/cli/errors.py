@@ -18,7 +18,7 @@ import typer
 
 from kdcli import distributed
 from kdcli.cli import launch
-from kdcli.cli.terminal import SCHEMA_VERSION
+from kdcli.cli.terminal import HAS_RESULT, SCHEMA_VERSION
 from kdcli.config.names import ALIASES, OTHER_MEANINGS, canonical, nearest
 from kdcli.errors import ERROR_LINE, InterruptedRunError, KDError, NoMemoryError, UsageError, explained
 from kdcli.registry import plugins
@@ -115,8 +115,8 @@ def _report(error: BaseException) -> int:
 
 
 def _print_json(code: str, what: str, where: str, fix: str, exit_code: int, also: Sequence[KDError] = ()) -> None:
-    """Print an error and those found with it on stdout, too, for --json; if that fails, the exit code remains."""
-    if "--json" not in ARGUMENTS.get() or launch.is_started_by_kd():
+    """Print an error and those found with it on stdout, too, for --json; after a result only on stderr."""
+    if "--json" not in ARGUMENTS.get() or HAS_RESULT.get() or launch.is_started_by_kd():
         return
     error: dict[str, Any] = {"code": code, "what": what, "where": where, "fix": fix, "exit_code": exit_code}
     if also:

@@ -11,7 +11,7 @@ import typer
 from kdcli.cli import switches
 from kdcli.config.names import DATA, MODELS, OUTPUT
 from kdcli.errors import UsageError
-from kdcli.text import one_line
+from kdcli.text import one_line, typed
 
 _QUESTIONS = {
     "teacher": ("Teacher: model folder or hub id", "./teacher"),
@@ -73,7 +73,7 @@ def init(
     given["data.eval"] = given["data.eval"] or "test.jsonl"
     atomic.write_file(target, text({**given, "losses": ["fkl", "rkl", "akl"], "seeds": [0, 1, 2]}, output))
     Terminal(json, quiet).result(
-        {"file": output, "next": f"kd compare -c {output} --dry-run"},
+        {"file": output, "next": f"kd compare -c {typed(output)} --dry-run"},
         lambda found: f"{found['file']}\nnext: {found['next']}",
     )
 
@@ -96,8 +96,8 @@ def text(given: Mapping[str, Any], name: str = "study.yaml") -> str:
     settings = iter_settings(CompareConfig)
     lines = [
         "# A study: objectives times seeds on an equal budget.",
-        f"#   kd compare -c {name} --dry-run      look at it first: rows, memory, time; nothing is written",
-        f"#   kd compare -c {name} -o study       train, evaluate, compare; the same line goes on after a stop",
+        f"#   kd compare -c {typed(name)} --dry-run      look at it first: rows, memory, time; nothing is written",
+        f"#   kd compare -c {typed(name)} -o study       train, evaluate, compare; the same line goes on after a stop",
         "# Every setting: docs/cli.md. A flag on the command line wins over this file.",
     ]
     plain = [path for path in (*_SHOWN, *_OFFERED) if "." not in path]

@@ -128,8 +128,8 @@ def refuse_settings(
         flag: what asks to look.
     """
     if objectives is not None and len(objectives) == 1 and not _is_objective(objectives[0]):
-        where, fix = f"kd compare {one_line(objectives[0], 100)}", "give the folder of a study"
-        raise UsageError("CLI-20", "no such folder", where=where, fix=fix)
+        where = one_line(objectives[0], 100)
+        raise UsageError("CLI-20", "no such folder", where=where, fix="give the folder of a study")
     if objectives:
         what = f"{flag} shows a study that exists, and objectives are given"
         raise UsageError("CLI-09", what, where="kd compare", fix=f"give its folder alone: kd compare STUDY {flag}")

@@ -1,6 +1,7 @@
 """Output of commands: results to stdout, everything else to stderr."""
 
 import contextlib
+import contextvars
 import dataclasses
 import json
 import math
@@ -17,6 +18,9 @@ from rich.text import Text
 
 from kdcli.cli.progress import BarProgress, LineProgress, Progress, Stream
 from kdcli.text import one_line, typed, visible
+
+HAS_RESULT: contextvars.ContextVar[bool] = contextvars.ContextVar("has result", default=False)
+"""Whether the command at hand has printed its result as JSON: stdout holds one document, and errors go to stderr."""
 
 PIPE_WIDTH = 100
 
@@ -65,6 +69,7 @@ class Terminal:
 
     def dump(self, value: Any) -> None:
         """Print a result for programs, as JSON."""
+        HAS_RESULT.set(True)
         self.stdout.write(json.dumps(document(value), indent=2, allow_nan=False) + "\n")
 
     def note(self, text: str) -> None:

@@ -65,6 +65,7 @@ def answer(found: Comparison, by: str | None = None) -> Iterator[str]:
 def subject(found: Comparison) -> str:
     """Return teacher and student with their sizes; empty where their names are not known.
 
+    >>> from kdcli.comparison.records import Setup
     >>> subject(Comparison("fkl", (), (), (), None, setup=Setup(teacher="T", student="S")))
     'T → S'
     """

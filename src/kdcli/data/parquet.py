@@ -59,6 +59,8 @@ def _check_size(path: Path, size: int) -> None:
 
 
 def _parquet_records(path: Path, columns: list[str], largest_group: int, declared: int) -> Records:
+    import pyarrow.parquet
+
     # A cell is at most as large as its row group; few rows at a time bound what a bomb can decode to.
     batch_rows = max(16, min(1024, _BATCH_BYTES // max(1, largest_group)))
     number, total = 0, 0

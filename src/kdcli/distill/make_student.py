@@ -271,7 +271,7 @@ def _why(origin: Mapping[str, Any]) -> list[str]:
             "",
             f"Of the student, {halves} is left out: all weights of it are 0 in the file, which is exact in any",
         ]
-        lines += ["program; kd does not run it, and does not count it among the parameters."]
+        lines += ["program; here it is neither run nor counted among the parameters."]
     if alike := origin["similarities"]:
         pairs = zip(*alike.values(), strict=True)
         rows = [(str(layer), *(f"{value:.6g}" for value in both)) for layer, both in enumerate(pairs)]

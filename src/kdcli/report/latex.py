@@ -118,7 +118,7 @@ def text_width(text: str, size: float, *, bold: bool = False) -> float:
         bold: whether it is bold.
 
     >>> round(text_width("4.97 ± 0.21", 8.0), 1)
-    42.7
+    42.6
     """
     found = sum(_LOWER.get(letter) or _OTHERS.get(letter, 7.9) for letter in text)
     return found * size / 10 * _DESIGN[size] * (1.16 if bold else 1.0)
