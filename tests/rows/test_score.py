@@ -156,7 +156,10 @@ def test_rows_that_no_training_reads_have_no_score(parts, tmp_path):
 def test_a_killed_command_goes_on_with_the_rows_that_are_missing(parts, tmp_path, monkeypatch):
     whole = score(config(parts, tmp_path / "whole", "ifd", "energy"), silent)
     settings, kills = config(parts, tmp_path / "killed", "ifd", "energy"), 0
-    stored = lambda: sum(path.read_bytes().count(b"\n") for path in (tmp_path / "killed").glob("*-*.jsonl"))  # noqa: E731
+
+    def stored():
+        return sum(path.read_bytes().count(b"\n") for path in (tmp_path / "killed").glob("*-*.jsonl"))
+
     for wanted in (1, 20):
         kills += killed_when(forked(lambda: score(settings, silent)), lambda wanted=wanted: stored() >= wanted)
     there = stored()

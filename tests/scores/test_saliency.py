@@ -52,7 +52,10 @@ def bag():
 
 def test_a_linear_bag_of_embeddings_in_closed_form(bag):
     embedded, w = bag
-    linear = lambda e: (e @ w).sum(1)  # noqa: E731
+
+    def linear(e):
+        return (e @ w).sum(1)
+
     each = embedded @ w
     torch.testing.assert_close(measured("grad_x_input", *(embedded, linear))[0], each.abs())
     torch.testing.assert_close(measured("grad_x_input:sign=positive", embedded, linear)[0], each.clamp_min(0))
@@ -69,7 +72,10 @@ def test_a_linear_bag_of_embeddings_in_closed_form(bag):
 
 def test_a_quadratic_score_is_exact_for_every_number_of_steps(bag):
     embedded, w = bag
-    square = lambda e: (e @ w).sum(1) ** 2  # noqa: E731
+
+    def square(e):
+        return (e @ w).sum(1) ** 2
+
     expected = (embedded @ w) * (embedded @ w).sum()
     for steps in (1, 2, 7, 32):
         found, gap = integrated(Toy(embedded, square), torch.zeros(4, dtype=torch.float64), steps)

@@ -159,7 +159,10 @@ def regression(features, labels, strength):
 def test_influence_ranks_rows_as_leaving_each_out_and_training_anew_does():
     random = np.random.default_rng(0)
     truth = random.normal(size=(3, 4))
-    draw = lambda count: random.normal(size=(count, 4))  # noqa: E731
+
+    def draw(count):
+        return random.normal(size=(count, 4))
+
     features, held_out = draw(60), draw(200)
     labels, right = (
         np.array([np.argmax(truth @ x + random.gumbel(size=3)) for x in rows]) for rows in (features, held_out)

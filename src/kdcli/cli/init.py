@@ -79,7 +79,7 @@ def init(
 
 
 def _asks() -> bool:
-    """Whether somebody can answer."""
+    """Whether questions can be asked: standard input and standard error are a terminal."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
 
 

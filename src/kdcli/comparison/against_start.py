@@ -117,14 +117,14 @@ def _likely(
     """Name what is known to make a student worse, as far as this table shows signs of it."""
     nearness = [info.name for info in infos if teacher is not None and info.name not in teacher.scores]
     losers = [row for row in rows if any(row.label in labels for labels in worse.values())]
-    deaf = [
+    without_teacher = [
         row.label
         for row in losers
         if row.teacher_passes == 0.0 and not any(row.label in worse[name] for name in worse if name not in nearness)
     ]
-    if deaf:
-        yield f"{_named(deaf, rows)} does not use the teacher, so it need not come closer to it"
-    losers = [row for row in losers if row.label not in deaf]
+    if without_teacher:
+        yield f"{_named(without_teacher, rows)} does not use the teacher, so it need not come closer to it"
+    losers = [row for row in losers if row.label not in without_teacher]
     lost = {row.label: [name for name in worse if row.label in worse[name] and name not in nearness] for row in losers}
     outdone = [label for label, names in lost.items() if any(better[name] for name in names)]
     if outdone:

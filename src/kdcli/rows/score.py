@@ -48,7 +48,7 @@ class Summary:
     rows: int
     fresh: int
     mean: float
-    quantiles: tuple[float, float, float, float, float]
+    quantiles: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -369,4 +369,4 @@ def _row(
 def _summary(spec: str, values: Sequence[float], fresh: int) -> Summary:
     ordered, last = sorted(values), len(values) - 1
     points = tuple(ordered[round(share * last)] for share in (0.0, 0.05, 0.5, 0.95, 1.0))
-    return Summary(spec, len(values), fresh, math.fsum(values) / len(values), points)  # type: ignore[arg-type]
+    return Summary(spec, len(values), fresh, math.fsum(values) / len(values), points)
