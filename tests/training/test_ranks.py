@@ -300,10 +300,9 @@ def test_a_student_writes_the_same_in_several_processes(tmp_path, shard):
 
 
 @pytest.mark.parametrize("shard", [*WAYS, "zero3"])
-def test_compiled_layers_in_several_processes(tmp_path, alone, monkeypatch, shard):
-    monkeypatch.setattr(compile, "BACKEND", "eager")
-
+def test_compiled_layers_in_several_processes(tmp_path, alone, shard):
     def compiling(rank, training):
+        compile.BACKEND = "eager"
         return replace(training, hardware=training.hardware.model_copy(update={"compile": True}))
 
     run(tmp_path / "run", 2, shard, before=compiling)
