@@ -15,3 +15,7 @@ for name in [name for name in os.environ if name.startswith("KD_")]:
     del os.environ[name]
 
 importlib.import_module("torch").set_num_threads(1)
+
+# Copying a process that holds all libraries of the tests for every small file costs a fifth of their time. What is
+# guarded is so done in place, but in the tests of the guard, in those of spoilt files, and in processes of their own.
+importlib.import_module("kdcli.storage.forked").CHILDREN = False

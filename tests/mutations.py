@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcli.storage import atomic
+from kdcli.storage import atomic, forked
 from shell import kd
 
 MEMORY = 2 * 2**30
@@ -136,6 +136,7 @@ def complaints(home: Path, target: Target, numbers: Sequence[int]) -> list[str]:
         os.close(ready)
         with os.fdopen(given, "wb", buffering=0) as answer:
             _bound()
+            forked.CHILDREN = True
             for number in numbers:
                 answer.write(pickle.dumps((number, "did not answer")))
                 signal.alarm(SECONDS)

@@ -30,6 +30,11 @@ GREEDY = "{% for m in messages %}{% if 'zz' in m.content %}{{ 'x' * 3000000000 }
 WORDY = "{% for m in messages %}{% if 'zz' in m.content %}{{ 'x' * 40000000 }}{% endif %}{% endfor %}"
 
 
+@pytest.fixture(autouse=True)
+def in_children(monkeypatch):
+    monkeypatch.setattr(module, "CHILDREN", True)
+
+
 def rows(count, bad):
     said = ["zz" if at == bad else "a" for at in range(count)]
     turns = [({"role": "user", "content": text},) for text in said]
@@ -157,5 +162,5 @@ def test_where_a_copied_process_may_end_by_itself_the_rest_is_done_here(monkeypa
 
 
 def test_without_copies_of_processes_all_is_done_here(monkeypatch):
-    monkeypatch.delattr("os.fork")
+    monkeypatch.setattr(module, "CHILDREN", False)
     assert list(bounded([1, 1], lambda part: bytes(part))) == [b"\x00\x01"]

@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+CHILDREN = hasattr(os, "fork")
+"""Whether :func:`bounded` works in child processes."""
 SECONDS = 5.0
 """Processor time for one part."""
 _BYTES = 512 * 2**20
@@ -53,7 +55,7 @@ def bounded(sizes: Sequence[int], work: Work, seconds: float = SECONDS) -> Itera
         ExceededError: names the item.
     """
     parts = _parts(sizes)
-    if not hasattr(os, "fork"):
+    if not CHILDREN:
         yield from map(work, parts)
         return
     count = min(len(parts), _WORKERS, _processors())
