@@ -150,6 +150,25 @@ def test_the_cut_into_micro_batches_does_not_matter(tmp_path, reduce, spec):
         torch.testing.assert_close(results[0][name], results[1][name], rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("reduce", ["token", "sequence"])
+def test_the_loss_of_a_step_is_the_mean_over_all_its_tokens_or_over_its_sequences(tmp_path, reduce):
+    student, teacher = exact_pair()
+    run = training(
+        tmp_path / "run", "ce", student=student, teacher=teacher, micro_tokens=30, reduce=reduce, max_steps=1
+    )
+    each = []
+    for batch in run.windows.window(0):
+        with torch.no_grad():
+            logits = student.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        lost = torch.nn.functional.cross_entropy(logits[..., : run.vocab].mT, batch.labels, reduction="none")
+        each += [one[labels >= 0] for one, labels in zip(lost, batch.labels, strict=True)]
+    assert len({len(one) for one in each}) > 1
+    expected = torch.cat(each).mean() if reduce == "token" else torch.stack([one.mean() for one in each]).mean()
+    train(run)
+    (line,) = metrics(tmp_path / "run").splitlines()
+    assert json.loads(line)["loss"] == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_a_nan_stops_before_the_update(tmp_path):
     teacher = model("teacher", seed=2)
     with torch.no_grad():
