@@ -1,76 +1,25 @@
 """A fault at any operation on the disk loses nothing: the same command ends as if it had never been."""
 
-import shutil
 import signal
 
 import pytest
 
 import faults
 import study
-from kdcli.config.schema import CacheConfig, GenerationConfig, StudentConfig
-from kdcli.distill.make_student import make_student
-from kdcli.distill.run import distill
-from kdcli.evaluation.evaluate import evaluate_run
-from kdcli.events import silent
-from kdcli.storage.digests import write_digests
-from kdcli.study import results
-from kdcli.study.compare import compare
-from kdcli.teachers import cache_build
-from kdcli.teachers.load import cache
-
-SHORT = {"max_steps": 3, "save_every": 1, "keep": 1}
+import writers
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     made = study.Parts(tmp_path_factory.mktemp("faults"))
-    distill(asked(made.run("warm", **SHORT)), silent)  # what the forks need is imported once
+    writers.warm(made)
     return made
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Several shards in a small cache, and no picture, which other tests draw."""
-    monkeypatch.setattr(cache_build, "_SHARD_BYTES", 600)
-    monkeypatch.setattr(cache_build, "_MICRO_TOKENS", 64)
-    monkeypatch.setattr(results, "publish", lambda folder, *rest: write_digests(folder))
-
-
-def asked(config):
-    evaluation = config.evaluation.model_copy(
-        update={"metrics": ("rougeL", "perplexity"), "generation": GenerationConfig(max_new_tokens=2)}
-    )
-    return config.model_copy(update={"evaluation": evaluation})
-
-
-def work_of(parts, name):
-    """A piece of work by name, in a folder of its own."""
-    root, beside = parts.root / f"{name}-root", parts.root / f"{name}-beside"
-    for folder in (root, beside):
-        shutil.rmtree(folder, ignore_errors=True)
-    if name == "distill":
-        config = asked(parts.run(root.name, **SHORT))
-        return faults.Work(root, lambda: distill(config, silent), beside)
-    if name == "compare":
-        settings = asked(parts.study("fkl", "ce", name=root.name, **SHORT | {"max_steps": 2}))
-        return faults.Work(root, lambda: compare(settings, silent, repeat="kd compare"), beside)
-    if name == "eval":
-        made = faults.Work(root, lambda: distill(parts.run(root.name, **SHORT), silent), beside / "made")
-        assert made.attempt()["code"] == 0
-        measured = asked(parts.evaluation(root))
-        return faults.Work(root, lambda: evaluate_run(measured, silent), beside)
-    if name == "student":
-        root.mkdir()
-        asked_for = StudentConfig(
-            student="cut:layers=1,ffn=8,by=activation", teacher=str(parts.teacher), output=str(root / "made"),
-            data=parts.data().model_copy(update={"limit": 8}), hardware=parts.common()["hardware"],
-        )  # fmt: skip
-        return faults.Work(root, lambda: make_student(asked_for, silent), beside)
-    kind = {"cache": {}, "compact": {"kind": "compact", "top_k": 4}}[name]
-    data = parts.data().model_copy(update={"limit": 8, "eval": None})
-    common = {"teacher": str(parts.teacher), "data": data, "hardware": parts.common()["hardware"]}
-    settings = CacheConfig(**common, output=str(root), **kind)
-    return faults.Work(root, lambda: cache(settings, silent), beside)
+    writers.make_small(monkeypatch)
 
 
 def check(work, every=1, first=0):
@@ -107,7 +56,7 @@ def check(work, every=1, first=0):
 
 def test_a_killed_process_leaves_what_the_states_say(parts):
     """The states are those that ``kill -9`` leaves: some are compared with real ones."""
-    work = work_of(parts, "cache")
+    work = writers.work_of(parts, "cache")
     states = {int(state.name[:4]): state for state in work.states(9) if not state.name.endswith("-torn")}
     for number in (18, 36):
         work.reset()
@@ -121,7 +70,7 @@ def test_a_killed_process_leaves_what_the_states_say(parts):
     "name, every", [("distill", 100), ("cache", 13), ("eval", 30), ("student", 9), ("compare", 290)]
 )
 def test_some_faults_are_mended_by_the_same_command(parts, name, every):
-    tried, wrong = check(work_of(parts, name), every)
+    tried, wrong = check(writers.work_of(parts, name), every)
     assert wrong == []
     assert tried["kill"] >= 2
     assert tried["refusal"] >= 2
@@ -134,7 +83,7 @@ PARTS = {"cache": 1, "compact": 1, "student": 1, "eval": 1, "distill": 4, "compa
 @pytest.mark.full
 @pytest.mark.parametrize("name, part", [(name, part) for name, parts in PARTS.items() for part in range(parts)])
 def test_every_fault_is_mended_by_the_same_command(parts, name, part, record_property):
-    tried, wrong = check(work_of(parts, name), PARTS[name], part)
+    tried, wrong = check(writers.work_of(parts, name), PARTS[name], part)
     record_property("tried", tried)
     assert wrong == []
     assert tried["refusal"] == tried["kill"] == len(range(part or PARTS[name], tried["operations"] + 1, PARTS[name]))
