@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+import exported
 import loopback
 import teaching
 import tiny
@@ -366,6 +367,22 @@ SCENARIOS: dict[str, Typed] = {
         "student cut:layers=1,by=influence --teacher t -o made",
         "student cut:layers=1,by=influence --teacher t --data d.jsonl -o made",
         "student cut:layers=1,by=magnitude --teacher t -o another",
+    ),
+    "give --to safetensors:int8, which keeps it as it is": typed(
+        "export t --to gguf --data d.jsonl -o made", "export t --to safetensors:int8 --data d.jsonl -o made"
+    ),
+    "give --to safetensors:int8": typed(
+        "export mistral --to gguf --data d.jsonl -o made",
+        "export mistral --to safetensors:int8 --data d.jsonl -o made",
+        before=lambda home, patch: tiny.folder(home / "mistral", "mistral", **tiny.SIZES["llama"]),
+    ),
+    "give --to gguf:q8_0": typed(
+        "export gpt2 --to safetensors:int8 --data d.jsonl -o made",
+        "export gpt2 --to gguf:q8_0 --data d.jsonl -o made",
+        before=lambda home, patch: exported.folder(home / "gpt2", "gpt2"),
+    ),
+    "give --data FILE": typed(
+        "export t --to safetensors:int8 -o made", "export t --to safetensors:int8 --data d.jsonl -o made"
     ),
     "give --data, or set it in a file read with -c": typed("eval s --metric perplexity --device cpu", MEASURED),
     "give {}, or set it in a file read with -c": typed("distill --student s --data d.jsonl", PLAN),

@@ -2,8 +2,10 @@
 
 import shutil
 
+import exported
 import faults
-from kdcli.config.schema import CacheConfig, GenerationConfig, StudentConfig
+from kdcli.config.schema import CacheConfig, ExportConfig, GenerationConfig, StudentConfig
+from kdcli.distill.make_export import make_export
 from kdcli.distill.make_student import make_student
 from kdcli.distill.run import distill
 from kdcli.evaluation.evaluate import evaluate_run
@@ -59,6 +61,13 @@ def work_of(parts, name):
             data=parts.data().model_copy(update={"limit": 8}), hardware=parts.common()["hardware"],
         )  # fmt: skip
         return faults.Work(root, lambda: make_student(asked_for, silent), beside)
+    if name == "export":
+        root.mkdir()
+        wanted = ExportConfig(
+            model=str(exported.folder(parts.root / "source")), to="gguf:q4_0", output=str(root / "made"),
+            data=parts.data().model_copy(update={"limit": 4}), hardware=parts.common()["hardware"],
+        )  # fmt: skip
+        return faults.Work(root, lambda: make_export(wanted, silent), beside)
     kind = {"cache": {}, "compact": {"kind": "compact", "top_k": 4}}[name]
     data = parts.data().model_copy(update={"limit": 8, "eval": None})
     common = {"teacher": str(parts.teacher), "data": data, "hardware": parts.common()["hardware"]}

@@ -11,6 +11,7 @@ from kdcli.models import adapters as module
 from kdcli.models.adapters import check_quantization, quantize
 from kdcli.models.load import load_model
 from kdcli.models.packing import find_valid
+from kdcli.models.skipping import LeftOut, NoFeedForward, zero_out
 from kdcli.teachers.base import LiveTeacher
 from running import dataset
 
@@ -80,3 +81,15 @@ def test_a_missing_library_is_told_before_a_weight_is_read(monkeypatch, kind, li
     with pytest.raises(MachineError, match=rf"{library} is not installed"):
         check_quantization(kind)
     check_quantization("none")
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_half_that_is_left_out_is_not_rounded(tmp_path, kind):
+    """A teacher without some halves can be rounded, and answers as it would with zeros."""
+    model = tiny.model(**SIZES["llama"])
+    zero_out(model, LeftOut(mlp=(1,)))
+    model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    found = load_model(str(tmp_path), device=torch.device("cpu"), role="teacher", quantization=kind)
+    assert [isinstance(one, NoFeedForward) for one in found.model.modules()].count(True) == 1
+    assert "the feed-forward half of layer 1 is left out" in found.notes[-1]

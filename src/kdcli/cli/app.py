@@ -19,6 +19,7 @@ from kdcli.cli import (
     diagnose,
     distill,
     evaluate,
+    export,
     init,
     reproduce,
     schedule,
@@ -108,6 +109,7 @@ teacher.register(app)
 teacher.register_generate(app)
 data.register(app, Commands)
 student.register(app)
+export.register(app)
 reproduce.register(app)
 diagnose.register_inspect(app, Commands)
 diagnose.register(app)

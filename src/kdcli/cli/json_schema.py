@@ -1,4 +1,4 @@
-"""What ``--json`` prints, as JSON schema: runs, evaluations, comparisons, plans and errors."""
+"""What ``--json`` prints, as JSON schema: runs, evaluations, comparisons, plans, exports and errors."""
 
 from typing import Any
 
@@ -28,13 +28,14 @@ def output_schema() -> dict[str, Any]:
     A number that is not finite is printed as null, so null is allowed wherever a number is.
     """
     from kdcli.comparison.records import Comparison
+    from kdcli.distill.make_export import ExportRecord
     from kdcli.distill.plan import Plan
     from kdcli.distill.records import RunRecord
     from kdcli.evaluation.records import EvalRecord
 
     definitions: dict[str, Any] = {}
     kinds: list[dict[str, Any]] = []
-    for record in (RunRecord, EvalRecord, Comparison, Plan):
+    for record in (RunRecord, EvalRecord, Comparison, Plan, ExportRecord):
         made = TypeAdapter(record).json_schema(mode="serialization", ref_template="#/$defs/{model}")
         definitions |= made.pop("$defs", {})
         made["properties"] |= _head(KINDS[record.__name__])

@@ -123,6 +123,9 @@ StudentStudent = Annotated[Text, argument("SPEC", "What is made: cut:layers=2,by
 SeedStudent = Annotated[Text, flag("--seed", "N", "Of random: weights. Default 0.", "Models")]
 DataStudent = Annotated[Text, flag("--data", "FILE", "Rows that scores of the teacher's parts are taken on.", "Data")]
 OutputStudent = Annotated[Text, flag("--output -o", "FOLDER", "The student's folder.", "Output")]
+DataExport = Annotated[Text, flag("--data", "FILE", "Rows that the exported model is measured on.", "Data")]
+To = Annotated[Text, flag("--to", "FORMAT", "gguf, gguf:q8_0, gguf:q4_0 or safetensors:int8.", "Output")]
+OutputExport = Annotated[Text, flag("--output -o", "FOLDER", "The exported model's folder.", "Output")]
 LocalTeacher = Annotated[Text, flag("--local-teacher", "MODEL", "Local copy of a served model, to compare.", "Models")]
 TopKDoctor = Annotated[Text, flag("--top-k", "N", "Tokens to ask of a server. Default 20.", "Models", hidden=True)]
 DataDataCheck = Annotated[Text, argument("FILE", "Rows: file, folder, hub id.")]
@@ -562,6 +565,40 @@ def student(run: Run) -> Run:
             "student": student, "teacher": teacher, "seed": seed, "data": data, "columns": columns,
             "template": template, "max_length": max_length, "skip_bad": skip_bad, "output": output, "device": device,
             "dtype": dtype, "threads": threads, "matmul_precision": matmul_precision,
+        }  # fmt: skip
+        run(typed, config=config, sets=sets, dry_run=dry_run, json=json, quiet=quiet)
+
+    command.__doc__ = run.__doc__
+    return command
+
+
+def export(run: Run) -> Run:
+    """Return ``kd export``, which calls ``run`` with the settings as typed and the switches by name."""
+
+    def command(
+        model: Model = None,
+        data: DataExport = None,
+        columns: Columns = None,
+        template: Template = None,
+        max_length: MaxLength = None,
+        skip_bad: SkipBadEval = False,
+        to: To = None,
+        output: OutputExport = None,
+        device: Device = None,
+        dtype: Dtype = None,
+        threads: Threads = None,
+        matmul_precision: MatmulPrecision = None,
+        config: switches.Config = None,
+        sets: switches.Sets = None,
+        dry_run: switches.DryRun = False,
+        json: switches.Json = False,
+        quiet: switches.Quiet = False,
+        debug: switches.Debug = False,
+    ) -> None:
+        typed = {
+            "model": model, "data": data, "columns": columns, "template": template, "max_length": max_length,
+            "skip_bad": skip_bad, "to": to, "output": output, "device": device, "dtype": dtype, "threads": threads,
+            "matmul_precision": matmul_precision,
         }  # fmt: skip
         run(typed, config=config, sets=sets, dry_run=dry_run, json=json, quiet=quiet)
 

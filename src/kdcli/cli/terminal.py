@@ -117,7 +117,13 @@ def runnable(command: str) -> str:
 SCHEMA_VERSION = 1
 """Of the documents that ``--json`` prints; it changes with every field that is renamed or removed."""
 
-KINDS = {"RunRecord": "run", "EvalRecord": "evaluation", "Comparison": "comparison", "Plan": "plan"}
+KINDS = {
+    "RunRecord": "run",
+    "EvalRecord": "evaluation",
+    "Comparison": "comparison",
+    "Plan": "plan",
+    "ExportRecord": "export",
+}
 """Record -> what a document of ``--json`` calls it; other results are of kind "result"."""
 
 

@@ -142,6 +142,27 @@ class StudentConfig(CommandConfig):
     )
 
 
+class ExportConfig(CommandConfig):
+    """One model in another program's format."""
+
+    command: ClassVar[str] = "export"
+    model: FilePath = setting(
+        None,
+        "run folder, model folder or hub id",
+        Flag("model", "RUN_OR_MODEL", "Run folder, model folder or hub id.", MODELS),
+    )
+    to: str | None = setting(
+        None,
+        "format, and what weights are rounded to: gguf, gguf:q8_0, gguf:q4_0 or safetensors:int8",
+        Flag("--to", "FORMAT", "gguf, gguf:q8_0, gguf:q4_0 or safetensors:int8.", OUTPUT),
+    )
+    data: DataConfig = DataConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    output: FilePath = setting(
+        None, "folder of the exported model", Flag("--output -o", "FOLDER", "The exported model's folder.", OUTPUT)
+    )
+
+
 class JudgeConfig(CommandConfig):
     """One judgement of answers."""
 
@@ -450,6 +471,7 @@ KINDS: tuple[type[CommandConfig], ...] = (
     CacheConfig,
     GenerateConfig,
     StudentConfig,
+    ExportConfig,
     JudgeConfig,
     DoctorConfig,
     CheckConfig,

@@ -45,7 +45,7 @@ def model_card(prepared: Prepared, evaluation: EvalRecord | None = None) -> str:
     rows = [train] if train is not None and on_hub(train) else None
     data = ModelCardData(
         base_model=based or None,
-        license=_license(student),
+        license=license_of(student),
         datasets=rows,
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -57,7 +57,7 @@ def model_card(prepared: Prepared, evaluation: EvalRecord | None = None) -> str:
     lines += _training(prepared)
     if evaluation is not None:
         lines += ["", *_scores(evaluation)]
-    lines += ["", *_usage(_license(student))]
+    lines += ["", *_usage(license_of(student))]
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n")
     return card.content
 
@@ -204,7 +204,7 @@ def _taken(evaluation: EvalRecord, info: ScoreInfo) -> dict[str, Any]:
 _PLAIN_WORD = re.compile(r"[a-z0-9][a-z0-9.-]{1,39}")
 
 
-def _license(student: str | None) -> str | None:
+def license_of(student: str | None) -> str | None:
     """Return the licence that the student's own card names, which a model made from it inherits; None if none does."""
     card = Path(student or "") / CARD
     try:

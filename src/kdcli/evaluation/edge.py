@@ -19,13 +19,14 @@ from kdcli.evaluation.lm_eval.run import Benchmarked, load_tasks, run_tasks
 from kdcli.evaluation.lm_eval.tasks import Harness, LmEval, Tasks
 from kdcli.evaluation.records import Edge, EvalRecord
 from kdcli.events import Event, Report
+from kdcli.exports.folder import open_measured, runner_of, stored_types
 from kdcli.loading.info import model_of
-from kdcli.models.checks import open_folder
+from kdcli.loading.session import load_measured
 from kdcli.models.devices import Device, peak_memory, process_bytes, reset_peak_memory
 from kdcli.models.head import trunk_of
 from kdcli.models.headers import TensorInfo
 from kdcli.models.internals import cache_in
-from kdcli.models.load import LanguageModel, load_model
+from kdcli.models.load import LanguageModel
 
 # Reads the energy counters that a platform offers; where it offers none, energy is unknown, never 0.
 
@@ -163,10 +164,12 @@ def measure_edge(path: str, config: EdgeConfig, device: Device, report: Report) 
     Raises:
         InputError: the model cannot be used, its context is too short, or it keeps no cache.
     """
-    checked = open_folder(path)
-    tensors = list(checked.tensors.values())
+    checked = open_measured(path)
     before = process_bytes(device)
-    model = load_model(path, device=device.device, role="teacher", dtype=device.compute)
+    model = load_measured(path, device.device, device.compute)
+    tensors = list(checked.tensors.values()) or [
+        TensorInfo("F32", tuple(one.shape)) for one in model.model.parameters()
+    ]
     _check_room(model, config)
     gc.collect()
     reset_peak_memory(device.device)
@@ -175,7 +178,7 @@ def measure_edge(path: str, config: EdgeConfig, device: Device, report: Report) 
     return Edge(
         parameters=sum(one.numel() for one in model.model.parameters()),
         disk_bytes=sum(file.stat().st_size for file in checked.files),
-        bytes_by_dtype=bytes_by_dtype(tensors),
+        bytes_by_dtype=stored_types(path) or bytes_by_dtype(tensors),
         int8_bytes=int8_bytes(tensors),
         peak_bytes=max(peak_memory(device.device) - before, 0),
         first_token_seconds=statistics.median(first),
@@ -187,7 +190,7 @@ def measure_edge(path: str, config: EdgeConfig, device: Device, report: Report) 
         prompt_tokens=config.prompt_tokens,
         new_tokens=config.new_tokens,
         repeats=config.repeats,
-        hardware=_hardware(device),
+        hardware=_hardware(device) + runner_of(path),
     )
 
 
@@ -359,5 +362,5 @@ def measure_extras(
     found = measure_edge(path, edge, device, report) if edge.measure else None
     if ready is None:
         return ExtraMeasurements(edge=found)
-    loaded = load_model(path, device=device.device, role="teacher", dtype=device.compute)
+    loaded = load_measured(path, device.device, device.compute)
     return ExtraMeasurements(run_tasks(loaded, ready.tasks, benchmarks, report, ready.harness), found)

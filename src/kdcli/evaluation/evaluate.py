@@ -257,7 +257,11 @@ def find_evaluation(run: Path, measuring: EvalConfig, session: Session) -> EvalR
 
 def _score_beside(config: EvalConfig, model: str, report: Report) -> EvalRecord:
     """Run benchmarks, or measure what the model costs; no row is read."""
-    facts, device, ready = Session().inspect(model), prepare(config.hardware), load_extra_tools(config.benchmarks)
+    facts, device, ready = (
+        Session(exports=True).inspect(model),
+        prepare(config.hardware),
+        load_extra_tools(config.benchmarks),
+    )
     beside = measure_extras(config.edge, config.benchmarks, model, device, report, ready)
     protocol = {"examples": beside.benchmarked.documents, "precision": str(device.compute).removeprefix("torch.")}
     folder = Path(config.output) if config.output is not None else None

@@ -27,12 +27,12 @@ from kdcli.evaluation.scoring import MetricSet
 from kdcli.evaluation.together import holds, only, place_of
 from kdcli.events import Report, silent
 from kdcli.loading import splits
-from kdcli.loading.info import ModelInfo, model_of
-from kdcli.loading.session import Session, evaluation_digest
+from kdcli.loading.info import ModelInfo
+from kdcli.loading.session import Session, evaluation_digest, load_measured
 from kdcli.loading.splits import evaluation_name, watches_held_out
 from kdcli.metrics.describe import describe
 from kdcli.models.devices import Device, prepare
-from kdcli.models.load import LanguageModel, load_model
+from kdcli.models.load import LanguageModel
 from kdcli.models.tokenizer import answer_key, difference
 from kdcli.remote.address import is_url
 from kdcli.remote.client import Client
@@ -134,7 +134,7 @@ def prepare_evaluation(
         InputError: model or data that cannot be used.
     """
     fitted_on = splits.has_development_apart(config.data, config.evaluation.split)
-    own = Session()  # not the shared one: a run's student may have changed since
+    own = Session(exports=True)  # not the shared one: a run's student may have changed since
     apart = _has_other_tokens(config, lambda: subject.reader if subject is not None else own.inspect(model), session)
     compared = config.teacher is not None and not apart
     chosen = scoring.choose_metrics(config.evaluation, teacher=compared, development=fitted_on, other_tokens=apart)
@@ -171,7 +171,7 @@ def results_in(folder: Path) -> EvalRecord | None:
 
 def _subject(facts: ModelInfo) -> Subject:
     """Return a model that reads its own tokens and lies in a folder."""
-    return Subject(facts, facts, lambda device: load_model(model_of(facts.path), device=device.device, role="teacher"))
+    return Subject(facts, facts, lambda device: load_measured(facts.path, device.device))
 
 
 def _has_other_tokens(config: EvalConfig, reader: Callable[[], ModelInfo], session: Session) -> bool:

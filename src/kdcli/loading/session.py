@@ -13,6 +13,7 @@ from kdcli.data.dataset import Role, load_dataset
 from kdcli.data.files import inspect_path
 from kdcli.data.tokenize import TokenDataset, refuse_rowless
 from kdcli.errors import UsageError
+from kdcli.exports.folder import is_export, load_export, open_export, refuse_export
 from kdcli.loading.info import (
     ModelInfo,
     ModelPair,
@@ -24,7 +25,7 @@ from kdcli.loading.info import (
     require_single,
 )
 from kdcli.models.adapters import NONE, attach, check_quantization
-from kdcli.models.checks import check_manifest, has_weights, open_config_only, open_folder
+from kdcli.models.checks import ModelFolder, check_manifest, has_weights, open_config_only, open_folder
 from kdcli.models.load import LanguageModel, load_model
 from kdcli.models.random_init import random_student
 from kdcli.models.tokenizer import (
@@ -48,9 +49,11 @@ class Session:
 
     Args:
         planning: whether this is about another machine: weights and libraries may be there and not here.
+        exports: whether a folder that ``kd export`` wrote may stand for a model; it can be measured, and not trained.
     """
 
     planning: bool = False
+    exports: bool = False
 
     _facts: dict[str, ModelInfo] = field(default_factory=dict)
     _data: dict[tuple[str, ...], TokenDataset] = field(default_factory=dict)
@@ -67,12 +70,17 @@ class Session:
             self._facts[path] = facts_of_several(path, blend, tuple(self.inspect(one) for one in blend.members))
         if path not in self._facts:
             folder = model_of(path)
-            checked = open_config_only(folder) if self.planning and not has_weights(folder) else open_folder(folder)
+            checked = self._open(folder)
             if folder != path:
                 check_manifest(checked.folder)
             tokenizer = load_tokenizer(folder)
             self._facts[path] = facts_of(path, checked, tokenizer)
         return self._facts[path]
+
+    def _open(self, folder: str) -> ModelFolder:
+        if is_export(folder):
+            return open_export(folder) if self.exports else refuse_export(folder)
+        return open_config_only(folder) if self.planning and not has_weights(folder) else open_folder(folder)
 
     def look_teacher(self, path: str, quantization: str = NONE) -> ModelInfo:
         """Return what identifies a teacher, rounded or not.
@@ -221,6 +229,25 @@ class Session:
         )
         self._scores[key] = found.scores
         return found
+
+
+def load_measured(path: str, device: torch.device, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """Return a model that is measured and not trained: of a model folder, or of one that ``kd export`` wrote.
+
+    Args:
+        path: run folder, model folder or hub id.
+        device: where it computes.
+        dtype: type of the parameters; those of an exported model have their own.
+
+    Raises:
+        KDError: the folder cannot be used, or a library that reads it is not installed.
+    """
+    folder = model_of(path)
+    return (
+        load_export(folder, device)
+        if is_export(folder)
+        else load_model(folder, device=device, role="teacher", dtype=dtype)
+    )
 
 
 def check_data_path(path: str | None, flag: str) -> str:

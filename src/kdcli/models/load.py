@@ -150,6 +150,7 @@ def load_model(
     checked = open_folder(path)
     tokenizer = load_tokenizer(path)
     model = load_weights(checked, build_config(checked.settings, str(checked.folder)), dtype)
+    leave_out(model)  # before rounding: rounded weights do not say whether they are 0
     quantize(model, quantization, device)
     digest = model_digest(checked)
     ends, _ = folder_end_tokens(checked, tokenizer, split_head(model).rows, path)
@@ -210,6 +211,26 @@ def save_student(model: LanguageModel, folder: Path) -> None:
         folder: existing or new folder; the caller makes it durable.
     """
     _save(model.model if model.adapter is None else merged(model.adapter), model, folder)
+
+
+def save_settings(model: LanguageModel, folder: Path) -> None:
+    """Write config, generation config and tokenizer, as ``save_student`` does, and no weights.
+
+    Args:
+        model: the model.
+        folder: existing or new folder; the caller makes it durable.
+    """
+    config = copy.deepcopy(model.model.config)
+    config.architectures = [type(model.model).__name__]
+    with silence_transformers():
+        config.save_pretrained(str(folder))
+        generation = _with_ends(model.model.generation_config, model.ends)
+        try:
+            generation.validate(strict=True)
+        except ValueError:
+            generation = _ids_only(generation)
+        generation.save_pretrained(str(folder))
+        model.tokenizer.save_pretrained(str(folder))
 
 
 def rehearse_saving(model: LanguageModel, folder: Path) -> None:

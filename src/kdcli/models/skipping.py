@@ -101,7 +101,7 @@ def leave_out(model: PreTrainedModel) -> LeftOut:
     """Take the halves out of a model that its config says are left out; return them.
 
     Args:
-        model: a causal LM, just loaded; changed.
+        model: a causal LM, just loaded; changed. Where they were taken out before, nothing is done.
 
     Raises:
         InputError: MOD-27, the weights of one are not 0, so that it is no half that adds nothing.
@@ -112,12 +112,16 @@ def leave_out(model: PreTrainedModel) -> LeftOut:
     family = family_of(model.config, "config.json")
     for layer in found.attention:
         block = model.get_submodule(f"{family.layers}{layer}")
+        if isinstance(block.get_submodule(family.attention), NoAttention):
+            continue
         _check_zero(block.get_submodule(family.heads), f"the attention of layer {layer}")
         block.set_submodule(family.attention, NoAttention())
     for layer in found.mlp:
         block = model.get_submodule(f"{family.layers}{layer}")
-        _check_zero(block.get_submodule(family.units), f"the feed-forward half of layer {layer}")
         *before, last = family.mlp
+        if isinstance(block.get_submodule(last), NoFeedForward):
+            continue
+        _check_zero(block.get_submodule(family.units), f"the feed-forward half of layer {layer}")
         for name in before:
             block.set_submodule(name, nn.Identity())
         block.set_submodule(last, NoFeedForward())

@@ -83,9 +83,25 @@ def load_weights(checked: ModelFolder, config: PreTrainedConfig, dtype: torch.dt
     Raises:
         InputError: MOD-09 to MOD-12, naming tensors.
     """
-    where = str(checked.folder)
-    check_shapes(config, checked.tensors, where)
-    tensors = _read(checked.files)
+    check_shapes(config, checked.tensors, str(checked.folder))
+    return fill_model(checked.folder, config, _read(checked.files), dtype)
+
+
+def fill_model(
+    folder: Path, config: PreTrainedConfig, tensors: dict[str, Tensor], dtype: torch.dtype
+) -> PreTrainedModel:
+    """Make a model of weights that were read, on the CPU, in eval mode.
+
+    Args:
+        folder: where they and generation_config.json lie.
+        config: the model's.
+        tensors: the weights, by transformers' names.
+        dtype: type of the parameters.
+
+    Raises:
+        InputError: MOD-09 to MOD-12, naming tensors.
+    """
+    where = str(folder)
     try:
         with silence_transformers():
             loaded: Any = model_class_of(config).from_pretrained(
@@ -105,7 +121,7 @@ def load_weights(checked: ModelFolder, config: PreTrainedConfig, dtype: torch.dt
     _check_info(info, tensors, where)
     _check_arrived(model, tensors, where)
     _check_finite(model, where)
-    model.generation_config = read_generation_config(checked.folder) or model.generation_config
+    model.generation_config = read_generation_config(folder) or model.generation_config
     return model.eval()
 
 

@@ -18,12 +18,12 @@ from kdcli.evaluation.prepare import Subject
 from kdcli.evaluation.records import EvalRecord
 from kdcli.evaluation.results import RESULTS, read_results, read_samples
 from kdcli.events import Event, Report
-from kdcli.loading.info import ModelInfo, ModelPair, model_of
-from kdcli.loading.session import Session
+from kdcli.loading.info import ModelInfo, ModelPair
+from kdcli.loading.session import Session, load_measured
 from kdcli.metrics.describe import MetricCard, describe
 from kdcli.models.adapters import NONE
 from kdcli.models.devices import Device, prepare
-from kdcli.models.load import LanguageModel, load_model
+from kdcli.models.load import LanguageModel
 from kdcli.models.tokenizer import difference
 from kdcli.registry import plugins
 from kdcli.storage import atomic
@@ -175,7 +175,7 @@ def plan_model(path: str, label: str, measuring: EvalConfig, pair: ModelPair) ->
     Raises:
         InputError: the folder cannot be used.
     """
-    facts, reader = Session().inspect(path), pair.reader
+    facts, reader = Session(exports=True).inspect(path), pair.reader
     measured, metrics = measuring.model_copy(update={"model": path}), measuring.evaluation.metrics
     apart = difference(facts.tokenizer, reader.tokenizer) is not None
     if apart or (pair.teacher is not None and facts.digest == pair.teacher.digest):
@@ -269,7 +269,7 @@ def _is_per_token(card: MetricCard) -> bool:
 
 
 def _in_folder(facts: ModelInfo) -> Load:
-    return lambda device: load_model(model_of(facts.path), device=device.device, role="teacher")
+    return lambda device: load_measured(facts.path, device.device)
 
 
 def _on_the_spot(pair: ModelPair, seed: int, session: Session) -> Load:
