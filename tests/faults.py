@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 REFUSALS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
 _UNEQUAL = {"started", "updated", "seconds", "cpu_seconds", "peak_bytes", "generation_seconds", "digest", "files"}
 """Entries of a status that tell of one machine's clock and memory, or of files that do."""
-_CLOCK = ("timing.jsonl", "costs.csv", "report.html", "digests.json")
+_CLOCK = ("timing.jsonl", "costs.csv", "comparison.json", "report.html", "digests.json")
 _RANDOM = re.compile(r"\.tmp-[0-9a-f]{16}")
 _LOGS = (".lock", "error.log")
 

@@ -13,15 +13,30 @@ from kdcli.losses.build import build_objective
 from kdcli.registry.options import options
 from kdcli.registry.outline import check_objective, outline
 from kdcli.registry.registry import LOSSES, SOURCES
+from kdcli.report.tables import FORMS
 from kdcli.sources.build import build_source
+from kdcli.storage.digests import write_digests
+from kdcli.study import stored_comparison
+from kdcli.study.results import read_comparison
 
 EARLIER = Path(__file__).parents[1] / "earlier"
-HEAVY = ("torch", "transformers", "evaluate", "pandas", "datasets", "accelerate", "matplotlib", "safetensors")
+HEAVY = (
+    "torch", "transformers", "evaluate", "pandas", "datasets", "accelerate", "matplotlib", "safetensors", "scipy",
+    "pyarrow", "kdcli.comparison.aggregate",
+)  # fmt: skip
 PAIR = ("--student", "student", "--teacher", "teacher")
 
 VERBS = [
     (0, ["verify", "study"]),
     (0, ["compare", "study", "--status"]),
+    *((0, ["compare", "study", "--to", f"out.{form}"]) for form in (*FORMS, "parquet")),
+    (2, ["compare", "study", "--to", "table.tex", "--columns", "nothing"]),
+    (2, ["compare", "nope", "--to", "table.tex"]),
+    (0, ["estimate", "student"]),
+    (0, ["estimate", "teacher/config.json", "--memory", "8GiB", "--bandwidth", "50GB/s", "--flops", "2TFLOPS"]),
+    (0, ["estimate", "study/cells/fkl-s0-cf35eebf"]),
+    (3, ["estimate", "./nope"]),
+    (3, ["estimate", "nope.json"]),
     (3, ["distill", *PAIR, "--data", "nope.jsonl", "-o", "new"]),
     (3, ["plan", *PAIR, "--data", "nope.jsonl"]),
     (3, ["distill", "--student", "./nope", "--teacher", "teacher", "--data", "train.jsonl", "-o", "new"]),
@@ -36,7 +51,10 @@ VERBS = [
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return copytree(EARLIER, tmp_path_factory.mktemp("place") / "earlier")
+    made = copytree(EARLIER, tmp_path_factory.mktemp("place") / "earlier")
+    stored_comparison.write(made / "study", read_comparison(made / "study"))
+    write_digests(made / "study")
+    return made
 
 
 @pytest.mark.parametrize("code, arguments", VERBS, ids=[" ".join(row[1]) for row in VERBS])

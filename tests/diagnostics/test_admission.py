@@ -22,7 +22,8 @@ from kdcli.diagnostics.admission import (
     serve,
     static,
 )
-from kdcli.models.sizes import CacheForm, Footprint
+from kdcli.models.cache_form import CacheForm
+from kdcli.models.sizes import Footprint
 
 SIZES = Footprint(
     parameters=1000, head=100, tied=False, linear=0, rows=0, weights=0, matrix=0, width=10, layers=2, blocks=800,

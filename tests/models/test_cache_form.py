@@ -6,7 +6,7 @@ from transformers import AutoConfig, DynamicCache
 
 import tiny
 from kdcli.errors import InputError
-from kdcli.models.sizes import cache_form
+from kdcli.models.cache_form import cache_form
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 FORMS = {

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from kdcli.errors import BusyError, ExperimentChangedError, InputError, IntegrityError, UsageError
-from kdcli.loading.info import model_of
 from kdcli.storage import lock
+from kdcli.storage.locate import model_of
 from kdcli.storage.run_dir import RunFolder
 
 IDENTITY = {"loss": "fkl", "train.seed": 0, "steps": 10}

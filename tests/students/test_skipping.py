@@ -10,12 +10,14 @@ import sliced
 import tiny
 from kdcli.errors import InputError, UsageError
 from kdcli.generation.kv_cache import RowCache
+from kdcli.models.cache_form import cache_form
 from kdcli.models.family_layout import FAMILIES, form_of
 from kdcli.models.head import trunk_of
 from kdcli.models.internals import forward_with_cache, prompt_cache
+from kdcli.models.left_out import FIELD, LeftOut
 from kdcli.models.load import load_model, save_student
-from kdcli.models.sizes import cache_form, sizes_of
-from kdcli.models.skipping import FIELD, LeftOut, zero_out
+from kdcli.models.sizes import sizes_of
+from kdcli.models.skipping import zero_out
 from kdcli.students.made import cut_student, made_config
 from kdcli.students.scores import batches_of, similarities
 from sliced import rows

@@ -15,6 +15,7 @@ from kdcli.errors import InputError, IntegrityError, UsageError
 from kdcli.report.table_view import TableStyle
 from kdcli.report.tables import FORMS, render
 from kdcli.storage.digests import remove_digests, write_digests
+from kdcli.study import stored_comparison
 from kdcli.study.export import export
 from kdcli.study.results import conclude, read_comparison
 from study import tree
@@ -238,6 +239,55 @@ def test_tables_that_a_kill_left_unsealed_are_told_from_damaged_ones(written, tm
     remove_digests(folder)
     with pytest.raises(IntegrityError, match="it was not finished"):
         read_comparison(folder)
+
+
+def test_the_comparison_that_is_stored_is_the_one_that_the_tables_give(written, tmp_path):
+    folder = shutil.copytree(written[1], tmp_path / "study")
+    kept = stored_comparison.read(folder)
+    (folder / "comparison.json").unlink()
+    assert stored_comparison.read(folder) is None
+    assert kept == read_comparison(folder)
+    assert kept.rows[2].differences["rougeL"].p_value < 0.05
+
+
+def rewritten(folder):
+    found = pq.read_table(folder / "results.parquet")
+    pq.write_table(found.set_column(3, "value", [np.add(found["value"], 1.0)]), folder / "results.parquet")
+
+
+STALE = {
+    "tables": rewritten,
+    "version": lambda folder: edit(folder, version="0.0"),
+    "form": lambda folder: edit(folder, comparison={"rows": 1}),
+    "no JSON": lambda folder: (folder / "comparison.json").write_text("{"),
+}
+
+
+def edit(folder, **changes):
+    path = folder / "comparison.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("change", STALE.values(), ids=STALE)
+def test_a_stored_comparison_counts_only_while_it_fits(written, tmp_path, change):
+    folder = shutil.copytree(written[1], tmp_path / "study")
+    change(folder)
+    write_digests(folder)
+    assert stored_comparison.read(folder) is None
+    fresh = read_comparison(folder).rows[0].scores["nll"].mean
+    assert fresh == pytest.approx(written[0].rows[0].scores["nll"].mean)
+
+
+def test_a_stored_comparison_that_was_edited_is_computed_again(written, tmp_path):
+    folder = shutil.copytree(written[1], tmp_path / "study")
+    edit(folder, comparison=json.loads((folder / "comparison.json").read_text())["comparison"] | {"notes": ["false"]})
+    assert stored_comparison.read(folder) is None
+    assert read_comparison(folder).notes == stored_comparison.read(written[1]).notes
+
+
+def test_a_stored_comparison_serves_its_own_baseline_only(written):
+    assert stored_comparison.read(written[1], "fkl") is not None
+    assert stored_comparison.read(written[1], "akl") is None
 
 
 ONE_RATE = "one learning rate for all"

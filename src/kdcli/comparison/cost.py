@@ -13,13 +13,11 @@ from kdcli.config.yaml_file import read_config
 from kdcli.distill.prepare import objective_of
 from kdcli.distill.records import RunRecord
 from kdcli.errors import KDError
-from kdcli.loading.info import model_of
 from kdcli.models.checks import ModelFolder, open_folder
 from kdcli.sources.token_counts import TokenCounts
+from kdcli.storage.locate import model_of
 from kdcli.storage.run_dir import CONFIG, RunFolder
 from kdcli.text import csv_cell
-
-COSTS = "costs.csv"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,10 @@ from kdcli.errors import MachineError
 from kdcli.evaluation.records import ScoreInfo
 from kdcli.statistics import Detectable, Estimate, VarianceShares
 
+RESULTS, SAMPLES, COSTS = "results.parquet", "samples.parquet", "costs.csv"
+"""The files of a study that a comparison is computed from."""
+MAKE = "run the kd compare that wrote it again; finished cells are kept"
+
 
 @dataclass(frozen=True)
 class Failure:

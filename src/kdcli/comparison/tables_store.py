@@ -12,17 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdcli.comparison.cost import Cost
-from kdcli.comparison.records import Failure, Setup
+from kdcli.comparison.records import MAKE, RESULTS, SAMPLES, Failure, Setup
 from kdcli.config.sections import EvalSettings
 from kdcli.distill.records import CONTENDER, Reference, RunRecord
 from kdcli.errors import InputError, IntegrityError, UsageError
 from kdcli.evaluation.records import AnswerCounts, EvalRecord, ScoreInfo
-from kdcli.evaluation.results import SAMPLES, read_evaluation_settings, read_samples, scores_of
+from kdcli.evaluation.results import read_evaluation_settings, read_samples, scores_of
 from kdcli.metrics.score import Score
 from kdcli.storage import atomic, stored
 from kdcli.text import one_line
 
-RESULTS = "results.parquet"
 SCHEMA = 1
 _ABOUT = b"kd.comparison"
 _COLUMNS = pa.schema(
@@ -50,7 +49,6 @@ _COLUMNS = pa.schema(
         ("role", pa.string()),
     ]
 )
-MAKE = "run the kd compare that wrote it again; finished cells are kept"
 _SHARED = ("example", "where", "prompt", "references", "predictions", "ended")
 
 

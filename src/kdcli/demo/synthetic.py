@@ -20,11 +20,11 @@ from kdcli.config.schema import CompareConfig
 from kdcli.data.tokenize import Example, TokenDataset, encode_pairs, prompt_prefix
 from kdcli.evaluation.token_facts import token_facts
 from kdcli.events import Event, Report, silent
-from kdcli.loading.info import model_of
 from kdcli.models.devices import Device, prepare
 from kdcli.models.load import LanguageModel, load_model
 from kdcli.plots import COLOURS, GREY, look, panels, save
 from kdcli.storage import atomic
+from kdcli.storage.locate import model_of
 
 
 def _words(text: str) -> list[str]:

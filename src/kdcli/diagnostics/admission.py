@@ -26,7 +26,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcli.models.sizes import CacheForm, Footprint
+from kdcli.models.cache_form import CacheForm
+from kdcli.models.sizes import Footprint
 
 _HAIR = 1e-9
 """By how much, relative to a capacity, a sum may exceed it: rounding."""

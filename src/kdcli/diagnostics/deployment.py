@@ -20,16 +20,17 @@ with an fp16 scale: 3 % more).
 import math
 from dataclasses import dataclass
 from pathlib import Path
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from kdcli.errors import InputError
-from kdcli.loading.info import model_of
-from kdcli.models.checks import check_settings, drop_unsafe_keys, open_settings
+from kdcli.models.cache_form import CacheForm, cache_form
 from kdcli.models.headers import read_table
-from kdcli.models.sizes import CacheForm, Footprint, cache_form, sizes_of
-from kdcli.models.weights import build_config
+from kdcli.models.known_sizes import Counts, known_sizes
+from kdcli.storage.locate import locate, model_of
 from kdcli.text import one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
 _LOGIT = 4
@@ -112,31 +113,54 @@ def estimate_deployment(model: str, device: Device, *, context: int, batch: int 
     Raises:
         InputError: the config cannot be used.
     """
-    config = config_of(model)
-    form, sizes = cache_form(config, model), sizes_of(config)
+    known = known_sizes(_settings(model))
+    if known is None:
+        from kdcli.models.sizes import sizes_of
+
+        built = config_of(model)
+        known = built, sizes_of(built)
+    config, sizes = known
+    form = cache_form(config, model)
     needs = tuple(_needs(kind, sizes, form, config.vocab_size, device, context, batch) for kind in BYTES)
     return DeploymentEstimate(model, sizes.parameters, context, batch, device, needs, _notes(config, form, context))
 
 
-def config_of(model: str) -> PreTrainedConfig:
+def config_of(model: str) -> "PreTrainedConfig":
     """Return the config of a folder, a hub id or a JSON file, checked as before loading.
 
     Raises:
         InputError: it is not there or cannot be used.
     """
+    from kdcli.models.checks import check_settings, drop_unsafe_keys, open_settings
+    from kdcli.models.weights import build_config
+
     path = Path(model).expanduser()
     if path.suffix != ".json":
         settings, folder, _ = open_settings(model_of(model))
         return build_config(settings, str(folder))
-    if not path.is_file():
-        what = f"not found; looked in {one_line(str(Path.cwd()))}"
-        raise InputError("MOD-01", what, where=one_line(model), fix="check the path")
-    raw = read_table(path, "MOD-02")
+    raw = _settings(model)
     check_settings(raw, path)
     return build_config(drop_unsafe_keys(raw)[0], one_line(model))
 
 
-def _needs(kind: str, sizes: Footprint, form: CacheForm, vocab: int, device: Device, context: int, batch: int) -> Needs:
+def _settings(model: str) -> dict[str, Any]:
+    """Return what the config.json of a folder, a hub id or a JSON file holds; nothing where the folder has none.
+
+    Raises:
+        InputError: neither is there, or it is not JSON.
+    """
+    path = Path(model).expanduser()
+    if path.suffix != ".json":
+        folder = locate(model_of(model))
+        whole = (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file()
+        return read_table(folder / "config.json", "MOD-02") if whole else {}
+    if not path.is_file():
+        what = f"not found; looked in {one_line(str(Path.cwd()))}"
+        raise InputError("MOD-01", what, where=one_line(model), fix="check the path")
+    return read_table(path, "MOD-02")
+
+
+def _needs(kind: str, sizes: Counts, form: CacheForm, vocab: int, device: Device, context: int, batch: int) -> Needs:
     """Work out one kind of weights; the formulas stand at the top of this file."""
     weights = math.ceil(sizes.parameters * BYTES[kind])
     cache = form.elements(context) * (4 if kind == "fp32" else 2)
@@ -161,7 +185,7 @@ def _roofline(moved: float, done: float, device: Device) -> tuple[float, float]:
     return moving, done / device.flops if device.flops is not None else 0.0
 
 
-def _notes(config: PreTrainedConfig, form: CacheForm, context: int) -> tuple[str, ...]:
+def _notes(config: Any, form: CacheForm, context: int) -> tuple[str, ...]:
     notes = []
     limit = getattr(config, "max_position_embeddings", None)
     if isinstance(limit, int) and context > limit:

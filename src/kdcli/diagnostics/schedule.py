@@ -31,7 +31,8 @@ from kdcli.diagnostics.deployment import BYTES, config_of
 from kdcli.errors import InputError, MachineError, UsageError
 from kdcli.events import Event, Report
 from kdcli.metrics.curve import Curve, Series
-from kdcli.models.sizes import cache_form, sizes_of
+from kdcli.models.cache_form import cache_form
+from kdcli.models.sizes import sizes_of
 from kdcli.plots import draw
 from kdcli.storage import atomic, stored
 from kdcli.text import one_line

@@ -18,7 +18,7 @@ from kdcli.evaluation.classification import encode_choices
 from kdcli.evaluation.on_policy import check_on_policy
 from kdcli.evaluation.scoring import MetricSet, choose_metrics
 from kdcli.loading import splits
-from kdcli.loading.info import ModelPair, model_of, read_ensemble
+from kdcli.loading.info import ModelPair, read_ensemble
 from kdcli.losses.base import Dims, DistillLoss
 from kdcli.losses.build import build_objective
 from kdcli.losses.composite import losses_inside
@@ -33,6 +33,7 @@ from kdcli.registry.registry import LOSSES
 from kdcli.remote.address import is_url
 from kdcli.sources.base import Source
 from kdcli.sources.build import cards, supplying, writing
+from kdcli.storage.locate import model_of
 from kdcli.students.made import made_config
 from kdcli.teachers.cached import TeacherView
 from kdcli.text import one_line

@@ -12,7 +12,7 @@ from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.distill.compat import wordless
 from kdcli.errors import InterruptedRunError, UsageError, raise_all
 from kdcli.events import Event, Report
-from kdcli.loading.info import ModelInfo, ModelPair, model_of, require_single
+from kdcli.loading.info import ModelInfo, ModelPair, require_single
 from kdcli.loading.session import Session, check_data_path
 from kdcli.loading.splits import rows_of_teacher
 from kdcli.models.devices import Device, prepare
@@ -36,6 +36,7 @@ from kdcli.sources.teacher_text.rows import (
 )
 from kdcli.sources.teacher_text.store import TeacherText, folder_name, generator_of, made_of, prompts_of, teacher_text
 from kdcli.storage import atomic, lock
+from kdcli.storage.locate import model_of
 from kdcli.students.made import is_made
 from kdcli.text import one_line
 from kdcli.version import __version__

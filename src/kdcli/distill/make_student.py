@@ -19,9 +19,9 @@ from kdcli.loading.session import Session, check_data_path
 from kdcli.loading.splits import training_rows
 from kdcli.models.devices import prepare
 from kdcli.models.family_layout import Form
+from kdcli.models.left_out import LeftOut
 from kdcli.models.load import LanguageModel, save_student
 from kdcli.models.sizes import sizes_of
-from kdcli.models.skipping import LeftOut
 from kdcli.storage import atomic
 from kdcli.students.made import Cut, is_made, made_config, rows_of_scores
 from kdcli.students.spec import is_cut, parse_cut

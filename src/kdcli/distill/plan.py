@@ -21,7 +21,7 @@ from kdcli.distill.gpu_memory import CACHE, needed, way_to_fit
 from kdcli.distill.memory import CONTEXT, MARGIN, LiveBytes, Peak, Setup, peak_of, standing
 from kdcli.distill.prepare import Prepared, prepare_run
 from kdcli.distill.setup import share_met
-from kdcli.loading.info import ModelPair, model_of
+from kdcli.loading.info import ModelPair
 from kdcli.loading.session import Session
 from kdcli.loading.splits import leaves_answers_out
 from kdcli.losses.base import DistillLoss
@@ -33,6 +33,7 @@ from kdcli.models.execution import Execution, OnAccelerator, execution_on
 from kdcli.models.head import Head
 from kdcli.models.packing import Workspace
 from kdcli.models.sizes import Footprint, together
+from kdcli.storage.locate import model_of
 from kdcli.storage.run_dir import RunFolder
 from kdcli.students.made import footprint
 from kdcli.text import visible

@@ -20,13 +20,13 @@ from kdcli.evaluation.lm_eval.tasks import Harness, LmEval, Tasks
 from kdcli.evaluation.records import Edge, EvalRecord
 from kdcli.events import Event, Report
 from kdcli.exports.folder import open_measured, runner_of, stored_types
-from kdcli.loading.info import model_of
 from kdcli.loading.session import load_measured
 from kdcli.models.devices import Device, peak_memory, process_bytes, reset_peak_memory
 from kdcli.models.head import trunk_of
 from kdcli.models.headers import TensorInfo
 from kdcli.models.internals import cache_in
 from kdcli.models.load import LanguageModel
+from kdcli.storage.locate import model_of
 
 # Reads the energy counters that a platform offers; where it offers none, energy is unknown, never 0.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 
 from kdcli.models.internals import PLAIN, DynamicLayer, NoLayer, prompt_cache
-from kdcli.models.skipping import left_out_of
+from kdcli.models.left_out import left_out_of
 
 KVState: TypeAlias = list[tuple[Tensor, Tensor]]
 """Keys and values of one row, a pair for each layer that has some, ``[heads seen d]``."""

@@ -21,19 +21,9 @@ from kdcli.models.sizes import sizes_of
 from kdcli.models.tokenizer import ends_differ, folder_end_tokens, shared_vocabulary, templates_differ
 from kdcli.models.weights import build_config, read_generation_config
 from kdcli.storage import atomic
-from kdcli.storage.run_dir import MANIFEST, MODEL
 from kdcli.students.made import cut_identity, is_made
 from kdcli.students.spec import is_cut, parse_cut
 from kdcli.text import one_line
-
-
-def model_of(path: str) -> str:
-    """Return the model folder that a path means: a run folder's student, else the path itself."""
-    inner = Path(path).expanduser() / MODEL
-    here = Path(path).expanduser()
-    whole = any((here / name).is_file() for name in ("config.json", "adapter_config.json"))
-    return str(inner) if (here / MANIFEST).is_file() and not whole else path
-
 
 # Several teachers given as one: how they are written, and what identifies them together.
 

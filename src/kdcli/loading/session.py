@@ -19,7 +19,6 @@ from kdcli.loading.info import (
     ModelPair,
     facts_of,
     facts_of_several,
-    model_of,
     notes_on_pair,
     read_ensemble,
     require_single,
@@ -38,6 +37,7 @@ from kdcli.models.tokenizer import (
 )
 from kdcli.remote.address import address_of, is_url, served_identity
 from kdcli.remote.client import Client
+from kdcli.storage.locate import model_of
 from kdcli.students.made import Cut, cut_student, is_made
 from kdcli.students.scores import Scores
 from kdcli.students.spec import is_cut

@@ -7,7 +7,6 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from kdcli.bounded import ANYWHERE, Bounds, score_interval
 from kdcli.metrics.score import Array, Finish
@@ -160,6 +159,8 @@ def mean_with_interval(
     >>> line.y, round(line.low[0], 4), round(line.high[0], 4)
     ((2.0,), -10.7062, 14.7062)
     """
+    from scipy.special import stdtrit
+
     whole = sums.sum(0)
     y = np.asarray(finish(whole), dtype=np.float64)
     examples = np.maximum((sums != 0.0).any(-1).sum(0), 2)
@@ -169,6 +170,8 @@ def mean_with_interval(
 
 
 def _half_width(sums: Array, whole: Array, finish: Finish) -> Array:
+    from scipy.special import stdtrit
+
     counted = (sums != 0.0).any(-1)
     examples = counted.sum(0)
     enough = np.maximum(examples, 2)

@@ -20,7 +20,7 @@ from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.pytorch_utils import Conv1D
 
 from kdcli.errors import raise_machine_fault
-from kdcli.models.skipping import left_out_of
+from kdcli.models.left_out import left_out_of
 from kdcli.text import one_line
 
 __all__ = [

@@ -4,81 +4,14 @@ In the files the weights of such a half are 0, which is the same function and lo
 config says which they are, in a field of kd's own; loaded by kd, the module is not there: less time, smaller KV cache.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from kdcli.errors import InputError
 from kdcli.models.family_layout import family_of
-from kdcli.text import one_line
-
-FIELD = "kd_left_out"
-"""The entry of config.json: ``{"attention": [2, 3], "mlp": []}``, by number of the layer."""
-HALVES = ("attention", "mlp")
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """Layers that lack a half, by number.
-
-    Args:
-        attention: those without attention.
-        mlp: those without feed-forward half.
-    """
-
-    attention: tuple[int, ...] = ()
-    mlp: tuple[int, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.attention or self.mlp)
-
-    def __str__(self) -> str:
-        named = {"attention": self.attention, "feed-forward half": self.mlp}
-        told = [f"the {name} of layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
-                for name, layers in named.items() if layers]  # fmt: skip
-        return " and ".join(told)
-
-    def as_setting(self) -> dict[str, list[int]]:
-        """Return the entry of a config."""
-        return {"attention": list(self.attention), "mlp": list(self.mlp)}
-
-
-def left_out_of(config: PreTrainedConfig) -> LeftOut:
-    """Return the halves that a config says are left out.
-
-    Args:
-        config: of the language model.
-
-    Raises:
-        InputError: MOD-27, the entry is not of that form, or names what cannot be left out.
-    """
-    given = getattr(config, FIELD, None)
-    if given is None:
-        return LeftOut()
-    layers = config.num_hidden_layers
-    known = isinstance(given, Mapping) and not set(given) - set(HALVES)
-    named = list(given.values()) if known else [None]
-    if not all(isinstance(one, list) and set(one) <= set(range(layers)) for one in named):
-        raise _refuse(f"names no layers below {layers}: {one_line(str(given), 80)}")
-    found = LeftOut(*(tuple(sorted(set(given.get(half, ())))) for half in HALVES))
-    if held := set(found.attention) & set(cache_holders(config)):
-        raise _refuse(f"the attention of layer {min(held)} holds the length of the KV cache")
-    return found
-
-
-def cache_holders(config: PreTrainedConfig) -> tuple[int, ...]:
-    """Return the first layer of each kind of attention; the length of a KV cache is read from these.
-
-    >>> from transformers import LlamaConfig
-    >>> cache_holders(LlamaConfig())
-    (0,)
-    """
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    return tuple(sorted(kinds.index(kind) for kind in set(kinds)))
+from kdcli.models.left_out import FIELD, LeftOut, left_out_of, refuse_entry
 
 
 class NoAttention(nn.Module):
@@ -130,7 +63,7 @@ def leave_out(model: PreTrainedModel) -> LeftOut:
 
 def _check_zero(module: nn.Module, what: str) -> None:
     if any(bool(value.any()) for value in module.parameters() if not value.is_meta):
-        raise _refuse(f"says that {what} adds nothing, and its weights are not 0", "remove the entry")
+        raise refuse_entry(f"says that {what} adds nothing, and its weights are not 0", "remove the entry")
 
 
 def zero_out(model: PreTrainedModel, halves: LeftOut) -> None:
@@ -164,7 +97,3 @@ def whole_state(model: PreTrainedModel) -> dict[str, Tensor] | None:
         shapes = AutoModelForCausalLM.from_config(model.config).state_dict()
     own, dtype = model.state_dict(), model.dtype
     return {name: own[name] if name in own else torch.zeros(value.shape, dtype=dtype) for name, value in shapes.items()}
-
-
-def _refuse(what: str, fix: str = "restore config.json") -> InputError:
-    return InputError("MOD-27", what, where=f"config.json's {FIELD}", fix=fix)

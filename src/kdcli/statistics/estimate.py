@@ -7,7 +7,6 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
 
 from kdcli.bounded import ANYWHERE, Bounds, score_interval
 
@@ -118,6 +117,8 @@ def ends(
     >>> ends(90.0, 30.0, (0.0, 100.0), 100, difference=True)
     (60.0, 100.0)
     """
+    from scipy.special import stdtrit
+
     reach = bounds[1] - bounds[0]
     if half == 0.0 and (difference or reach == math.inf):
         return None, None
@@ -147,6 +148,8 @@ def t_estimate(
         difference: whether to test it against zero.
         bounds: lowest and highest value of the score, or of either score that a difference is taken of.
     """
+    from scipy.special import stdtrit
+
     if error is None:
         return Estimate(mean, None, None, count, unit)
     error = error if error > _ROUNDING * abs(mean) else 0.0
@@ -158,6 +161,8 @@ def t_estimate(
 
 def _p_value(mean: float, error: float, count: int) -> float:
     """Return Student's p; where all differences are equal, the share of their signs that is as one-sided."""
+    from scipy.special import stdtr
+
     if error == 0.0:
         return 1.0 if mean == 0.0 else 2.0 ** (1 - count)
     return float(2.0 * stdtr(count - 1, -abs(mean) / error))

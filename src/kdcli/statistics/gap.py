@@ -4,8 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scipy.optimize import brentq
-
 from kdcli.statistics.bootstrap import counted
 from kdcli.statistics.estimate import CONFIDENCE, Additive, Array, Estimate
 from kdcli.statistics.paired import value_table
@@ -68,6 +66,8 @@ def _half(table: Array) -> float:
 
 def _edge(beyond: Callable[[float], float], inside: float, sign: float) -> float | None:
     """Return where a function that is negative inside crosses zero, to one side; None where it never does."""
+    from scipy.optimize import brentq
+
     step = 0.01
     for _ in range(_DOUBLINGS):
         if beyond(inside + sign * step) > 0.0:

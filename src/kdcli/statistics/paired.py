@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import chdtri, ndtr
 
 from kdcli.statistics.bootstrap import Pairs, answer_noise, bca_interval, counted, example_values, permutation_p
 from kdcli.statistics.estimate import LEVEL, POWER, Additive, Array, Estimate, over_seeds, seeds_estimate, t_estimate
@@ -197,6 +196,8 @@ def detectable(parts: Parts, level: float, power: float = POWER) -> Array:
         level: of the test, two-sided.
         power: probability of finding it.
     """
+    from scipy.special import ndtr
+
     flat = _of(parts.shape, lambda name: np.ravel(getattr(parts, name)))
     low, high = np.zeros_like(flat.total), 8.0 * flat.half_width(level) + 8.0 * np.sqrt(flat.total)
     drawn = _drawn(flat)
@@ -241,6 +242,8 @@ def _drawn(parts: Parts) -> Parts:
 
 def _chi_square(freedom: int, nodes: int) -> Array:
     """Return quantiles of chi square over its degrees of freedom, ``[nodes]``."""
+    from scipy.special import chdtri
+
     return np.asarray(chdtri(freedom, 1.0 - (np.arange(nodes) + 0.5) / nodes) / freedom)
 
 
@@ -250,6 +253,8 @@ def _spread(parts: Parts, contenders: int) -> Parts:
     The variance that m contenders share has the degrees of freedom of a mean of m chi squares which correlate
     by 1/4, since the differences correlate by 1/2 through the baseline.
     """
+    from scipy.special import chdtri
+
     shared = contenders / (1.0 + (contenders - 1) / 4.0)
     tails = np.array([0.5, (1.0 - RANGE) / 2, (1.0 + RANGE) / 2])
     seeds, examples = (max(size - 1, 0) * shared for size in parts.shape)

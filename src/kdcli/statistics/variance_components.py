@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import stdtrit
 
 from kdcli.bounded import ANYWHERE, Bounds
 from kdcli.statistics.estimate import CONFIDENCE, LEVEL, Array, Estimate, ends
@@ -57,6 +56,8 @@ class Parts:
 
     def half_width(self, level: float | Array) -> Array:
         """Return half the interval that errs with this probability, ``[...]``."""
+        from scipy.special import stdtrit
+
         tail = np.asarray(level) / 2
         of_seeds, of_examples = self.shape[0] - 1, self.shape[1] - 1
         high = -stdtrit(of_examples, tail)

@@ -11,6 +11,7 @@ from kdcli.storage import atomic, stored
 
 NAME = "digests.json"
 _SEALED = (
+    "comparison.json",
     "costs.csv",
     "curves.png",
     "curves.svg",

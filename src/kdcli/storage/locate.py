@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from kdcli.errors import InputError, raise_machine_fault
+from kdcli.storage.run_dir import MANIFEST, MODEL
 from kdcli.text import one_line
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
@@ -61,3 +62,11 @@ def _nothing(path: str, looked: Path, code: str, reason: str) -> InputError:
         f"no model at {one_line(path)} (looked for {one_line(str(looked))}{reason})",
         fix="give a model folder or a hub id",
     )
+
+
+def model_of(path: str) -> str:
+    """Return the model folder that a path means: a run folder's student, else the path itself."""
+    inner = Path(path).expanduser() / MODEL
+    here = Path(path).expanduser()
+    whole = any((here / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return str(inner) if (here / MANIFEST).is_file() and not whole else path

@@ -13,10 +13,11 @@ from kdcli.data.tokenize import TokenDataset
 from kdcli.errors import InputError, UsageError
 from kdcli.models.checks import open_folder, open_settings
 from kdcli.models.family_layout import Form, family_of, form_of
+from kdcli.models.left_out import FIELD, LeftOut, cache_holders
 from kdcli.models.load import LanguageModel, assemble, positions_of
 from kdcli.models.random_init import is_random, random_config, weights_digest
 from kdcli.models.sizes import Footprint, sizes_of
-from kdcli.models.skipping import FIELD, LeftOut, cache_holders, zero_out
+from kdcli.models.skipping import zero_out
 from kdcli.models.tokenizer import folder_end_tokens, load_tokenizer
 from kdcli.models.weights import build_config, load_weights
 from kdcli.students.cut import Kept, config_of, counter, slice_model

@@ -3,14 +3,13 @@
 from pathlib import Path
 
 from kdcli.comparison.answer import chosen_scores
-from kdcli.comparison.tables_store import RESULTS
+from kdcli.comparison.records import RESULTS, Comparison
 from kdcli.errors import UsageError
 from kdcli.report.table_view import PLAIN, TableStyle
 from kdcli.report.tables import FORMS, render
 from kdcli.storage import atomic
 from kdcli.storage.digests import update_digest
-from kdcli.study.finished import comparison_of
-from kdcli.study.results import read_comparison
+from kdcli.study import stored_comparison
 from kdcli.text import one_line
 
 
@@ -34,14 +33,24 @@ def export(study: Path, target: Path, style: TableStyle = PLAIN, *, baseline: st
     """
     form = check(target, style, baseline=baseline)
     if form == "parquet":
-        read_comparison(study)
+        _comparison(study)
         atomic.write_file(target, (study / RESULTS).read_bytes())
     else:
-        found = comparison_of(study, baseline)
+        found = _comparison(study, baseline)
         chosen_scores(found, style.columns, "--columns")
         atomic.write_file(target, render(found, form, style))
     update_digest(target)
     return target
+
+
+def _comparison(study: Path, baseline: str | None = None) -> Comparison:
+    """Return the comparison as it is stored, which takes no statistics; else computed from the study's files."""
+    found = stored_comparison.read(study, baseline)
+    if found is None:
+        from kdcli.study.finished import comparison_of
+
+        found = comparison_of(study, baseline)
+    return found
 
 
 def check(target: Path, style: TableStyle = PLAIN, *, baseline: str | None = None) -> str:

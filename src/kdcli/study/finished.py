@@ -10,8 +10,8 @@ from typing import Any
 from kdcli.comparison import conclusions
 from kdcli.comparison.aggregate import Group
 from kdcli.comparison.comparable import check_same, label_runs
-from kdcli.comparison.records import Comparison
-from kdcli.comparison.tables_store import RESULTS, ComparisonMeta
+from kdcli.comparison.records import RESULTS, Comparison
+from kdcli.comparison.tables_store import ComparisonMeta
 from kdcli.config import resolve
 from kdcli.config.schema import DistillConfig, EvalConfig
 from kdcli.config.sections import EvalSettings

@@ -8,11 +8,9 @@ from typing import TypeAlias
 from kdcli.comparison import conclusions
 from kdcli.comparison.against_start import against_start
 from kdcli.comparison.aggregate import Group, Machine, make_references, make_rows, pareto, test_of_score
-from kdcli.comparison.cost import COSTS, cost_of, machine_table, read_machine
-from kdcli.comparison.records import Comparison, Failure
+from kdcli.comparison.cost import cost_of, machine_table, read_machine
+from kdcli.comparison.records import COSTS, Comparison, Failure
 from kdcli.comparison.tables_store import (
-    MAKE,
-    RESULTS,
     Cell,
     ComparisonMeta,
     LongFormat,
@@ -22,14 +20,13 @@ from kdcli.comparison.tables_store import (
 )
 from kdcli.distill.records import Reference, RunRecord
 from kdcli.evaluation.records import EvalRecord, ScoreInfo
-from kdcli.evaluation.results import SAMPLES
 from kdcli.report.page import NAME, write_report
 from kdcli.report.tables import write_tables
 from kdcli.report.training_curves import draw_curves
 from kdcli.storage import atomic, digests
 from kdcli.storage.digests import write_digests
+from kdcli.study import stored_comparison
 from kdcli.study.setup import completed, setup_of_runs
-from kdcli.study.study_dir import is_study
 
 
 def conclude(
@@ -62,6 +59,7 @@ def conclude(
     atomic.write_file(folder / COSTS, machine_table([(cell.label, cell.run, cell.cost) for cell in cells]))
     comparison = _computed(folder)
     write_tables(folder, comparison)
+    stored_comparison.write(folder, comparison)
     digests.write_digests(folder)
     return _with_next(comparison, about)
 
@@ -88,10 +86,7 @@ def read_comparison(folder: Path, baseline: str | None = None) -> Comparison:
         UsageError: no line has the label.
         IntegrityError: a table is not what it was when the comparison was finished.
     """
-    names = tuple(name for name in (RESULTS, SAMPLES, COSTS) if (folder / name).is_file())
-    sealed = is_study(folder) or (folder / digests.NAME).is_file()  # the tables alone may have been copied elsewhere
-    digests.check_named(folder, names, MAKE, needed=sealed and bool(names))
-    return _computed(folder, baseline)
+    return stored_comparison.read(folder, baseline) or _computed(folder, baseline)
 
 
 def _computed(folder: Path, baseline: str | None = None) -> Comparison:
