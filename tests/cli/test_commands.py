@@ -159,13 +159,67 @@ def test_what_json_prints_is_what_its_schema_says(home, kind, words):
     )
     answer = kd(command, *words, folder=home)
     found = json.loads(answer.out)
-    assert (found["kind"], found["schema_version"]) == (kind, 1)
+    assert (found["kind"], found["schema_version"]) == (kind, 2)
     jsonschema.Draft202012Validator(output_schema()).validate(found)
-    kinds = {one["properties"]["kind"]["const"]: one for one in output_schema()["oneOf"]}
+    kinds = kinds_of(output_schema())
     assert set(found) <= set(kinds[kind]["properties"])
     if kind == "error":
         assert found["error"]["exit_code"] == answer.code != 0
         assert found["error"]["code"] in answer.err
+
+
+def kinds_of(schema):
+    return {one["properties"]["kind"]["const"]: one for one in schema["anyOf"][0]["oneOf"]}
+
+
+PRINTED = [
+    ("estimate", ["estimate", "student"]),
+    ("diagnosis", ["doctor", "--student", "student", "--device", "cpu"]),
+    ("batch", ["inspect", "batch", "fkl", *MODELS[:6]]),
+    ("cache-plan", ["cache", *MODELS[:2], "--data", "train.jsonl", "--dry-run", "-o", "kept"]),
+    ("cache", ["cache", *MODELS[:2], "--data", "train.jsonl", "-o", "kept"]),
+    ("text-plan", ["generate", *MODELS[:2], "--data", "test.jsonl", "--dry-run", "-o", "text"]),
+    ("text", ["generate", *MODELS[:2], "--data", "test.jsonl", "--source", "teacher:max_new_tokens=4", "-o", "text"]),
+    ("student", ["student", "random:layers=1,width=16,heads=2", *MODELS[:2], "-o", "made"]),
+    ("rows", ["data", "check", "train.jsonl"]),
+    ("row-scores", ["data", "score", "--data", "train.jsonl", "--by", "nll", *MODELS[2:4], "-o", "scored"]),
+    ("split", ["data", "split", "--data", "train.jsonl", "--parts", "2", "-o", "parts"]),
+    ("report", ["report", "runs/fkl", "-o", "page.html"]),
+    ("objective", ["losses", "show", "akl"]),
+    ("metric", ["metrics", "show", "rougeL"]),
+    ("source", ["sources", "show", "student"]),
+    ("score", ["scores", "show", "tracin"]),
+    ("preset", ["presets", "show", "gkd"]),
+    ("", ["losses", "list"]),
+    ("", ["metrics", "list"]),
+    ("", ["sources", "list"]),
+    ("", ["scores", "list"]),
+    ("", ["presets", "list"]),
+    ("", ["losses", "check", "fkl"]),
+    ("", ["verify", "runs/fkl"]),
+    ("", ["clean", "runs", "--dry-run"]),
+    pytest.param("", ["losses", "conformance"], marks=pytest.mark.full),
+    pytest.param("toy", ["toy", "fkl", "-o", "toy"], marks=pytest.mark.full),
+    pytest.param("rerun", ["rerun", "runs/fkl", "-o", "runs/again"], marks=pytest.mark.full),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "words"), PRINTED, ids=lambda value: " ".join(value[:2]) if value else "")
+def test_every_other_command_prints_what_the_schema_says(made, kind, words):
+    jsonschema = pytest.importorskip("jsonschema")
+    answer = kd(*words, "--json", folder=made)
+    found = json.loads(answer.out)
+    assert (found["kind"], found["schema_version"]) == (kind, 2) if kind else isinstance(found, list)
+    schema = output_schema()
+    jsonschema.Draft202012Validator(schema).validate(found)
+    if kind:
+        assert set(found) <= set(kinds_of(schema)[kind]["properties"])
+
+
+def test_the_page_names_every_kind_of_document():
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    table = page.partition("## JSON")[2].partition("<!-- begin")[0]
+    assert all(f"`{kind}`" in table for kind in kinds_of(output_schema()))
 
 
 def test_the_schema_of_settings_is_json_schema_of_its_command(home):

@@ -112,12 +112,33 @@ def test_a_terminal_shows_at_once_that_something_is_loading():
     stream = io.StringIO()
     with BarProgress(Console(file=stream, force_terminal=True, width=80, color_system=None)):
         assert "loading PyTorch ..." in stream.getvalue() or "starting ..." in stream.getvalue()
+        assert "/?" not in stream.getvalue()
+        assert "--:--" not in stream.getvalue()
+
+
+def cell(name, state, done=0, **values):
+    return Event("cell", name, done=done, total=100, values={"state": state, **values})
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_time_left_of_a_study_is_never_what_is_cut(clock, width):
+    show = BarProgress(Console(file=io.StringIO(), force_terminal=True, width=width, height=24, color_system=None))
+    for name, state in (("done", "done"), ("lost", "failed"), ("cut", "stopped"), ("later", "waiting")):
+        for number in range(30):
+            show(cell(f"{name} {number}", state, 100 if state == "done" else 0))
+    for step in (1, 2):
+        clock[0] = 60.0 * step
+        show(cell("an objective with a long name · seed 0", "running", step))
+    with show._bar.console.capture() as found:
+        show._bar.console.print(show._bar.get_renderable())
+    lines = found.get().splitlines()
+    assert all(len(line) <= width for line in lines)
+    (line,) = [line for line in lines if " left " in line and "━" in line]
+    assert "51:38:00 left" in line
+    assert any(line.rstrip().endswith("1:38:00") for line in lines)
 
 
 def test_a_study_has_one_bar_with_the_time_left(clock):
-    def cell(name, state, done=0, **values):
-        return Event("cell", name, done=done, total=100, values={"state": state, **values})
-
     show = BarProgress(Console(file=io.StringIO(), force_terminal=True, width=80, height=24, color_system=None))
     for name in ("a", "b", "c"):
         show(cell(name, "waiting"))
@@ -129,7 +150,7 @@ def test_a_study_has_one_bar_with_the_time_left(clock):
     with show._bar.console.capture() as found:
         show._bar.console.print(show._bar.get_renderable())
     text = found.get()
-    assert "1 running, 2 waiting; 4:10 of training to go" in text
+    assert "4:10 left 1 running, 2 waiting" in text
     row = next(line for line in text.splitlines() if line.startswith(" a "))
     assert row.split() == ["a", "running", "50/100", "0:50"]
     assert "a: training 50/100" in text

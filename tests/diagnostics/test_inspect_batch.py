@@ -63,7 +63,7 @@ def test_the_command_writes_data_and_a_picture(parts, tmp_path):
     found = json.loads(answer.out)
     assert found["sequences"] == 3
     written = json.loads((tmp_path / "out" / "batch.json").read_text())
-    assert {"schema_version": 1, "kind": "result", **written} == found
+    assert {"schema_version": 2, "kind": "batch", **written} == found
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"batch.json", "cosines.png", "cosines.svg"}
     shown = kd("inspect", "batch", *arguments, "fkl", "rkl", "--rows", "3")
     assert "cosine of gradients" in shown.out

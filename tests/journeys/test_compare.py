@@ -212,8 +212,8 @@ def test_tuning_reads_the_test_rows_once_and_for_winners_only(parts):
     again = compare(config, study.Heard())
     assert again.rows == found.rows
     plan = plan_compare(config)
-    assert plan.facts["training time"] == "none: every cell is done"
-    assert "2 more of the values that win" in plan.facts["cells"]
+    assert plan.facts["training time"].text == "none: every cell is done"
+    assert "2 more of the values that win" in plan.facts["cells"].text
     assert read_tuning(compare(parts.study("fkl", "rkl", name="tuned"), silent).folder) is None
 
 

@@ -252,14 +252,14 @@ def test_plain_training_needs_no_teacher(parts):
 def test_a_plan_writes_nothing(parts):
     plan = plan_distill(parts.run("planned"))
     assert not (parts.root / "planned").exists()
-    assert plan.facts["run folder"].endswith("planned (to run)")
-    assert "8 of 4 sequences" in plan.facts["steps"]
+    assert plan.facts["run folder"].text.endswith("planned (to run)")
+    assert "8 of 4 sequences" in plan.facts["steps"].text
     first = plan.examples[0]
     assert [text for text, learnt in first.segments if learnt] == [" a.</s>"]
 
 
 def test_the_plan_of_a_finished_run_says_so(done, parts):
-    assert plan_distill(parts.run("whole")).facts["run folder"].endswith("(done)")
+    assert plan_distill(parts.run("whole")).facts["run folder"].values["state"] == "done"
 
 
 def test_an_unfinished_run_has_no_record(parts):

@@ -204,7 +204,7 @@ def test_plan_and_doctor_and_adapters_know_a_cut_student(home):
     planned = kd("plan", *line, "--max-steps", "3", "--lora", "2", "--json", folder=home)
     assert planned.code == 0, planned.err
     facts = json.loads(planned.out)["facts"]
-    assert facts["student"] == "cut:ffn=8,by=activation"
+    assert facts["student"]["values"]["model"] == "cut:ffn=8,by=activation"
     looked = kd("doctor", *line, folder=home)
     assert "split into layers and head verified" in looked.out
     assert not [text for text in looked.out.splitlines() if text.startswith("fail")]

@@ -161,7 +161,7 @@ def test_a_line_that_fails_costs_no_table_and_the_next_start_makes_it(made, tmp_
 def test_plan_and_status_name_the_lines(made):
     parts, found = made
     plan = plan_compare(parts.study("fkl", "ce", seeds=(0, 1)))
-    assert plan.facts["reference lines"].startswith("student, before, teacher: 2 evaluations on the same rows")
+    assert plan.facts["reference lines"].text.startswith("student, before, teacher: 2 evaluations on the same rows")
     status = read(found.folder)
     assert [(one.cell, one.state) for one in status.references] == [("student, before", "done"), ("teacher", "done")]
     assert status.counts == {"done": 4}

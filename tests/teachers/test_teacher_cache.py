@@ -98,7 +98,7 @@ def test_under_bf16_the_cache_keeps_what_the_head_would_have_read(parts):
 
 def test_the_teacher_reads_every_token_once(parts, exact):
     plan = plan_cache(settings(parts, "unwritten"))
-    assert exact.teacher_tokens <= plan["teacher_tokens"]
+    assert exact.teacher_tokens <= plan.teacher_tokens
     before = tree(exact.folder)
     again = cache(settings(parts, "exact"), silent)
     assert (again.added, again.teacher_tokens) == (0, exact.teacher_tokens)

@@ -1,10 +1,11 @@
-"""What ``--json`` prints, as JSON schema: runs, evaluations, comparisons, plans, exports and errors."""
+"""What ``--json`` prints, as JSON schema: a document of each kind, lists, and errors."""
 
+import importlib
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from kdcli.cli.terminal import KINDS, SCHEMA_VERSION
+from kdcli.cli.terminal import KINDS, LISTS, SCHEMA_VERSION
 
 _MISTAKE: dict[str, Any] = {
     "type": "object",
@@ -23,24 +24,23 @@ ERROR = {**_MISTAKE, "properties": {**_MISTAKE["properties"], "also": _ALSO}}
 
 
 def output_schema() -> dict[str, Any]:
-    """Return the schema of every document that ``--json`` prints, each by its ``kind``.
+    """Return the schema of every document that ``--json`` prints, each by its ``kind``, and of the lists.
 
     A number that is not finite is printed as null, so null is allowed wherever a number is.
     """
-    from kdcli.comparison.records import Comparison
-    from kdcli.distill.make_export import ExportRecord
-    from kdcli.distill.plan import Plan
-    from kdcli.distill.records import RunRecord
-    from kdcli.evaluation.records import EvalRecord
-
-    definitions: dict[str, Any] = {}
+    asked: list[tuple[str, Any, TypeAdapter[Any]]] = [
+        (place, "serialization", TypeAdapter(_record(place))) for place in dict.fromkeys((*KINDS, *LISTS))
+    ]
+    made, shared = TypeAdapter.json_schemas(asked, ref_template="#/$defs/{model}")
+    definitions: dict[str, Any] = dict(shared.get("$defs", {}))
     kinds: list[dict[str, Any]] = []
-    for record in (RunRecord, EvalRecord, Comparison, Plan, ExportRecord):
-        made = TypeAdapter(record).json_schema(mode="serialization", ref_template="#/$defs/{model}")
-        definitions |= made.pop("$defs", {})
-        made["properties"] |= _head(KINDS[record.__name__])
-        made["required"] = ["schema_version", "kind", *made.get("required", [])]
-        kinds.append(made)
+    for place, kind in KINDS.items():
+        found = made[place, "serialization"]
+        one = dict(definitions[found["$ref"].rpartition("/")[2]] if "$ref" in found else found)
+        one["properties"] = one["properties"] | _head(kind)
+        one["required"] = ["schema_version", "kind", *one.get("required", [])]
+        kinds.append(one)
+    lists = [{"type": "array", "items": made[place, "serialization"]} for place in LISTS]
     kinds.append(
         {
             "title": "Error",
@@ -52,10 +52,15 @@ def output_schema() -> dict[str, Any]:
     whole = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "kd --json",
-        "oneOf": kinds,
+        "anyOf": [{"oneOf": kinds}, *lists],
         "$defs": definitions,
     }
     return _with_null(whole)
+
+
+def _record(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _head(kind: str) -> dict[str, Any]:

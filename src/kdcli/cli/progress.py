@@ -52,14 +52,14 @@ def counts(cells: Sequence[CellStatus]) -> dict[str, int]:
 
 
 def shown(cells: Sequence[CellStatus], lines: int) -> list[CellStatus]:
-    """Return the cells that fit: those that run or failed before those that wait, those before finished ones.
+    """Return the cells that fit: those that run, then those that failed, then those that wait, then finished ones.
 
     Args:
         cells: all of them; their order is kept.
         lines: room on the screen.
     """
-    rank = {"running": 0, "failed": 0, "stopped": 0, "waiting": 1, "done": 2}
-    best = sorted(range(len(cells)), key=lambda index: (rank.get(cells[index].state, 1), index))[: max(lines, 1)]
+    rank = {"running": 0, "failed": 1, "stopped": 1, "waiting": 2, "done": 3}
+    best = sorted(range(len(cells)), key=lambda index: (rank.get(cells[index].state, 2), index))[: max(lines, 1)]
     return [cells[index] for index in sorted(best)]
 
 
@@ -234,6 +234,22 @@ class _Words(TextColumn):
         return text
 
 
+class _Count(MofNCompleteColumn):
+    """How many are done of how many; nothing while neither is known."""
+
+    def render(self, task: Task) -> Text:
+        """Return the count of a task."""
+        return super().render(task) if task.total else Text(f"{task.completed:,.0f}" if task.completed else "")
+
+
+class _Left(TimeRemainingColumn):
+    """The time to go; nothing while it is not known."""
+
+    def render(self, task: Task) -> Text:
+        """Return the time to go of a task."""
+        return super().render(task) if task.total and task.time_remaining is not None else Text("")
+
+
 class _GridBar(Bar):
     """A bar; in a comparison the grid of cells and one bar for the whole of it."""
 
@@ -247,9 +263,13 @@ class _GridBar(Bar):
             yield from super().get_renderables()
             return
         yield grid(shown(tuple(self._cells.seen.values()), max(self.console.height - 6, 4)))
-        whole = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=1.0, completed=self._cells.share, width=20)
-        whole.add_row(bar, Text(self._cells.summary(), no_wrap=True, overflow="ellipsis"))
+        left = self._cells.seconds_left
+        whole = Table.grid(Column(no_wrap=True), Column(no_wrap=True), Column(), padding=(0, 1))
+        whole.add_row(
+            ProgressBar(total=1.0, completed=self._cells.share, width=20),
+            Text(f"{clock(left)} left" if left else ""),
+            Text(summary(counts(tuple(self._cells.seen.values())), None), no_wrap=True, overflow="ellipsis"),
+        )
         yield whole
         for task in self.tasks:
             many = f" {task.completed:,.0f}/{task.total:,.0f}" if task.total else ""
@@ -268,8 +288,8 @@ class BarProgress:
         columns = (
             _Words("{task.description}", markup=False, table_column=Column()),
             BarColumn(bar_width=20, table_column=kept),
-            MofNCompleteColumn(table_column=kept),
-            TimeRemainingColumn(compact=True, table_column=kept),
+            _Count(table_column=kept),
+            _Left(compact=True, table_column=kept),
             _Words("{task.fields[values]}", markup=False, style="dim", table_column=Column()),
         )
         self._cells = Cells()

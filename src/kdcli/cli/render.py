@@ -13,7 +13,7 @@ from kdcli.comparison.answer import answer as sentences
 from kdcli.comparison.answer import chosen_scores, deciding
 from kdcli.comparison.records import Comparison, ComparisonRow, ReferenceRow
 from kdcli.data.readers import counted, size_text
-from kdcli.distill.plan import Plan, Shown
+from kdcli.distill.plan import PART, Plan, Shown
 from kdcli.distill.records import RunRecord
 from kdcli.evaluation.records import Edge, EvalRecord, ScoreInfo
 from kdcli.statistics import LEVEL, Estimate
@@ -367,7 +367,8 @@ def plan(found: Plan) -> Group:
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
     for name, value in found.facts.items():
-        facts.add_row(Text(one_line(name, 40)), Text(one_line(value, 400)))
+        shown = f"  {name.removeprefix(PART)}" if name.startswith(PART) else name
+        facts.add_row(Text(one_line(shown, 40)), Text(one_line(value.text, 400)))
     parts: list[RenderableType] = [facts]
     if found.cells:
         cells = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)

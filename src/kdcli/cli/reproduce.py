@@ -1,5 +1,6 @@
 """``kd report``, ``kd verify``, ``kd clean`` and ``kd rerun``."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,19 @@ def register(app: typer.Typer) -> None:
         "clean", epilog="Example: kd clean study --dry-run", short_help="Remove files that a study no longer needs."
     )(clean)
     app.command("rerun", epilog="Example: kd rerun runs/akl -o runs/akl-again", short_help="Train a run again.")(rerun)
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report that was written.
+
+    Args:
+        report: the file.
+        bytes: its size.
+    """
+
+    report: Path
+    bytes: int
 
 
 def report(
@@ -58,7 +72,7 @@ def report(
         from kdcli.study.finished import write_page
 
         write_page(paths, target)
-    terminal.result({"report": str(target), "bytes": target.stat().st_size}, lambda _: str(target))
+    terminal.result(Page(target, target.stat().st_size), lambda page: str(page.report))
 
 
 def verify(

@@ -12,8 +12,8 @@ from kdcli.text import one_line
 from kdcli.text import typed as quoted
 
 if TYPE_CHECKING:
-    from kdcli.sources.teacher_text.rows import TextRecord
-    from kdcli.teachers.cached import CacheRecord
+    from kdcli.sources.teacher_text.rows import TextPlan, TextRecord
+    from kdcli.teachers.cached import CachePlan, CacheRecord
 
 
 EPILOG = (
@@ -62,10 +62,10 @@ def cache(typed: Typed, *, config: Texts, sets: Texts, dry_run: bool, json: bool
     terminal.result(found, _planned if dry_run else _built)
 
 
-def _planned(plan: dict[str, Any]) -> str:
+def _planned(plan: "CachePlan") -> str:
     from kdcli.data.readers import size_text
 
-    shown = plan | {"bytes": size_text(plan["bytes"])}
+    shown = vars(plan) | {"bytes": size_text(plan.bytes)}
     return "\n".join(
         f"{name.replace('_', ' '):16} {value:,}" if isinstance(value, int) else f"{name.replace('_', ' '):16} {value}"
         for name, value in shown.items()
@@ -77,7 +77,7 @@ def _built(record: "CacheRecord") -> str:
     from kdcli.data.readers import size_text
 
     return (
-        f"{record.sequences:,} sequences ({record.added:,} new), {size_text(record.bytes)}, {record.kind}; "
+        f"{record.sequences:,} sequences ({record.added:,} new), {size_text(record.bytes)}, {record.holds}; "
         f"the teacher has read {record.teacher_tokens:,} tokens; {duration(record.seconds)}\n{record.folder}"
     )
 
@@ -131,10 +131,10 @@ def _check_folder(output: str | None) -> None:
     )
 
 
-def _generate_planned(plan: dict[str, Any]) -> str:
+def _generate_planned(plan: "TextPlan") -> str:
     return "\n".join(
         f"{name.replace('_', ' '):16} {f'{value:,}' if isinstance(value, int) else one_line(str(value), 200)}"
-        for name, value in plan.items()
+        for name, value in vars(plan).items()
     )
 
 

@@ -114,29 +114,72 @@ def runnable(command: str) -> str:
     return f"{typed(os.path.relpath(sys.argv[0]))} {rest}"
 
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of the documents that ``--json`` prints; it changes with every field that is renamed or removed."""
 
 KINDS = {
-    "RunRecord": "run",
-    "EvalRecord": "evaluation",
-    "Comparison": "comparison",
-    "Plan": "plan",
-    "ExportRecord": "export",
+    "kdcli.distill.records:RunRecord": "run",
+    "kdcli.evaluation.records:EvalRecord": "evaluation",
+    "kdcli.comparison.records:Comparison": "comparison",
+    "kdcli.distill.plan:Plan": "plan",
+    "kdcli.cli.study:Status": "status",
+    "kdcli.cli.reproduce:Page": "report",
+    "kdcli.distill.rerun:Rerun": "rerun",
+    "kdcli.diagnostics.doctor:Diagnosis": "diagnosis",
+    "kdcli.diagnostics.deployment:DeploymentEstimate": "estimate",
+    "kdcli.diagnostics.schedule:ScheduleReport": "schedule",
+    "kdcli.diagnostics.gradients:BatchReport": "batch",
+    "kdcli.teachers.cached:CacheRecord": "cache",
+    "kdcli.teachers.cached:CachePlan": "cache-plan",
+    "kdcli.sources.teacher_text.rows:TextRecord": "text",
+    "kdcli.sources.teacher_text.rows:TextPlan": "text-plan",
+    "kdcli.distill.make_student:StudentRecord": "student",
+    "kdcli.distill.make_export:ExportRecord": "export",
+    "kdcli.demo.toy:ToyReport": "toy",
+    "kdcli.rows.check:Checked": "rows",
+    "kdcli.rows.score:ScoreRecord": "row-scores",
+    "kdcli.rows.split:SplitRecord": "split",
+    "kdcli.rows.balance:BalanceRecord": "balance",
+    "kdcli.rows.rationales:RationalesRecord": "rationales",
+    "kdcli.losses.build:LossCard": "objective",
+    "kdcli.metrics.describe:MetricCard": "metric",
+    "kdcli.sources.build:SourceCard": "source",
+    "kdcli.scores.build:ScoreCard": "score",
+    "kdcli.config.presets:PresetCard": "preset",
 }
-"""Record -> what a document of ``--json`` calls it; other results are of kind "result"."""
+"""Record -> what a document of ``--json`` calls it."""
+
+LISTS = (
+    "kdcli.study.verify:Checked",
+    "kdcli.study.clean:Removed",
+    "kdcli.losses.testing.contract:Finding",
+    "kdcli.losses.testing.conformance:Row",
+    "kdcli.losses.build:LossCard",
+    "kdcli.metrics.describe:MetricCard",
+    "kdcli.sources.build:SourceCard",
+    "kdcli.scores.build:ScoreCard",
+    "kdcli.config.presets:PresetCard",
+)
+"""Records of which ``--json`` prints a list."""
 
 
 def document(value: Any) -> Any:
     """Return a result as ``--json`` prints it: plain values, and in an object the version of its schema and its kind.
 
-    >>> document({"bytes": 3})
-    {'schema_version': 1, 'kind': 'result', 'bytes': 3}
+    >>> from kdcli.distill.plan import Plan
+    >>> document(Plan({}, cost={"steps": 3.0})) == {
+    ...     "schema_version": 2, "kind": "plan", "facts": {}, "cells": [], "examples": [], "notes": [],
+    ...     "cost": {"steps": 3.0}}
+    True
     """
     plain = jsonable(value)
     if not isinstance(plain, dict):
         return plain
-    return {"schema_version": SCHEMA_VERSION, "kind": KINDS.get(type(value).__name__, "result"), **plain}
+    return {"schema_version": SCHEMA_VERSION, "kind": KINDS[_place(type(value))], **plain}
+
+
+def _place(record: type[Any]) -> str:
+    return f"{record.__module__}:{record.__qualname__}"
 
 
 def jsonable(value: Any) -> Any:

@@ -27,6 +27,7 @@ from kdcli.sources.teacher import TeacherSource
 from kdcli.sources.teacher_text.remote import RemoteGenerator
 from kdcli.sources.teacher_text.rows import (
     ROWS,
+    TextPlan,
     TextRecord,
     Written,
     check_same_text,
@@ -198,18 +199,18 @@ def _generator(task: Task, session: Session) -> dict[str, Any]:
     return {"teacher": session.load_teacher(task.teacher.path, task.device.device)}
 
 
-def plan_generate(config: GenerateConfig) -> dict[str, Any]:
+def plan_generate(config: GenerateConfig) -> TextPlan:
     """Return what would be generated; nothing is written, no weight is read."""
     task = prepare_task(config, Session())
-    return {
-        "teacher": task.teacher.path,
-        "device": task.device.description,
-        "prompts": len(task.dataset),
-        "answers": task.answers,
-        "tokens_at_most": task.answers * task.source.max_new_tokens,
-        "longest": task.longest,
-        "first_prompt": task.dataset.examples[0].prompt,
-    }
+    return TextPlan(
+        teacher=task.teacher.path,
+        device=task.device.description,
+        prompts=len(task.dataset),
+        answers=task.answers,
+        tokens_at_most=task.answers * task.source.max_new_tokens,
+        longest=task.longest,
+        first_prompt=task.dataset.examples[0].prompt,
+    )
 
 
 class _Writing:

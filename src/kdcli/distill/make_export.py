@@ -22,12 +22,13 @@ from kdcli.exports.formats import FORMATS
 from kdcli.exports.gguf_file import Rounding
 from kdcli.exports.targets import FORMATS as NEEDS
 from kdcli.exports.targets import TARGETS, Target, check_libraries, parse_target
-from kdcli.loading.info import ModelInfo, model_of
+from kdcli.loading.info import ModelInfo
 from kdcli.loading.session import Session, check_data_path, evaluation_digest
 from kdcli.models.checks import ModelFolder, open_folder
 from kdcli.models.devices import prepare
 from kdcli.models.load import LanguageModel, load_model, save_settings
 from kdcli.storage import atomic
+from kdcli.storage.locate import model_of
 from kdcli.storage.run_dir import CONFIG, RunFolder
 from kdcli.text import markdown_cell, one_line, typed
 from kdcli.version import __version__

@@ -8,6 +8,7 @@ from enum import Enum
 from functools import cache
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -57,19 +58,32 @@ class Shown:
 
 
 @dataclass(frozen=True)
+class Fact:
+    """One line of a plan.
+
+    Args:
+        text: in words.
+        values: the same for programs; a name says the unit.
+    """
+
+    text: str
+    values: dict[str, int | float | bool | str | list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a command would do; nothing was written.
 
     Args:
-        facts: name -> value, in reading order.
+        facts: name -> what is known, in reading order.
         cells: for a comparison, each cell's name and state: done, to resume, to run.
         examples: decoded training examples with the learnt part marked.
         notes: what was detected, cut and left out in the data.
         cost: cells, steps, flops, peak_bytes, seconds where it can be guessed, and gpu_bytes of gpu_memory where GPUs
-            compute: the estimates behind the facts, as numbers.
+            compute: estimates of all runs together.
     """
 
-    facts: dict[str, str]
+    facts: dict[str, Fact]
     cells: tuple[tuple[str, str], ...] = ()
     examples: tuple[Shown, ...] = ()
     notes: tuple[str, ...] = ()
@@ -317,7 +331,8 @@ def plan_distill(config: DistillConfig, gpu_memory: int | None = None) -> Plan:
     facts, cost = describe_run(prepared), estimate(prepared)
     facts |= cost_facts(cost) | gpu_facts(prepared, cost)
     if config.output is not None:
-        facts["run folder"] = f"{config.output} ({folder_state(RunFolder(Path(config.output)), prepared)})"
+        state = str(folder_state(RunFolder(Path(config.output)), prepared))
+        facts["run folder"] = Fact(f"{config.output} ({state})", {"folder": config.output, "state": state})
     notes = (*prepared.notes, *prepared.warnings)
     return Plan(
         facts, (), shown_examples(prepared), notes, cost_numbers([cost], prepared.steps) | _gpu_numbers(prepared, cost)
@@ -329,21 +344,33 @@ def _gpu_numbers(prepared: Prepared, cost: CostEstimate) -> dict[str, float]:
     return {} if memory is None else {"gpu_bytes": float(needed(cost.peak_bytes)), "gpu_memory": float(memory)}
 
 
-def cost_facts(cost: CostEstimate) -> dict[str, str]:
-    """Return what one run will cost, in words."""
+def cost_facts(cost: CostEstimate) -> dict[str, Fact]:
+    """Return what one run will cost."""
     named = ", ".join(f"{name} {_mebibytes(value)}" for name, value in _sorted(cost) if value >= cost.peak_bytes / 100)
     each = f" in each of {cost.setup.processes} processes" if cost.setup.processes > 1 else ""
-    facts = {"peak memory": f"about {_mebibytes(cost.peak_bytes)}{each}, in {cost.peak.moment}: {named}"}
+    parts = {f"{name.replace(' ', '_')}_bytes": value for name, value in _sorted(cost)}
+    held = {"bytes": cost.peak_bytes, "processes": cost.setup.processes, "moment": cost.peak.moment, **parts}
+    facts = {"peak memory": Fact(f"about {_mebibytes(cost.peak_bytes)}{each}, in {cost.peak.moment}: {named}", held)}
+    done = f"{cost.flops:.3g} operations"
     if cost.rate is None or cost.seconds is None:
-        return facts | {"arithmetic": f"{cost.flops:.3g} operations; what these GPUs do in a second is not known here"}
+        unknown = f"{done}; what these GPUs do in a second is not known here"
+        return facts | {"arithmetic": Fact(unknown, {"flops": cost.flops})}
+    spent: dict[str, Any] = {"flops": cost.flops, "flops_per_second": cost.rate}
+    guessed = f"about {duration(cost.seconds)}, an estimate from one matrix product"
     return facts | {
-        "arithmetic": f"{cost.flops:.3g} operations; this machine does about {cost.rate:.2g} a second",
-        "training time": f"about {duration(cost.seconds)}, an estimate from one matrix product",
+        "arithmetic": Fact(f"{done}; this machine does about {cost.rate:.2g} a second", spent),
+        "training time": Fact(guessed, {"seconds": cost.seconds}),
     }
 
 
-def gpu_facts(prepared: Prepared, cost: CostEstimate) -> dict[str, str]:
+PART = "per GPU: "
+"""What the name of a part of a GPU's memory begins with."""
+
+
+def gpu_facts(prepared: Prepared, cost: CostEstimate) -> dict[str, Fact]:
     """Return what a run takes of each GPU, one part a line, whether it fits, and what would make it fit.
+
+    Where gradients are checkpointed, it is said whether it would fit without.
 
     Empty where no GPU computes. No part of it was measured on a GPU.
     """
@@ -352,20 +379,27 @@ def gpu_facts(prepared: Prepared, cost: CostEstimate) -> dict[str, str]:
         return {}
     total = needed(cost.peak_bytes)
     fits = total <= memory
-    facts = {
-        "memory per GPU": f"about {_gibibytes(total)} of {_gibibytes(memory)}: {'it fits' if fits else 'too much'}"
-    }
-    facts |= {f"  {name}": _gibibytes(value) for name, value in _sorted(cost) if value}
-    facts["  CUDA, NCCL"] = f"{_gibibytes(CONTEXT)}, assumed"
-    facts["  the allocator's margin"] = f"{_gibibytes(total - CONTEXT - cost.peak_bytes)}, {MARGIN:.0%} assumed"
+    said = f"about {_gibibytes(total)} of {_gibibytes(memory)}: {'it fits' if fits else 'too much'}"
+    known: dict[str, Any] = {"bytes": total, "available_bytes": memory, "fits": fits}
+    if cost.setup.checkpointing:
+        whole = needed(peak_of(cost.student, cost.teacher, replace(cost.setup, checkpointing=False)).total)
+        known |= {"bytes_without_gradient_checkpointing": whole, "fits_without_gradient_checkpointing": whole <= memory}
+        judged = "it fits" if whole <= memory else "too much"
+        said += f"; without gradient checkpointing, {_gibibytes(whole)}: {judged}"
+    margin = total - CONTEXT - cost.peak_bytes
+    facts = {"memory per GPU": Fact(said, known)}
+    facts |= {f"{PART}{name}": Fact(_gibibytes(value), {"bytes": value}) for name, value in _sorted(cost) if value}
+    facts[f"{PART}CUDA, NCCL"] = Fact(f"{_gibibytes(CONTEXT)}, assumed", {"bytes": CONTEXT})
+    facts[f"{PART}the allocator's margin"] = Fact(f"{_gibibytes(margin)}, {MARGIN:.0%} assumed", {"bytes": margin})
     if not fits:
         facts["to make it fit"] = _way(prepared, cost, memory)
     loaded = (cost.student.parameters + (0 if cost.teacher is None else cost.teacher.parameters)) * 4
-    facts["main memory"] = f"about {_gibibytes(loaded * cost.setup.processes)} while loading: every process reads fp32"
-    return facts
+    main = loaded * cost.setup.processes
+    read = f"about {_gibibytes(main)} while loading: every process reads fp32"
+    return facts | {"main memory": Fact(read, {"bytes": main})}
 
 
-def _way(prepared: Prepared, cost: CostEstimate, memory: int) -> str:
+def _way(prepared: Prepared, cost: CostEstimate, memory: int) -> Fact:
     blended = prepared.pair.teacher is not None and bool(prepared.pair.teacher.members)
     found = way_to_fit(
         cost.student, cost.teacher, cost.setup, memory,
@@ -374,9 +408,10 @@ def _way(prepared: Prepared, cost: CostEstimate, memory: int) -> str:
         keeps=prepared.source.needs().fixed and not blended and not prepared.loss.needs().features,
     )  # fmt: skip
     if found is None:
-        return "nothing that was tried; take more GPUs or larger ones, or a smaller student"
+        return Fact("nothing that was tried; take more GPUs or larger ones, or a smaller student")
     made = "; kd cache makes CACHE before" if CACHE in found.flags else ""
-    return f"add {found.flags} (then about {_gibibytes(found.total)}{made})"
+    said = f"add {found.flags} (then about {_gibibytes(found.total)}{made})"
+    return Fact(said, {"flags": found.flags, "bytes": found.total})
 
 
 def _sorted(cost: CostEstimate) -> list[tuple[str, int]]:
@@ -425,37 +460,45 @@ def _gibibytes(size: int) -> str:
     return f"{value:,.2f} GiB" if value < 9.995 else f"{value:,.1f} GiB"
 
 
-def describe_run(prepared: Prepared) -> dict[str, str]:
+def describe_run(prepared: Prepared) -> dict[str, Fact]:
     """Return the facts of a run in reading order."""
     data = prepared.dataset
     learnt, total = data.targets, sum(data.lengths)
     passes = prepared.steps / prepared.windows().steps_per_epoch
     facts = {
-        "device": prepared.device.description,
-        "objective": f"{prepared.label}: {prepared.loss.formula}",
+        "device": Fact(prepared.device.description, {"type": prepared.device.device.type}),
+        "objective": Fact(f"{prepared.label}: {prepared.loss.formula}", {"objective": prepared.label}),
         "teacher": _model(prepared.pair, teacher=True),
         "student": _model(prepared.pair, teacher=False),
         "vocabulary": _vocabulary(prepared.pair),
-        "training rows": f"{len(data):,} rows, {total:,} tokens, {learnt:,} of them learnt ({learnt / total:.0%})",
-        "steps": f"{prepared.steps:,} of {prepared.train.batch_size} sequences ({passes:.1f} passes)",
-        "response tokens": f"about {round(learnt * passes):,} in all",
+        "training rows": Fact(
+            f"{len(data):,} rows, {total:,} tokens, {learnt:,} of them learnt ({learnt / total:.0%})",
+            {"rows": len(data), "tokens": total, "learnt_tokens": learnt},
+        ),
+        "steps": Fact(
+            f"{prepared.steps:,} of {prepared.train.batch_size} sequences ({passes:.1f} passes)",
+            {"steps": prepared.steps, "sequences_per_step": prepared.train.batch_size, "passes": passes},
+        ),
+        "response tokens": Fact(f"about {round(learnt * passes):,} in all", {"tokens": round(learnt * passes)}),
     }
     if prepared.teacher_rows is not None:
         met, seen = share_met(prepared, _SAMPLED), min(_SAMPLED, len(data))
-        facts["alignment"] = f"{met:.1%} of the response tokens are aligned with the teacher's (first {seen} rows)"
+        said = f"{met:.1%} of the response tokens are aligned with the teacher's (first {seen} rows)"
+        facts["alignment"] = Fact(said, {"share_of_tokens": met, "rows": seen})
     if prepared.test is not None:
         bare = leaves_answers_out(prepared.evaluation, prepared.test)
         names = [name for name in prepared.evaluation.metrics if not (bare and describe(name).eats == "texts")]
-        metrics = ", ".join(names)
-        facts["held-out rows"] = f"{len(prepared.test):,} rows; {metrics}"
+        known: dict[str, Any] = {"rows": len(prepared.test), "metrics": names}
+        facts["held-out rows"] = Fact(f"{len(prepared.test):,} rows; {', '.join(names)}", known)
     return facts
 
 
-def _vocabulary(pair: ModelPair) -> str:
+def _vocabulary(pair: ModelPair) -> Fact:
     """Return how many tokens there are to choose from."""
     if pair.teacher_vocab is None:
-        return f"{pair.vocab:,} real ids"
-    return f"student {pair.vocab:,} real ids, teacher {pair.teacher_vocab:,} of its own"
+        return Fact(f"{pair.vocab:,} real ids", {"tokens": pair.vocab})
+    said = f"student {pair.vocab:,} real ids, teacher {pair.teacher_vocab:,} of its own"
+    return Fact(said, {"tokens": pair.vocab, "teacher_tokens": pair.teacher_vocab})
 
 
 class CellState(Enum):
@@ -513,8 +556,11 @@ def _shown(item: Preview) -> Shown:
     return Shown(item.where, item.segments, item.tokens, item.targets)
 
 
-def _model(pair: ModelPair, *, teacher: bool) -> str:
+def _model(pair: ModelPair, *, teacher: bool) -> Fact:
     if not teacher and pair.student_is_made:
-        return pair.student
+        return Fact(pair.student, {"model": pair.student})
     facts = pair.teacher if teacher else pair.reader
-    return "none" if facts is None else f"{facts.path}, {facts.parameters:,} parameters"
+    if facts is None:
+        return Fact("none")
+    known: dict[str, Any] = {"model": facts.path, "parameters": facts.parameters}
+    return Fact(f"{facts.path}, {facts.parameters:,} parameters", known)

@@ -14,6 +14,7 @@ from kdcli.config.sweep import format_choice, read_axes
 from kdcli.distill.plan import (
     CellState,
     CostEstimate,
+    Fact,
     FolderState,
     Plan,
     cost_facts,
@@ -60,12 +61,15 @@ def plan_compare(config: CompareConfig) -> Plan:
     costs = [estimate(cell.prepared) for cell in both]
     first = cells[0].prepared
     facts = describe_run(first)
-    facts["objective"] = ", ".join(dict.fromkeys(cell.label for cell in cells))
+    labels = list(dict.fromkeys(cell.label for cell in cells))
+    facts["objective"] = Fact(", ".join(labels), {"objectives": labels})
     facts["cells"] = _count(cells, len(later))
     if first.test is not None:
         planned = plan_references(first, config.seeds, session)
         names = ", ".join(dict.fromkeys(one.label for one in planned.measurements))
-        facts["reference lines"] = f"{names}: {len(planned.measurements)} evaluations on the same rows, no training"
+        number = len(planned.measurements)
+        said_of = f"{names}: {number} evaluations on the same rows, no training"
+        facts["reference lines"] = Fact(said_of, {"evaluations": number})
     facts |= cost_facts(max(costs, key=lambda one: one.peak_bytes))
     facts["training time"] = _time(config, both, states, costs)
     warned = dict.fromkeys(warning for cell in cells for warning in cell.prepared.warnings)
@@ -87,17 +91,18 @@ def _reported(config: CompareConfig, cells: Sequence[Cell], session: Session) ->
     return [cell.reported(seed, config.evaluation.metrics, session) for cell in lines.values() for seed in seeds]
 
 
-def _count(cells: Sequence[Cell], later: int) -> str:
+def _count(cells: Sequence[Cell], later: int) -> Fact:
     labels, tried, seeds = ({getattr(cell, name) for cell in cells} for name in ("label", "tried", "seed"))
     values = f", {len(tried)} values tried for each" if len(tried) > 1 else ""
     runs = f"; {later} more of the values that win, with the seeds of the table" if later else ""
     steps = sum(cell.prepared.steps for cell in cells)
-    return f"{len(cells)}: {len(labels)} objectives, {len(seeds)} seeds{values}; {steps:,} steps in all{runs}"
+    said = f"{len(cells)}: {len(labels)} objectives, {len(seeds)} seeds{values}; {steps:,} steps in all{runs}"
+    return Fact(said, {"cells": len(cells), "objectives": len(labels), "seeds": len(seeds), "steps": steps})
 
 
 def _time(
     config: CompareConfig, cells: Sequence[Cell], states: Sequence[FolderState], costs: Sequence[CostEstimate]
-) -> str:
+) -> Fact:
     """Say how long the missing cells will train: measured on finished cells where there are any."""
     missing = [index for index, state in enumerate(states) if state.state is not CellState.DONE]
     spent = [
@@ -111,10 +116,12 @@ def _time(
         guessed *= measured / sum(seconds for _, seconds in spent)
     jobs = (config.execution.jobs or 1) if executor_name(config.execution, config.hardware) != "inline" else 1
     if not missing:
-        return "none: every cell is done"
+        return Fact("none: every cell is done", {"seconds": 0.0, "cells": 0})
     how = "measured on finished cells" if measured else "an estimate from one matrix product"
     at_once = f", {jobs} at a time" if jobs > 1 else ""
-    return f"about {duration(guessed / min(jobs, len(missing)))} for {len(missing)} cells{at_once}; {how}"
+    seconds = guessed / min(jobs, len(missing))
+    said = f"about {duration(seconds)} for {len(missing)} cells{at_once}; {how}"
+    return Fact(said, {"seconds": seconds, "cells": len(missing), "cells_at_once": jobs})
 
 
 def compare(

@@ -291,7 +291,7 @@ class CacheRecord:
 
     Args:
         folder: where it is.
-        kind: "exact" or "compact".
+        holds: "exact" or "compact".
         sequences: sequences in it.
         added: those that this call added.
         teacher_tokens: tokens that the teacher has read for what is in it, over all calls.
@@ -300,12 +300,35 @@ class CacheRecord:
     """
 
     folder: Path
-    kind: str
+    holds: str
     sequences: int
     added: int
     teacher_tokens: int
     bytes: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """What a cache would hold.
+
+    Args:
+        teacher: folder, hub id or address.
+        device: where it would be read.
+        holds: "exact" or "compact", with its bins.
+        sequences: sequences of training and held-out rows.
+        response_tokens: tokens whose distribution it would hold.
+        teacher_tokens: tokens that the teacher would read.
+        bytes: size on disk.
+    """
+
+    teacher: str
+    device: str
+    holds: str
+    sequences: int
+    response_tokens: int
+    teacher_tokens: int
+    bytes: int
 
 
 def estimated_bytes(key: dict[str, Any], width: int, rows: int, targets: int) -> int:

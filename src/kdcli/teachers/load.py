@@ -18,6 +18,7 @@ from kdcli.teachers.base import LiveTeacher, Teacher, live_models
 from kdcli.teachers.cache_build import build_cache
 from kdcli.teachers.cache_files import read_key
 from kdcli.teachers.cached import (
+    CachePlan,
     CacheRecord,
     Remembered,
     TeacherView,
@@ -99,19 +100,19 @@ def cache(config: CacheConfig, report: Report, *, command: str = "", session: Se
                        command=command)  # fmt: skip
 
 
-def plan_cache(config: CacheConfig) -> dict[str, Any]:
+def plan_cache(config: CacheConfig) -> CachePlan:
     """Say what a cache would hold and how large it would be; nothing is written, no weight is read."""
     facts, datasets, device = _rows(config, Session())
     key, targets = _key(config, facts, device), sum(dataset.targets for dataset in datasets)
-    return {
-        "teacher": facts.path,
-        "device": device.description,
-        "kind": str(TeacherView.of_cache(key)),
-        "sequences": sum(len(dataset) for dataset in datasets),
-        "response_tokens": targets,
-        "teacher_tokens": sum(sum(dataset.lengths) - len(dataset) for dataset in datasets),
-        "bytes": estimated_bytes(key, facts.width, facts.rows, targets),
-    }
+    return CachePlan(
+        teacher=facts.path,
+        device=device.description,
+        holds=str(TeacherView.of_cache(key)),
+        sequences=sum(len(dataset) for dataset in datasets),
+        response_tokens=targets,
+        teacher_tokens=sum(sum(dataset.lengths) - len(dataset) for dataset in datasets),
+        bytes=estimated_bytes(key, facts.width, facts.rows, targets),
+    )
 
 
 def _rows(config: CacheConfig, session: Session) -> tuple[ModelInfo, Sequence[TokenDataset], Device]:

@@ -121,6 +121,29 @@ ABOUT = "about.json"
 
 
 @dataclass(frozen=True)
+class TextPlan:
+    """What a teacher would write.
+
+    Args:
+        teacher: folder or hub id.
+        device: where it would be read.
+        prompts: rows that it would answer.
+        answers: how many it would write.
+        tokens_at_most: of all answers.
+        longest: prompt and answer together, in tokens; None if nothing bounds them.
+        first_prompt: the first prompt, as the teacher would read it.
+    """
+
+    teacher: str
+    device: str
+    prompts: int
+    answers: int
+    tokens_at_most: int
+    longest: int | None
+    first_prompt: str
+
+
+@dataclass(frozen=True)
 class TextRecord:
     """A teacher's text.
 
