@@ -23,6 +23,7 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
 
 PATIENCE = 120.0
+_TESTS = Path(__file__).parent
 
 
 def on_ranks(count: int, work: Callable[[int, int], None], meeting: Path) -> list[int]:
@@ -38,8 +39,8 @@ def on_ranks(count: int, work: Callable[[int, int], None], meeting: Path) -> lis
     finally:
         for module in tests:
             cloudpickle.unregister_pickle_by_value(module)
-    codes, stacks = _SERVER.recv()
-    assert not stacks, f"{len(stacks)} of {count} processes hang\n" + "\n".join(stacks)
+    codes, failure = _SERVER.recv()
+    assert not failure, failure
     return codes
 
 
@@ -50,17 +51,22 @@ def _server() -> Connection:
         there.close()
         return here
     here.close()
+    for name, module in list(sys.modules.items()):  # some are half imported; they are imported again when asked for
+        if name != __name__ and str(getattr(module, "__file__", "")).startswith(str(_TESTS)):
+            del sys.modules[name]
     try:
         while True:
-            there.send(_forked(*cloudpickle.loads(there.recv_bytes())))
-    except (EOFError, KeyboardInterrupt, BrokenPipeError):
+            asked = there.recv_bytes()
+            try:
+                there.send(_forked(*cloudpickle.loads(asked)))
+            except Exception:
+                there.send(([], traceback.format_exc()))
+    finally:  # the tests ended, or were interrupted
         os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
 
 
-def _forked(count: int, work: Callable[[int, int], None], meeting: Path) -> tuple[list[int], list[str]]:
+def _forked(count: int, work: Callable[[int, int], None], meeting: Path) -> tuple[list[int], str]:
+    """Return the exit codes, and what each process was doing if some did not end."""
     context = multiprocessing.get_context("fork")
     ranks = [context.Process(target=_one, args=(rank, count, work, meeting)) for rank in range(count)]
     for process in ranks:
@@ -73,7 +79,8 @@ def _forked(count: int, work: Callable[[int, int], None], meeting: Path) -> tupl
         time.sleep(1.0)
         process.kill()
     stacks = [_stacks(meeting, rank).read_text() for rank, process in enumerate(ranks) if process in late]
-    return [process.exitcode or 0 for process in ranks], stacks
+    failure = "\n".join([f"{len(stacks)} of {count} processes hang", *stacks]) if stacks else ""
+    return [process.exitcode or 0 for process in ranks], failure
 
 
 def _stacks(meeting: Path, rank: int) -> Path:

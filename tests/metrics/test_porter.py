@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -38,5 +39,15 @@ def test_every_word_of_two_letters_and_many_random_ones():
 
 
 @pytest.mark.parametrize("word", [*sorted(PorterStemmer().pool), "", "a", "by", "yyyyyyyy", "y" * 2000])
+@pytest.mark.usefixtures("deep")
 def test_irregular_words_short_ones_and_long_runs(word):
     assert porter.stem(word) == THEIRS(word)
+
+
+@pytest.fixture
+def deep():
+    """NLTK calls itself once a letter."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(5_000)
+    yield
+    sys.setrecursionlimit(limit)
