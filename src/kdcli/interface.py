@@ -329,7 +329,7 @@ def _configured(kind: type[_Config], config: object, settings: Mapping[str, Any]
 
 
 def _file(kind: type[CommandConfig], config: object) -> Path:
-    named: Callable[[str], Path] = config_path if kind is DistillConfig else Path
+    named: Callable[[str], Path] = config_path if kind.has_presets else Path
     return named(str(config))
 
 
@@ -387,11 +387,10 @@ def objective(text: str) -> str:
 def checked(config: _Config) -> _Config:
     """Return the config with registered names, so that two spellings of one objective are equal."""
     changes: dict[str, Any] = {}
-    for name in ("loss", "baseline"):
-        if getattr(config, name, None) is not None:
-            changes[name] = objective(getattr(config, name))
-    if isinstance(config, CompareConfig):
-        changes["losses"] = tuple(objective(text) for text in config.losses)
+    for name in config.objectives:
+        given = getattr(config, name)
+        if given is not None:
+            changes[name] = objective(given) if isinstance(given, str) else tuple(map(objective, given))
     evaluation, hardware = getattr(config, "evaluation", None), getattr(config, "hardware", None)
     for name, section in (("evaluation.metrics", evaluation), ("monitor.metrics", getattr(config, "monitor", None))):
         if section is not None and not section.metrics:

@@ -4,10 +4,11 @@ import pytest
 
 import running
 from kdcli.config.schema import TrainConfig
-from kdcli.errors import UsageError
+from kdcli.errors import InputError, UsageError
 from kdcli.losses.token_facts import code_of
-from kdcli.sources.base import SourceContext
+from kdcli.sources.base import Source, SourceContext
 from kdcli.sources.build import build_source, spec_of
+from kdcli.sources.mixture import MixtureSource
 
 
 def context(steps, **models):
@@ -75,3 +76,21 @@ def test_parts_are_spelled_in_parentheses(spec, canonical):
 def test_nonsense_is_refused_in_words(spec, said):
     with pytest.raises(UsageError, match=said):
         build_source(spec)
+
+
+class Claims(Source):
+    """Says that it opens windows of rows, and opens none."""
+
+    mixable = True
+    name = "claims"
+    summary = "none"
+    reference = "none"
+
+    def open(self, context):
+        return None
+
+
+def test_a_part_that_opens_no_windows_of_rows_is_told_what_it_must_open():
+    with pytest.raises(InputError, match=r"must return kdcli\.sources\.sequences\.RowWindows, got NoneType") as error:
+        MixtureSource(first=Claims(), second=build_source("dataset")).open(context(2))
+    assert error.value.code == "PLUG-10"

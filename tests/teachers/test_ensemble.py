@@ -6,7 +6,7 @@ import torch
 import running
 from kdcli.models.head import Head
 from kdcli.models.packing import AppliedHead, Projection, Workspace, find_valid
-from kdcli.teachers.base import AppliedMixture, LiveTeacher, Mixture, applied, live_models
+from kdcli.teachers.base import AppliedMixture, LiveTeacher, Mixture, live_models
 from kdcli.teachers.ensemble import EnsembleTeacher
 from kdcli.training.trainer import train
 
@@ -36,7 +36,7 @@ def test_two_equal_teachers_are_one(space):
     one = projection(1, 4, torch.float32)
     span = slice(0, 7)
     alone = AppliedHead("a", one, 11, torch.float32, Workspace()).logits(span)
-    both = applied("b", Mixture((one, one), (0.5, 0.5), space), 11, torch.float32, Workspace()).logits(span)
+    both = Mixture((one, one), (0.5, 0.5), space).apply("b", 11, torch.float32, Workspace()).logits(span)
     torch.testing.assert_close(both.log_softmax(-1), alone.log_softmax(-1), rtol=1e-6, atol=1e-6)
     if space == "log":
         assert torch.equal(both, alone)

@@ -9,7 +9,6 @@ from typing import Any
 from kdcli.cli.errors import ARGUMENTS, RUN_FOLDER
 from kdcli.config.presets import config_path
 from kdcli.config.resolve import Config, resolve
-from kdcli.config.schema import CompareConfig, DistillConfig
 from kdcli.errors import MachineError, UsageError
 from kdcli.interface import checked
 from kdcli.registry import plugins
@@ -39,7 +38,7 @@ def load_config(
     flags = {name: "true" if value is True else value for name, value in given.items()}
     if "metric" in flags:
         flags["metric"] = ",".join(flags["metric"])
-    named = config_path if kind is DistillConfig else Path
+    named = config_path if kind.has_presets else Path
     file = named(config[0]) if config else None
     line: dict[str, Any] = {"sets": sets or (), "flags": flags, "environ": os.environ}
     own = resolve(kind, **line)
@@ -47,8 +46,7 @@ def load_config(
     if benchmarks is not None:  # task files may hold code; those of a settings file are not meant here
         plugins.permit(task for task in benchmarks.tasks if Path(task).expanduser().exists())
     found = resolve(kind, file=file, **line)
-    if isinstance(found, CompareConfig) and isinstance(own, CompareConfig):
-        _check_cluster(found.execution.ray_address, own.execution.ray_address)
+    _check_cluster(found.cluster, own.cluster)
     return checked(found)
 
 

@@ -213,9 +213,9 @@ def _column(rows: Sequence[ComparisonRow | ReferenceRow], info: ScoreInfo) -> li
     places = decimals((one.mean for one in estimates if one), (one.half_width for one in known))
     lines = []
     for row, estimate, difference in zip(rows, estimates, differences, strict=True):
-        own = coarser(estimate, places) if estimate is not None and isinstance(row, ReferenceRow) else places
+        own = coarser(estimate, places) if estimate is not None and row.is_reference else places
         mean = "-" if estimate is None else with_interval(estimate.mean, estimate.low, estimate.high, own)
-        cell = [(mean, "" if isinstance(row, ReferenceRow) else _rank(row, info.name))]
+        cell = [(mean, _rank(row, info.name))]
         if difference is not None:
             change = with_interval(difference.mean, difference.low, difference.high, places, signed=True)
             cell.append((change, verdict(difference, info.better)))
@@ -223,7 +223,7 @@ def _column(rows: Sequence[ComparisonRow | ReferenceRow], info: ScoreInfo) -> li
     return _aligned(lines, any(mark for cell in lines for _, mark in cell))
 
 
-def _rank(row: ComparisonRow, score: str) -> str:
+def _rank(row: ComparisonRow | ReferenceRow, score: str) -> str:
     return BEST if score in row.best else TIED if score in row.tied else ""
 
 

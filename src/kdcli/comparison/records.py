@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
+from kdcli.distill.records import CONTENDER
 from kdcli.errors import MachineError
 from kdcli.evaluation.records import ScoreInfo
 from kdcli.statistics import Detectable, Estimate, VarianceShares
@@ -68,6 +70,9 @@ class ComparisonRow:
             the interval of Fieller's method; None where there is no clear gap that ends at the teacher.
     """
 
+    role: ClassVar[str] = CONTENDER
+    is_reference: ClassVar[bool] = False
+
     label: str
     seeds: tuple[int, ...]
     scores: dict[str, Estimate]
@@ -112,6 +117,11 @@ class ReferenceRow:
         before: of such a model: score -> paired difference to the student before training, likewise.
         closed: of such a model: score -> share of the gap that it closes.
     """
+
+    is_reference: ClassVar[bool] = True
+    best: ClassVar[tuple[str, ...]] = ()
+    tied: ClassVar[tuple[str, ...]] = ()
+    models: ClassVar[Mapping[str, Estimate | None]] = {}
 
     role: str
     label: str

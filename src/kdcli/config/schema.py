@@ -54,6 +54,15 @@ class CommandConfig(Settings):
     """
 
     command: ClassVar[str] = ""
+    objectives: ClassVar[tuple[str, ...]] = ()
+    """The fields that hold an objective, or several."""
+    has_presets: ClassVar[bool] = False
+    """Whether ``-c`` takes the name of a training preset, too."""
+
+    @property
+    def cluster(self) -> str | None:
+        """The address of the cluster that runs it; None for this machine."""
+        return None
 
 
 class ModelsConfig(CommandConfig):
@@ -67,6 +76,7 @@ class ModelsConfig(CommandConfig):
 class ObjectiveConfig(ModelsConfig):
     """The models of a training, and what is minimised."""
 
+    objectives: ClassVar[tuple[str, ...]] = ("loss",)
     loss: str = setting(
         "fkl",
         "objective, as in 0.5*ce+0.5*akl:mu=0.6",
@@ -91,6 +101,7 @@ class DistillConfig(TrainingConfig, ObjectiveConfig):
     """One training run."""
 
     command: ClassVar[str] = "distill"
+    has_presets: ClassVar[bool] = True
     monitor: MonitorConfig = MonitorConfig()
     output: FilePath = setting(None, "run folder", _OUTPUT)
 
@@ -407,6 +418,7 @@ class DoctorConfig(CommandConfig):
 class ContendersConfig(CommandConfig):
     """What a comparison varies, and what it compares to."""
 
+    objectives: ClassVar[tuple[str, ...]] = ("baseline", "losses")
     losses: Spaced = setting(
         (),
         "contenders, each an objective",
@@ -454,6 +466,11 @@ class CompareConfig(TrainingConfig, ModelsConfig, ContendersConfig):
     )
     execution: ExecutionConfig = ExecutionConfig()
     output: FilePath = setting(None, "study folder", _OUTPUT)
+
+    @property
+    def cluster(self) -> str | None:
+        """The address of the cluster that runs it; None for this machine."""
+        return self.execution.ray_address
 
     @model_validator(mode="after")
     def _distinct(self) -> "CompareConfig":

@@ -129,8 +129,8 @@ def _prompts(config: GenerateConfig, path: str | None, pair: ModelPair, session:
 
 
 def _source(config: GenerateConfig) -> TeacherSource:
-    found = build_source(config.source)
-    if not isinstance(found, TeacherSource):
+    found: Any = build_source(config.source)
+    if not found.needs_no_training:
         what = f"@{one_line(found.name)} needs a training; a text by itself is the teacher's"
         raise UsageError("TEXT-01", what, where="--source", fix="give teacher with options, as teacher:decode=beam")
     if config.data.train is None and found.prompts == "rows":

@@ -11,7 +11,7 @@ from kdcli.data.tokenize import TokenDataset, overlap_note
 from kdcli.distill.compat import Combination, check, check_rows, faults_of, own_words_note
 from kdcli.distill.fingerprint import fingerprint, guest_code
 from kdcli.distill.validation import ValidationPlan, validation_plan
-from kdcli.errors import InputError, UsageError, raise_all
+from kdcli.errors import UsageError, raise_all
 from kdcli.evaluation.lm_eval.run import check_tasks
 from kdcli.loading import splits
 from kdcli.loading.info import ModelInfo, ModelPair
@@ -26,7 +26,7 @@ from kdcli.models.toolchain import check_toolchain
 from kdcli.registry.spec import parse_objective
 from kdcli.remote.address import address_of, is_url, served_model
 from kdcli.sources.base import Source, SourceContext, StepBatches
-from kdcli.sources.build import build_source, tail_of
+from kdcli.sources.build import build_source, opened, tail_of
 from kdcli.teachers.cache_files import read_key
 from kdcli.teachers.cached import TeacherView, cache_key, check_key
 
@@ -116,7 +116,7 @@ def prepare_run(config: DistillConfig, session: Session, device: Device | None =
     corpus = splits.corpus_rows(data, pair.reader, session) if source.needs().corpus else None
     reads = run.needs_teacher or source.needs().teacher
     theirs = rows_of_teacher(pair, dataset, data, session) if reads else None
-    steps = _opened(source, SourceContext(dataset, config.train, pad_id=0, corpus=corpus)).total_steps
+    steps = opened(source, SourceContext(dataset, config.train, pad_id=0, corpus=corpus)).total_steps
     watched = None
     if config.monitor.every is not None:
         watched = validation_plan(config.monitor, data, config.evaluation, config.teacher, pair.reader, session)
@@ -228,14 +228,6 @@ def measuring_of(config: DistillConfig) -> EvalConfig:
         benchmarks=config.benchmarks if config.evaluation.split == "test" else BenchmarkConfig(),
         pictures=False,
     )
-
-
-def _opened(source: Source, context: SourceContext) -> StepBatches:
-    windows = source.open(context)
-    if not isinstance(windows, StepBatches):
-        what = f"open() must return {StepBatches.__module__}.{StepBatches.__name__}, got {type(windows).__name__}"
-        raise InputError("PLUG-10", what, where=f"source {tail_of(source)[1:]}", fix="correct the plug-in")
-    return windows
 
 
 def _check_tasks(tasks: tuple[str, ...], *, measured: bool) -> None:

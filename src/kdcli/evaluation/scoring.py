@@ -118,10 +118,11 @@ def build_metrics(
     (['rougeL'], ['perplexity'])
     """
     metrics = [build_metric(name, settings) for name in _unique(settings.metrics)]
-    texts = [metric for metric in metrics if isinstance(metric, TextMetric)]
-    tokens = [metric for metric in metrics if isinstance(metric, TokenMetric)]
-    own = [metric for metric in metrics if isinstance(metric, OnPolicyMetric)]
-    return texts, tokens, own, [metric for metric in metrics if isinstance(metric, ChoiceMetric)]
+
+    def reading(kind: str) -> list[Any]:
+        return [metric for metric in metrics if metric.eats == kind]
+
+    return reading("texts"), reading("tokens"), reading("own"), reading("choices")
 
 
 def build_metric(name: str, settings: EvalSettings) -> Metric:

@@ -14,9 +14,9 @@ from kdcli.losses.divergences.ops import compare, kl, kl_to_mixture
 from kdcli.metrics.temperature_scaling import fit_temperature
 from kdcli.models.devices import Device
 from kdcli.models.load import LanguageModel
-from kdcli.models.packing import Packing, Projection, Workspace, find_valid, wide
+from kdcli.models.packing import Packing, Predictions, Workspace, find_valid, wide
 from kdcli.shapes import Logits, TokenValues
-from kdcli.teachers.base import LiveTeacher, Mixture, Teacher, applied
+from kdcli.teachers.base import LiveTeacher, Teacher
 
 # Two bounded distances between distributions, to full precision also where the two are nearly equal.
 
@@ -157,18 +157,18 @@ def token_facts(
 
 def sides_of(
     student: LanguageModel, teacher: Teacher | None, batch: Batch, packing: Packing, device: Device
-) -> list[Projection | Mixture]:
+) -> list[Predictions]:
     """Return hidden states and head of the student and, if there is one, the teacher."""
     moved, there = batch.to(device.device), packing.to(device.device)
     with torch.autocast(device.device.type, device.autocast, enabled=device.autocast is not None):
         sides = [side.side(moved, there) for side in (LiveTeacher(student), teacher) if side is not None]
-    whole = [side for side in sides if isinstance(side, Projection | Mixture)]
+    whole = [side.whole for side in sides if side.whole is not None]
     assert len(whole) == len(sides), "evaluation asks for the whole teacher"
     return whole
 
 
 def _chunks(
-    sides: list[Projection | Mixture],
+    sides: list[Predictions],
     packing: Packing,
     vocab: int,
     device: Device,
@@ -177,7 +177,7 @@ def _chunks(
     temperature: float | None,
 ) -> Iterator[Mapping[str, np.ndarray]]:
     heads = [
-        applied(name, side, vocab, device.compute, workspace)
+        side.apply(name, vocab, device.compute, workspace)
         for name, side in zip(("student", "teacher"), sides, strict=False)
     ]
     size = workspace.chunk(vocab, device.device)
@@ -283,7 +283,7 @@ def _pass(
         batch = collate(dataset.examples, indexes, model.pad_id)
         packing = find_valid(batch.labels)
         (side,) = sides_of(model, None, batch, packing, device)
-        head = applied("student", side, model.vocab, device.compute, workspace)
+        head = side.apply("student", model.vocab, device.compute, workspace)
         size = workspace.chunk(model.vocab, device.device)
         for start in range(0, packing.count, size):
             span = slice(start, min(start + size, packing.count))

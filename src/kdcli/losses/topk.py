@@ -28,6 +28,16 @@ class TopKWithTail:
     ids: Int[Tensor, "t k"]
     log_probs: Float[Tensor, "t b"]
 
+    @property
+    def whole(self) -> None:
+        """None: single logits are not known."""
+        return
+
+    @property
+    def bins(self) -> "TopKWithTail":
+        """Itself."""
+        return self
+
     def __getitem__(self, rows: slice | Tensor) -> "TopKWithTail":
         return TopKWithTail(self.ids[rows], self.log_probs[rows])
 

@@ -1,5 +1,6 @@
 """Packs valid tokens, ``[b, s]`` to ``[n]``, and the buffers of their logits."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -136,8 +137,58 @@ def keep_freed_memory() -> None:
 # A head restricted to the shared vocabulary, applied to a few tokens at a time.
 
 
+class ChunkLogits(ABC):
+    """Gives the logits of any span of tokens in a reused buffer."""
+
+    @abstractmethod
+    def buffer(self, rows: int) -> Tensor:
+        """Return the buffer for so many tokens, with whatever it holds."""
+
+    @abstractmethod
+    def logits(self, span: slice) -> Tensor:
+        """Return the logits of a span of tokens, ``[t, vocab]``, overwriting the buffer."""
+
+
+class Predictions(ABC):
+    """Distributions of the next token at the valid tokens, of one model or of several that are mixed.
+
+    Where only a teacher's top k tokens are known, ``losses.topk.TopKWithTail`` stands in its place: of ``whole`` and
+    ``bins`` each has the one that it is, and None for the other.
+    """
+
+    @property
+    def whole(self) -> "Predictions":
+        """Itself: every logit can be had."""
+        return self
+
+    @property
+    def bins(self) -> None:
+        """None: it is more than bins."""
+        return
+
+    @property
+    def single(self) -> "Projection | None":
+        """Those of one model, with hidden states of their own; None for a mixture."""
+        return None
+
+    @abstractmethod
+    def apply(self, name: str, vocab: int, compute: torch.dtype, workspace: Workspace) -> ChunkLogits:
+        """Return what gives the logits chunk by chunk.
+
+        Args:
+            name: of the buffers; two in use at once need two names.
+            vocab: every head is restricted to the first so many ids.
+            compute: dtype of the head products.
+            workspace: owner of the buffers.
+        """
+
+    @abstractmethod
+    def rows(self, index: Int[Tensor, " m"]) -> "Predictions":
+        """Return those at some tokens, ``[m]``; hidden states are 0 where the index is below 0."""
+
+
 @dataclass(frozen=True)
-class Projection:
+class Projection(Predictions):
     """One model's hidden states of the valid tokens, and the head that reads them.
 
     Args:
@@ -148,8 +199,24 @@ class Projection:
     hidden: Float[Tensor, "n d"]
     head: Head
 
+    @property
+    def single(self) -> "Projection":
+        """Itself."""
+        return self
 
-class AppliedHead:
+    def apply(self, name: str, vocab: int, compute: torch.dtype, workspace: Workspace) -> "AppliedHead":
+        """Return the restricted head over the hidden states."""
+        return AppliedHead(name, self, vocab, compute, workspace)
+
+    def rows(self, index: Int[Tensor, " m"]) -> "Projection":
+        """Return the hidden states at some tokens, 0 where there is none."""
+        hidden = self.hidden.new_zeros((len(index), self.hidden.shape[1]))
+        known = index >= 0
+        hidden[known] = self.hidden[index[known]]
+        return Projection(hidden, self.head)
+
+
+class AppliedHead(ChunkLogits):
     """Gives the logits of any span of tokens in a reused buffer.
 
     Args:

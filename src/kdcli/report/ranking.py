@@ -102,7 +102,7 @@ def ordered(rows: Sequence[Row], info: ScoreInfo) -> list[Row]:
 def _draw(material: ReportData, info: ScoreInfo, index: int) -> Picture:
     every = [*material.comparison.rows, *material.comparison.references]
     rows = [row for row in ordered(every, info) if info.name in row.scores]
-    first = next((row for row in rows if isinstance(row, ComparisonRow)), rows[0])
+    first = next((row for row in rows if not row.is_reference), rows[0])
     seeds = {group.label: group.values(info.name) for group in material.groups}
     with look():
         figure, (ax,) = panels(1, width=3.9, height=0.75 + 0.4 * len(rows))
@@ -111,7 +111,7 @@ def _draw(material: ReportData, info: ScoreInfo, index: int) -> Picture:
             values = seeds.get(row.label, {})
             if len(values) > 1:
                 ax.plot([*values.values()], [place] * len(values), "|", color=colour, alpha=0.5, markersize=7)
-            _interval(ax, row.scores[info.name], place, colour, full=isinstance(row, ComparisonRow))
+            _interval(ax, row.scores[info.name], place, colour, full=not row.is_reference)
         _label_lines(ax, [row.label for row in rows])
         ax.set_title(f"{info.title}   ({ENDS[info.better]})", loc="left")
         best = f"{first.label} stands first" if info.better != "neither" else "no order"
@@ -166,8 +166,6 @@ def _share(share: Estimate | None) -> str:
 
 
 def _score(row: Row, info: ScoreInfo) -> str:
-    if isinstance(row, ReferenceRow):
-        return number(row.scores.get(info.name))
     mark = " (best)" if info.name in row.best else " (tied)" if info.name in row.tied else ""
     return number(row.scores.get(info.name)) + mark
 

@@ -186,11 +186,9 @@ def _mean(row: ComparisonRow | ReferenceRow, name: str, places: int) -> TableCel
     one = row.scores.get(name)
     if one is None or one.mean != one.mean:
         return TableCell(ABSENT)
-    if isinstance(row, ReferenceRow):
+    if row.is_reference:
         places = coarser(one, places)
     mean, shown = plain(one.mean, places), interval(one.mean, one.low, one.high, places)
-    if isinstance(row, ReferenceRow):
-        return TableCell(mean, shown)
     return TableCell(mean, shown, best=name in row.best, tied=name in row.tied)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.comparison.records import Comparison, ComparisonRow, Failure, ReferenceRow
-from kdcli.distill.records import CONTENDER
 from kdcli.evaluation.records import ScoreInfo
 from kdcli.report.latex import latex
 from kdcli.report.table_view import PLAIN, TableCell, TableRow, TableStyle, TableView, blocks, caption, make_table_view
@@ -172,15 +171,14 @@ def comma_separated(comparison: Comparison, sheet: TableView) -> str:
     changed = {line.label: line for line in sheet.differences}
     lines = zip((*comparison.rows, *comparison.references), (*sheet.means, *sheet.references), strict=True)
     for row, line in lines:
-        role = row.role if isinstance(row, ReferenceRow) else CONTENDER
         for index, info in enumerate(sheet.scores):
-            if info.name not in row.scores and role != CONTENDER:
+            if info.name not in row.scores and row.is_reference:
                 continue
             seeds = " ".join(map(str, row.seeds))
             texts = [line.cells[index].text, changed[row.label].cells[index].text if row.label in changed else ""]
             spent = [getattr(row, name, None) for name in costs]
             name, numbers = csv_cell(info.name), _numbers(row, info)
-            after = [role, *_against_start(row, info)]
+            after = [row.role, *_against_start(row, info)]
             cells = [*numbers, *map(csv_cell, texts), *spent, *after]
             writer.writerow([csv_cell(row.label), seeds, name, info.better, *cells])
     return buffer.getvalue()
@@ -240,9 +238,6 @@ def _against_start(row: ComparisonRow | ReferenceRow, info: ScoreInfo) -> list[A
 
 
 def _numbers(row: ComparisonRow | ReferenceRow, info: ScoreInfo) -> list[Any]:
-    if isinstance(row, ReferenceRow):
-        changes = _fields(row.differences.get(info.name), ("mean", "low", "high", "p_value"))
-        return [*_fields(row.scores[info.name], _ESTIMATE), *changes, None, None, None, 0, 0]
     found, change, models = (side.get(info.name) for side in (row.scores, row.differences, row.models))
     return [
         *_fields(found, _ESTIMATE),

@@ -218,10 +218,13 @@ class Source(Plugin, ABC):
         summary: one sentence.
         reference: paper and section.
         mixable: whether it opens ``RowWindows``, in which each row of a step becomes one sequence.
+        needs_no_training: whether it is the text of a teacher, whole before the first step, as ``kd generate`` writes
+            it; so is :class:`~kdcli.sources.teacher.TeacherSource`.
     """
 
     part: ClassVar[str] = "source"
     mixable: ClassVar[bool] = False
+    needs_no_training: ClassVar[bool] = False
     summary: ClassVar[str]
     reference: ClassVar[str]
 

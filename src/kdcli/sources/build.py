@@ -2,15 +2,15 @@
 
 import inspect
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from kdcli.errors import UsageError
+from kdcli.errors import InputError, UsageError
 from kdcli.registry.options import Option, asked, build_term, nested_spec, options, value_text
 from kdcli.registry.registry import SOURCES
 from kdcli.registry.spec import Term
-from kdcli.sources.base import Source, SourceNeeds
+from kdcli.sources.base import Source, SourceContext, SourceNeeds, StepBatches
 from kdcli.text import one_line
 
 DATASET = Term("dataset")
@@ -34,6 +34,27 @@ def build_source(term: Term | str | None) -> Source:
     made = build_term(SOURCES.resolve(parsed.name), parsed)
     asked(made, SourceNeeds, f'source "{one_line(str(parsed))}"')
     return made
+
+
+_Windows = TypeVar("_Windows", bound=StepBatches)
+
+
+def opened(source: Source, context: SourceContext, kind: type[_Windows] = StepBatches) -> _Windows:
+    """Open a source, and refuse one of a plug-in that gives something else than it must.
+
+    Args:
+        source: the source.
+        context: what it stands on.
+        kind: what must come.
+
+    Raises:
+        InputError: PLUG-10.
+    """
+    windows = source.open(context)
+    if not isinstance(windows, kind):
+        what = f"open() must return {kind.__module__}.{kind.__name__}, got {type(windows).__name__}"
+        raise InputError("PLUG-10", what, where=f"source {spec_of(source)}", fix="correct the plug-in")
+    return windows
 
 
 def spec_of(source: Source) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdcli.generation.sampling import uniforms
 from kdcli.sources.base import Source, SourceContext, SourceNeeds
-from kdcli.sources.build import NestedSource
+from kdcli.sources.build import NestedSource, opened
 from kdcli.sources.sequences import RowWindows, TrainingSequence, draw_seed
 from kdcli.sources.token_counts import Made, TokenCounts
 
@@ -76,7 +76,8 @@ class MixtureWindows(RowWindows):
     def __init__(self, context: SourceContext, source: MixtureSource) -> None:
         super().__init__(context)
         self.source = source
-        self.parts = {"first": _rows_of(source.first, context), "second": _rows_of(source.second, context)}
+        parts = {"first": source.first, "second": source.second}
+        self.parts = {name: opened(part, context, RowWindows) for name, part in parts.items()}
         self._share = 0.0
 
     def is_first(self, step: int, rows: Sequence[int]) -> list[bool]:
@@ -145,9 +146,3 @@ class MixtureWindows(RowWindows):
         for name, part in self.parts.items():
             prefix = f"{name}/"
             part.restore({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
-
-
-def _rows_of(source: Source, context: SourceContext) -> RowWindows:
-    windows = source.open(context)
-    assert isinstance(windows, RowWindows), "checked when the mixture was built"
-    return windows

@@ -102,6 +102,7 @@ class TeacherSource(TeacherTextOptions):
     """
 
     mixable: ClassVar[bool] = True
+    needs_no_training: ClassVar[bool] = True
     name: ClassVar[str] = "teacher"
     summary: ClassVar[str] = "the teacher's answers, made once and kept (SeqKD, data-free)"
     reference: ClassVar[str] = "Kim and Rush 2016 (arXiv 1606.07947), section 3.2"

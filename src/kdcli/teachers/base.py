@@ -1,8 +1,9 @@
 """The interface of teachers: hidden states of valid tokens, and a head to read them."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -13,13 +14,13 @@ from kdcli.losses.base import Layers
 from kdcli.losses.topk import TopKWithTail
 from kdcli.models.layers import teacher_layer_outputs
 from kdcli.models.load import LanguageModel
-from kdcli.models.packing import AppliedHead, Packing, Projection, Workspace
+from kdcli.models.packing import ChunkLogits, Packing, Predictions, Projection, Workspace
 
 # Ensembles of teachers: their distributions mixed, a chunk of tokens at a time.
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Predictions):
     """Several models' hidden states of the valid tokens, and how their distributions are mixed.
 
     ``probability``: ``p = sum_k w_k p_k``. ``log``: the geometric mean, ``log p = sum_k w_k log p_k`` less its
@@ -35,8 +36,16 @@ class Mixture:
     weights: tuple[float, ...]
     space: Literal["probability", "log"] = "probability"
 
+    def apply(self, name: str, vocab: int, compute: torch.dtype, workspace: Workspace) -> "AppliedMixture":
+        """Return what mixes the members' logits."""
+        return AppliedMixture(name, self, vocab, compute, workspace)
 
-class AppliedMixture:
+    def rows(self, index: Tensor) -> "Mixture":
+        """Return every member's hidden states at some tokens, 0 where there is none."""
+        return replace(self, members=tuple(member.rows(index) for member in self.members))
+
+
+class AppliedMixture(ChunkLogits):
     """Gives the mixed logits of any span of tokens in a reused buffer; one more holds the member in hand.
 
     Args:
@@ -50,7 +59,7 @@ class AppliedMixture:
     def __init__(self, name: str, side: Mixture, vocab: int, compute: torch.dtype, workspace: Workspace) -> None:
         self.name, self.side, self.vocab, self.workspace = name, side, vocab, workspace
         self.dtype = torch.float64 if compute == torch.float64 else torch.float32
-        self.heads = [AppliedHead(f"{name}/member", one, vocab, compute, workspace) for one in side.members]
+        self.heads = [one.apply(f"{name}/member", vocab, compute, workspace) for one in side.members]
 
     def buffer(self, rows: int) -> Tensor:
         """Return the buffer for so many tokens, with whatever it holds."""
@@ -71,15 +80,6 @@ class AppliedMixture:
         return out
 
 
-def applied(
-    name: str, side: Projection | Mixture, vocab: int, compute: torch.dtype, workspace: Workspace
-) -> AppliedHead | AppliedMixture:
-    """Return what gives the logits of one model, or of several that are mixed."""
-    if isinstance(side, Mixture):
-        return AppliedMixture(name, side, vocab, compute, workspace)
-    return AppliedHead(name, side, vocab, compute, workspace)
-
-
 @dataclass(frozen=True)
 class TeacherOutput:
     """What a teacher gives for a micro-batch's valid tokens.
@@ -91,12 +91,12 @@ class TeacherOutput:
         facts: further facts about each token, each of shape ``[n]``.
     """
 
-    side: Projection | Mixture | TopKWithTail
+    side: Predictions | TopKWithTail
     vocab: int | None = None
     facts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Teacher:
+class Teacher(ABC):
     """What the student learns from, running or read from a file; a kind of teacher says here what it is."""
 
     @property
@@ -114,9 +114,9 @@ class Teacher:
         """How many models read a sequence when it is asked, here or on a server."""
         return len(self.models)
 
-    def side(self, batch: Batch, packing: Packing) -> Projection | Mixture | TopKWithTail:
+    @abstractmethod
+    def side(self, batch: Batch, packing: Packing) -> Predictions | TopKWithTail:
         """Return hidden states or bins of a micro-batch's valid tokens, without gradient."""
-        raise NotImplementedError
 
     def output(self, batch: Batch, packing: Packing) -> TeacherOutput:
         """Return everything a training step takes from it, without gradient."""
@@ -132,6 +132,7 @@ class Teacher:
         Args:
             kept: how many checkpoints there are at most.
         """
+        return
 
 
 class LiveTeacher(Teacher):

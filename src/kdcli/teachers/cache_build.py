@@ -21,11 +21,11 @@ from kdcli.losses.topk import TopKWithTail
 from kdcli.models.devices import Device
 from kdcli.models.internals import attention_of
 from kdcli.models.load import LanguageModel
-from kdcli.models.packing import find_valid
+from kdcli.models.packing import Predictions, find_valid
 from kdcli.signals import StopRequest
 from kdcli.storage import atomic, lock
 from kdcli.storage.run_dir import NOT_CONTENT
-from kdcli.teachers.base import LiveTeacher, Mixture, Teacher
+from kdcli.teachers.base import LiveTeacher, Teacher
 from kdcli.teachers.cache_files import ERRORS, HEAD, KEY, errors_text, read_key
 from kdcli.teachers.cached import (
     HIDDEN,
@@ -230,14 +230,7 @@ class _Build:
         packing = find_valid(moved.labels)
         with torch.autocast(self.device.device.type, self.device.autocast, enabled=self.device.autocast is not None):
             side = self.teacher.side(moved, packing)
-        if isinstance(side, TopKWithTail):
-            tensors = {IDS: side.ids.int(), LOG_PROBS: side.log_probs}
-        elif isinstance(side, Mixture):
-            raise ValueError("expected one teacher; a mixture of several has no hidden states of its own")
-        elif self.summary is not None:
-            tensors = self.summary.of(side)
-        else:
-            tensors = {HIDDEN: side.hidden.to(getattr(torch, self.key["dtype"]))}
+        tensors = self._tensors(side)
         pieces = {
             name: value.cpu().split(packing.lengths[packing.lengths > 0].tolist()) for name, value in tensors.items()
         }
@@ -245,6 +238,16 @@ class _Build:
             self.entries.append((key, {name: parts[at] for name, parts in pieces.items()}))
         self.bytes += sum(value.numel() * value.element_size() for value in tensors.values())
         self.read += batch.tokens
+
+    def _tensors(self, side: Predictions | TopKWithTail) -> dict[str, Tensor]:
+        """Return what is stored of the teacher's view of some tokens."""
+        if side.bins is not None:
+            return {IDS: side.bins.ids.int(), LOG_PROBS: side.bins.log_probs}
+        one = None if side.whole is None else side.whole.single
+        assert one is not None, "refused before: a cache is of one teacher"
+        if self.summary is not None:
+            return self.summary.of(one)
+        return {HIDDEN: one.hidden.to(getattr(torch, self.key["dtype"]))}
 
 
 def _write_key(folder: Path, key: dict[str, Any], teacher: LanguageModel | None) -> None:

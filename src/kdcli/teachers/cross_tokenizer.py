@@ -1,10 +1,8 @@
 """A teacher with another tokenizer; valid where token boundaries coincide."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from kdcli.data.alignment import NO_OFFSET, AlignedSequence, TokenAligner
 from kdcli.data.batching import IGNORED, Batch, collate
@@ -12,8 +10,8 @@ from kdcli.data.tokenize import Example
 from kdcli.losses.token_facts import ALIGNED
 from kdcli.losses.topk import TopKWithTail
 from kdcli.models.load import LanguageModel
-from kdcli.models.packing import Packing, Projection, find_valid
-from kdcli.teachers.base import Mixture, Teacher, TeacherOutput
+from kdcli.models.packing import Packing, Predictions, find_valid
+from kdcli.teachers.base import Teacher, TeacherOutput
 
 
 class CrossTokenizerTeacher(Teacher):
@@ -41,7 +39,7 @@ class CrossTokenizerTeacher(Teacher):
         """Those of the teacher inside."""
         return self.inner.models
 
-    def side(self, batch: Batch, packing: Packing) -> Projection | Mixture | TopKWithTail:
+    def side(self, batch: Batch, packing: Packing) -> Predictions | TopKWithTail:
         """Return hidden states of the student's valid tokens, 0 where they are not aligned."""
         return self.output(batch, packing).side
 
@@ -57,10 +55,10 @@ class CrossTokenizerTeacher(Teacher):
                 read += len(one.ids) - one.prompt_length + 1
         theirs = collate(examples, range(len(examples)), self.pad_id) if examples else _nothing()
         theirs = theirs.to(batch.input_ids.device)
-        seen = self.inner.side(theirs, find_valid(theirs.labels))
-        assert not isinstance(seen, TopKWithTail), "refused before: a teacher of another tokenizer runs"
+        seen = self.inner.side(theirs, find_valid(theirs.labels)).whole
+        assert seen is not None, "refused before: a teacher of another tokenizer runs"
         index = torch.tensor(places, dtype=torch.int64, device=batch.input_ids.device)
-        return TeacherOutput(_gathered(seen, index), self.vocab, {ALIGNED: (index != NO_OFFSET).float()})
+        return TeacherOutput(seen.rows(index), self.vocab, {ALIGNED: (index != NO_OFFSET).float()})
 
     def rehearse(self, batch: Batch, packing: Packing) -> None:
         """Run the teacher inside: made-up sequences are no text that it could read in its own tokens."""
@@ -80,17 +78,3 @@ class CrossTokenizerTeacher(Teacher):
 def _nothing() -> Batch:
     one = torch.zeros((1, 1), dtype=torch.int64)
     return Batch(one, one + 1, one + IGNORED, torch.full((1,), -1))
-
-
-def _gathered(seen: Projection | Mixture, index: Tensor) -> Projection | Mixture:
-    """Return the hidden states at some places, 0 where there is none."""
-    if isinstance(seen, Mixture):
-        return replace(seen, members=tuple(_rows(member, index) for member in seen.members))
-    return _rows(seen, index)
-
-
-def _rows(side: Projection, index: Tensor) -> Projection:
-    hidden = side.hidden.new_zeros((len(index), side.hidden.shape[1]))
-    known = index != NO_OFFSET
-    hidden[known] = side.hidden[index[known]]
-    return Projection(hidden, side.head)

@@ -18,8 +18,7 @@ from kdcli.losses.base import DistillLoss, Facts, Tokens
 from kdcli.losses.topk import TopKWithTail
 from kdcli.models.head import Head
 from kdcli.models.kernels import product_back
-from kdcli.models.packing import AppliedHead, Projection, Workspace, wide
-from kdcli.teachers.base import Mixture, applied
+from kdcli.models.packing import AppliedHead, Predictions, Projection, Workspace, wide
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class FusedInputs:
     labels: Int[Tensor, " n"]
     weights: Float[Tensor, " n"]
     sequence: Int[Tensor, " n"]
-    teacher: Projection | Mixture | TopKWithTail | None
+    teacher: Predictions | TopKWithTail | None
     vocab: int
     compute: torch.dtype
     workspace: Workspace = field(default_factory=Workspace)
@@ -159,11 +158,11 @@ class _Sweep:
         self.work, self.head, device = work, student.head, student.hidden.device
         self.execution = work.workspace.on(device)
         self.student = AppliedHead("student", student, work.vocab, work.compute, work.workspace)
+        self.coarse = None if work.teacher is None else work.teacher.bins
         self.teacher = None
-        self.coarse = work.teacher if isinstance(work.teacher, TopKWithTail) else None
-        if isinstance(work.teacher, Projection | Mixture):
+        if work.teacher is not None and work.teacher.whole is not None:
             theirs = work.teacher_vocab or work.vocab
-            self.teacher = applied("teacher", work.teacher, theirs, work.compute, work.workspace)
+            self.teacher = work.teacher.whole.apply("teacher", theirs, work.compute, work.workspace)
         widest = max(work.vocab, work.teacher_vocab or 0)
         self.chunk = work.workspace.chunk(widest, device)
         self.block = work.workspace.block(widest, device, self.chunk)
