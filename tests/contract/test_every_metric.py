@@ -50,7 +50,7 @@ def facts(seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 def scores(metric, seed: int = 0, order: list[int] | None = None):
     order = list(range(EXAMPLES)) if order is None else order
-    if metric.eats == "texts":
+    if metric.input_kind == "texts":
         predictions, references = texts(seed)
         told = {name: [values[i] for i in order] for name, values in also(seed).items()}
         return metric.scores_from_texts([predictions[i] for i in order], [references[i] for i in order], **told)
@@ -58,9 +58,9 @@ def scores(metric, seed: int = 0, order: list[int] | None = None):
     tokens = [token for index in order for token in np.flatnonzero(example == index)]
     renumbered = np.array([order.index(example[token]) for token in tokens])
     chosen = {name: each[tokens] for name, each in values.items()}
-    if metric.eats == "own":
+    if metric.input_kind == "own":
         return metric.scores_from_own(samples(metric, chosen, renumbered, len(order)))
-    if metric.eats == "choices":
+    if metric.input_kind == "choices":
         return metric.scores_from_choices(choices(metric, seed, order))
     return metric.scores_from_tokens(chosen, renumbered, len(order))
 
@@ -96,14 +96,14 @@ def test_every_score_of_ours_has_bounds_or_is_known_to_have_none():
 def scores_of_rows(metric, rows, references, computed):
     """Every row an example of its own: one token, one answer of one token, or one question."""
     count, here = len(rows), np.arange(len(rows))
-    if metric.eats == "choices":
+    if metric.input_kind == "choices":
         table = ChoiceTable(rows, np.ones(rows.shape, dtype=np.int64), references)
         return metric.scores_from_choices(replace(table, development=table) if metric.needs_development else table)
     sides = {"teacher": references} if metric.needs_teacher() else {"labels": references}
     found = facts_from_logits(rows, **sides)
     if "temperature" in metric.facts:
         found |= scaled_facts(rows, references, computed["temperature"])
-    if metric.eats == "tokens":
+    if metric.input_kind == "tokens":
         return metric.scores_from_tokens(found, here, count)
     if "accepted" in metric.facts:  # what is to be expected of one drafted token a call
         likely = 1.0 - found["total_variation"]
@@ -151,7 +151,7 @@ def test_it_yields_the_scores_it_declares_with_their_directions(metric):
 
 
 def test_compute_gives_the_same_numbers_as_the_scores(metric):
-    if metric.eats == "texts":
+    if metric.input_kind == "texts":
         predictions, references = texts(0)
         computed = metric.compute(predictions=predictions, references=references, **also(0))
         assert computed == {score.name: score.value for score in scores(metric)}
@@ -208,7 +208,7 @@ def test_additive_scores_have_an_interval_around_them(metric):
 
 
 def test_nothing_to_score_and_lengths_that_differ_are_refused(metric):
-    if metric.eats == "texts":
+    if metric.input_kind == "texts":
         two, one = ["a", "b"], ["a"]
     else:
         two, one = [[0.0, 1.0]] * 2, [[1.0, 0.0]] if metric.needs_teacher() else [1]

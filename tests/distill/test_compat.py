@@ -128,4 +128,4 @@ def test_default_metrics_that_cannot_be_had_are_no_fault(parts):
     run = parts.run(loss="ce").model_copy(update={"teacher": None, "evaluation": EvalSettings()})
     assert prepare_run(run, Session()).test is not None
     follows = run.model_copy(update={"monitor": MonitorConfig(every=2)})
-    assert prepare_run(follows, Session()).watched is not None
+    assert prepare_run(follows, Session()).validation is not None

@@ -72,7 +72,7 @@ def test_cut_answers_are_counted_and_kept_in_the_record(parts, tmp_path):
 
 def test_default_metrics_of_answers_are_left_out_where_no_row_has_a_prompt(parts, tmp_path):
     found = evaluated(parts, tmp_path / "plain", [{"text": "once upon"}, {"text": "a time"}])
-    assert not any(info.eats == "texts" for info in found.infos)
+    assert not any(info.input_kind == "texts" for info in found.infos)
     assert "perplexity" in found.estimates
     assert "rougeL left out: the rows have no prompt to answer" in found.notes
     asked = evaluated(parts, tmp_path / "asked", [{"text": "once upon"}], metrics=("rougeL",))

@@ -102,7 +102,7 @@ def test_accuracy_is_that_of_likelihoods_worked_out_by_hand(home, found):
 
 def test_every_score_says_how_it_was_taken(found):
     (info,) = found.infos
-    assert (info.better, info.metric, info.eats) == ("higher", "colours", "tasks")
+    assert (info.better, info.metric, info.input_kind) == ("higher", "colours", "tasks")
     parts = info.settings.split("|")
     assert parts[0] == "colours_acc"
     assert {"version:1.0", "shots:0", "n:5"} <= set(parts)

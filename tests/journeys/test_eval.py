@@ -67,7 +67,7 @@ def test_stored_statistics_give_the_same_scores(record):
 def test_every_score_says_how_it_was_taken(record):
     for info in record.infos:
         assert "n:10" in info.settings
-        assert ("temp:0.7" in info.settings) == (info.eats == "texts")
+        assert ("temp:0.7" in info.settings) == (info.input_kind == "texts")
 
 
 def test_the_same_evaluation_gives_the_same_numbers(record, parts):

@@ -58,7 +58,7 @@ def test_stored_statistics_give_the_same_scores_and_hold_every_answer(record):
 
 def test_settings_say_how_answers_were_sampled(record):
     bias = next(info for info in record.infos if info.name == "ex_acc_err")
-    assert (bias.metric, bias.eats) == ("exposure_bias", "own")
+    assert (bias.metric, bias.input_kind) == ("exposure_bias", "own")
     assert "exposure_lengths:2|" in bias.settings
     assert "temp:1|top_p:1|seeds:1,2|max:6" in bias.settings
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdcli.losses.build import build_objective, spec_of
-from kdcli.losses.samples import sample, values
+from kdcli.losses.samples import sample, tokens_of, values
 from kdcli.losses.testing.contract import CHECKS, check_loss
 from kdcli.registry import registry
 
@@ -249,3 +249,24 @@ def test_the_pages_example_as_an_entry_point(example, monkeypatch):
 def test_the_page_names_every_check():
     table = re.findall(r"^\| ([a-z0-9 ]+) \|", PAGE, re.MULTILINE)
     assert sorted(table) == sorted(["check", *(check.name for check in CHECKS)])
+
+
+def test_a_loss_of_an_earlier_version_is_read_by_the_names_it_uses(tmp_path):
+    body = """
+    def needs(self):
+        return replace(Needs(whole="", known=2), known=3)
+
+    def token_loss(self, tok):
+        tok.watched["broken.mean"] = self.value(tok).detach()
+        return self.value(tok)
+"""
+    (tmp_path / "guest.py").write_text(f"from dataclasses import replace\n{HEAD}{body}", encoding="utf-8")
+    loss = build_objective(f"{tmp_path / 'guest.py'}:Broken")
+    needs = loss.needs()
+    assert (needs.full_distribution, needs.min_top_k) == (needs.whole, needs.known) == ("", 3)
+    assert (needs | build_objective("ce").needs()).min_top_k == 3
+    tok = tokens_of(loss, sample(loss))
+    assert tok.logged == {}
+    values_of = loss.token_loss(tok)
+    assert torch.equal(tok.logged["broken.mean"], values_of)
+    assert tok.watched is tok.logged

@@ -182,4 +182,4 @@ def test_a_ramp_weighs_the_term_on_features():
     tok = Tokens(torch.zeros(6, dtype=torch.int64), ours.new_zeros((6, 0)), progress=0.25, features=seen)
     (found,) = build_objective("ramp:loss=hidden,start=0,end=2").feature_parts(tok).values()
     torch.testing.assert_close(found, value(hidden(), ours, theirs) / 2, rtol=1e-14, atol=0)
-    torch.testing.assert_close(tok.watched["ramp.weight"], torch.full((6,), 0.5))
+    torch.testing.assert_close(tok.logged["ramp.weight"], torch.full((6,), 0.5))

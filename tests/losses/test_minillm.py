@@ -238,7 +238,7 @@ def test_a_ratio_beyond_the_clip_is_followed_no_further():
     (grad,) = torch.autograd.grad(value.sum(), student)
     assert value.tolist() == pytest.approx([-1.2, 2.0, -0.5, 0.8])  # rho = 2, 2, 1/2, 1/2
     assert grad[:, 0].tolist() == pytest.approx([0.0, 1.0, -0.25, 0.0])
-    assert tok.watched["minillm.clipped"].tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert tok.logged["minillm.clipped"].tolist() == [1.0, 0.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -266,13 +266,13 @@ def test_k3_is_in_expectation_the_kl_on_the_prefixes_drawn(alpha):
     facts |= loss.survey(tok)
     facts |= loss.plan(facts)
     loss.token_loss(tok)
-    k3 = tok.watched["minillm.k3"]
+    k3 = tok.logged["minillm.k3"]
     assert (k3 >= 0).all()
     reverse = (q * (q / p).log()).sum(-1)[row]
     close((chance[index] * k3).sum(), (chance[index] * reverse).sum())
     if alpha == 0:
         close((chance[index] * k3).sum(), world.exact()[0])
-    close((chance[index] * tok.watched["minillm.rho"]).sum(), chance[index].sum())
+    close((chance[index] * tok.logged["minillm.rho"]).sum(), chance[index].sum())
 
 
 def test_needs_follow_from_what_is_taken():

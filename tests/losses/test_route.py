@@ -63,7 +63,7 @@ def test_what_an_objective_watches_is_logged_as_the_mean_over_its_own_tokens():
     data = mixed(loss, ["rollout"] * 6 + ["corpus"] * 3)
     tok = tokens_of(loss, data)
     loss.token_loss(tok)
-    ratio = tok.watched["rollout.rho"]
+    ratio = tok.logged["rollout.rho"]
     assert ratio[6:].tolist() == [0.0, 0.0, 0.0]
     log_q = data.student.log_softmax(-1).gather(1, data.labels[:, None])[:, 0]
     torch.testing.assert_close(ratio.mean(), torch.exp(log_q - data.facts["behaviour_logp"])[:6].mean())

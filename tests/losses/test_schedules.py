@@ -149,5 +149,5 @@ def test_what_makes_no_sense_is_refused(spec, words):
 
 
 def test_temperatures_other_than_one_need_the_whole_teacher():
-    assert "temperature" in build_objective("annealed:start=2,end=1").needs().whole
-    assert build_objective("annealed:loss=skl,option=alpha,start=0.1,end=0.5").needs().whole == ""
+    assert "temperature" in build_objective("annealed:start=2,end=1").needs().full_distribution
+    assert build_objective("annealed:loss=skl,option=alpha,start=0.1,end=0.5").needs().full_distribution == ""

@@ -49,7 +49,7 @@ def test_the_share_of_revised_tokens_is_watched():
     data = sample(loss)
     tok = tokens_of(loss, data)
     loss.parts_and_grad(tok)
-    assert torch.equal(tok.watched["revised.share"], (data.teacher.argmax(-1) != data.labels).float())
+    assert torch.equal(tok.logged["revised.share"], (data.teacher.argmax(-1) != data.labels).float())
 
 
 @pytest.mark.parametrize("tau", [0.5, 2.0])
@@ -163,4 +163,4 @@ def test_what_makes_no_sense_is_refused(spec, words):
 
 @pytest.mark.parametrize("spec", ["revised", "tempered", "truncated"])
 def test_a_compact_cache_is_refused(spec):
-    assert build_objective(spec).needs().whole
+    assert build_objective(spec).needs().full_distribution

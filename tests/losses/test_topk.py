@@ -10,7 +10,9 @@ from kdcli.losses.topk import TopKWithTail, bins_of, top_k_with_tail
 from kdcli.registry.registry import LOSSES
 
 ON_BINS = sorted(
-    name for name in LOSSES.names() if isinstance(loss := build_objective(name), Divergence) and not loss.needs().whole
+    name
+    for name in LOSSES.names()
+    if isinstance(loss := build_objective(name), Divergence) and not loss.needs().full_distribution
 )
 F_DIVERGENCES = {"fkl", "rkl", "sym_kl", "jsd", "skl", "srkl", "tvd"}
 
@@ -90,9 +92,9 @@ def test_the_head_of_akl_is_single_tokens_and_never_the_rest():
 
 @pytest.mark.parametrize("spec", ["atkd", "mse_logits", "tkd", "decoupled", "fkl:temperature=2", "0.5*fkl+0.5*atkd"])
 def test_what_needs_the_whole_teacher_says_why(spec):
-    assert build_objective(spec).needs().whole
+    assert build_objective(spec).needs().full_distribution
 
 
 @pytest.mark.parametrize("spec", ["fkl", "0.5*ce+0.5*akl", "ce"])
 def test_a_sum_is_defined_where_its_terms_are(spec):
-    assert not build_objective(spec).needs().whole or not build_objective(spec).needs().teacher
+    assert not build_objective(spec).needs().full_distribution or not build_objective(spec).needs().teacher

@@ -107,14 +107,14 @@ def test_a_token_whose_teacher_has_not_read_the_same_text_counts_nothing():
     tok = Tokens(torch.zeros(4, dtype=torch.int64), student.clone(), teacher.clone(), facts)
     whole, slope = in_closed_form(UniversalLogits(), student, teacher)
     assert_close(UniversalLogits().token_loss(tok), whole * known)
-    assert torch.equal(tok.watched["uld.aligned"], known)
+    assert torch.equal(tok.logged["uld.aligned"], known)
     parts, grad = UniversalLogits().parts_and_grad(tok)
     assert_close(parts["uld"], whole * known)
     assert_close(grad, slope * known[:, None])
     inside = build_objective("ce+1.5*uld")
     tok = Tokens(torch.zeros(4, dtype=torch.int64), student.clone(), teacher.clone(), facts)
     assert_close(inside.parts(tok)["uld"], 1.5 * whole * known)
-    assert torch.equal(tok.watched["uld.aligned"], known)
+    assert torch.equal(tok.logged["uld.aligned"], known)
 
 
 @pytest.mark.parametrize(

@@ -149,8 +149,8 @@ def test_what_is_selected_and_measured_is_watched():
     data = with_facts(loss, sample(loss))
     tok = tokens_of(loss, data)
     loss.parts_and_grad(tok)
-    assert set(tok.watched) == {"weighted.selected", "weighted.teacher_entropy", "weighted.akl.head_weight"}
-    assert tok.watched["weighted.selected"].sum().item() == 3
+    assert set(tok.logged) == {"weighted.selected", "weighted.teacher_entropy", "weighted.akl.head_weight"}
+    assert tok.logged["weighted.selected"].sum().item() == 3
 
 
 @pytest.mark.parametrize(
@@ -168,8 +168,8 @@ def test_what_makes_no_sense_is_refused(spec, words):
 
 
 def test_a_compact_teacher_does_where_no_teacher_is_measured():
-    assert build_objective("weighted:by=position").needs().whole == ""
-    assert build_objective("weighted:by=student_entropy").needs().whole == ""
-    assert "teacher_entropy is measured" in build_objective("weighted").needs().whole
+    assert build_objective("weighted:by=position").needs().full_distribution == ""
+    assert build_objective("weighted:by=student_entropy").needs().full_distribution == ""
+    assert "teacher_entropy is measured" in build_objective("weighted").needs().full_distribution
     assert not build_objective("weighted:loss=ce,by=student_entropy").needs().teacher
     assert spec_of(build_objective("weighted:loss=kl,keep=0.5")) == "weighted"

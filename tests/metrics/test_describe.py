@@ -22,11 +22,11 @@ def test_what_is_read_is_what_the_class_says(name):
     card, found = describe(name), METRICS.resolve(name)
     assert card.name == found.name == name
     assert card.scores == found.scores
-    assert card.eats == found.eats
+    assert card.input_kind == found.input_kind
     assert card.options == found.options
     assert card.description == found.description
     assert card.settings == found().signature
-    assert card.needs_teacher == (found.eats != "texts" and found.needs_teacher())
+    assert card.needs_teacher == (found.input_kind != "texts" and found.needs_teacher())
     assert card.doc.split("\n")[0] == found.__doc__.split("\n")[0]
 
 
@@ -72,4 +72,36 @@ def test_a_guest_is_described_through_its_class(tmp_path):
     path = tmp_path / "guest.py"
     path.write_text(GUEST, encoding="utf-8")
     card = describe(f"{path}:Guest")
-    assert (card.name, card.doc, card.settings, card.eats) == ("guest", "A guest.", "guest", "texts")
+    assert (card.name, card.doc, card.settings, card.input_kind) == ("guest", "A guest.", "guest", "texts")
+
+
+EARLIER = '''
+from kdcli.metrics.base import TextMetric
+from kdcli.metrics.score import Score, ratio
+
+
+class Ended(TextMetric):
+    """How many answers ended, as a plug-in of an earlier version has it."""
+
+    name, description, scores, eats = "ended", "answers that ended", {"ended": "neither"}, "texts"
+    also_reads = ("ended",)
+
+    def __init__(self, *, blind=False):
+        super().__init__()
+        if blind:
+            self.also_reads = ()
+
+    def measure(self, predictions, references, ended=((True,),)):
+        return [Score("ended", None, ratio(), "neither", corpus=float(sum(map(sum, ended))))]
+'''
+
+
+def test_a_metric_of_an_earlier_version_is_read_by_the_names_it_uses(tmp_path):
+    (tmp_path / "guest.py").write_text(EARLIER, encoding="utf-8")
+    path = f"{tmp_path / 'guest.py'}:Ended"
+    found = METRICS.resolve(path)
+    assert describe(path).input_kind == describe(path).eats == found().input_kind == found().eats == "texts"
+    assert found().extra_inputs == found().also_reads == ("ended",)
+    (score,) = found().scores_from_texts([["a"], ["b"]], [["a"], ["b"]], ended=[[True], [False]])
+    assert score.value == 1.0
+    assert found(blind=True).extra_inputs == ()

@@ -160,7 +160,7 @@ def metric_list(cards: Sequence[Any]) -> Group:
     """
     table = _table("name", "reads", "scores", "what it is")
     for card in cards:
-        reads = card.eats + (", teacher" if card.needs_teacher else "")
+        reads = card.input_kind + (", teacher" if card.needs_teacher else "")
         table.add_row(_cell(card.name), _cell(reads), _cell(_scores(card)), _cell(card.description))
     return Group(table, Text("↑ higher is better, ↓ lower is better", style="dim"))
 
@@ -171,7 +171,7 @@ def metric_card(card: Any) -> Group:
     Args:
         card: its metrics.describe.MetricCard.
     """
-    reads = _READS[card.eats]
+    reads = _READS[card.input_kind]
     facts = [("reads", reads + (" and the teacher" if card.needs_teacher else "")), ("scores", _scores(card))]
     facts.append(("settings", card.settings))
     if card.aliases:

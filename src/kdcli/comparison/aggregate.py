@@ -91,7 +91,7 @@ def test_of_score(tidy: LongFormat, info: ScoreInfo) -> ScoreTest:
         best=best,
         tied=statistics.tied_for_best({**p_values, **unknown}, best) if best else (),
         detectable=lines.detectable(baseline, tests),
-        variance=lines.variance(baseline, eats_texts=info.eats == "texts"),
+        variance=lines.variance(baseline, of_texts=info.input_kind == "texts"),
         references={line: lines.reference_mean(line) for line in lines.references},
         before=_adjusted({label: lines.against(label, BEFORE) for label in lines.labels}),
         closed={label: lines.closed(label, info) for label in lines.labels},
@@ -234,7 +234,7 @@ class _Lines:
         pairs = [self._shared(label, baseline) for label in self.labels if label != baseline]
         return statistics.smallest_detectable_difference(pairs, tests)
 
-    def variance(self, baseline: str, *, eats_texts: bool) -> VarianceShares | None:
+    def variance(self, baseline: str, *, of_texts: bool) -> VarianceShares | None:
         pairs = [self._shared(label, baseline) for label in self.labels if label != baseline]
         most = max((len(ours) for ours, _ in pairs), default=0)
         tables, noises = [], []
@@ -242,7 +242,7 @@ class _Lines:
             table = statistics.difference_table(ours, theirs) if len(ours) == most > 0 else None
             if table is not None:
                 tables.append(table)
-                noises.append(_noise(ours, theirs) if eats_texts else 0.0)
+                noises.append(_noise(ours, theirs) if of_texts else 0.0)
         return statistics.variance_shares(tables, noises)
 
     def _shared(self, label: str, other: str) -> tuple[list[Score], list[Score]]:

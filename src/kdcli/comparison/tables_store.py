@@ -333,7 +333,9 @@ def _reference_line(one: Reference, seed: int | None, found: EvalRecord, info: S
 def _has(found: EvalRecord, info: ScoreInfo, beside: EvalRecord) -> bool:
     """Whether an evaluation has a score that was taken as another evaluation took it; tasks on the same documents."""
     same = any(
-        one.name == info.name and one.metric == info.metric and (one.settings == info.settings or one.eats != "tasks")
+        one.name == info.name
+        and one.metric == info.metric
+        and (one.settings == info.settings or one.input_kind != "tasks")
         for one in found.infos
     )
     documents = [len(record.documents.get(info.name, ())) for record in (found, beside)]

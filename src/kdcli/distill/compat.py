@@ -215,7 +215,7 @@ def _one_teacher(run: Combination) -> Faults:
     if run.source.needs().teacher:
         what, fix = f"@{run.source.name} asks one teacher, and {both}", "give one of them, or another source"
         yield UsageError("CLI-22", what, where=run.label, fix=fix)
-    answering = [name for name in _named(run) if _needs_teacher(name) and describe(name).eats == "own"]
+    answering = [name for name in _named(run) if _needs_teacher(name) and describe(name).input_kind == "own"]
     if answering:
         what = f"{', '.join(answering)} asks one teacher, and {both}"
         fix = f"give one of them, or --metric {_rest(run, answering)}"
@@ -406,8 +406,8 @@ def _why_not(loss: DistillLoss, known: int) -> str | None:
     needs = loss.needs()
     if not needs.teacher:
         return None
-    few = f"it needs {needs.known} known tokens or more, since the student's own mass leads it; there is {known}"
-    return needs.whole or (few if known < needs.known else None)
+    few = f"it needs {needs.min_top_k} known tokens or more, since the student's own mass leads it; there is {known}"
+    return needs.full_distribution or (few if known < needs.min_top_k else None)
 
 
 def _working(known: int) -> str:

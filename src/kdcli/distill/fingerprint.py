@@ -43,7 +43,7 @@ def fingerprint(
     dataset: TokenDataset,
     corpus: TokenDataset | None,
     steps: int,
-    watched: ValidationPlan | None,
+    validation: ValidationPlan | None,
 ) -> dict[str, Any]:
     """Return the flat table of everything that the student's weights depend on.
 
@@ -55,12 +55,12 @@ def fingerprint(
         dataset: training rows; their tokens count, not the file's name.
         corpus: rows of the second corpus, if the source reads one.
         steps: optimizer steps of the whole run.
-        watched: what is measured while training; it counts where it may end the training, or the source follows it.
+        validation: what is measured while training; it counts where it may end the training, or the source follows it.
     """
     loss, source, pair = run.loss, run.source, run.pair
     assert pair is not None, "a combination with its models"
     seen = str(run.view) if run.view is not None else None
-    follows = watched is not None and (watched.config.patience is not None or source.needs().monitor != "")
+    follows = validation is not None and (validation.config.patience is not None or source.needs().monitor != "")
     code, needs = guest_code(source), source.needs()
     trained = {
         f"train.{name}": value for name, value in train.model_dump(mode="json").items() if name not in MAY_DIFFER
@@ -79,7 +79,7 @@ def fingerprint(
         "matmul_precision": run.hardware.matmul_precision,
         "threads": run.hardware.threads,
         **({"compile": _compiled(run, seen)} if run.hardware.compile else {}),
-        **({"monitor": watched.identity} if watched is not None and follows else {}),
+        **({"monitor": validation.identity} if validation is not None and follows else {}),
         **_adapter(run.lora),
         **trained,
         **({"source.code": code} if code else {}),

@@ -245,7 +245,8 @@ def setup_of(prepared: Prepared, rows: int, length: int, *, several: bool, execu
         quantization=prepared.quantization,
         remembered=prepared.teacher_cache is not None,
         alone=device.device.type == "cpu" and (many == 1 or prepared.hardware.shard == "ddp"),
-        lends=prepared.source.needs().teacher or (prepared.watched is not None and prepared.watched.needs_teacher),
+        lends=prepared.source.needs().teacher
+        or (prepared.validation is not None and prepared.validation.needs_teacher),
     )
 
 
@@ -487,7 +488,7 @@ def describe_run(prepared: Prepared) -> dict[str, Fact]:
         facts["alignment"] = Fact(said, {"share_of_tokens": met, "rows": seen})
     if prepared.test is not None:
         bare = leaves_answers_out(prepared.evaluation, prepared.test)
-        names = [name for name in prepared.evaluation.metrics if not (bare and describe(name).eats == "texts")]
+        names = [name for name in prepared.evaluation.metrics if not (bare and describe(name).input_kind == "texts")]
         known: dict[str, Any] = {"rows": len(prepared.test), "metrics": names}
         facts["held-out rows"] = Fact(f"{len(prepared.test):,} rows; {', '.join(names)}", known)
     return facts

@@ -46,7 +46,7 @@ class Prepared(Combination):
         identity: what makes this experiment this experiment.
         corpus: rows of the second corpus, if the source reads one.
         teacher_rows: the training rows as a teacher of another tokenizer reads them; None where it reads as usual.
-        watched: what is measured while training, if anything.
+        validation: what is measured while training, if anything.
     """
 
     pair: ModelPair
@@ -58,7 +58,7 @@ class Prepared(Combination):
     steps: int
     identity: dict[str, Any]
     corpus: TokenDataset | None = None
-    watched: ValidationPlan | None = None
+    validation: ValidationPlan | None = None
     teacher_rows: TokenDataset | None = None
 
     def windows(self, pad_id: int = 0, rank: int = 0, world: int = 1, **models: Any) -> StepBatches:
@@ -117,14 +117,14 @@ def prepare_run(config: DistillConfig, session: Session, device: Device | None =
     reads = run.needs_teacher or source.needs().teacher
     theirs = rows_of_teacher(pair, dataset, data, session) if reads else None
     steps = opened(source, SourceContext(dataset, config.train, pad_id=0, corpus=corpus)).total_steps
-    watched = None
+    validation = None
     if config.monitor.every is not None:
-        watched = validation_plan(config.monitor, data, config.evaluation, config.teacher, pair.reader, session)
-    identity = fingerprint(run, config.train, config.server, device, dataset, corpus, steps, watched)
+        validation = validation_plan(config.monitor, data, config.evaluation, config.teacher, pair.reader, session)
+    identity = fingerprint(run, config.train, config.server, device, dataset, corpus, steps, validation)
     return Prepared(
         **{one.name: getattr(run, one.name) for one in fields(run)}, train=config.train, dataset=dataset, test=test,
         measuring=measuring_of(config), device=device, steps=steps, identity=identity, corpus=corpus,
-        watched=watched, teacher_rows=theirs,
+        validation=validation, teacher_rows=theirs,
     )  # fmt: skip
 
 

@@ -167,7 +167,7 @@ def _check_measured(prepared: Prepared, student: LanguageModel) -> None:
         return
     student.check_length(max(rows.lengths))
     answered = settings.metrics != EvalSettings().metrics or rows.without_prompt < len(rows)
-    if answered and any(describe(name).eats == "texts" for name in settings.metrics):
+    if answered and any(describe(name).input_kind == "texts" for name in settings.metrics):
         Decoder(student, student.vocab).check([one.ids[: one.prompt_length] for one in rows.examples])
 
 
@@ -222,10 +222,10 @@ def _start(prepared: Prepared) -> Device:
 
 def _whole_outside(prepared: Prepared) -> dict[str, frozenset[Side]]:
     """Say which models are used outside a training step, where shards of them do not do."""
-    wanted, watched, facts = prepared.source.needs(), prepared.watched, prepared.pair.teacher
+    wanted, validation, facts = prepared.source.needs(), prepared.validation, prepared.pair.teacher
     served = facts is not None and facts.server is not None
     writers: dict[Side, bool] = {"student": wanted.student, "teacher": wanted.teacher and not served}
-    compared = watched is not None and watched.needs_teacher
+    compared = validation is not None and validation.needs_teacher
     return {
         "drawn_with": frozenset(side for side, writes in writers.items() if writes),
         "measured_with": frozenset({"student", "teacher"} if compared else {"student"}),
@@ -271,13 +271,13 @@ def _monitor(
     folder: RunFolder, prepared: Prepared, session: Session, student: LanguageModel, report: Report
 ) -> Validator | None:
     """Return what evaluates the student during training."""
-    watched, pair = prepared.watched, prepared.pair
-    if watched is None:
+    validation, pair = prepared.validation, prepared.pair
+    if validation is None:
         return None
     teacher = None
-    if watched.needs_teacher and pair.teacher is not None:
+    if validation.needs_teacher and pair.teacher is not None:
         teacher = evaluation_teacher(
-            prepared.teacher_cache, pair.teacher, watched.rows, prepared.data, prepared.hardware, _start(prepared),
+            prepared.teacher_cache, pair.teacher, validation.rows, prepared.data, prepared.hardware, _start(prepared),
             session,
         )  # fmt: skip
 
@@ -286,5 +286,5 @@ def _monitor(
         save_model(student, folder.best, kept, model_card(prepared))
 
     shown = replace(student, vocab=pair.vocab)
-    shown.check_length(max(watched.rows.lengths))
-    return Validator(watched, shown, teacher, prepared.device, keep, report)
+    shown.check_length(max(validation.rows.lengths))
+    return Validator(validation, shown, teacher, prepared.device, keep, report)

@@ -26,7 +26,7 @@ from kdcli.models.load import LanguageModel
 from kdcli.storage.run_dir import BEST
 from kdcli.teachers.base import Teacher
 
-_EATEN = ("texts", "tokens")
+_INPUT_KINDS = ("texts", "tokens")
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def deciding_score(wanted: MonitorConfig, data: DataConfig, teacher: str | None)
 
 def _card(name: str, teacher: str | None) -> MetricCard:
     card = describe(name)
-    if card.eats not in _EATEN:
+    if card.input_kind not in _INPUT_KINDS:
         what = f"{card.name} is measured after training only"
         raise UsageError("CLI-20", what, where="monitor.metrics", fix="choose metrics of texts or tokens")
     if card.needs_teacher and teacher is None:
@@ -153,7 +153,7 @@ class Validator:
     """Evaluates a student every few steps; see :class:`kdcli.training.job.Monitor`.
 
     Args:
-        watched: what is looked at.
+        plan: what is measured, on which rows.
         student: the model in training; restricted to the ids that both models share.
         teacher: what it is compared with, where a metric asks for it.
         device: where to compute.
@@ -161,7 +161,7 @@ class Validator:
         report: told the outcome of every evaluation.
     """
 
-    watched: ValidationPlan
+    plan: ValidationPlan
     student: LanguageModel
     teacher: Teacher | None
     device: Device
@@ -172,45 +172,45 @@ class Validator:
 
     def __post_init__(self) -> None:
         teacher = self.teacher is not None
-        self._chosen = scoring.choose_metrics(self.watched.settings, teacher=teacher, development=False)
+        self._chosen = scoring.choose_metrics(self.plan.settings, teacher=teacher, development=False)
 
     @property
     def ends(self) -> bool:
         """Whether the score has not improved for as many evaluations as there is patience."""
-        return self.watched.config.patience is not None and self._since >= self.watched.config.patience
+        return self.plan.config.patience is not None and self._since >= self.plan.config.patience
 
     def recall(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Take in what was measured before; values measured on other rows or otherwise do not count."""
         self.best, self._since = None, 0
         for line in lines:
             found = line.get("evaluation")
-            if found is not None and found["of"] == self.watched.hash:
-                self._take(line["step"], found["scores"].get(self.watched.score))
+            if found is not None and found["of"] == self.plan.hash:
+                self._take(line["step"], found["scores"].get(self.plan.score))
 
     def due(self, step: int) -> bool:
         """Whether a step is one to be measured after."""
-        return step % (self.watched.config.every or 1) == 0
+        return step % (self.plan.config.every or 1) == 0
 
     def look(self, step: int) -> dict[str, Any] | None:
         """Measure the student if the step is due; keep it if it is the best so far."""
         if not self.due(step):
             return None
         values = self._measure()
-        name, value = self.watched.score, values.get(self.watched.score)
+        name, value = self.plan.score, values.get(self.plan.score)
         improved = self._take(step, value)
         if improved:
-            self.keep({"step": step, "score": name, "value": value, "of": self.watched.hash})
+            self.keep({"step": step, "score": name, "value": value, "of": self.plan.hash})
         said = f"{name} {value:.5g}" if value is not None else f"{name} is not a number"
         before = "" if self.best is None else f", best {self.best[1]:.5g} at step {self.best[0]}"
         rest = f", the best so far, kept in {BEST}/" if improved else before
         self.report(Event("note", f"step {step}: {said}{rest}"))
         if self.ends:
             self.report(Event("note", f"training ends: {name} has not improved for {self._since} evaluations"))
-        return {"of": self.watched.hash, "scores": values}
+        return {"of": self.plan.hash, "scores": values}
 
     def _take(self, step: int, value: float | None) -> bool:
         """Take in a value; return whether it is the best so far."""
-        sign = 1.0 if self.watched.better == "higher" else -1.0
+        sign = 1.0 if self.plan.better == "higher" else -1.0
         if value is not None and (self.best is None or sign * value > sign * self.best[1]):
             self.best, self._since = (step, value), 0
             return True
@@ -219,12 +219,12 @@ class Validator:
 
     def _measure(self) -> dict[str, float | None]:
         """Return every score; None where it is not a finite number."""
-        rows, chosen = self.watched.rows, self._chosen
+        rows, chosen = self.plan.rows, self._chosen
         try:
             with _still(self.student):
                 found = scoring.Scores()
                 if chosen.texts:
-                    generation = self.watched.settings.generation
+                    generation = self.plan.settings.generation
                     source = LocalAnswers(self.student, generation, self.device)
                     texts = answer(source, rows, generation, silent)
                     found += scoring.score_texts(chosen, scoring.beside(texts, rows, self.student.ends))

@@ -19,7 +19,7 @@ class ScoreInfo:
         better: "higher", "lower" or "neither".
         metric: the metric that computed it.
         settings: its signature: everything that changes the number.
-        eats: what it is computed from, "texts", "tokens", "own", "choices" or "tasks".
+        eats: its input kind, under the name it has in records.
     """
 
     name: str
@@ -27,6 +27,11 @@ class ScoreInfo:
     metric: str
     settings: str
     eats: str = "tokens"
+
+    @property
+    def input_kind(self) -> str:
+        """What it is computed from: "texts", "tokens", "own" for sampled answers, "choices" or "tasks"."""
+        return self.eats
 
     @property
     def title(self) -> str:

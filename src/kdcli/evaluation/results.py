@@ -303,7 +303,7 @@ def scores_of(table: pa.Table, entries: Sequence[Mapping[str, Any]], evaluation:
 
     Args:
         table: the rows of one evaluation, as in its ``samples.parquet``.
-        entries: name, direction and value of each score, what it eats, and of a benchmark's score its documents.
+        entries: name, direction and value of each score, its input kind, and of a benchmark's score its documents.
         evaluation: settings that say how the metrics were made.
     """
     settings = EvalSettings.model_validate(evaluation)

@@ -120,7 +120,7 @@ def build_metrics(
     metrics = [build_metric(name, settings) for name in _unique(settings.metrics)]
 
     def reading(kind: str) -> list[Any]:
-        return [metric for metric in metrics if metric.eats == kind]
+        return [metric for metric in metrics if metric.input_kind == kind]
 
     return reading("texts"), reading("tokens"), reading("own"), reading("choices")
 
@@ -273,7 +273,7 @@ def forms(chosen: MetricSet) -> dict[str, Score]:
     scores = [
         metric.bounded(score)
         for metric in chosen.texts
-        for score in metric.measure([["a"]], [["a"]], **{name: also[name] for name in metric.also_reads})
+        for score in metric.measure([["a"]], [["a"]], **{name: also[name] for name in metric.extra_inputs})
     ]
     for metric in chosen.tokens:
         facts = {name: np.array([0.5]) for name in metric.facts}
@@ -289,14 +289,14 @@ def forms(chosen: MetricSet) -> dict[str, Score]:
 def complete(info: ScoreInfo, protocol: dict[str, Any]) -> ScoreInfo:
     """Complete a score's signature: how answers were made, on which rows, by which version."""
     parts, generation = [info.settings], protocol["generation"]
-    if generation is not None and info.eats in ("texts", "own"):
+    if generation is not None and info.input_kind in ("texts", "own"):
         sampled = [f"temp:{generation['temperature']:g}", f"top_p:{generation['top_p']:g}"]
         seeds = ",".join(map(str, generation["seeds"]))
         parts += [*sampled, f"seeds:{seeds}"] if generation["temperature"] else ["gen:greedy"]
         parts += [f"max:{generation['max_new_tokens']}", "processors:server" if "server" in protocol else SETTING]
-    elif info.eats == "texts":
+    elif info.input_kind == "texts":
         parts.append("answers:given")
-    parts += [f"server:{protocol['server']}"] if "server" in protocol and info.eats == "texts" else []
+    parts += [f"server:{protocol['server']}"] if "server" in protocol and info.input_kind == "texts" else []
     parts += [f"tmpl:{protocol['template']}"] if protocol.get("template") else []
     parts += [f"protocol:{protocol['name']}-{protocol['hash']}"] if "hash" in protocol else []
     parts += [f"data:{protocol['data'][:8]}", f"n:{protocol['examples']}", f"kd:{__version__}"]
@@ -305,7 +305,7 @@ def complete(info: ScoreInfo, protocol: dict[str, Any]) -> ScoreInfo:
 
 def info_of(score: Score, metric: Metric) -> ScoreInfo:
     """Return what a reader must know about a metric's score."""
-    return ScoreInfo(score.name, score.better, metric.name, metric.signature, metric.eats)
+    return ScoreInfo(score.name, score.better, metric.name, metric.signature, metric.input_kind)
 
 
 def each_once(pairs: Sequence[tuple[Score, ScoreInfo]]) -> list[tuple[Score, ScoreInfo]]:

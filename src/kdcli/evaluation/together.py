@@ -64,7 +64,7 @@ def only(there: EvalRecord, asked: Mapping[str, Any]) -> EvalRecord:
     """Return the part of an evaluation that was asked for: its scores of these metrics, and of tasks if any."""
     metrics = asked.get("metrics", {})
     tasks = "benchmarks" in asked
-    infos = tuple(info for info in there.infos if (tasks if info.eats == "tasks" else info.metric in metrics))
+    infos = tuple(info for info in there.infos if (tasks if info.input_kind == "tasks" else info.metric in metrics))
     names = {info.name for info in infos}
     ran = {"tasks": there.protocol["tasks"]} if tasks and "tasks" in there.protocol else {}
     return replace(

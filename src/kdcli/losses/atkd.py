@@ -120,7 +120,7 @@ class AdaptiveTeachingKD(DistillLoss):
     def parts(self, tok: Tokens) -> dict[str, Tensor]:
         """Return the terms of the easy and of the hard tokens, each 0 on the others."""
         assert tok.teacher is not None, "needs().teacher is declared"
-        self._watch(tok)
+        self._log(tok)
         if self._is_preset:
             student, teacher = (finite(logits, self.temperature) for logits in (tok.student, tok.teacher))
             return self._named(parts(student, teacher, tok.labels, self._weighing(tok)), tok)
@@ -136,7 +136,7 @@ class AdaptiveTeachingKD(DistillLoss):
     def parts_and_grad(self, tok: Tokens) -> tuple[dict[str, Tensor], Tensor] | None:
         """Take the presets in one pass; other objectives on the tokens of their own group."""
         assert tok.teacher is not None, "needs().teacher is declared"
-        self._watch(tok)
+        self._log(tok)
         if self._is_preset:
             found, grad = parts_and_grad(tok.student, tok.teacher, tok.labels, self._weighing(tok), self.temperature)
             return self._named(found, tok), grad if self._scale == 1.0 else grad.mul_(self._scale)
@@ -156,8 +156,8 @@ class AdaptiveTeachingKD(DistillLoss):
         return named, grad
 
     @staticmethod
-    def _watch(tok: Tokens) -> None:
-        tok.watched["atkd.easy_share"] = (~tok.facts["split/hard"]).to(tok.facts["split/weight"].dtype)
+    def _log(tok: Tokens) -> None:
+        tok.logged["atkd.easy_share"] = (~tok.facts["split/hard"]).to(tok.facts["split/weight"].dtype)
 
     @property
     def _is_preset(self) -> bool:

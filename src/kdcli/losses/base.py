@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.losses.topk import TopKWithTail
-from kdcli.registry.options import Plugin
+from kdcli.registry.options import Plugin, earlier_names
 from kdcli.shapes import Logits, TeacherLogits, TokenLabels, TokenValues
 
 # Layers inside the two models: how many there are, which are compared, and what they hold.
@@ -180,6 +180,7 @@ def widen(logits: Tensor) -> Tensor:
 _WIDTH = {"none": 0, "teacher": 1, "both": 2}
 
 
+@earlier_names(whole="full_distribution", known="min_top_k")
 @dataclass(frozen=True)
 class Needs:
     """What an objective asks of the engine before it can run.
@@ -192,8 +193,9 @@ class Needs:
         drawn: sequences must be drawn from a model; rows of a data set will not do.
         same_tokens: the teacher, if one is read, must have the student's tokenizer.
         right_labels: the labels are learnt as right answers, whoever wrote them.
-        known: fewest tokens of the teacher that must be known where the rest is one bin.
-        whole: why a teacher known on some tokens and one bin for the rest does not do; empty where it does.
+        min_top_k: fewest tokens of the teacher that must be known where the rest is one bin.
+        full_distribution: why every logit of the teacher must be known; empty where its top k tokens and one bin for
+            the rest do.
         logits: it has a value of the student's logits; False if all it compares are layers inside the models.
         features: what of the models' inside is compared: "hidden", "attention".
     """
@@ -202,8 +204,8 @@ class Needs:
     survey: Literal["none", "teacher", "both"] = "none"
     facts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
-    whole: str = "it reads single logits of the teacher"
-    known: int = 1
+    full_distribution: str = "it reads single logits of the teacher"
+    min_top_k: int = 1
     logits: bool = True
     features: frozenset[str] = frozenset()
     drawn: bool = False
@@ -212,14 +214,15 @@ class Needs:
 
     def __or__(self, other: "Needs") -> "Needs":
         survey = self.survey if _WIDTH[self.survey] >= _WIDTH[other.survey] else other.survey
-        whole = "; ".join(dict.fromkeys(one.whole for one in (self, other) if one.teacher and one.whole))
+        reasons = [one.full_distribution for one in (self, other) if one.teacher and one.full_distribution]
+        full = "; ".join(dict.fromkeys(reasons))
         facts, origins = self.facts | other.facts, self.origins | other.origins
-        known, logits = max(self.known, other.known), self.logits or other.logits
+        top_k, logits = max(self.min_top_k, other.min_top_k), self.logits or other.logits
         features, drawn = self.features | other.features, self.drawn or other.drawn
         same = any(one.same_tokens for one in (self, other) if one.anything_of_teacher)
         right = self.right_labels or other.right_labels
         return Needs(
-            self.teacher or other.teacher, survey, facts, origins, whole, known, logits, features, drawn, same, right
+            self.teacher or other.teacher, survey, facts, origins, full, top_k, logits, features, drawn, same, right
         )
 
     @property
@@ -243,8 +246,8 @@ class Tokens:
         coarse: what is known of a teacher whose logits are not; None otherwise.
         facts: per-token numbers of shape ``[t]`` from survey, plan and source; always holds
             ``seq``, the index of the token's sequence in the micro-batch.
-        watched: what a loss wants followed over training, written by it while it computes:
-            ``name.what`` -> ``[t]``, without gradient. Logged as means over tokens, never summed into the loss.
+        logged: what a loss wants logged over training, written by it while it computes: ``name.what`` -> ``[t]``,
+            without gradient. The log has means over tokens; they are never summed into the loss.
         progress: share of the run that is done, 0 at its first step and 1 at its last.
         features: the inside of both models, while terms on features are taken; ``student`` then has no columns.
     """
@@ -253,10 +256,15 @@ class Tokens:
     student: Logits
     teacher: TeacherLogits | None = None
     facts: Facts = field(default_factory=dict)
-    watched: dict[str, Tensor] = field(default_factory=dict)
+    logged: dict[str, Tensor] = field(default_factory=dict)
     coarse: TopKWithTail | None = None
     progress: float = 0.0
     features: Features | None = None
+
+    @property
+    def watched(self) -> dict[str, Tensor]:
+        """The earlier name of ``logged``, for plug-ins that write into it."""
+        return self.logged
 
     def log_probs(self, tau: float = 1.0) -> tuple[Logits, TeacherLogits]:
         """Return ``(student, teacher)`` log-probabilities at temperature ``tau``; no gradient reaches the teacher."""

@@ -80,14 +80,14 @@ def inside(label: str, child: DistillLoss, tok: Tokens) -> Tokens:
     """Return the tokens as the child would see them on its own."""
     teacher = tok.teacher if child.needs().teacher else None
     features = None if tok.features is None else tok.features.within(label)
-    return replace(tok, teacher=teacher, facts=child_facts(label, tok.facts), watched={}, features=features)
+    return replace(tok, teacher=teacher, facts=child_facts(label, tok.facts), logged={}, features=features)
 
 
 def hand_on(label: str, child: DistillLoss, seen: Tokens, tok: Tokens) -> None:
-    """Let what the child watched on its own tokens be watched on those in hand, under its label."""
-    for name, value in seen.watched.items():
+    """Log on the tokens in hand, under its label, what the child logged on its own."""
+    for name, value in seen.logged.items():
         own = name.startswith(f"{child.name}.")
-        tok.watched[f"{label}{name.removeprefix(child.name)}" if own else f"{label}.{name}"] = value
+        tok.logged[f"{label}{name.removeprefix(child.name)}" if own else f"{label}.{name}"] = value
 
 
 def take(tok: Tokens, rows: Rows) -> Tokens:
@@ -101,7 +101,7 @@ def take(tok: Tokens, rows: Rows) -> Tokens:
     """
     if rows.index is None:
         teacher = None if tok.teacher is None else rows.alone(tok.teacher)
-        return replace(tok, student=rows.alone(tok.student), teacher=teacher, watched={})
+        return replace(tok, student=rows.alone(tok.student), teacher=teacher, logged={})
     index = rows.index
     teacher = None if tok.teacher is None else tok.teacher[index]
     coarse = None if tok.coarse is None else tok.coarse[index]
@@ -113,7 +113,7 @@ def take(tok: Tokens, rows: Rows) -> Tokens:
         student=tok.student[index],
         teacher=teacher,
         facts=facts,
-        watched={},
+        logged={},
         coarse=coarse,
         features=features,
     )

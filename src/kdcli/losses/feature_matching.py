@@ -128,7 +128,7 @@ class FeatureLoss(DistillLoss):
         values = []
         for pair in self.pairs(tok.features.dims):
             values.append(self.between(pair, tok.features))
-            tok.watched[f"{self.name}.{pair[0]}-{pair[1]}"] = values[-1].detach()
+            tok.logged[f"{self.name}.{pair[0]}-{pair[1]}"] = values[-1].detach()
         return torch.stack(values).mean(0)
 
     def parts(self, tok: Tokens) -> dict[str, Tensor]:

@@ -111,7 +111,7 @@ class UniversalLogits(Divergence):
 
     def needs(self) -> Needs:
         """Ask for the teacher's whole distribution, over whatever vocabulary it has."""
-        return Needs(whole="it puts all of the teacher's probabilities in order", same_tokens=False)
+        return Needs(full_distribution="it puts all of the teacher's probabilities in order", same_tokens=False)
 
     def divergence(self, log_q: Logits, log_p: TeacherLogits) -> TokenValues:
         """Return the L1 distance of the probabilities in falling order."""
@@ -146,7 +146,7 @@ class UniversalLogits(Divergence):
         """Return 1 for tokens whose teacher is known and 0 for others; None where all are."""
         known = tok.facts.get(ALIGNED)
         if known is not None:
-            tok.watched[f"{self.name}.{ALIGNED}"] = known
+            tok.logged[f"{self.name}.{ALIGNED}"] = known
         return known
 
 

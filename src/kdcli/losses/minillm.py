@@ -310,7 +310,7 @@ class MiniLLM(DistillLoss):
             found["single"] = value * tok.facts["single_weight"] if "single_weight" in tok.facts else value
         if self._weighs:
             now = log_softmax(tok.student).gather(1, tok.labels[:, None])[:, 0]
-            self._watch(tok, now.detach())
+            self._log(tok, now.detach())
             if self.knobs.long:
                 found["long"] = self._long(tok, now)[0]
         return found
@@ -331,7 +331,7 @@ class MiniLLM(DistillLoss):
             weight = tok.facts["single_weight"].to(grad.dtype)
             found["single"], grad = found["single"] * weight, grad * weight[:, None]
         now = log_q.gather(1, label)[:, 0]
-        self._watch(tok, now)
+        self._log(tok, now)
         if self.knobs.long:
             found["long"], pull = self._long(tok, now)
             pull = pull[:, None].to(grad.dtype)
@@ -347,17 +347,17 @@ class MiniLLM(DistillLoss):
             return -gain, gain.detach()
         held = rho.clamp(1.0 - bound, 1.0 + bound) * advantage
         followed = (gain <= held).detach()
-        tok.watched[f"{self.name}.clipped"] = (~followed).to(gain.dtype)
+        tok.logged[f"{self.name}.clipped"] = (~followed).to(gain.dtype)
         return -torch.minimum(gain, held), torch.where(followed, gain, 0.0).detach()
 
-    def _watch(self, tok: Tokens, now: Tensor) -> None:
+    def _log(self, tok: Tokens, now: Tensor) -> None:
         """Follow the ratio to what drew the tokens, and the reverse KL as the tokens drawn estimate it (k3)."""
         if BEHAVIOUR_LOGP not in tok.facts:
             return
         rho = torch.exp(now - tok.facts[BEHAVIOUR_LOGP].to(now.dtype))
         reward = tok.facts["teacher_logp"] - now
-        tok.watched[f"{self.name}.rho"] = rho
-        tok.watched[f"{self.name}.k3"] = rho * (torch.expm1(reward) - reward)
+        tok.logged[f"{self.name}.rho"] = rho
+        tok.logged[f"{self.name}.k3"] = rho * (torch.expm1(reward) - reward)
 
 
 def _padding(laid: Groups, among: Tensor | None) -> Tensor:

@@ -39,7 +39,7 @@ class Metric(evaluate.Metric, ABC):
         settings: the choices that change the number, as ``key:value`` joined by ``|``.
         options: keyword arguments of the constructor and their defaults.
         libraries: packages whose version changes the number.
-        eats: what it is computed from, set by the kind of metric.
+        input_kind: what it is computed from, set by the kind of metric.
 
     Args:
         options: values for the names in ``options``.
@@ -52,7 +52,14 @@ class Metric(evaluate.Metric, ABC):
     settings: ClassVar[str] = ""
     options: ClassVar[Mapping[str, Option]] = {}
     libraries: ClassVar[tuple[str, ...]] = ()
-    eats: ClassVar[Literal["texts", "tokens", "own", "choices"]]
+    input_kind: ClassVar[Literal["texts", "tokens", "own", "choices"]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for earlier, name in (("eats", "input_kind"), ("also_reads", "extra_inputs")):
+            if earlier in vars(cls):  # a plug-in that was written for an earlier version
+                setattr(cls, name, vars(cls)[earlier])
+                delattr(cls, earlier)
 
     def __init__(self, **options: Option) -> None:
         unknown = sorted(set(options) - set(self.options))
@@ -63,6 +70,11 @@ class Metric(evaluate.Metric, ABC):
         super().__init__(keep_in_memory=True)
         self._unchecked_add_batch: Callable[..., None] = self.add_batch
         self.add_batch = self._add_checked_batch
+
+    @property
+    def eats(self) -> str:
+        """The earlier name of ``input_kind``, for plug-ins."""
+        return self.input_kind
 
     @property
     def signature(self) -> str:
@@ -138,19 +150,28 @@ class TextMetric(Metric):
 
     Attributes:
         needs_references: whether every example must have one.
-        also_reads: its inputs besides the texts: "ended" (whether the model itself ended each answer,
+        extra_inputs: its inputs besides the texts: "ended" (whether the model itself ended each answer,
             ``[example][sampling seed]``), "reference_tokens" (tokens of each example's first reference).
         splits_at_spaces: whether its words are what stands between spaces, which some scripts do not write.
     """
 
-    eats: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "texts"
+    input_kind: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "texts"
     needs_references: ClassVar[bool] = True
-    also_reads: tuple[str, ...] = ()
+    extra_inputs: tuple[str, ...] = ()
     splits_at_spaces: bool = False
+
+    @property
+    def also_reads(self) -> tuple[str, ...]:
+        """The earlier name of ``extra_inputs``, for plug-ins."""
+        return self.extra_inputs
+
+    @also_reads.setter
+    def also_reads(self, names: tuple[str, ...]) -> None:
+        self.extra_inputs = names
 
     @abstractmethod
     def measure(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Score]:
-        """Score checked texts and what ``also_reads`` names; see ``scores_from_texts``."""
+        """Score checked texts and what ``extra_inputs`` names; see ``scores_from_texts``."""
 
     def curves(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Curve]:
         """Return curves to plot, from what ``scores_from_texts`` takes; none by default."""
@@ -162,7 +183,7 @@ class TextMetric(Metric):
         Args:
             predictions: answers, ``[example][sampling seed]``, equally many for each example.
             references: valid answers, ``[example][any number]``.
-            also: what is known besides, by the names of ``also_reads``; the others are not looked at.
+            also: what is known besides, by the names of ``extra_inputs``; the others are not looked at.
 
         Returns:
             the scores named in ``scores``.
@@ -185,14 +206,14 @@ class TextMetric(Metric):
         return self._proven(self.measure(predictions, references, **self._read(also, len(predictions))))
 
     def _read(self, also: Mapping[str, Any], examples: int) -> dict[str, Any]:
-        for name in self.also_reads:
+        for name in self.extra_inputs:
             if also.get(name) is None:
                 fix = ALSO.get(name, f"leave {self.name} out")
                 raise self._refuse("METRIC-06", f'"{name}" is not known of these answers', fix)
             if len(also[name]) != examples:
                 what = f'"{name}" of {len(also[name])} examples, predictions for {examples}'
                 raise self._refuse("METRIC-03", what, f'give "{name}" for every example')
-        return {name: also[name] for name in self.also_reads}
+        return {name: also[name] for name in self.extra_inputs}
 
     def _inputs(self) -> list[datasets.Features]:
         one, several = datasets.Value("string"), datasets.Sequence(datasets.Value("string"))
@@ -247,7 +268,7 @@ class FactMetric(Metric):
 class TokenMetric(FactMetric):
     """A metric of statistics of each token of the reference responses."""
 
-    eats: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "tokens"
+    input_kind: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "tokens"
 
     @abstractmethod
     def measure(self, facts: Mapping[str, Array], example: NDArray[np.int64], examples: int) -> list[Score]:

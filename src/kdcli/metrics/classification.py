@@ -83,7 +83,7 @@ class ChoiceMetric(Metric):
         needs_development: whether it fits something on development rows.
     """
 
-    eats: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "choices"
+    input_kind: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "choices"
     options: ClassVar[Mapping[str, Option]] = {"bins": 10, "choice_score": "sum"}
     needs_development: ClassVar[bool] = False
 
@@ -198,7 +198,7 @@ class AnswerBins(ChoiceMetric):
     bounds: ClassVar[dict[str, Bounds]] = {"answer_ece_classwise": SHARE, "answer_ece_mass": SHARE, "answer_ace": SHARE}
     settings: ClassVar[str] = "norm:choices|end:left-out|norm:l1"
     options: ClassVar[dict[str, Option]] = {"bins": 10, "choice_score": "sum"}
-    eats: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "choices"
+    input_kind: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "choices"
 
     def measure(self, table: ChoiceTable) -> list[Score]:
         """Bin every class's probability, and the largest one by rank."""
@@ -258,7 +258,7 @@ class AnswerBrierParts(ChoiceMetric):
     }
     settings: ClassVar[str] = "norm:choices|end:left-out|width:equal|agg:mean"
     options: ClassVar[dict[str, Option]] = {"bins": 10, "choice_score": "sum"}
-    eats: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "choices"
+    input_kind: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "choices"
 
     def measure(self, table: ChoiceTable) -> list[Score]:
         """Add up five numbers per row, choice and bin."""
@@ -314,7 +314,7 @@ class AnswerTemperature(ChoiceMetric):
     }
     settings: ClassVar[str] = "fit:nll,dev|norm:choices|end:left-out|width:equal|agg:mean"
     options: ClassVar[dict[str, Option]] = {"bins": 10, "choice_score": "sum"}
-    eats: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "choices"
+    input_kind: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "choices"
     needs_development: ClassVar[bool] = True
 
     def measure(self, table: ChoiceTable) -> list[Score]:
@@ -377,7 +377,7 @@ class Answers(ChoiceMetric):
     }
     settings: ClassVar[str] = "norm:choices|end:left-out|width:equal|agg:mean"
     options: ClassVar[dict[str, Option]] = {"bins": 10, "choice_score": "sum"}
-    eats: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "choices"
+    input_kind: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "choices"
 
     def measure(self, table: ChoiceTable) -> list[Score]:
         """Keep what adds up for each row."""

@@ -14,7 +14,7 @@ from kdcli.metrics.signature import TEACHER_FACTS, Option, signature
 from kdcli.registry.registry import METRICS
 from kdcli.text import one_line
 
-_READ = ("name", "description", "scores", "settings", "options", "libraries", "facts", "samplers", "eats")
+_READ = ("name", "description", "scores", "settings", "options", "libraries", "facts", "samplers", "input_kind")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class MetricCard:
     Args:
         name: the registered name.
         aliases: other spellings.
-        eats: "texts", "tokens", "own" or "choices".
+        eats: its input kind, under the name it has in JSON.
         scores: score name -> "higher", "lower" or "neither", whichever is better.
         settings: signature with default options, stored beside every result.
         options: constructor options and defaults.
@@ -42,6 +42,11 @@ class MetricCard:
     needs_teacher: bool
     description: str
     doc: str
+
+    @property
+    def input_kind(self) -> str:
+        """What it is computed from: "texts", "tokens", "own" for sampled answers, or "choices"."""
+        return self.eats
 
     @property
     def direction(self) -> str:
@@ -73,7 +78,7 @@ def describe(name: str) -> MetricCard:
     return MetricCard(
         name=found.get("name", name),
         aliases=tuple(alias for alias, target_name in METRICS.aliases.items() if target_name == name),
-        eats=found.get("eats", "own" if samplers else "tokens" if facts else "texts"),
+        eats=found.get("input_kind", "own" if samplers else "tokens" if facts else "texts"),
         scores=found["scores"],
         settings=signature(found.get("name", name), found.get("settings", ""), options, found.get("libraries", ())),
         options=options,

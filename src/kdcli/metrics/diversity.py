@@ -360,7 +360,7 @@ class WithoutEnd(TextMetric):
     bounds: ClassVar[dict[str, Bounds]] = {"without_end": PERCENT}
     settings: ClassVar[str] = "agg:mean|x100"
     needs_references: ClassVar[bool] = False
-    also_reads: tuple[str, ...] = ("ended",)
+    extra_inputs: tuple[str, ...] = ("ended",)
 
     def measure(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Score]:
         """Count the answers of each example that were cut."""

@@ -76,7 +76,7 @@ class OnPolicyMetric(FactMetric):
         plain_sampling: whether its definition takes answers sampled at temperature 1 and top-p 1.
     """
 
-    eats: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "own"
+    input_kind: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "own"
     samplers: ClassVar[tuple[Sampler, ...]] = ("student",)
     plain_sampling: ClassVar[bool] = False
 

@@ -305,7 +305,7 @@ class RougeLByLength(RougeL):
         "length_unit": "tokens",
     }
     libraries: ClassVar[tuple[str, ...]] = ("rouge-score", "nltk")
-    also_reads: tuple[str, ...] = ("reference_tokens",)
+    extra_inputs: tuple[str, ...] = ("reference_tokens",)
 
     def __init__(self, **options: Option) -> None:
         super().__init__(**options)
@@ -314,7 +314,7 @@ class RougeLByLength(RougeL):
             fix = "use tokens or words"
             raise UsageError("METRIC-02", f'no length_unit "{unit}"', where=f"metric {self.name}", fix=fix)
         if unit == "words":
-            self.also_reads, self.splits_at_spaces = (), True
+            self.extra_inputs, self.splits_at_spaces = (), True
 
     def measure(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Score]:
         """Keep the statistics of each bucket's examples and set the others to 0."""

@@ -62,11 +62,11 @@ _Key: TypeAlias = tuple[Any, ...]
 
 @dataclass
 class _Code:
-    """Compiled code, and what its answers are called: parts first, then what is watched."""
+    """Compiled code, and what its answers are called: parts first, then what is logged."""
 
     run: Callable[..., tuple[Tensor, ...]]
     parts: list[str]
-    watched: list[str]
+    logged: list[str]
 
 
 class Pointwise:
@@ -115,7 +115,7 @@ class Pointwise:
         except Exception as error:
             self._code[key] = self._without(loss, error)
             return None
-        tok.watched.update(zip(code.watched, found[len(code.parts) :], strict=True))
+        tok.logged.update(zip(code.logged, found[len(code.parts) :], strict=True))
         return dict(zip(code.parts, found, strict=False))
 
     def _made(
@@ -124,7 +124,7 @@ class Pointwise:
         sizes = {size for value in given.values() for size in value.shape[1:]}
         count = tokens or next(size for size in _SIZES if size not in sizes)
         shapes = [value if tokens else value.new_empty((count, *value.shape[1:])) for value in given.values()]
-        share, parts, watched = _Share("nan"), list[str](), list[str]()
+        share, parts, logged = _Share("nan"), list[str](), list[str]()
 
         def run(*tensors: Tensor) -> tuple[Tensor, ...]:
             seen = _tokens(dict(zip(given, tensors, strict=True)), tok, share)
@@ -132,8 +132,8 @@ class Pointwise:
             found, grad = block_gradient(loss, replace(seen, student=widen(own).clone()), head, True)
             assert grad is not None, "a gradient is wanted"
             (tensors[-1] if "into" in given else own).copy_(grad)
-            parts[:], watched[:] = found, seen.watched
-            return (*found.values(), *seen.watched.values())
+            parts[:], logged[:] = found, seen.logged
+            return (*found.values(), *seen.logged.values())
 
         try:
             with without_host_reads(), torch.no_grad():
@@ -148,7 +148,7 @@ class Pointwise:
         if tokens is None and _asks_how_many(graph):
             self._counted[(loss, head.scale, head.softcap, _layout(given))] = 0
             return None
-        return _Code(torch.compile(graph, backend=BACKEND), parts, watched)
+        return _Code(torch.compile(graph, backend=BACKEND), parts, logged)
 
     def _without(self, loss: DistillLoss, error: Exception) -> None:
         said = one_line(" ".join(str(error).split()), 160)

@@ -2,8 +2,10 @@
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import wraps
+from operator import attrgetter
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import annotated_types
@@ -28,6 +30,39 @@ class Plugin(BaseModel):
 
     part: ClassVar[str]
     name: ClassVar[str]
+
+
+_Record = TypeVar("_Record")
+
+
+def earlier_names(**names: str) -> Callable[[type[_Record]], type[_Record]]:
+    """Let plug-ins that were written for an earlier version make and read a dataclass by the names it had then.
+
+    Args:
+        names: earlier name -> field.
+
+    >>> @earlier_names(colour="color")
+    ... @dataclass(frozen=True)
+    ... class Ink:
+    ...     color: str = "black"
+    >>> Ink(colour="red"), replace(Ink(), colour="blue").color, Ink().colour
+    (Ink(color='red'), 'blue', 'black')
+    """
+
+    def extend(kind: type[_Record]) -> type[_Record]:
+        make = kind.__init__
+
+        @wraps(make)
+        def init(self: _Record, *values: Any, **fields: Any) -> None:
+            given = {field: fields.pop(name) for name, field in names.items() if name in fields}
+            make(self, *values, **{**fields, **given})
+
+        kind.__init__ = init
+        for name, field in names.items():
+            setattr(kind, name, property(attrgetter(field)))
+        return kind
+
+    return extend
 
 
 @dataclass(frozen=True)

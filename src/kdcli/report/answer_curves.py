@@ -219,7 +219,7 @@ class Buckets:
 
 def quality_by_length(material: ReportData) -> Section | None:
     """Return scores of answers by length of the reference; None if no answers were generated."""
-    infos = [info for info in material.ranked if info.eats == "texts"]
+    infos = [info for info in material.ranked if info.input_kind == "texts"]
     buckets = _buckets(material)
     if buckets is None or not infos:
         return None

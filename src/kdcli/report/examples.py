@@ -27,7 +27,7 @@ def side_by_side(material: ReportData) -> Section | None:
     if not rows:
         return None
     every = _references(material) | rows
-    score = next((info.name for info in material.ranked if info.eats == "texts"), "")
+    score = next((info.name for info in material.ranked if info.input_kind == "texts"), "")
     chosen = choose(rows, score)
     sheets = [replace(_sheet(every, index, why, score), apart=apart(rows, index, score)) for index, why in chosen]
     words = [

@@ -294,8 +294,8 @@ def _pareto_draw(material: ReportData, info: ScoreInfo, cost: Cost, key: str) ->
 
 def _chosen(infos: Sequence[ScoreInfo]) -> list[ScoreInfo]:
     """Return the first score of answers and the first of tokens."""
-    firsts = {info.eats: info for info in reversed(infos)}
-    return [info for info in infos if firsts[info.eats] is info]
+    firsts = {info.input_kind: info for info in reversed(infos)}
+    return [info for info in infos if firsts[info.input_kind] is info]
 
 
 def _differs(values: Sequence[float | None]) -> bool:

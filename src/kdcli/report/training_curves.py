@@ -42,7 +42,7 @@ def curves(material: ReportData) -> Section | None:
 
 
 @dataclass(frozen=True)
-class _Watched:
+class _Logged:
     """Something an adaptive objective logs, and how to say it.
 
     Args:
@@ -60,7 +60,7 @@ class _Watched:
     words: str
 
 
-_AKL = _Watched(
+_AKL = _Logged(
     ".head_weight",
     "weights of AKL",
     "head: forward KL",
@@ -69,7 +69,7 @@ _AKL = _Watched(
     "lies in the head of the teacher's distribution. A head weight above 1/2 says that most of what is still to be "
     "learnt lies among the teacher's likeliest tokens; as the head is fitted, the weight moves to the tail.",
 )
-_ATKD = _Watched(
+_ATKD = _Logged(
     ".easy_share",
     "easy and hard tokens of ATKD",
     "easy tokens",
@@ -84,30 +84,28 @@ def adaptive(material: ReportData) -> Section | None:
     """Return what AKL's weights and ATKD's groups did over training; None if neither was used."""
     pictures: list[Picture] = []
     words: list[str] = []
-    for watched in (_AKL, _ATKD):
-        found = list(_pictures(material, watched, len(pictures)))
+    for logged in (_AKL, _ATKD):
+        found = list(_pictures(material, logged, len(pictures)))
         pictures += found
-        words += [watched.words] if found else []
+        words += [logged.words] if found else []
     if not pictures:
         return None
     return Section("adaptive", "What the adaptive objectives did", words, pictures=pictures)
 
 
-def _pictures(material: ReportData, watched: _Watched, number: int) -> Iterable[Picture]:
+def _pictures(material: ReportData, logged: _Logged, number: int) -> Iterable[Picture]:
     for group in material.groups:
         logs = {seed: material.metrics(run) for seed, (run, _) in sorted(group.runs.items())}
-        names = [name for log in logs.values() if log for name in log[0] if name.endswith(watched.suffix)]
+        names = [name for log in logs.values() if log for name in log[0] if name.endswith(logged.suffix)]
         for name in dict.fromkeys(names):
-            what = f"{watched.title} in {group.label}"
-            yield _draw(
-                material, group.label, logs, lambda line, name=name: line[name], watched, f"watch{number}", what
-            )
+            what = f"{logged.title} in {group.label}"
+            yield _draw(material, group.label, logs, lambda line, name=name: line[name], logged, f"watch{number}", what)
             number += 1
             parts = _loss_parts(name, next(log for log in logs.values() if log)[0])
-            if watched is _ATKD and parts is not None:
+            if logged is _ATKD and parts is not None:
                 share = _share_of_loss(*parts)
                 what = f"share of the loss on easy and hard tokens in {group.label}"
-                yield _draw(material, group.label, logs, share, watched, f"watch{number}", what, "share of the loss")
+                yield _draw(material, group.label, logs, share, logged, f"watch{number}", what, "share of the loss")
                 number += 1
 
 
@@ -116,7 +114,7 @@ def _draw(
     label: str,
     logs: dict[int, list[Line]],
     value: Callable[[Line], float],
-    watched: _Watched,
+    logged: _Logged,
     key: str,
     what: str,
     axis: str = "",
@@ -125,10 +123,10 @@ def _draw(
     with look():
         figure, (ax,) = panels(1, width=3.6, height=2.4)
         for number, log in enumerate(logs.values()):
-            names = (watched.first, watched.second) if number == 0 else ("", "")
+            names = (logged.first, logged.second) if number == 0 else ("", "")
             _follow(ax, log, value, colour, 0, names[0], pale=False)
             _follow(ax, log, lambda line: 1.0 - value(line), "#555555", 1, names[1], pale=False)
-        _finish(ax, short(label), axis or ("weight" if watched is _AKL else "share of the tokens"), legend=True)
+        _finish(ax, short(label), axis or ("weight" if logged is _AKL else "share of the tokens"), legend=True)
         ax.set_ylim(0.0, 1.0)
         return Picture(inline(figure, key, f"{what}, by optimizer step"))
 

@@ -56,7 +56,7 @@ def tuned_by(config: CompareConfig, rows: TokenDataset | None = None) -> TunedBy
     if config.tune_by is None:
         left_out = leaves_answers_out(config.evaluation, rows)
         for card in map(describe, config.evaluation.metrics):
-            if card.eats == "texts" and left_out:
+            if card.input_kind == "texts" and left_out:
                 continue
             for score, better in card.scores.items():
                 if better != "neither":

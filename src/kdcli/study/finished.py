@@ -195,7 +195,7 @@ def _is_theirs(role: str, seed: int | None, digest: str, identities: Sequence[Ma
 def _finished_lines_alike(record: EvalRecord, beside: EvalRecord) -> bool:
     """Whether two evaluations were made by one protocol on one set of rows; texts alone do not depend on the tokens."""
     ours, theirs = record.protocol, beside.protocol
-    keys = ("precision",) if all(info.eats in _NO_TOKENS for info in record.infos) else ("data", "precision")
+    keys = ("precision",) if all(info.input_kind in _NO_TOKENS for info in record.infos) else ("data", "precision")
     if any(ours.get(key) != theirs.get(key) for key in keys) or any(differing_settings(ours, theirs)):
         return False
     return None in (ours.get("generation"), theirs.get("generation")) or ours["generation"] == theirs["generation"]

@@ -182,7 +182,8 @@ def plan_model(path: str, label: str, measuring: EvalConfig, pair: ModelPair) ->
         kept = tuple(
             name
             for name in metrics
-            if not describe(name).needs_teacher and not (apart and describe(name).eats not in ("texts", "choices"))
+            if not describe(name).needs_teacher
+            and not (apart and describe(name).input_kind not in ("texts", "choices"))
         )
         evaluation = measuring.evaluation.model_copy(update={"metrics": kept})
         measured = measured.model_copy(update={"evaluation": evaluation, "teacher": None})
@@ -265,7 +266,7 @@ def _reduced(one: Measurement, beside: EvalRecord) -> EvalConfig:
 
 
 def _is_per_token(card: MetricCard) -> bool:
-    return card.eats == "tokens"
+    return card.input_kind == "tokens"
 
 
 def _in_folder(facts: ModelInfo) -> Load:

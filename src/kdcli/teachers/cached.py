@@ -266,7 +266,7 @@ class Summary:
         view = top_k_with_tail(logits, self.top_k)
         for name in LOSSES.names():
             loss = build_objective(name)
-            if loss.between_bins and not loss.needs().whole:
+            if loss.between_bins and not loss.needs().full_distribution:
                 whole = loss.token_loss(Tokens(labels, logits / HEAT, logits)).double().sum().item()
                 bins = loss.token_loss(Tokens(labels, logits / HEAT, None, coarse=view)).double().sum().item()
                 before = self._sums.setdefault(name, [0.0, 0.0])

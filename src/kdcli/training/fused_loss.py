@@ -37,7 +37,7 @@ class FusedInputs:
         facts: per-token facts the source supplies, each ``[n]``.
         progress: share of the run that is done, 0 at its first step and 1 at its last.
         teacher_vocab: the teacher's head is restricted to the first so many ids; None for ``vocab``.
-        watched: filled by the pass: what the objective wants followed, each ``[n]``.
+        logged: filled by the pass: what the objective logs besides its value, each ``[n]``.
         planned: filled by the pass: all facts of the micro-batch, those of survey and plan included, each ``[n]``.
     """
 
@@ -52,7 +52,7 @@ class FusedInputs:
     facts: Facts = field(default_factory=dict)
     progress: float = 0.0
     teacher_vocab: int | None = None
-    watched: dict[str, Tensor] = field(default_factory=dict)
+    logged: dict[str, Tensor] = field(default_factory=dict)
     planned: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -218,7 +218,7 @@ class _Sweep:
                 if name not in parts:
                     parts[name] = value.new_zeros(len(self.work.labels))
                 parts[name][rows] = value
-            self._watch(tok, rows)
+            self._log(tok, rows)
         return grad
 
     def _buffer(self, like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -230,11 +230,11 @@ class _Sweep:
         cut = {name: fact[rows] for name, fact in facts.items()}
         return Tokens(self.work.labels[rows], student, teacher, cut, coarse=coarse, progress=self.work.progress)
 
-    def _watch(self, tok: Tokens, rows: slice) -> None:
-        for name, value in tok.watched.items():
-            if name not in self.work.watched:
-                self.work.watched[name] = value.new_zeros(len(self.work.labels))
-            self.work.watched[name][rows] = value.detach()
+    def _log(self, tok: Tokens, rows: slice) -> None:
+        for name, value in tok.logged.items():
+            if name not in self.work.logged:
+                self.work.logged[name] = value.new_zeros(len(self.work.labels))
+            self.work.logged[name][rows] = value.detach()
 
     def _teacher_logits(self, span: slice) -> Tensor | None:
         if self.teacher is None:

@@ -142,7 +142,7 @@ class _Seen(BaseModel):
 
 
 class _Step(BaseModel, extra="allow"):
-    """A line of ``metrics.jsonl``; what else was watched differs between objectives."""
+    """A line of ``metrics.jsonl``; what else is logged differs between objectives."""
 
     step: int
     loss: float

@@ -67,7 +67,7 @@ class FeatureComparison:
 
 
 def feature_terms(work: FusedInputs, features: Features) -> dict[str, Tensor]:
-    """Return the terms on features, each ``[n]``, with gradient; what they watch goes into the work.
+    """Return the terms on features, each ``[n]``, with gradient; what they log goes into the work.
 
     Args:
         work: the micro-batch, after the chunked pass, whose facts are seen here too.
@@ -78,7 +78,7 @@ def feature_terms(work: FusedInputs, features: Features) -> dict[str, Tensor]:
     empty = features.reach.new_zeros((len(work.labels), 0), dtype=torch.float32)
     tok = Tokens(work.labels, empty, None, work.planned, progress=work.progress, features=features)
     terms = per_token(work.loss, work.loss.feature_parts(tok), tok)
-    work.watched.update(tok.watched)
+    work.logged.update(tok.logged)
     return terms
 
 
@@ -156,7 +156,7 @@ class DistillStep(nn.Module):
                 inner = feature_terms(work, features)
             total = total + weighted(inner, weights, self.learned)
             parts = parts | {name: part.detach() for name, part in inner.items()}
-        return total, {name: (part * weights).sum() for name, part in {**work.watched, **parts}.items()}
+        return total, {name: (part * weights).sum() for name, part in {**work.logged, **parts}.items()}
 
     def rehearse(self, batch: Batch, *, teacher: bool) -> None:
         """Run the trunks over a batch as a step does, and the student's backward; drops no gradient.

@@ -207,7 +207,7 @@ def _in_head(falling: Tensor, mu: float, rule: HeadRule) -> Tensor:
     return inside
 
 
-_WATCHED = "akl.head_weight"
+_HEAD_WEIGHT = "akl.head_weight"
 
 
 class AdaptiveKL(StableDivergence):
@@ -256,12 +256,12 @@ class AdaptiveKL(StableDivergence):
         return self._mixed(log_q, log_p, tau)[0]
 
     def token_loss(self, tok: Tokens) -> TokenValues:
-        """Return the mix at the temperature, times tau^2 if asked; its weights may be watched."""
+        """Return the mix at the temperature, times tau^2 if asked; its weights may be logged."""
         if tok.coarse is not None:
             return super().token_loss(tok)
         assert tok.teacher is not None, "a divergence declares needs().teacher"
         student, teacher = finite_logits(tok.student), finite_logits(tok.teacher.detach())
-        value, tok.watched[_WATCHED] = self._mixed(student, teacher, self.temperature)
+        value, tok.logged[_HEAD_WEIGHT] = self._mixed(student, teacher, self.temperature)
         return value if self._scale == 1.0 else value * self._scale
 
     def on_bins(self, log_q: Logits, log_p: Logits) -> TokenValues:
@@ -278,7 +278,7 @@ class AdaptiveKL(StableDivergence):
 
     def small_values(self, block: Block) -> Tensor:
         """Return small values."""
-        w = block.watched[_WATCHED] = self.weight(block.q, block.p)
+        w = block.logged[_HEAD_WEIGHT] = self.weight(block.q, block.p)
         return torch.lerp(block.small_kl(reverse=True), block.small_kl(), w)
 
     def divergence_and_grad(self, block: Block) -> tuple[Tensor, Tensor]:
@@ -286,9 +286,9 @@ class AdaptiveKL(StableDivergence):
         p, q, ratio = block.p, block.q, block.log_ratio
         forward, reverse = dot(p, ratio).neg_(), dot(q, ratio)
         pull = torch.sub(q, p)
-        if _WATCHED not in block.watched:
-            block.watched[_WATCHED] = self._weight(p, torch.abs(pull))
-        w = block.watched[_WATCHED]
+        if _HEAD_WEIGHT not in block.logged:
+            block.logged[_HEAD_WEIGHT] = self._weight(p, torch.abs(pull))
+        w = block.logged[_HEAD_WEIGHT]
         value = _mix(w, *block.both_unless_excluded(forward, reverse)) if block.total else reverse.lerp(forward, w)
         slope = ratio.sub_(column(reverse)).mul_(q)
         return value, torch.lerp(slope, pull, column(w), out=slope)

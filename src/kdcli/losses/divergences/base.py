@@ -44,9 +44,14 @@ class Block:
         if self.total:
             student, teacher = finite_logits(student), finite_logits(teacher)
         self._student, self._teacher, self._tau = student, teacher, tau
-        self.watched: dict[str, Tensor] = {}
+        self.logged: dict[str, Tensor] = {}
         self.size: Tensor | float = 1.0
         """How large the terms are that cancel in the value, ``[t]``; a closed form says so where not about 1."""
+
+    @property
+    def watched(self) -> dict[str, Tensor]:
+        """The earlier name of ``logged``, for plug-ins that write into it."""
+        return self.logged
 
     def logits(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return copies of some tokens' logits, of student and teacher."""
@@ -230,8 +235,8 @@ class Divergence(DistillLoss):
 
     def needs(self) -> Needs:
         """Ask for the teacher; its likeliest tokens and the mass of the rest will do at temperature 1."""
-        whole = "" if self.temperature == 1.0 else "at a temperature other than 1 the rest has no known mass"
-        return Needs(whole=whole, known=self.min_top_k)
+        reason = "" if self.temperature == 1.0 else "at a temperature other than 1 the rest has no known mass"
+        return Needs(full_distribution=reason, min_top_k=self.min_top_k)
 
     def on_bins(self, log_q: Logits, log_p: Logits) -> TokenValues:
         """Return the divergence of each token between bins, of which the last stands for many tokens."""
@@ -280,7 +285,7 @@ class Divergence(DistillLoss):
         closed = self.closed(block) if self.total or not block.total else None
         if closed is None:
             return None
-        tok.watched.update(block.watched)
+        tok.logged.update(block.logged)
         value, grad = closed
         if not block.total:
             self.refine(value, grad, block)

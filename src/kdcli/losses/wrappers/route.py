@@ -45,7 +45,7 @@ class LossWrapper(DistillLoss):
 
     Subclasses are final and change one of three things: which loss is inside at this point of the run
     (:meth:`at`), what it sees (:meth:`shown`), or what its parts and gradient become. Without any of
-    these, the loss inside is handed through: needs, facts, parts, closed form and what it watches.
+    these, the loss inside is handed through: needs, facts, parts, closed form and what it logs.
     """
 
     zero_at_equal: ClassVar[bool] = True
@@ -57,7 +57,7 @@ class LossWrapper(DistillLoss):
         return self.loss
 
     def shown(self, tok: Tokens) -> Tokens:
-        """Return the tokens as the loss inside is to see them; may write into ``tok.watched``."""
+        """Return the tokens as the loss inside is to see them; may write into ``tok.logged``."""
         return tok
 
     def needs(self) -> Needs:
@@ -223,7 +223,7 @@ class Route(DistillLoss):
                 view = take(inside(origin, child, tok), rows)
                 found = child.token_loss(view)
                 named[origin] = named[origin] + rows.placed(factor.to(found.dtype) * found)
-                self._watch(origin, child, view, rows, factor, tok)
+                self._log(origin, child, view, rows, factor, tok)
         return named
 
     @torch.no_grad()
@@ -244,7 +244,7 @@ class Route(DistillLoss):
             named[origin] = rows.put(named[origin], factor.to(found.dtype) * found)
             grad = torch.zeros_like(tok.student, dtype=closed[1].dtype) if grad is None else grad
             grad = rows.put(grad, closed[1] * factor.to(closed[1].dtype)[:, None])
-            self._watch(origin, child, view, rows, factor, tok)
+            self._log(origin, child, view, rows, factor, tok)
         return named, torch.zeros_like(tok.student) if grad is None else grad
 
     @staticmethod
@@ -254,11 +254,11 @@ class Route(DistillLoss):
         return rows, 1.0 / rows.take(tok.facts[ORIGIN_SHARE])
 
     @staticmethod
-    def _watch(origin: str, child: DistillLoss, view: Tokens, rows: Rows, factor: Tensor, tok: Tokens) -> None:
-        """Hand on what the objective watched, so that its mean over the step is the origin's."""
-        for name, value in view.watched.items():
+    def _log(origin: str, child: DistillLoss, view: Tokens, rows: Rows, factor: Tensor, tok: Tokens) -> None:
+        """Hand on what the objective logged, so that its mean over the step is the origin's."""
+        for name, value in view.logged.items():
             scaled = rows.placed(value * factor.to(value.dtype))
-            tok.watched[f"{origin}{name.removeprefix(child.name)}"] = scaled
+            tok.logged[f"{origin}{name.removeprefix(child.name)}"] = scaled
 
 
 def _zeros(tok: Tokens) -> Tensor:

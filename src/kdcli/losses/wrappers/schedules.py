@@ -126,9 +126,9 @@ class Annealed(LossWrapper):
         return first
 
     def shown(self, tok: Tokens) -> Tokens:
-        """Let the number be watched; the tokens stay as they are."""
+        """Log the number; the tokens stay as they are."""
         like = widen(tok.student[:, 0]).detach()
-        tok.watched[f"{self.name}.{self.option}"] = torch.full_like(like, self.value(tok.progress))
+        tok.logged[f"{self.name}.{self.option}"] = torch.full_like(like, self.value(tok.progress))
         return tok
 
 
@@ -177,7 +177,7 @@ class Ramp(LossWrapper):
 
     def parts(self, tok: Tokens) -> dict[str, Tensor]:
         """Return the loss inside, at the weight."""
-        weight = self._watched_weight(tok)
+        weight = self._logged_weight(tok)
         if weight == 0.0:
             return {self.name: live_zeros(tok.student)}
         first, *others = super().parts(tok).values()
@@ -185,7 +185,7 @@ class Ramp(LossWrapper):
 
     def parts_and_grad(self, tok: Tokens) -> tuple[dict[str, Tensor], Tensor] | None:
         """Return the loss inside and its gradient, at the weight."""
-        weight = self._watched_weight(tok)
+        weight = self._logged_weight(tok)
         if weight == 0.0:
             return {self.name: live_zeros(tok.student)}, torch.zeros_like(widen(tok.student))
         closed = super().parts_and_grad(tok)
@@ -199,13 +199,13 @@ class Ramp(LossWrapper):
         if tok.features is None or not self.loss.needs().features:
             return {}
         weight, like = self.weight(tok.progress), torch.zeros(len(tok.labels), device=tok.labels.device)
-        tok.watched[f"{self.name}.weight"] = torch.full_like(like, weight)
+        tok.logged[f"{self.name}.weight"] = torch.full_like(like, weight)
         if weight == 0.0:
             return {self.feature_name(): like}
         first, *others = super().feature_parts(tok).values()
         return {self.feature_name(): weight * sum(others, start=first)}
 
-    def _watched_weight(self, tok: Tokens) -> float:
+    def _logged_weight(self, tok: Tokens) -> float:
         weight = self.weight(tok.progress)
-        tok.watched[f"{self.name}.weight"] = torch.full_like(widen(tok.student[:, 0]).detach(), weight)
+        tok.logged[f"{self.name}.weight"] = torch.full_like(widen(tok.student[:, 0]).detach(), weight)
         return weight

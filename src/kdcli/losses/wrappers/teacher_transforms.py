@@ -52,7 +52,7 @@ class TeacherTransform(LossWrapper):
         """Ask for the whole teacher, and for what the loss inside asks."""
         inner = super().needs()
         survey = "both" if self.reads_student and inner.survey != "none" else inner.survey
-        return inner | Needs(survey=survey, whole=self.whole, same_tokens=self.reads_ids)
+        return inner | Needs(survey=survey, full_distribution=self.whole, same_tokens=self.reads_ids)
 
     def shown(self, tok: Tokens) -> Tokens:
         """Return the tokens with the changed teacher."""
@@ -97,7 +97,7 @@ class Revised(TeacherTransform):
         log_b = math.log(self.eta) - torch.log1p((top - total).exp() - (target - total).exp())
         added = torch.log(-torch.expm1(log_b)) + total
         with_label = torch.where(wrong, torch.logaddexp(target + log_b, added), target)
-        tok.watched[f"{self.name}.share"] = wrong.squeeze(1).to(total.dtype)
+        tok.logged[f"{self.name}.share"] = wrong.squeeze(1).to(total.dtype)
         return (teacher + torch.where(wrong, log_b, 0.0)).scatter_(1, label, with_label)
 
 
@@ -201,7 +201,7 @@ class Truncated(TeacherTransform):
         """Return the logits of the cut teacher, the kept ones as they are; minus infinity where it allows nothing."""
         kept = likeliest(teacher, self.top_k, self.top_p)
         rest = _log_sum(teacher, ~kept)
-        tok.watched[f"{self.name}.kept_mass"] = torch.sigmoid(_log_sum(teacher, kept) - rest).squeeze(1)
+        tok.logged[f"{self.name}.kept_mass"] = torch.sigmoid(_log_sum(teacher, kept) - rest).squeeze(1)
         if self.tail == "none":
             return teacher.masked_fill(~kept, -torch.inf)
         if self.tail == "student":

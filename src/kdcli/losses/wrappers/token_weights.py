@@ -132,9 +132,9 @@ class WeighedTokens(LossWrapper):
 
     @staticmethod
     def _told(values: Tensor, rows: Rows | None, child: DistillLoss, view: Tokens, tok: Tokens) -> Tensor:
-        """Put numbers of some tokens to their places among all, and likewise what the loss inside watched."""
+        """Put numbers of some tokens to their places among all, and likewise what the loss inside logged."""
         if rows is not None:
-            view.watched.update({name: rows.placed(value) for name, value in view.watched.items()})
+            view.logged.update({name: rows.placed(value) for name, value in view.logged.items()})
         hand_on(child.name, child, view, tok)
         return values if rows is None else rows.placed(values)
 
@@ -191,7 +191,7 @@ class Weighted(WeighedTokens):
         reads = MEASURES[self.by].reads
         whole = "" if reads in ("none", "student") else f"{self.by} is measured on all of the teacher's logits"
         survey = "both" if reads == "student" else reads
-        return super().needs() | Needs(teacher=reads in ("teacher", "both"), survey=survey, whole=whole)
+        return super().needs() | Needs(teacher=reads in ("teacher", "both"), survey=survey, full_distribution=whole)
 
     def survey(self, tok: Tokens) -> Facts:
         """Return the measure of each token, and what the loss inside surveys."""
@@ -231,8 +231,8 @@ class Weighted(WeighedTokens):
     def _selected(self, tok: Tokens) -> tuple[Tensor, Rows | None, DistillLoss, Tokens]:
         """Return weights, rows (None: all), loss inside, and what it sees, of the tokens that count."""
         weight = tok.facts[_WEIGHT]
-        tok.watched[f"{self.name}.selected"] = (weight > 0).to(weight.dtype)
-        tok.watched[f"{self.name}.{self.by}"] = tok.facts[_MEASURE]
+        tok.logged[f"{self.name}.selected"] = (weight > 0).to(weight.dtype)
+        tok.logged[f"{self.name}.{self.by}"] = tok.facts[_MEASURE]
         child, view = self._inside(tok)
         if self.keep == 1.0 and not self.power:
             return weight, None, child, view

@@ -47,7 +47,7 @@ class Trusted(WeighedTokens):
 
     def _selected(self, tok: Tokens) -> tuple[Tensor, Rows | None, DistillLoss, Tokens]:
         weight = tok.facts[TRUST]
-        tok.watched[f"{self.name}.trust"] = weight
+        tok.logged[f"{self.name}.trust"] = weight
         child, view = self._inside(tok)
         rows = Rows.of(weight != 0)
         return rows.take(weight), rows, child, take(view, rows)
