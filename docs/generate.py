@@ -344,7 +344,7 @@ def metrics() -> str:
         [
             f"`{card.name}`",
             ", ".join(f"`{name}`{arrows.get(better, '')}" for name, better in card.scores.items()),
-            {"texts": "answers", "own": "own samples"}.get(card.input_kind, card.input_kind)
+            {"texts": "answers", "own": "sampled answers"}.get(card.input_kind, card.input_kind)
             + ", teacher" * card.needs_teacher,
             markdown_cell(card.description),
         ]

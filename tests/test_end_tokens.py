@@ -164,17 +164,17 @@ def evaluated(model, output=None):
     generation = GenerationConfig(max_new_tokens=9, temperature=0.0)
     config = EvalConfig(
         model=str(model), data=DataConfig(eval=str(model.parent / "rows.jsonl")), output=output and str(output),
-        evaluation=EvalSettings(metrics=("rougeL", "without_end"), generation=generation), pictures=False,
+        evaluation=EvalSettings(metrics=("rougeL", "truncation_rate"), generation=generation), pictures=False,
         hardware=HardwareConfig(device="cpu"),
     )  # fmt: skip
     told = []
     scores = evaluate_run(config, told.append, reuse=True).estimates
-    return scores["rougeL"].mean, scores["without_end"].mean, [event.message for event in told]
+    return scores["rougeL"].mean, scores["truncation_rate"].mean, [event.message for event in told]
 
 
 def test_answers_end_where_the_tokenizer_says_and_the_generation_config_does_not(tmp_path):
-    rouge, without_end, told = evaluated(chain_folder(tmp_path / "model", eos="c"))
-    assert (rouge, without_end) == (100.0, 0.0)
+    rouge, truncated, told = evaluated(chain_folder(tmp_path / "model", eos="c"))
+    assert (rouge, truncated) == (100.0, 0.0)
     assert any('"</s>" (generation_config.json), "c" (the tokenizer\'s eos_token)' in note for note in told)
 
 

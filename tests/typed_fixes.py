@@ -532,8 +532,8 @@ SCENARIOS: dict[str, Typed] = {
         f"{SCORE} --by length --low 0.8 --high 0.5", f"{SCORE} --by length --low 0.5 --high 0.8"
     ),
     "give one of them, or --metric {}": typed(
-        f"{PLAN} --teacher 0.5*t+0.5*t2 --eval-data e.jsonl --metric own_kl,perplexity",
-        f"{PLAN} --eval-data e.jsonl --metric own_kl,perplexity --max-new-tokens 8",
+        f"{PLAN} --teacher 0.5*t+0.5*t2 --eval-data e.jsonl --metric on_policy_kl,perplexity",
+        f"{PLAN} --eval-data e.jsonl --metric on_policy_kl,perplexity --max-new-tokens 8",
         f"{PLAN} --teacher 0.5*t+0.5*t2 --eval-data e.jsonl --metric {{0}}",
         before=lambda home, patch: shutil.copytree(home / "t", home / "t2"),
     ),
@@ -710,14 +710,14 @@ SCENARIOS: dict[str, Typed] = {
         before=rows("long.jsonl", {"prompt": "a" * 128}, {"prompt": "a"}),
     ),
     "set data.max_prompt_length={}": typed(
-        "eval s --teacher t --data more.jsonl --device cpu --metric own_kl --max-new-tokens 20",
-        "eval s --teacher t --data more.jsonl --device cpu --metric own_kl --max-new-tokens 20"
+        "eval s --teacher t --data more.jsonl --device cpu --metric on_policy_kl --max-new-tokens 20",
+        "eval s --teacher t --data more.jsonl --device cpu --metric on_policy_kl --max-new-tokens 20"
         " --set data.max_prompt_length={0}",
         before=rows("more.jsonl", {"prompt": "a" * 115, "completion": "b"}, {"prompt": "a", "completion": "b"}),
     ),
     "set a smaller --max-new-tokens": typed(
-        "eval s --teacher t --data e.jsonl --device cpu --metric own_kl --max-new-tokens 128",
-        "eval s --teacher t --data e.jsonl --device cpu --metric own_kl --max-new-tokens 8",
+        "eval s --teacher t --data e.jsonl --device cpu --metric on_policy_kl --max-new-tokens 128",
+        "eval s --teacher t --data e.jsonl --device cpu --metric on_policy_kl --max-new-tokens 8",
     ),
     "lower edge.prompt_tokens and edge.new_tokens": typed(
         "eval s --edge --device cpu --set edge.prompt_tokens=120 --set edge.new_tokens=20",

@@ -44,7 +44,7 @@ def test_two_independent_faults_of_one_command_are_both_told(parts):
 
 def test_metrics_that_lack_different_things_are_told_apart_and_those_that_lack_the_same_together(parts):
     line = words(
-        parts, "plan", "--loss", "ce", "--metric", "kl_to_teacher,own_kl,token_temperature", "--eval-every", "2"
+        parts, "plan", "--loss", "ce", "--metric", "kl_to_teacher,on_policy_kl,token_temperature", "--eval-every", "2"
     )
     without = [word for place, word in enumerate(line) if "--teacher" not in (word, line[place - 1])]
     said = shell.kd(*without, "--set", "monitor.metrics=speculative")
@@ -81,9 +81,9 @@ LATER = [
     ("fkl", "one", "token_temperature", "EVAL-01"),
     ("ce", "one", "answer_temperature", "EVAL-01"),
     ("fkl", "one", "answers", "DATA-05"),
-    ("fkl", "two", "own_kl", "CLI-22"),
+    ("fkl", "two", "on_policy_kl", "CLI-22"),
     ("ce", "two", "exposure_bias", "CLI-22"),
-    ("fkl", "one", "own_kl", "EVAL-06"),
+    ("fkl", "one", "on_policy_kl", "EVAL-06"),
     ("ce@student", "short", "perplexity", "MOD-22"),
 ]
 """Objective, teacher and metric that were trained, and refused only when the student was measured; error code."""

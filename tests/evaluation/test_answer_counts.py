@@ -138,7 +138,7 @@ def test_every_metric_of_texts_that_no_space_changes_says_that_it_does_not_split
     """The attribute against what the metric does: glued words must change a metric that splits, and no other."""
     answers = ["the cat sat on the mat the cat sat on the mat", "the cat sat on the mat and the dog ran"]
     glued = [answer.replace(" ", "") for answer in answers]
-    names = ("repetition", "distinct", "self_bleu", "length", "token_f1", "exact_match", "without_end")
+    names = ("repetition", "distinct", "self_bleu", "length", "token_f1", "exact_match", "truncation_rate")
     metrics, *_ = build_metrics(EvalSettings(metrics=names))
     for metric in metrics:
         with_spaces, without = (

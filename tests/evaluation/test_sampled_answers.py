@@ -20,7 +20,7 @@ from kdcli.evaluation.on_policy import (
 from kdcli.events import silent
 from kdcli.generation import Completion
 from kdcli.metrics.exposure_bias import ExposureBias
-from kdcli.metrics.on_policy import OwnKL
+from kdcli.metrics.on_policy import OnPolicyKL
 from kdcli.metrics.speculative import Speculative
 from kdcli.models.devices import prepare
 from kdcli.statistics import over_examples
@@ -49,7 +49,7 @@ def decoders(student, teacher, **config) -> DecoderPair:
 @pytest.fixture(scope="module")
 def golden():
     pair = decoders(chains.chain(chains.GOLDEN_STUDENT), chains.chain(chains.GOLDEN_TEACHER))
-    return score_on_policy([ExposureBias(exposure_lengths=(1, 3, 5)), OwnKL()], prompts(300), pair)
+    return score_on_policy([ExposureBias(exposure_lengths=(1, 3, 5)), OnPolicyKL()], prompts(300), pair)
 
 
 def test_sampled_exposure_bias_converges_to_the_exact_chain(golden):
@@ -108,9 +108,9 @@ def test_known_answers_are_not_sampled_again(monkeypatch):
     student, teacher = chains.chain(chains.GOLDEN_STUDENT), chains.chain(chains.GOLDEN_TEACHER)
     both = decoders(student, teacher)
     known = sample_answers(student, prompts(4), both, "student")
-    first = score_on_policy([OwnKL()], prompts(4), both)
+    first = score_on_policy([OnPolicyKL()], prompts(4), both)
     monkeypatch.setattr("kdcli.evaluation.on_policy.sample_answers", None)
-    again = score_on_policy([OwnKL()], prompts(4), both, known)
+    again = score_on_policy([OnPolicyKL()], prompts(4), both, known)
     assert [score.value for score, _ in again.pairs] == [score.value for score, _ in first.pairs]
 
 
@@ -134,9 +134,9 @@ def test_drafting_is_recorded_by_example_and_seed():
 def test_a_context_too_short_for_whole_answers_is_refused(positions, fix):
     rows = TokenDataset((Example((1, 5, 6, 7, 8), 4, "", ("a",), "row"),))
     with pytest.raises(InputError, match=f"4 prompt and 5 answer tokens exceed {positions} positions") as caught:
-        check_on_policy([OwnKL()], rows, 5, {"student": None, "short": positions})
+        check_on_policy([OnPolicyKL()], rows, 5, {"student": None, "short": positions})
     assert (caught.value.where, caught.value.fix) == ("short", fix)
-    check_on_policy([OwnKL()], rows, 5, {"student": None, "long": 9})
+    check_on_policy([OnPolicyKL()], rows, 5, {"student": None, "long": 9})
 
 
 def test_greedy_answers_are_all_the_same_so_each_row_is_drafted_for_once():

@@ -34,7 +34,7 @@ def honest(asked, before):
 
 
 def evaluated(server, rows, *more, seeds="1,2"):
-    wanted = ("--metric", "rougeL,without_end", "--sampling-seeds", seeds, "--server-url", server.url)
+    wanted = ("--metric", "rougeL,truncation_rate", "--sampling-seeds", seeds, "--server-url", server.url)
     return kd("eval", "--data", rows, *wanted, *QUICK, *more)
 
 
@@ -49,7 +49,7 @@ def test_every_row_and_seed_is_asked_for_once(rows, tmp_path):
     record = read_results(tmp_path / "out")
     assert record.model == f"toy at {server.url}"
     assert all(f"server:toy at {server.url}" in info.settings for info in record.infos)
-    assert 0 < record.estimates["without_end"].mean < 100
+    assert 0 < record.estimates["truncation_rate"].mean < 100
 
 
 def test_a_question_has_its_seed_whatever_else_is_asked():
@@ -114,7 +114,7 @@ def test_a_model_folder_gives_the_tokens_and_the_server_the_texts(rows, tmp_path
         said = evaluated(server, rows, str(folder), "--metric", "rougeL,perplexity", "-o", str(tmp_path / "out"))
     assert said.code == 0, said.err
     record = read_results(tmp_path / "out")
-    assert [info.name for info in record.infos] == ["rougeL", "without_end", "perplexity", "nll"]
+    assert [info.name for info in record.infos] == ["rougeL", "truncation_rate", "perplexity", "nll"]
     assert [f"server:toy at {server.url}" in info.settings for info in record.infos] == [True, True, False, False]
 
 

@@ -214,12 +214,12 @@ def test_a_models_scores_name_template_lengths_and_protocol(record, parts):
 
 
 def test_quality_by_length_and_the_share_without_end(parts):
-    metrics = ("rougeL", "rougeL_by_length", "without_end", "length")
+    metrics = ("rougeL", "rougeL_by_length", "truncation_rate", "length")
     folder = parts.root / "lengths"
     found = evaluate_run(parts.evaluation(parts.student, evaluation=texts(metrics), output=str(folder)), silent)
     samples = pq.read_table(folder / "samples.parquet").to_pydict()
     cut = [100 * (1 - np.mean(ended)) for ended in samples["ended"]]
-    assert found.estimates["without_end"].mean == pytest.approx(np.mean(cut))
+    assert found.estimates["truncation_rate"].mean == pytest.approx(np.mean(cut))
     assert "rougeL_11_inf" not in found.estimates
     assert "rougeL_by_length: no reference has [11, ∞) tokens" in found.notes
     short = [len(valid[0]) <= 5 for valid in samples["references"]]
@@ -261,8 +261,8 @@ def test_the_end_of_given_answers_counts_only_where_every_line_tells_it(tmp_path
         {"predictions": ["y"], "reference": "a", "ended": [False]},
     ]
     path = write(tmp_path / "answers.jsonl", rows)
-    config = EvalConfig(predictions=path, evaluation=texts(("without_end",)))
-    assert evaluate_run(config, silent).estimates["without_end"].mean == 50.0
+    config = EvalConfig(predictions=path, evaluation=texts(("truncation_rate",)))
+    assert evaluate_run(config, silent).estimates["truncation_rate"].mean == 50.0
     write(tmp_path / "answers.jsonl", [rows[0], {"prediction": "y", "reference": "a"}])
     with pytest.raises(InputError, match='"ended" is not known'):
         evaluate_run(config, silent)

@@ -6,11 +6,11 @@ from kdcli.evaluation.scoring import build_metrics
 
 
 def test_names_become_metrics_once_each_and_split_by_kind():
-    settings = EvalSettings(metrics=("ece", "rouge", "rougeL", "own_kl", "length", "agreement"), bins=7)
+    settings = EvalSettings(metrics=("ece", "rouge", "rougeL", "on_policy_kl", "length", "agreement"), bins=7)
     texts, tokens, own, _ = build_metrics(settings)
     assert [metric.name for metric in texts] == ["rougeL", "length"]
     assert [metric.name for metric in tokens] == ["ece", "agreement"]
-    assert [metric.name for metric in own] == ["own_kl"]
+    assert [metric.name for metric in own] == ["on_policy_kl"]
 
 
 def test_lengths_reach_the_metric_that_has_them():

@@ -42,7 +42,7 @@ def test_the_direction_is_one_word_where_scores_agree():
 
 def test_only_comparisons_with_the_teacher_need_one():
     assert {card.name for card in cards() if card.needs_teacher} == {
-        "kl_to_teacher", "agreement", "teacher_distance", "own_kl", "own_distance", "own_calibration",
+        "kl_to_teacher", "agreement", "teacher_distance", "on_policy_kl", "on_policy_distance", "on_policy_calibration",
         "exposure_bias", "speculative",
     }  # fmt: skip
 

@@ -3,7 +3,7 @@ import pytest
 
 from kdcli.errors import InputError, NumericsError
 from kdcli.metrics.exposure_bias import ExposureBias
-from kdcli.metrics.on_policy import OwnDistance, OwnKL, SampledTokenStats
+from kdcli.metrics.on_policy import OnPolicyDistance, OnPolicyKL, SampledTokenStats
 from kdcli.metrics.score import ratio
 from kdcli.statistics import over_examples
 
@@ -32,11 +32,11 @@ def test_a_mean_over_tokens_averages_answers_before_examples():
 
 
 def test_kl_along_own_answers_both_ways_and_by_position():
-    scores = OwnKL().scores_from_own({"student": own()})
+    scores = OnPolicyKL().scores_from_own({"student": own()})
     assert {score.name: score.value for score in scores} == pytest.approx(
-        {"own_kl_from_teacher": 10.5, "own_kl_to_teacher": 21.0}
+        {"on_policy_kl_from_teacher": 10.5, "on_policy_kl_to_teacher": 21.0}
     )
-    (curve,) = OwnKL().curves({"student": own()})
+    (curve,) = OnPolicyKL().curves({"student": own()})
     assert [line.y for line in curve.series] == [(7.25, 17.0), (14.5, 34.0)]
     assert curve.series[0].x == (1.0, 2.0)
     assert curve.series[0].count == (4.0, 2.0)
@@ -50,12 +50,12 @@ def test_the_band_by_position_is_the_interval_of_the_same_score():
     facts = {name: draw.exponential(size=int(kept.sum())) for name in ("kl_from_teacher", "kl_to_teacher")}
     none = np.zeros(int(kept.sum()), dtype=np.int64)
     whole = SampledTokenStats(facts, example[kept], none, position[kept], 20, 1, 4)
-    line = OwnKL().curves({"student": whole})[0].series[1]
+    line = OnPolicyKL().curves({"student": whole})[0].series[1]
     for step in range(4):
         there = whole.position == step
         part = {name: values[there] for name, values in facts.items()}
         alone = SampledTokenStats(part, whole.example[there], none[there], none[there], 20, 1, 1)
-        estimate = over_examples(OwnKL().scores_from_own({"student": alone})[1])
+        estimate = over_examples(OnPolicyKL().scores_from_own({"student": alone})[1])
         assert (line.y[step], line.low[step], line.high[step]) == pytest.approx(
             (estimate.mean, estimate.low, estimate.high)
         )
@@ -63,9 +63,14 @@ def test_the_band_by_position_is_the_interval_of_the_same_score():
 
 def test_agreement_and_distances_along_own_answers():
     facts = {"agree": (VALUES > 3).astype(float), "jsd": VALUES / 100, "total_variation": VALUES / 64}
-    scores = OwnDistance().scores_from_own({"student": own(facts=facts)})
+    scores = OnPolicyDistance().scores_from_own({"student": own(facts=facts)})
     assert {score.name: score.value for score in scores} == pytest.approx(
-        {"own_agreement": 400 / 6, "own_jsd": 0.105, "own_tvd": 63 / 384, "own_acceptance": 100 - 6300 / 384}
+        {
+            "on_policy_agreement": 400 / 6,
+            "on_policy_jsd": 0.105,
+            "on_policy_tvd": 63 / 384,
+            "on_policy_acceptance": 100 - 6300 / 384,
+        }
     )
 
 
@@ -82,14 +87,14 @@ def test_agreement_and_distances_along_own_answers():
 )
 def test_what_does_not_fit_is_refused(changes, what):
     with pytest.raises(InputError, match=what) as caught:
-        OwnKL().scores_from_own({"student": own(**changes)})
+        OnPolicyKL().scores_from_own({"student": own(**changes)})
     assert caught.value.exit_code == 3
 
 
 def test_a_fact_that_is_not_a_number_is_refused():
     broken = {"kl_from_teacher": VALUES, "kl_to_teacher": np.where(VALUES == 4.0, np.nan, VALUES)}
     with pytest.raises(NumericsError, match='"kl_to_teacher" of token 2 is not a number'):
-        OwnKL().scores_from_own({"student": own(facts=broken)})
+        OnPolicyKL().scores_from_own({"student": own(facts=broken)})
 
 
 def test_a_missing_sampler_is_refused():
@@ -98,5 +103,5 @@ def test_a_missing_sampler_is_refused():
 
 
 def test_a_teacher_is_needed_for_its_facts_and_for_its_samples():
-    assert OwnKL.needs_teacher()
+    assert OnPolicyKL.needs_teacher()
     assert ExposureBias.needs_teacher()

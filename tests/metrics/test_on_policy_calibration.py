@@ -4,7 +4,7 @@ import scipy.special
 
 from kdcli.errors import InputError
 from kdcli.metrics.calibration import Calibration
-from kdcli.metrics.on_policy import OwnCalibration, SampledTokenStats, expected_series
+from kdcli.metrics.on_policy import OnPolicyCalibration, SampledTokenStats, expected_series
 from kdcli.metrics.score import facts_from_logits, ratio
 from kdcli.statistics import over_examples
 
@@ -22,7 +22,7 @@ def own(student=STUDENT, teacher=TEACHER, example=EXAMPLE, answer=ANSWER):
 
 
 def values(**changes):
-    return {score.name: score.value for score in OwnCalibration().scores_from_own({"student": own(**changes)})}
+    return {score.name: score.value for score in OnPolicyCalibration().scores_from_own({"student": own(**changes)})}
 
 
 def test_they_are_the_plain_formulas_bin_by_bin():
@@ -33,9 +33,9 @@ def test_they_are_the_plain_formulas_bin_by_bin():
     brier = sum(P[i, y] * ((Q[i] - np.eye(VOCAB)[y]) ** 2).sum() for i in range(TOKENS) for y in range(VOCAB))
     nll = -(P * np.log(Q)).sum()
     found = values()
-    assert found["own_ece"] == pytest.approx(gaps / TOKENS, abs=1e-12)
-    assert found["own_brier"] == pytest.approx(brier / TOKENS, abs=1e-12)
-    assert found["own_nll"] == pytest.approx(nll / TOKENS, abs=1e-12)
+    assert found["on_policy_ece"] == pytest.approx(gaps / TOKENS, abs=1e-12)
+    assert found["on_policy_brier"] == pytest.approx(brier / TOKENS, abs=1e-12)
+    assert found["on_policy_nll"] == pytest.approx(nll / TOKENS, abs=1e-12)
 
 
 def test_by_hand_at_a_bin_edge():
@@ -44,9 +44,9 @@ def test_by_hand_at_a_bin_edge():
     facts |= {"brier_by_teacher": np.array([0.5, 0.7, 0.3]), "nll_by_teacher": np.array([1.0, 2.0, 6.0])}
     first = np.zeros(3, dtype=np.int64)
     one = SampledTokenStats(facts, np.array([0, 1, 1]), np.array([0, 0, 1]), first, 2, 2, 1)
-    found = {score.name: score.value for score in OwnCalibration().scores_from_own({"student": one})}
-    assert found == pytest.approx({"own_ece": 0.39 / 3, "own_brier": 0.5, "own_nll": 3.0}, abs=1e-12)
-    (picture,) = OwnCalibration().curves({"student": one})
+    found = {score.name: score.value for score in OnPolicyCalibration().scores_from_own({"student": one})}
+    assert found == pytest.approx({"on_policy_ece": 0.39 / 3, "on_policy_brier": 0.5, "on_policy_nll": 3.0}, abs=1e-12)
+    (picture,) = OnPolicyCalibration().curves({"student": one})
     (line,) = picture.series
     assert (line.left, line.right, line.y, line.count) == ((0.4, 0.5), (0.5, 0.6), (0.1, 0.5), (1.0, 2.0))
 
@@ -63,12 +63,12 @@ def test_labels_drawn_by_the_teacher_give_the_same_numbers_in_the_limit():
 
 def test_a_student_that_is_its_teacher_is_calibrated():
     found = values(teacher=STUDENT)
-    assert found["own_ece"] == pytest.approx(0.0, abs=1e-15)
-    assert found["own_nll"] == pytest.approx(scipy.special.entr(Q).sum() / TOKENS, abs=1e-12)
+    assert found["on_policy_ece"] == pytest.approx(0.0, abs=1e-15)
+    assert found["on_policy_nll"] == pytest.approx(scipy.special.entr(Q).sum() / TOKENS, abs=1e-12)
 
 
 def test_the_interval_is_over_examples_and_every_answer_is_kept():
-    for score in OwnCalibration().scores_from_own({"student": own()}):
+    for score in OnPolicyCalibration().scores_from_own({"student": own()}):
         assert score.answers.shape[:2] == (20, 2)
         np.testing.assert_allclose(score.answers.mean(1), score.sums)
         estimate = over_examples(score)
@@ -76,7 +76,7 @@ def test_the_interval_is_over_examples_and_every_answer_is_kept():
 
 
 def test_the_bars_have_the_jackknifes_interval():
-    ece, *_ = OwnCalibration().scores_from_own({"student": own()})
+    ece, *_ = OnPolicyCalibration().scores_from_own({"student": own()})
     sums = 2 * ece.sums
     line = expected_series("x", sums)
     assert sum(line.count) == TOKENS
@@ -92,5 +92,5 @@ def test_the_bars_have_the_jackknifes_interval():
 
 def test_bins_are_checked_and_a_teacher_is_needed():
     with pytest.raises(InputError, match="bins must be at least 1"):
-        OwnCalibration(bins=0)
-    assert OwnCalibration.needs_teacher()
+        OnPolicyCalibration(bins=0)
+    assert OnPolicyCalibration.needs_teacher()

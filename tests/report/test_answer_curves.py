@@ -19,7 +19,7 @@ from kdcli.statistics import Estimate
 def line(*labels, length=4, shift=0.0):
     x = np.arange(1, length + 1)
     made = [series(label, x, x + shift, low=x + shift - 1, high=x + shift + 1, count=x[::-1]) for label in labels]
-    return Curve("own_kl", "Divergence", "position, tokens", "KL, nats", tuple(made))
+    return Curve("on_policy_kl", "Divergence", "position, tokens", "KL, nats", tuple(made))
 
 
 def bars(heights, references=(0.5, 0.5)):

@@ -8,6 +8,7 @@ import typer
 from kdcli.cli import options
 from kdcli.cli.switches import Texts, Typed
 from kdcli.errors import UsageError
+from kdcli.metrics.titles import current
 from kdcli.study.study_dir import SETTINGS, check_settings
 from kdcli.text import one_line
 
@@ -55,7 +56,7 @@ def compare(
     shown = typed["columns"] if "=" not in (typed["columns"] or "=") else None
     typed = {**typed, "output": output, "columns": None if shown else typed["columns"]}
     terminal = Terminal(json, quiet, verbose=verbose)
-    screen = studies.Screen(terminal, studies.listed(shown), by)
+    screen = studies.Screen(terminal, studies.listed_scores(shown), current(by) if by else None)
     study = studies.named_study(
         folders, output, objectives=bool(losses) and not folders, config=bool(config), tables=to is not None
     )
@@ -73,7 +74,7 @@ def compare(
         studies.show_status(study, output, terminal)
     elif to is not None:
         target = Path(expanded(to, "--to"))
-        style = studies.table_style(studies.listed(shown), **wording)
+        style = studies.table_style(studies.listed_scores(shown), **wording)
         studies.export(study, output, target, style, terminal, baseline=typed["baseline"])
     elif given := [name for name, value in wording.items() if value]:
         raise UsageError("CLI-09", "has no effect without --to", where=f"--{given[0]}", fix="add --to")

@@ -15,6 +15,7 @@ from rich.text import Text
 from kdcli.cli.progress import CellStatus, counts, grid, summary
 from kdcli.config.sweep import combinations, read_axes, split_label
 from kdcli.errors import UsageError
+from kdcli.metrics.titles import current
 from kdcli.registry.plugins import WithheldError
 from kdcli.storage import lock
 from kdcli.study import cell_progress
@@ -61,6 +62,11 @@ def listed(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
 
 
+def listed_scores(text: str | None) -> tuple[str, ...]:
+    """Return the scores in a list separated by commas, those with an earlier name by the one they have now."""
+    return tuple(map(current, listed(text)))
+
+
 def table_style(
     columns: tuple[str, ...],
     *,
@@ -87,7 +93,7 @@ def table_style(
     if wrong := next((name for name, sign, text in pairs if not (sign and text)), None):
         what = f'"{one_line(wrong, 40)}" has no title'
         raise UsageError("CLI-21", what, where="--titles", fix="write rougeL=Rouge-L,fkl=Forward KL")
-    named = {name.strip(): text.strip() for name, _, text in pairs}
+    named = {current(name.strip()): text.strip() for name, _, text in pairs}
     return TableStyle(columns, layout or "", named, int(digits) if digits else None, caption or "", label or "")
 
 

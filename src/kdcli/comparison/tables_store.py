@@ -19,6 +19,7 @@ from kdcli.errors import InputError, IntegrityError, UsageError
 from kdcli.evaluation.records import AnswerCounts, EvalRecord, ScoreInfo
 from kdcli.evaluation.results import read_evaluation_settings, read_samples, scores_of
 from kdcli.metrics.score import Score
+from kdcli.metrics.titles import current, current_column, current_entry, current_signature
 from kdcli.storage import atomic, stored
 from kdcli.text import one_line
 
@@ -304,7 +305,20 @@ def read_tidy(folder: Path) -> LongFormat:
     except (pa.ArrowException, OSError) as error:
         raise IntegrityError("RUN-01", "cannot be read as parquet", where=str(folder), fix=MAKE) from error
     assert tidy.facts, "reading them checks them"
-    return tidy
+    return _with_current_names(tidy)
+
+
+def _with_current_names(tidy: LongFormat) -> LongFormat:
+    """Return the tables under the names that metrics and scores have now."""
+    results, samples, facts = tidy.results, tidy.samples, tidy.facts
+    for name, change in (("score", current), ("metric", current), ("settings", current_signature)):
+        values = [None if one is None else change(one) for one in results[name].to_pylist()]
+        results = results.set_column(results.column_names.index(name), name, pa.array(values, pa.string()))
+    evaluation = facts["evaluation"]
+    asked = {"metrics": [*map(current, evaluation["metrics"])]} if "metrics" in evaluation else {}
+    facts = facts | {"infos": [*map(current_entry, facts["infos"])], "evaluation": evaluation | asked}
+    results = results.replace_schema_metadata({_ABOUT: json.dumps(facts).encode()})
+    return LongFormat(results, samples.rename_columns([*map(current_column, samples.column_names)]))
 
 
 def _was_tuned(remarks: Iterable[str], labels: Iterable[str]) -> bool:

@@ -21,6 +21,7 @@ from kdcli.loading import splits
 from kdcli.loading.info import ModelInfo
 from kdcli.loading.session import Session, evaluation_digest
 from kdcli.metrics.describe import MetricCard, describe
+from kdcli.metrics.titles import current, first
 from kdcli.models.devices import Device
 from kdcli.models.load import LanguageModel
 from kdcli.storage.run_dir import BEST
@@ -54,7 +55,7 @@ class ValidationPlan:
         """Everything that the scores, and so early stopping, depend on."""
         return {
             "every": self.config.every,
-            "by": self.score,
+            "by": first(self.score),
             "patience": self.config.patience,
             "metrics": list(self.settings.metrics),
             "generation": self.settings.generation.model_dump(mode="json", exclude={"batch_tokens"}),
@@ -113,7 +114,7 @@ def deciding_score(wanted: MonitorConfig, data: DataConfig, teacher: str | None)
     cards = [_card(name, teacher) for name in wanted.metrics]
     known = {name: better for card in cards for name, better in card.scores.items()}
     useful = [name for name, better in known.items() if better != "neither"]
-    name = wanted.by or next(iter(useful), "")
+    name = current(wanted.by) if wanted.by else next(iter(useful), "")
     if name not in useful:
         what = f'"{name}" says not which student is better' if name else "no score says which student is better"
         fix = f"choose one of {', '.join(useful)}" if useful else "choose metrics such as perplexity"
@@ -185,7 +186,8 @@ class Validator:
         for line in lines:
             found = line.get("evaluation")
             if found is not None and found["of"] == self.plan.hash:
-                self._take(line["step"], found["scores"].get(self.plan.score))
+                values = {current(name): value for name, value in found["scores"].items()}
+                self._take(line["step"], values.get(self.plan.score))
 
     def due(self, step: int) -> bool:
         """Whether a step is one to be measured after."""

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from kdcli.evaluation.scoring import choose_metrics, forms
 from kdcli.evaluation.together import joined, same_protocol
 from kdcli.metrics.curve import Curve, as_json, from_json
 from kdcli.metrics.score import Finish, Score, ratio, total
+from kdcli.metrics.titles import current, current_column, current_entry, current_signature
 from kdcli.registry.registry import METRICS
 from kdcli.statistics import Estimate
 from kdcli.storage import atomic, stored
@@ -57,9 +58,10 @@ def read_curves(folder: Path) -> tuple[Curve, ...]:
     fix = "evaluate again with kd eval"
     found = stored.read_record(path, list[dict[str, Any]], fix=fix)
     try:
-        return tuple(map(from_json, found))
+        curves = tuple(map(from_json, found))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise IntegrityError("RUN-01", "holds no curves", where=str(path), fix=fix) from error
+    return tuple(replace(curve, name=current(curve.name)) for curve in curves)
 
 
 SCHEMA = 1
@@ -287,10 +289,11 @@ def read_samples(folder: Path) -> pa.Table:
         IntegrityError: the file is missing or no parquet.
     """
     try:
-        return pq.read_table(folder / SAMPLES)
+        table = pq.read_table(folder / SAMPLES)
     except (pa.ArrowException, OSError) as error:
         where = str(folder / SAMPLES)
         raise IntegrityError("RUN-01", "cannot be read as parquet", where=where, fix=_AGAIN) from error
+    return table.rename_columns([*map(current_column, table.column_names)])
 
 
 def read_evaluation_settings(folder: Path) -> dict[str, Any]:
@@ -376,4 +379,17 @@ def _document(folder: Path) -> dict[str, Any]:
     atomic.verify_folder(folder)
     document = stored.read_record(path, dict[str, Any], fix=_AGAIN)
     stored.fit(document, _Document, path, fix=_AGAIN)
-    return document
+    return _with_current_names(document)
+
+
+def _with_current_names(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the document under the names that metrics and scores have now."""
+    protocol, evaluation = document["protocol"], document["evaluation"]
+    found = {name: current_signature(text) for name, text in protocol.get("metrics", {}).items()}
+    metrics = {"metrics": {current(name): text for name, text in found.items()}} if "metrics" in protocol else {}
+    asked = {"metrics": [*map(current, evaluation["metrics"])]} if "metrics" in evaluation else {}
+    return document | {
+        "scores": [*map(current_entry, document["scores"])],
+        "protocol": protocol | metrics,
+        "evaluation": evaluation | asked,
+    }

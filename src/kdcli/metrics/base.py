@@ -40,6 +40,7 @@ class Metric(evaluate.Metric, ABC):
         options: keyword arguments of the constructor and their defaults.
         libraries: packages whose version changes the number.
         input_kind: what it is computed from, set by the kind of metric.
+        extra_inputs: what else, as :class:`TextMetric` says.
 
     Args:
         options: values for the names in ``options``.
@@ -53,6 +54,7 @@ class Metric(evaluate.Metric, ABC):
     options: ClassVar[Mapping[str, Option]] = {}
     libraries: ClassVar[tuple[str, ...]] = ()
     input_kind: ClassVar[Literal["texts", "tokens", "own", "choices"]]
+    extra_inputs: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -75,6 +77,15 @@ class Metric(evaluate.Metric, ABC):
     def eats(self) -> str:
         """The earlier name of ``input_kind``, for plug-ins."""
         return self.input_kind
+
+    @property
+    def also_reads(self) -> tuple[str, ...]:
+        """The earlier name of ``extra_inputs``, for plug-ins."""
+        return self.extra_inputs
+
+    @also_reads.setter
+    def also_reads(self, names: tuple[str, ...]) -> None:
+        self.extra_inputs = names
 
     @property
     def signature(self) -> str:
@@ -157,17 +168,7 @@ class TextMetric(Metric):
 
     input_kind: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "texts"
     needs_references: ClassVar[bool] = True
-    extra_inputs: tuple[str, ...] = ()
     splits_at_spaces: bool = False
-
-    @property
-    def also_reads(self) -> tuple[str, ...]:
-        """The earlier name of ``extra_inputs``, for plug-ins."""
-        return self.extra_inputs
-
-    @also_reads.setter
-    def also_reads(self, names: tuple[str, ...]) -> None:
-        self.extra_inputs = names
 
     @abstractmethod
     def measure(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Score]:

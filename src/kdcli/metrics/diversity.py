@@ -343,21 +343,21 @@ def _nearest_other(length: int, lengths: Sequence[int]) -> int:
 # How many answers never ended.
 
 
-class WithoutEnd(TextMetric):
+class TruncationRate(TextMetric):
     """Share of answers that the model did not end itself: cut at the length limit, times 100.
 
     An answer ends when the model samples its end token. Of a file of answers it is known only where each
     line says so, as ``"ended": true``, or a list with one entry per prediction. ``compute`` takes
     ``ended``, ``[examples][answers]``.
 
-    >>> WithoutEnd().compute(predictions=["yes", "no, no, no"], references=["", ""], ended=[[True], [False]])
-    {'without_end': 50.0}
+    >>> TruncationRate().compute(predictions=["yes", "no, no, no"], references=["", ""], ended=[[True], [False]])
+    {'truncation_rate': 50.0}
     """
 
-    name: ClassVar[str] = "without_end"
+    name: ClassVar[str] = "truncation_rate"
     description: ClassVar[str] = "share of answers without end token, cut at the length limit"
-    scores: ClassVar[dict[str, Better]] = {"without_end": "lower"}
-    bounds: ClassVar[dict[str, Bounds]] = {"without_end": PERCENT}
+    scores: ClassVar[dict[str, Better]] = {"truncation_rate": "lower"}
+    bounds: ClassVar[dict[str, Bounds]] = {"truncation_rate": PERCENT}
     settings: ClassVar[str] = "agg:mean|x100"
     needs_references: ClassVar[bool] = False
     extra_inputs: tuple[str, ...] = ("ended",)
@@ -368,4 +368,4 @@ class WithoutEnd(TextMetric):
         if cut.shape != (len(predictions), len(predictions[0])):
             what = f'"ended" has shape {list(cut.shape)}, expected [{len(predictions)}, {len(predictions[0])}]'
             raise self._refuse("METRIC-03", what, "give one entry for every answer")
-        return [over_answers("without_end", cut, "lower", scale=100.0)]
+        return [over_answers("truncation_rate", cut, "lower", scale=100.0)]

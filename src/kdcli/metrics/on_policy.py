@@ -157,28 +157,36 @@ def one_token(names: Iterable[str]) -> SampledTokenStats:
 # Calibration on the student's own answers, by the teacher's probabilities.
 
 
-class OwnCalibration(OnPolicyMetric):
+class OnPolicyCalibration(OnPolicyMetric):
     """Expected calibration error of the top token on the student's own answers, with Brier score and NLL.
 
     A sampled token is no label: a model is right about its own samples as often as it says. So the label
     is what the teacher p would say next, in expectation: with x the student's likeliest token,
-    ``own_ece = sum_k |B_k|/n |mean p(x) - mean q(x)|`` over equal-width bins of ``q(x)``,
-    ``own_brier = mean sum_v q_v (q_v - 2 p_v) + 1`` and ``own_nll = mean -sum_v p_v log q_v``, in nats. They are what
-    ``ece`` gives on the references, had the teacher written the next token after each prefix.
+    ``on_policy_ece = sum_k |B_k|/n |mean p(x) - mean q(x)|`` over equal-width bins of ``q(x)``,
+    ``on_policy_brier = mean sum_v q_v (q_v - 2 p_v) + 1`` and ``on_policy_nll = mean -sum_v p_v log q_v``, in nats.
+    They are what ``ece`` gives on the references, had the teacher written the next token after each prefix.
     ``compute`` takes the student's logits ``[n, v]`` as predictions, the teacher's as references.
 
     Args:
         bins: number of bins.
 
-    >>> scores = OwnCalibration().compute(predictions=[[0.0, 0.0]], references=[[0.0, -1e9]])
-    >>> scores["own_ece"], scores["own_brier"]
+    >>> scores = OnPolicyCalibration().compute(predictions=[[0.0, 0.0]], references=[[0.0, -1e9]])
+    >>> scores["on_policy_ece"], scores["on_policy_brier"]
     (0.5, 0.5)
     """
 
-    name: ClassVar[str] = "own_calibration"
+    name: ClassVar[str] = "on_policy_calibration"
     description: ClassVar[str] = "gap between confidence and the teacher's probability, on the student's own answers"
-    scores: ClassVar[dict[str, Better]] = {"own_ece": "lower", "own_brier": "lower", "own_nll": "lower"}
-    bounds: ClassVar[dict[str, Bounds]] = {"own_ece": SHARE, "own_brier": (0.0, 2.0), "own_nll": NOT_NEGATIVE}
+    scores: ClassVar[dict[str, Better]] = {
+        "on_policy_ece": "lower",
+        "on_policy_brier": "lower",
+        "on_policy_nll": "lower",
+    }
+    bounds: ClassVar[dict[str, Bounds]] = {
+        "on_policy_ece": SHARE,
+        "on_policy_brier": (0.0, 2.0),
+        "on_policy_nll": NOT_NEGATIVE,
+    }
     settings: ClassVar[str] = "top:1|label:teacher|prefix:student|width:equal|norm:l1|tau:1|agg:token-mean"
     options: ClassVar[dict[str, int]] = {"bins": 10}
     samplers: ClassVar[tuple[Sampler, ...]] = ("student",)
@@ -193,9 +201,9 @@ class OwnCalibration(OnPolicyMetric):
         own = samples["student"]
         bins = self._bins(own)
         return [
-            Score("own_ece", bins.mean(1), calibration_error, "lower", answers=bins),
-            own.mean_over_tokens("own_brier", own.facts["brier_by_teacher"], ratio(), "lower"),
-            own.mean_over_tokens("own_nll", own.facts["nll_by_teacher"], ratio(), "lower"),
+            Score("on_policy_ece", bins.mean(1), calibration_error, "lower", answers=bins),
+            own.mean_over_tokens("on_policy_brier", own.facts["brier_by_teacher"], ratio(), "lower"),
+            own.mean_over_tokens("on_policy_nll", own.facts["nll_by_teacher"], ratio(), "lower"),
         ]
 
     def curves(self, samples: Mapping[Sampler, SampledTokenStats]) -> list[Curve]:
@@ -234,33 +242,33 @@ def expected_series(label: str, sums: Array) -> Series:
 # Agreement of student and teacher on the student's own answers.
 
 
-class OwnDistance(OnPolicyMetric):
+class OnPolicyDistance(OnPolicyMetric):
     """Agreement, Jensen-Shannon divergence, total variation and acceptance rate on the student's own answers.
 
     The same quantities as ``agreement`` and ``teacher_distance``, at the tokens of answers that the
-    student sampled instead of the references'. ``own_acceptance = 100 (1 - tvd)`` is the expected share
+    student sampled instead of the references'. ``on_policy_acceptance = 100 (1 - tvd)`` is the expected share
     of drafted tokens that the teacher accepts after prefixes like these.
     ``compute`` takes the student's logits ``[n, v]`` as predictions, the teacher's as references.
 
     Reference: Leviathan et al. 2023, arXiv:2211.17192, theorem 3.5.
 
-    >>> OwnDistance().compute(predictions=[[0.0, 0.0]], references=[[0.0, -1e9]])["own_acceptance"]
+    >>> OnPolicyDistance().compute(predictions=[[0.0, 0.0]], references=[[0.0, -1e9]])["on_policy_acceptance"]
     50.0
     """
 
-    name: ClassVar[str] = "own_distance"
+    name: ClassVar[str] = "on_policy_distance"
     description: ClassVar[str] = "top token, JSD, total variation and acceptance on the student's own answers"
     scores: ClassVar[dict[str, Better]] = {
-        "own_agreement": "higher",
-        "own_jsd": "lower",
-        "own_tvd": "lower",
-        "own_acceptance": "higher",
+        "on_policy_agreement": "higher",
+        "on_policy_jsd": "lower",
+        "on_policy_tvd": "lower",
+        "on_policy_acceptance": "higher",
     }
     bounds: ClassVar[dict[str, Bounds]] = {
-        "own_agreement": PERCENT,
-        "own_jsd": (0.0, math.log(2.0)),
-        "own_tvd": SHARE,
-        "own_acceptance": PERCENT,
+        "on_policy_agreement": PERCENT,
+        "on_policy_jsd": (0.0, math.log(2.0)),
+        "on_policy_tvd": SHARE,
+        "on_policy_acceptance": PERCENT,
     }
     settings: ClassVar[str] = "prefix:student|tau:1|agg:token-mean"
     samplers: ClassVar[tuple[Sampler, ...]] = ("student",)
@@ -271,10 +279,10 @@ class OwnDistance(OnPolicyMetric):
         own = samples["student"]
         tvd = own.facts["total_variation"]
         return [
-            own.mean_over_tokens("own_agreement", own.facts["agree"], ratio(100.0), "higher"),
-            own.mean_over_tokens("own_jsd", own.facts["jsd"], ratio(), "lower"),
-            own.mean_over_tokens("own_tvd", tvd, ratio(), "lower"),
-            own.mean_over_tokens("own_acceptance", 1.0 - tvd, ratio(100.0), "higher"),
+            own.mean_over_tokens("on_policy_agreement", own.facts["agree"], ratio(100.0), "higher"),
+            own.mean_over_tokens("on_policy_jsd", own.facts["jsd"], ratio(), "lower"),
+            own.mean_over_tokens("on_policy_tvd", tvd, ratio(), "lower"),
+            own.mean_over_tokens("on_policy_acceptance", 1.0 - tvd, ratio(100.0), "higher"),
         ]
 
 
@@ -284,22 +292,25 @@ class OwnDistance(OnPolicyMetric):
 _DIRECTIONS = {"kl_from_teacher": "KL(teacher‖student)", "kl_to_teacher": "KL(student‖teacher)"}
 
 
-class OwnKL(OnPolicyMetric):
+class OnPolicyKL(OnPolicyMetric):
     """KL divergence per token of answers the student sampled, in nats, both ways.
 
-    ``own_kl_from_teacher`` is KL(teacher‖student), ``own_kl_to_teacher`` is KL(student‖teacher), each the
+    ``on_policy_kl_from_teacher`` is KL(teacher‖student), ``on_policy_kl_to_teacher`` is KL(student‖teacher), each the
     mean over the tokens of the student's own answers, first and end token included. The curve gives
     both by position: at position t over the answers that have a token there, which become fewer.
     ``compute`` takes the student's logits ``[n, v]`` as predictions, the teacher's as references.
 
-    >>> OwnKL().compute(predictions=[[1.0, 0.0]], references=[[1.0, 0.0]])["own_kl_to_teacher"]
+    >>> OnPolicyKL().compute(predictions=[[1.0, 0.0]], references=[[1.0, 0.0]])["on_policy_kl_to_teacher"]
     0.0
     """
 
-    name: ClassVar[str] = "own_kl"
+    name: ClassVar[str] = "on_policy_kl"
     description: ClassVar[str] = "KL divergence from and to the teacher on the student's own answers"
-    scores: ClassVar[dict[str, Better]] = {"own_kl_from_teacher": "lower", "own_kl_to_teacher": "lower"}
-    bounds: ClassVar[dict[str, Bounds]] = {"own_kl_from_teacher": NOT_NEGATIVE, "own_kl_to_teacher": NOT_NEGATIVE}
+    scores: ClassVar[dict[str, Better]] = {"on_policy_kl_from_teacher": "lower", "on_policy_kl_to_teacher": "lower"}
+    bounds: ClassVar[dict[str, Bounds]] = {
+        "on_policy_kl_from_teacher": NOT_NEGATIVE,
+        "on_policy_kl_to_teacher": NOT_NEGATIVE,
+    }
     settings: ClassVar[str] = "unit:nats|prefix:student|tau:1|agg:token-mean"
     samplers: ClassVar[tuple[Sampler, ...]] = ("student",)
     facts: ClassVar[tuple[str, ...]] = ("kl_from_teacher", "kl_to_teacher")
@@ -307,7 +318,7 @@ class OwnKL(OnPolicyMetric):
     def measure(self, samples: Mapping[Sampler, SampledTokenStats]) -> list[Score]:
         """Sum both divergences of each answer."""
         own = samples["student"]
-        return [own.mean_over_tokens(f"own_{name}", own.facts[name], ratio(), "lower") for name in self.facts]
+        return [own.mean_over_tokens(f"on_policy_{name}", own.facts[name], ratio(), "lower") for name in self.facts]
 
     def curves(self, samples: Mapping[Sampler, SampledTokenStats]) -> list[Curve]:
         """Draw both divergences by position in the answer."""
@@ -327,4 +338,4 @@ class OwnKL(OnPolicyMetric):
             for name, label in _DIRECTIONS.items()
         ]
         title = "Divergence along the student's own answers"
-        return [Curve("own_kl", title, "position in the answer, tokens", "KL divergence, nats", tuple(lines))]
+        return [Curve("on_policy_kl", title, "position in the answer, tokens", "KL divergence, nats", tuple(lines))]

@@ -1,6 +1,10 @@
-"""Titles and units of scores, as tables and sentences for people write them; files for programs keep the names."""
+"""Titles and units of scores, as tables and sentences for people write them, and the names in files for programs."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
+
+from kdcli.registry.catalog import EARLIER_NAMES
 
 _PERCENT = "%"
 _NATS = "nats"
@@ -50,15 +54,15 @@ TITLES = {
     "jsd_to_teacher": ("JSD to teacher", _NATS),
     "tvd_to_teacher": ("TVD to teacher", ""),
     "acceptance": ("acceptance", _PERCENT),
-    "own_kl_from_teacher": ("KL from teacher, own text", _NATS),
-    "own_kl_to_teacher": ("KL to teacher, own text", _NATS),
-    "own_agreement": ("agreement, own text", _PERCENT),
-    "own_jsd": ("JSD to teacher, own text", _NATS),
-    "own_tvd": ("TVD to teacher, own text", ""),
-    "own_acceptance": ("acceptance, own text", _PERCENT),
-    "own_ece": ("ECE, own text", ""),
-    "own_brier": ("Brier score, own text", ""),
-    "own_nll": ("NLL, own text", _NATS),
+    "on_policy_kl_from_teacher": ("KL from teacher, on-policy", _NATS),
+    "on_policy_kl_to_teacher": ("KL to teacher, on-policy", _NATS),
+    "on_policy_agreement": ("agreement, on-policy", _PERCENT),
+    "on_policy_jsd": ("JSD to teacher, on-policy", _NATS),
+    "on_policy_tvd": ("TVD to teacher, on-policy", ""),
+    "on_policy_acceptance": ("acceptance, on-policy", _PERCENT),
+    "on_policy_ece": ("ECE, on-policy", ""),
+    "on_policy_brier": ("Brier score, on-policy", ""),
+    "on_policy_nll": ("NLL, on-policy", _NATS),
     "ex_acc_err": ("excess accumulated error", _PERCENT),
     "spec_acceptance": ("draft acceptance", _PERCENT),
     "spec_expected": ("expected draft acceptance", _PERCENT),
@@ -73,11 +77,59 @@ TITLES = {
     "repetition": ("repetition", _PERCENT),
     "length": ("answer length", ""),
     "length_ratio": ("length ratio", ""),
-    "without_end": ("answers without end", _PERCENT),
+    "truncation_rate": ("truncation rate", _PERCENT),
 }
 """Score of a built-in metric -> its title and its unit."""
 
 _BY_LENGTH = re.compile(r"rougeL_(\d+)_(\d+|inf)")
+
+
+def current(name: str) -> str:
+    """Return the name that a metric or a score has now.
+
+    >>> current("without_end"), current("rougeL")
+    ('truncation_rate', 'rougeL')
+    """
+    return EARLIER_NAMES.get(name, name)
+
+
+def current_column(name: str) -> str:
+    """Return the name that a column of samples has now.
+
+    >>> current_column("without_end.sums")
+    'truncation_rate.sums'
+    """
+    head, dot, kind = name.partition(".")
+    return f"{current(head)}{dot}{kind}"
+
+
+def current_signature(text: str) -> str:
+    """Return a signature under the name that its metric has now.
+
+    >>> current_signature("without_end|refs:none")
+    'truncation_rate|refs:none'
+    """
+    head, bar, rest = text.partition("|")
+    return f"{current(head)}{bar}{rest}"
+
+
+def current_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record's entry of a score under the names that score and metric have now.
+
+    Args:
+        entry: with ``name``, ``metric`` and ``settings``.
+    """
+    changed = {"name": current(entry["name"]), "metric": current(entry["metric"])}
+    return {**entry, **changed, "settings": current_signature(entry["settings"])}
+
+
+def first(name: str) -> str:
+    """Return the name that a score had in the version that first had it: identities of runs hold that.
+
+    >>> first("truncation_rate"), first("rougeL")
+    ('without_end', 'rougeL')
+    """
+    return next((earlier for earlier, now in EARLIER_NAMES.items() if now == name), name)
 
 
 def title(name: str) -> str:

@@ -93,16 +93,16 @@ METRICS = {
     "kl_to_teacher": "kdcli.metrics.teacher_agreement:KLToTeacher",
     "agreement": "kdcli.metrics.teacher_agreement:Agreement",
     "teacher_distance": "kdcli.metrics.teacher_agreement:TeacherDistance",
-    "own_kl": "kdcli.metrics.on_policy:OwnKL",
-    "own_distance": "kdcli.metrics.on_policy:OwnDistance",
-    "own_calibration": "kdcli.metrics.on_policy:OwnCalibration",
+    "on_policy_kl": "kdcli.metrics.on_policy:OnPolicyKL",
+    "on_policy_distance": "kdcli.metrics.on_policy:OnPolicyDistance",
+    "on_policy_calibration": "kdcli.metrics.on_policy:OnPolicyCalibration",
     "exposure_bias": "kdcli.metrics.exposure_bias:ExposureBias",
     "speculative": "kdcli.metrics.speculative:Speculative",
     "distinct": "kdcli.metrics.diversity:Distinct",
     "self_bleu": "kdcli.metrics.diversity:SelfBleu",
     "repetition": "kdcli.metrics.diversity:Repetition",
     "length": "kdcli.metrics.diversity:Length",
-    "without_end": "kdcli.metrics.diversity:WithoutEnd",
+    "truncation_rate": "kdcli.metrics.diversity:TruncationRate",
 }
 
 METRIC_ALIASES = {
@@ -126,13 +126,26 @@ METRIC_ALIASES = {
     "token_agreement": "agreement",
     "tvd": "teacher_distance",
     "acceptance": "teacher_distance",
-    "on_policy_kl": "own_kl",
-    "on_policy_distance": "own_distance",
-    "on_policy_calibration": "own_calibration",
-    "truncation_rate": "without_end",
     "ex_acc_err": "exposure_bias",
     "len": "length",
 }
+
+EARLIER_NAMES = {
+    "own_kl": "on_policy_kl",
+    "own_distance": "on_policy_distance",
+    "own_calibration": "on_policy_calibration",
+    "own_kl_from_teacher": "on_policy_kl_from_teacher",
+    "own_kl_to_teacher": "on_policy_kl_to_teacher",
+    "own_agreement": "on_policy_agreement",
+    "own_jsd": "on_policy_jsd",
+    "own_tvd": "on_policy_tvd",
+    "own_acceptance": "on_policy_acceptance",
+    "own_ece": "on_policy_ece",
+    "own_brier": "on_policy_brier",
+    "own_nll": "on_policy_nll",
+    "without_end": "truncation_rate",
+}
+"""Metrics, and what they measure, that had another name -> the name they have now; records hold the old ones."""
 
 SCORES = {
     "nll": "kdcli.scores.likelihood:NegativeLogLikelihood",

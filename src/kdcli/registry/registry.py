@@ -8,7 +8,7 @@ import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class Registry:
         base: "module:Class" that every entry must derive from.
         table: the built-in names.
         aliases: other spellings users type.
+        earlier: names of earlier versions, which stay valid and are not listed.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class Registry:
     base: str
     table: Mapping[str, str]
     aliases: Mapping[str, str]
+    earlier: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def guests(self) -> dict[str, str]:
@@ -72,6 +74,8 @@ class Registry:
             return self._guest_path(name)
         if name in self.table or name in self.guests:
             return name
+        if name in self.earlier:
+            return self.earlier[name]
         folded = name.lower().replace("-", "_")
         known = {key.lower(): key for key in self.names()} | dict(self.aliases)
         if folded in known:
@@ -222,5 +226,7 @@ def _import_file(path: Path) -> Any:
 
 LOSSES = Registry("loss", "kd.losses", "kdcli.losses.base:DistillLoss", catalog.LOSSES, catalog.LOSS_ALIASES)
 SOURCES = Registry("source", "kd.sources", "kdcli.sources.base:Source", catalog.SOURCES, {})
-METRICS = Registry("metric", "kd.metrics", "kdcli.metrics.base:Metric", catalog.METRICS, catalog.METRIC_ALIASES)
+METRICS = Registry(
+    "metric", "kd.metrics", "kdcli.metrics.base:Metric", catalog.METRICS, catalog.METRIC_ALIASES, catalog.EARLIER_NAMES
+)
 SCORES = Registry("score", "kd.scores", "kdcli.scores.base:Score", catalog.SCORES, {})

@@ -123,15 +123,15 @@ def _same(found: Found) -> list[Series]:
 # Reliability diagrams: how often the model is right when it is so sure.
 
 
-KINDS = {"ece": equal_width_series, "answer_ece": equal_width_series, "own_ece": expected_series}
+KINDS = {"ece": equal_width_series, "answer_ece": equal_width_series, "on_policy_ece": expected_series}
 """Scores with a diagram, and what makes its bars from their sums."""
 
 _WORDS = {
     "ece": "ece: bars are bins of next-token predictions on the references of similar confidence: how sure the student "
     "was (across) and how often its likeliest token was right (up).",
     "answer_ece": "answer_ece: the same of whole answers among given choices.",
-    "own_ece": "own_ece: the same along the student's own answers, where the teacher's probability of the student's "
-    "likeliest token stands for being right.",
+    "on_policy_ece": "on_policy_ece: the same along the student's own answers, where the teacher's probability of the "
+    "student's likeliest token stands for being right.",
 }
 _READING = (
     "Each with a 95 % interval over examples. The hatched part is the gap to the mean confidence of the bin; bars "

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdcli.config.sections import GenerationConfig
 from kdcli.data.tokenize import Example
+from kdcli.metrics.titles import current
 from kdcli.sources.base import Source, SourceContext, SourceNeeds
 from kdcli.sources.sequences import KNOWN, RowWindows, TrainingSequence, row_uniforms, step_uniform, write
 
@@ -56,7 +57,7 @@ class ReplaySource(Source):
         """Ask for the student and, unless phi stays what it is, for an evaluation while training."""
         grows = self.growth > 0 and self.phi < 1
         return SourceNeeds(
-            student=True, fixed=False, monitor=self.score if grows else "", facts=KNOWN,
+            student=True, fixed=False, monitor=current(self.score) if grows else "", facts=KNOWN,
             origins=frozenset({"data", "student"}),
         )  # fmt: skip
 
@@ -120,7 +121,7 @@ class ReplayWindows(RowWindows):
 
     def observe(self, step: int, scores: Mapping[str, float | None]) -> None:
         """Let phi grow if the score is worse than at the evaluation before; one that is no number is passed over."""
-        score = scores.get(self.source.score)
+        score = scores.get(current(self.source.score))
         if score is None:
             return
         if self.previous is not None and score > self.previous + self.source.eps:

@@ -18,6 +18,7 @@ from kdcli.loading import splits
 from kdcli.loading.session import Session
 from kdcli.loading.splits import leaves_answers_out
 from kdcli.metrics.describe import MetricCard, cards, describe
+from kdcli.metrics.titles import current
 from kdcli.storage.run_dir import MADE, RunFolder
 from kdcli.study.study_dir import is_study, read_study
 from kdcli.text import one_line
@@ -62,7 +63,7 @@ def tuned_by(config: CompareConfig, rows: TokenDataset | None = None) -> TunedBy
                 if better != "neither":
                     return TunedBy(card.name, score, better == "higher")
         raise UsageError("CLI-20", "no score to tune by", where="--tune-by", fix="name one, such as nll")
-    card, score = _find(config.tune_by, [*map(describe, config.evaluation.metrics), *cards()])
+    card, score = _find(current(config.tune_by), [*map(describe, config.evaluation.metrics), *cards()])
     if card.scores[score] == "neither":
         raise UsageError("CLI-06", f"neither more nor less {score} is better", where="--tune-by", fix="name another")
     return TunedBy(card.name, score, card.scores[score] == "higher")
