@@ -9,9 +9,10 @@ import torch
 
 import running
 from kdcli.registry import catalog
+from kdcli.registry.build import spec_of
 from kdcli.registry.registry import SCORES
 from kdcli.scores.base import Score, ScoreContext, ScoredRow
-from kdcli.scores.build import build_score, describe, spec_of
+from kdcli.scores.build import build_score, describe
 
 SETTINGS = {
     "nll": ["nll:of=teacher"],

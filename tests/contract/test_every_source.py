@@ -12,9 +12,10 @@ from kdcli.config.schema import TrainConfig
 from kdcli.data.batching import IGNORED
 from kdcli.losses.token_facts import code_of
 from kdcli.registry import catalog
+from kdcli.registry.build import spec_of
 from kdcli.registry.registry import SOURCES
 from kdcli.sources.base import Source, SourceContext
-from kdcli.sources.build import build_source, spec_of
+from kdcli.sources.build import build_source
 
 SETTINGS = {
     "dataset": [],

@@ -124,7 +124,7 @@ def test_an_evaluation_of_an_earlier_version_is_read_and_added_to(parts, record,
     assert added.estimates["on_policy_kl_to_teacher"] == record.estimates["on_policy_kl_to_teacher"]
     now = read_results(folder).estimates
     assert now.keys() == {*record.estimates, "truncation_rate"}
-    assert "own_" not in (folder / "results.json").read_text("utf-8")
+    assert '"own_kl_from_teacher"' not in (folder / "results.json").read_text("utf-8")
 
 
 def test_tables_of_an_earlier_version_give_the_same_comparison(parts, record, tmp_path):

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from kdcli.errors import InputError, KDError, UsageError
 from kdcli.losses.atkd import AdaptiveTeachingKD
-from kdcli.losses.build import build_objective, spec_of
+from kdcli.losses.build import build_objective
 from kdcli.losses.divergences.decoupled import TargetKD
 from kdcli.losses.wrappers.combine import Sum
 from kdcli.registry import catalog
+from kdcli.registry.build import spec_of
 from kdcli.registry.registry import LOSSES
 from kdcli.registry.spec import parse_objective
 

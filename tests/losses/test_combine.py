@@ -5,10 +5,11 @@ import torch
 
 from kdcli.errors import UsageError
 from kdcli.losses.base import DistillLoss, Needs
-from kdcli.losses.build import build_objective, spec_of
+from kdcli.losses.build import build_objective
 from kdcli.losses.divergences.decoupled import DiversityKD, TargetKD
 from kdcli.losses.samples import sample, tokens_of, values, values_and_grad, with_facts
 from kdcli.losses.wrappers.combine import Sum
+from kdcli.registry.build import spec_of
 
 
 class Labelled(DistillLoss):

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdcli.losses.build import build_objective, spec_of
+from kdcli.losses.build import build_objective
 from kdcli.losses.samples import sample, tokens_of, values
 from kdcli.losses.testing.contract import CHECKS, check_loss
 from kdcli.registry import registry
+from kdcli.registry.build import spec_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "add-a-loss.md").read_text()
 

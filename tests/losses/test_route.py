@@ -3,9 +3,10 @@ import torch
 
 from kdcli.errors import UsageError
 from kdcli.losses.base import Tokens
-from kdcli.losses.build import build_objective, spec_of
+from kdcli.losses.build import build_objective
 from kdcli.losses.samples import Sample, sample, tokens_of, values, values_and_grad, with_facts
 from kdcli.losses.token_facts import ORIGINS, code_of
+from kdcli.registry.build import spec_of
 
 
 def mixed(loss, origins, *, seed=0):

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 import running
 from kdcli.errors import UsageError
 from kdcli.losses.base import Tokens
-from kdcli.losses.build import build_objective, spec_of
+from kdcli.losses.build import build_objective
 from kdcli.losses.groups import Groups
 from kdcli.losses.samples import sample, tokens_of, values_and_grad, with_facts
 from kdcli.losses.wrappers.token_weights import MEASURES, Measured, Weighted, measure, places, selected
+from kdcli.registry.build import spec_of
 from kdcli.training.trainer import train
 
 COMPUTED: list[Measured] = [name for name in MEASURES if name != "position"]

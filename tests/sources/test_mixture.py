@@ -6,8 +6,9 @@ import running
 from kdcli.config.schema import TrainConfig
 from kdcli.errors import InputError, UsageError
 from kdcli.losses.token_facts import code_of
+from kdcli.registry.build import spec_of
 from kdcli.sources.base import Source, SourceContext
-from kdcli.sources.build import build_source, spec_of
+from kdcli.sources.build import build_source
 from kdcli.sources.mixture import MixtureSource
 
 

@@ -18,11 +18,12 @@ from kdcli.loading.info import ModelInfo, ModelPair
 from kdcli.loading.session import Session, check_data_path
 from kdcli.loading.splits import rows_of_teacher, watching_warning
 from kdcli.losses.base import DistillLoss
-from kdcli.losses.build import build_objective, spec_of
+from kdcli.losses.build import build_objective
 from kdcli.losses.testing.contract import try_loss
 from kdcli.metrics.describe import describe
 from kdcli.models.devices import Device, prepare
 from kdcli.models.toolchain import check_toolchain
+from kdcli.registry.build import spec_of
 from kdcli.registry.spec import parse_objective
 from kdcli.remote.address import address_of, is_url, served_model
 from kdcli.sources.base import Source, SourceContext, StepBatches

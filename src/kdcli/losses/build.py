@@ -1,7 +1,7 @@
-"""Builds an objective from its spec string, and prints a built one back."""
+"""Builds an objective from its spec string, and describes objectives."""
 
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer
@@ -9,9 +9,10 @@ from pydantic import BeforeValidator, PlainSerializer
 from kdcli.errors import UsageError
 from kdcli.losses.base import DistillLoss, Needs
 from kdcli.registry import catalog
-from kdcli.registry.options import Option, asked, build_plugin, build_term, nested_spec, options, value_text
+from kdcli.registry.build import build_named, build_plugin, nested_spec, spec_of
+from kdcli.registry.options import Option, options
 from kdcli.registry.registry import LOSSES
-from kdcli.registry.spec import ObjectiveSpec, Term, parse_objective
+from kdcli.registry.spec import ObjectiveSpec, parse_objective
 from kdcli.text import one_line
 
 _SUM = "kdcli.losses.wrappers.combine:Sum"
@@ -31,37 +32,10 @@ def build_objective(spec: str | ObjectiveSpec) -> DistillLoss:
     0.6
     """
     parsed = parse_objective(spec) if isinstance(spec, str) else spec
-    terms = tuple((term.weight, build_term(LOSSES.resolve(term.name), term)) for term in parsed.terms)
-    for (_, made), term in zip(terms, parsed.terms, strict=True):
-        asked(made, Needs, f'loss "{one_line(str(term))}"')
+    terms = tuple((term.weight, build_named(LOSSES, term, Needs)) for term in parsed.terms)
     if len(terms) == 1 and terms[0][0] == 1.0:
         return terms[0][1]
     return build_plugin(LOSSES.resolve(_SUM), {"terms": terms}, one_line(str(parsed)))
-
-
-def spec_of(loss: DistillLoss) -> str:
-    """Return the canonical spec string of a loss: options at their defaults are left out.
-
-    >>> spec_of(build_objective("1.0*kl:temperature=2.0,scale_tau2=true"))
-    'fkl:temperature=2.0'
-    """
-    return "+".join(str(replace(_term_of(child), weight=weight)) for weight, child in loss.summands)
-
-
-def _term_of(loss: DistillLoss) -> Term:
-    given = {
-        name: _value_text(getattr(loss, name))
-        for name, field in type(loss).model_fields.items()
-        if getattr(loss, name) != field.default
-    }
-    return Term(LOSSES.name_of(type(loss)), given)
-
-
-def _value_text(value: object) -> str:
-    if isinstance(value, DistillLoss):
-        text = spec_of(value)
-        return text if text.isidentifier() else f"({text})"
-    return value_text(value)
 
 
 def _read_nested(value: object) -> object:

@@ -2,19 +2,18 @@
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from operator import attrgetter
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import annotated_types
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
-from kdcli.errors import InputError, KDError, UsageError
-from kdcli.registry.spec import ObjectiveSpec, Term, parse_objective
+from kdcli.errors import UsageError
 from kdcli.text import one_line
 
 
@@ -31,6 +30,11 @@ class Plugin(BaseModel):
     part: ClassVar[str]
     name: ClassVar[str]
 
+    @property
+    def summands(self) -> Sequence[tuple[float, "Plugin"]]:
+        """The weighted parts that it is the sum of: itself, unless it is a sum."""
+        return ((1.0, self),)
+
 
 _Record = TypeVar("_Record")
 
@@ -41,6 +45,7 @@ def earlier_names(**names: str) -> Callable[[type[_Record]], type[_Record]]:
     Args:
         names: earlier name -> field.
 
+    >>> from dataclasses import replace
     >>> @earlier_names(colour="color")
     ... @dataclass(frozen=True)
     ... class Ink:
@@ -249,117 +254,3 @@ def _is_number(text: str) -> bool:
 
 def _example(field: Any) -> str:
     return value_text(field.default) if isinstance(field.default, (int, float, str)) else "1"
-
-
-# Builds the part (a loss, a source) that a term of a spec string names, and says what is wrong with it.
-
-
-_LARGEST = 3.4e38
-"""About the greatest number of float32, in which objectives are computed."""
-
-_Part = TypeVar("_Part", bound=Plugin)
-
-
-def build_term(kind: type[_Part], term: Term) -> _Part:
-    """Build the part of a class from the options of a term.
-
-    Raises:
-        UsageError: an unknown option, or a value out of bounds; says what there is.
-        InputError: a guest that cannot be built.
-    """
-    return build_plugin(kind, _fold(kind, term), one_line(str(term)))
-
-
-def nested_spec(text: str) -> ObjectiveSpec:
-    """Parse the value of an option that is a spec string itself, in parentheses or not."""
-    inside = text.strip()
-    return parse_objective(inside[1:-1] if inside.startswith("(") and inside.endswith(")") else inside)
-
-
-def build_plugin(kind: type[_Part], values: Mapping[str, Any], where: str) -> _Part:
-    """Build a part from values, and turn whatever goes wrong into one line.
-
-    Args:
-        kind: its class.
-        values: option -> text, or anything the option's type takes.
-        where: the term as typed.
-    """
-    if not isinstance(getattr(kind, "name", None), str):
-        fix = f'write `name: ClassVar[str] = "{kind.__name__.lower()}"` into the class'
-        raise InputError("PLUG-04", f"{kind.__name__} has no name", where=where, fix=fix)
-    try:
-        made = kind(**values)
-    except ValidationError as error:
-        option_error(kind, error.errors()[0], where)
-    except KDError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            "PLUG-08" if isinstance(error, SystemExit) else "PLUG-04",
-            f"cannot be built: {type(error).__name__}: {one_line(str(error))}",
-            where=where,
-            fix="make the class work in Python first: it is complete and is built from its options",
-        ) from error
-    for name in kind.model_fields:
-        value = getattr(made, name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise out_of_bounds(kind, name, str(value), where)
-        if isinstance(value, float | int) and abs(value) > _LARGEST:
-            what = f"{name} must be a number that float32 can hold, got {one_line(str(value), 40)}"
-            raise UsageError("CLI-06", what, where=where, fix=f"choose {name} below 1e38")
-    return made
-
-
-def asked(made: Any, answer: type, where: str) -> None:
-    """Refuse a plug-in that does not declare what it needs.
-
-    Args:
-        made: the part.
-        answer: what its ``needs`` must return.
-        where: the term as typed.
-
-    Raises:
-        InputError: PLUG-10.
-    """
-    try:
-        needs = made.needs()
-    except (Exception, SystemExit) as error:
-        what = f"needs() raised {type(error).__name__}: {one_line(str(error))}"
-        raise InputError(
-            "PLUG-10", what, where=where, fix="correct the plug-in: needs() answers from its options"
-        ) from error
-    if not isinstance(needs, answer):
-        what = f"needs() must return {answer.__module__}.{answer.__name__}, got {one_line(repr(needs), 60)}"
-        raise InputError("PLUG-10", what, where=where, fix="correct the plug-in, or leave needs() out")
-
-
-def _fold(kind: type[Plugin], term: Term) -> dict[str, str]:
-    """Move dotted options, as in ``hard.mu=0.7``, into the spec of the option before the dot."""
-    folded = {key: value for key, value in term.options.items() if "." not in key}
-    for key, value in term.options.items():
-        head, dot, tail = key.partition(".")
-        if not dot:
-            continue
-        field = kind.model_fields.get(head)
-        if field is None or (inner := nested_kind(field)) is None:
-            raise no_such_option(kind, key, one_line(str(term)))
-        if head not in folded:
-            raise UsageError(
-                "CLI-09",
-                f"{key} needs {head}=",
-                where=one_line(str(term)),
-                fix=f"write {term.name}:{head}={inner.part.upper()},{key}={value}",
-            )
-        folded[head] = _with_option(nested_spec(folded[head]), tail, value, key)
-    return folded
-
-
-def _with_option(spec: ObjectiveSpec, key: str, value: str, typed: str) -> str:
-    if len(spec.terms) != 1:
-        raise UsageError(
-            "CLI-09", f"{typed} is ambiguous: {spec} is a sum", fix="write the option inside the parentheses"
-        )
-    (inner,) = spec.terms
-    if key in inner.options:
-        raise UsageError("SPEC-01", f"{typed} is given twice", where=one_line(str(spec)), fix="keep one")
-    return f"({replace(inner, options={**inner.options, key: value})})"

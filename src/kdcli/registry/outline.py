@@ -11,7 +11,8 @@ import pydantic
 from pydantic import SkipValidation, create_model, field_validator
 
 from kdcli.errors import UsageError
-from kdcli.registry.options import Plugin, build_term, nested_kind, nested_spec
+from kdcli.registry.build import build_term, nested_spec
+from kdcli.registry.options import Plugin, nested_kind
 from kdcli.registry.registry import LOSSES, SOURCES, Registry
 from kdcli.registry.spec import ObjectiveSpec, Term, parse_objective
 

@@ -21,7 +21,7 @@ from kdcli.loading.info import ModelInfo, require_single
 from kdcli.loading.session import Session, check_data_path
 from kdcli.models.devices import prepare
 from kdcli.models.load import LanguageModel
-from kdcli.registry.options import build_term
+from kdcli.registry.build import build_term, single
 from kdcli.registry.spec import parse_objective
 from kdcli.remote.address import is_url
 from kdcli.rows.files import ROWS, Working, check_same, columns_of, write_rows
@@ -71,9 +71,8 @@ def build_attribution(text: str) -> Attribution:
     >>> build_attribution("ig:steps=64").steps
     64
     """
-    spec = parse_objective(text)
-    term = spec.terms[0]
-    if spec.source or len(spec.terms) != 1 or term.weight != 1.0 or term.name not in ATTRIBUTIONS:
+    term = single(parse_objective(text))
+    if term is None or term.name not in ATTRIBUTIONS:
         what = f'"{one_line(text, 60)}" is no way to weigh words'
         raise UsageError("CLI-06", what, where="--by", fix=f"give one of {', '.join(ATTRIBUTIONS)}")
     return build_term(ATTRIBUTIONS[term.name], term)

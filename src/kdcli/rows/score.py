@@ -17,11 +17,12 @@ from kdcli.loading.info import ModelInfo, require_single
 from kdcli.loading.session import Session, check_data_path
 from kdcli.models.devices import Device, prepare
 from kdcli.models.load import LanguageModel
+from kdcli.registry.build import spec_of
 from kdcli.registry.registry import SCORES
 from kdcli.remote.address import is_url
 from kdcli.rows.files import ROWS, Working, check_same, columns_of, write_rows
 from kdcli.scores.base import SIDES, Score, ScoreContext, ScoredRow, ScoreNeeds, Side
-from kdcli.scores.build import build_score, in_words, spec_of
+from kdcli.scores.build import build_score, in_words
 from kdcli.signals import StopRequest
 from kdcli.storage import atomic, lock
 from kdcli.storage.jsonl import JsonlStore

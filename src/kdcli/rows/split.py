@@ -16,7 +16,8 @@ from kdcli.data.files import inspect_path
 from kdcli.data.rows import Row, read_rows
 from kdcli.errors import InputError, UsageError
 from kdcli.events import Event, Report
-from kdcli.registry.options import Plugin, build_term
+from kdcli.registry.build import build_term, single
+from kdcli.registry.options import Plugin
 from kdcli.registry.spec import parse_objective
 from kdcli.rows.files import check_same, columns_of, write_rows
 from kdcli.storage import atomic, lock
@@ -182,9 +183,8 @@ def build_split(text: str) -> Split:
     >>> build_split("dirichlet:by=category").alpha
     0.3
     """
-    spec = parse_objective(text)
-    term = spec.terms[0]
-    if spec.source or len(spec.terms) != 1 or term.weight != 1.0 or term.name not in SPLITS:
+    term = single(parse_objective(text))
+    if term is None or term.name not in SPLITS:
         what = f'"{one_line(text, 60)}" is no way to cut rows'
         fix = "give iid, column:by=NAME or dirichlet:alpha=.3,by=NAME"
         raise UsageError("CLI-06", what, where="--by", fix=fix)

@@ -1,12 +1,13 @@
-"""Builds a score from its spec string, prints a built one back, and describes it."""
+"""Builds a score from its spec string, and describes scores."""
 
 import inspect
 from dataclasses import dataclass
 
 from kdcli.errors import UsageError
-from kdcli.registry.options import Option, asked, build_term, options, value_text
+from kdcli.registry.build import build_named, single
+from kdcli.registry.options import Option, options
 from kdcli.registry.registry import SCORES
-from kdcli.registry.spec import Term, parse_objective
+from kdcli.registry.spec import parse_objective
 from kdcli.scores.base import Score, ScoreNeeds
 from kdcli.text import one_line
 
@@ -24,27 +25,11 @@ def build_score(text: str) -> Score:
     >>> build_score("nll:of=teacher").of
     'teacher'
     """
-    spec = parse_objective(text)
-    if spec.source or len(spec.terms) != 1 or spec.terms[0].weight != 1.0:
+    term = single(parse_objective(text))
+    if term is None:
         what = f'"{one_line(text)}" is not one score'
         raise UsageError("SPEC-01", what, where="--by", fix="give a name with its options, as in nll:of=teacher")
-    made = build_term(SCORES.resolve(spec.terms[0].name), spec.terms[0])
-    asked(made, ScoreNeeds, f'score "{one_line(text)}"')
-    return made
-
-
-def spec_of(score: Score) -> str:
-    """Return the canonical spec string of a score: options at their defaults are left out.
-
-    >>> spec_of(build_score("nll:of=student")), spec_of(build_score("length:unit=words"))
-    ('nll', 'length:unit=words')
-    """
-    given = {
-        name: value_text(getattr(score, name))
-        for name, field in type(score).model_fields.items()
-        if getattr(score, name) != field.default
-    }
-    return str(Term(SCORES.name_of(type(score)), given))
+    return build_named(SCORES, term, ScoreNeeds)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
-"""Builds a source from its part of the spec string, and prints a built one back."""
+"""Builds a source from its part of the spec string, opens it, and describes sources."""
 
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 from pydantic import BeforeValidator, PlainSerializer
 
 from kdcli.errors import InputError, UsageError
-from kdcli.registry.options import Option, asked, build_term, nested_spec, options, value_text
+from kdcli.registry.build import build_named, nested_spec, single, spec_of
+from kdcli.registry.options import Option, options
 from kdcli.registry.registry import SOURCES
 from kdcli.registry.spec import Term
 from kdcli.sources.base import Source, SourceContext, SourceNeeds, StepBatches
@@ -31,9 +32,7 @@ def build_source(term: Term | str | None) -> Source:
     0.5
     """
     parsed = _read(term) if isinstance(term, str) else term or DATASET
-    made = build_term(SOURCES.resolve(parsed.name), parsed)
-    asked(made, SourceNeeds, f'source "{one_line(str(parsed))}"')
-    return made
+    return build_named(SOURCES, parsed, SourceNeeds)
 
 
 _Windows = TypeVar("_Windows", bound=StepBatches)
@@ -57,15 +56,6 @@ def opened(source: Source, context: SourceContext, kind: type[_Windows] = StepBa
     return windows
 
 
-def spec_of(source: Source) -> str:
-    """Return the canonical spec string of a source: options at their defaults are left out.
-
-    >>> spec_of(build_source("student:temperature=1.0,rate=0.50"))
-    'student:rate=0.5'
-    """
-    return str(_term_of(source))
-
-
 def tail_of(source: Source) -> str:
     """Return how a source is written behind an objective: nothing for the data set, which is the default.
 
@@ -76,27 +66,12 @@ def tail_of(source: Source) -> str:
     return "" if spec == str(DATASET) else f"@{spec}"
 
 
-def _term_of(source: Source) -> Term:
-    values = {name: getattr(source, name) for name in type(source).model_fields}
-    defaults = {name: field.default for name, field in type(source).model_fields.items()}
-    texts = {name: _value_text(value) for name, value in values.items()}
-    changed = {name: text for name, text in texts.items() if text != _value_text(defaults[name])}
-    return Term(SOURCES.name_of(type(source)), changed)
-
-
-def _value_text(value: object) -> str:
-    if isinstance(value, Source):
-        text = spec_of(value)
-        return text if text.isidentifier() else f"({text})"
-    return value_text(value)
-
-
 def _read(text: str) -> Term:
-    spec = nested_spec(text)
-    if spec.source or len(spec.terms) != 1 or spec.terms[0].weight != 1.0:
+    term = single(nested_spec(text))
+    if term is None:
         what = f'"{one_line(text)}" is not one source'
         raise UsageError("SPEC-01", what, fix="write a name with its options, as in (student:temperature=0.7)")
-    return replace(spec.terms[0], weight=1.0)
+    return term
 
 
 def _read_nested(value: object) -> object:

@@ -15,11 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdcli.errors import InputError
 from kdcli.losses.base import DistillLoss, Facts, Tokens
-from kdcli.losses.build import build_objective, spec_of
+from kdcli.losses.build import build_objective
 from kdcli.losses.rows import without_host_reads
 from kdcli.losses.samples import sample, tokens_of, with_facts
 from kdcli.losses.testing import numbers
 from kdcli.losses.testing.numbers import ContractViolation, require
+from kdcli.registry.build import spec_of
 from kdcli.text import one_line, typed
 
 # The check of the contract on what a loss asks of an accelerator: that the host waits for nothing inside a step.
