@@ -9,8 +9,8 @@ import pytest
 
 from kdcli.cli.compare import run_folders
 from kdcli.cli.errors import ARGUMENTS
-from kdcli.cli.json_schema import output_schema
 from kdcli.cli.load_config import command_line
+from kdcli.cli.settings import output_schema
 from kdcli.errors import InterruptedRunError, UsageError
 from kdcli.interface import objective
 from shell import kd

@@ -7,7 +7,7 @@ import pytest
 import shell
 import study
 import tiny
-from kdcli.cli.json_schema import output_schema
+from kdcli.cli.settings import output_schema
 from kdcli.config.schema import EvalSettings, GenerationConfig, MonitorConfig
 from kdcli.distill.prepare import prepare_run
 from kdcli.errors import InputError, KDError, UsageError

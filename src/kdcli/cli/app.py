@@ -25,7 +25,6 @@ from kdcli.cli import (
     schedule,
     settings,
     streams,
-    student,
     switches,
     teacher,
 )
@@ -108,7 +107,7 @@ init.register(app)
 teacher.register(app)
 teacher.register_generate(app)
 data.register(app, Commands)
-student.register(app)
+teacher.register_student(app)
 export.register(app)
 reproduce.register(app)
 diagnose.register_inspect(app, Commands)

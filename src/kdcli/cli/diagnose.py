@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdcli.cli import options, switches
-from kdcli.cli.switches import Texts, Typed
+from kdcli.cli.switches import Texts, Typed, flag
 from kdcli.config.names import HARDWARE
 from kdcli.errors import UsageError
 from kdcli.text import one_line
@@ -67,10 +67,6 @@ A step reads all weights once and every request's cache: time = bytes / bandwidt
 is longer. Formulas: docs/evaluation/edge.md"""
 
 
-def _option(name: str, metavar: str, text: str) -> typer.models.OptionInfo:
-    return typer.Option(name, metavar=metavar, help=text, rich_help_panel=HARDWARE, show_default=False)
-
-
 def register_estimate(app: typer.Typer) -> None:
     """Add the command."""
     text = "Estimate memory and speed of a model on a device."
@@ -82,11 +78,11 @@ def estimate(
         str | None,
         typer.Argument(metavar="MODEL", help="Run, model folder, hub id or a config.json.", show_default=False),
     ] = None,
-    context: Annotated[str, _option("--context", "N", "Tokens of prompt and answer. Default 2048.")] = "2048",
-    batch: Annotated[str, _option("--batch", "N", "Requests at once. Default 1.")] = "1",
-    memory: Annotated[str | None, _option("--memory", "SIZE", "Of the device, as 8GiB.")] = None,
-    bandwidth: Annotated[str | None, _option("--bandwidth", "RATE", "Memory bandwidth, as 50GB/s.")] = None,
-    flops: Annotated[str | None, _option("--flops", "RATE", "Its arithmetic, as 2TFLOPS.")] = None,
+    context: Annotated[str, flag("--context", "N", "Tokens of prompt and answer. Default 2048.", HARDWARE)] = "2048",
+    batch: Annotated[str, flag("--batch", "N", "Requests at once. Default 1.", HARDWARE)] = "1",
+    memory: Annotated[str | None, flag("--memory", "SIZE", "Of the device, as 8GiB.", HARDWARE)] = None,
+    bandwidth: Annotated[str | None, flag("--bandwidth", "RATE", "Memory bandwidth, as 50GB/s.", HARDWARE)] = None,
+    flops: Annotated[str | None, flag("--flops", "RATE", "Its arithmetic, as 2TFLOPS.", HARDWARE)] = None,
     json: switches.Json = False,
     quiet: switches.Quiet = False,
     debug: switches.Debug = False,

@@ -45,7 +45,6 @@ def distill(
     """
     from kdcli.cli import launch, load_config
     from kdcli.cli.errors import ARGUMENTS
-    from kdcli.cli.preflight import check_inputs
     from kdcli.cli.terminal import Terminal
     from kdcli.config.schema import DistillConfig
 
@@ -58,7 +57,7 @@ def distill(
         load_config.require(teacher=settings.teacher)
     _refuse_unused(settings, typed)
     load_config.output_folder(settings.output, needed=not dry_run)
-    check_inputs(settings)
+    load_config.check_inputs(settings)
     if push_to_hub is not None:
         from kdcli.distill.model_card import check_repository
 

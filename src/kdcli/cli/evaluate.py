@@ -30,7 +30,6 @@ def register(app: typer.Typer) -> None:
 def evaluate(typed: Typed, *, config: Texts, sets: Texts, json: bool, quiet: bool) -> None:
     """Measure a run, a model folder, or answers made elsewhere, on held-out rows."""
     from kdcli.cli import load_config
-    from kdcli.cli.preflight import check_inputs
     from kdcli.cli.terminal import Terminal
     from kdcli.config.schema import EvalConfig
 
@@ -39,7 +38,7 @@ def evaluate(typed: Typed, *, config: Texts, sets: Texts, json: bool, quiet: boo
     _check_sources(settings)
     _refuse_unused(settings, typed)
     load_config.output_folder(settings.output, needed=False)
-    check_inputs(settings)
+    load_config.check_inputs(settings)
     with terminal.progress() as report:
         from kdcli import interface
         from kdcli.cli import render

@@ -1,19 +1,24 @@
-"""Turns flags into a checked config, before anything heavy is imported."""
+"""Turns flags into a checked config, and checks the files, models and objectives it names; imports nothing heavy."""
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdcli.cli.errors import ARGUMENTS, RUN_FOLDER
 from kdcli.config.presets import config_path
 from kdcli.config.resolve import Config, resolve
+from kdcli.config.trackers import check_trackers
+from kdcli.data.files import inspect_path
 from kdcli.errors import MachineError, UsageError
 from kdcli.interface import checked
 from kdcli.registry import plugins
 from kdcli.registry.catalog import TEACHERLESS
+from kdcli.registry.outline import check_objective
 from kdcli.registry.spec import parse_objective
+from kdcli.remote.address import is_url
+from kdcli.storage.locate import locate
 from kdcli.text import one_line
 from kdcli.text import typed as quoted
 
@@ -163,3 +168,45 @@ def command_line() -> str:
         elif not word.startswith("--resume="):
             kept.append(word)
     return shlex.join(["kd", *kept])
+
+
+# Files, models and objectives that the settings name.
+
+
+_MADE = ("random:", "cut:")
+_SEVERAL = ("+", "*")
+"""What stands in the text of a teacher that is a sum of teachers."""
+
+
+def check_inputs(settings: Any) -> None:
+    """Refuse rows and models that are not there, trackers that are not installed, and options out of their bounds.
+
+    What remains, such as the contents of a file, is checked where it is read.
+
+    Args:
+        settings: of any command.
+
+    Raises:
+        KDError: the first thing that is wrong, in the words of the part that would meet it later.
+    """
+    data = getattr(settings, "data", None)
+    for path in (data.train, data.eval, data.dev, data.corpus) if data is not None else ():
+        if path is not None and not path.startswith("@"):
+            inspect_path(path)
+    for spec in _objectives(settings):
+        check_objective(spec)
+    train = getattr(settings, "train", None)
+    if train is not None:
+        check_trackers(train.report_to)
+    for name in ("teacher", "student", "model"):
+        model = getattr(settings, name, None)
+        if model is not None and not (
+            model.startswith(_MADE) or is_url(model) or any(sign in model for sign in _SEVERAL)
+        ):
+            locate(model)
+
+
+def _objectives(settings: Any) -> Iterable[str]:
+    yield from getattr(settings, "losses", ())
+    if getattr(settings, "loss", None) is not None:
+        yield settings.loss

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdcli.cli import switches
+from kdcli.cli.switches import flag
 from kdcli.config.names import HARDWARE, OUTPUT
 from kdcli.errors import UsageError
 from kdcli.text import one_line
@@ -23,10 +24,6 @@ dftsp finds the largest batch that every deadline allows, by a tree search; the 
 Formulas: docs/evaluation/edge.md"""
 
 
-def _option(name: str, metavar: str, text: str, panel: str = HARDWARE) -> typer.models.OptionInfo:
-    return typer.Option(*name.split(), metavar=metavar, help=text, rich_help_panel=panel, show_default=False)
-
-
 def register(app: typer.Typer) -> None:
     """Add the command."""
     text = "Say how many requests an edge node answers in time, by rule of batching."
@@ -38,15 +35,19 @@ def schedule(
         str | None,
         typer.Argument(metavar="MODEL", help="Run, model folder, hub id or a config.json.", show_default=False),
     ] = None,
-    device: Annotated[str | None, _option("--device", "FILE", "YAML: memory, flops, links, quantisers.")] = None,
-    requests: Annotated[str | None, _option("--requests", "FILE", "Requests as JSON lines.")] = None,
-    arrivals: Annotated[str | None, _option("--arrivals", "poisson:N", "Draw N requests per second.")] = None,
-    seconds: Annotated[str, _option("--seconds", "N", "How long requests arrive. Default 20.")] = "20",
-    seed: Annotated[str, _option("--seed", "N", "Of the draws, from 1. Default 1.")] = "1",
+    device: Annotated[
+        str | None,
+        flag("--device", "FILE", "YAML: memory, flops, links, quantisers.", HARDWARE, completes=False),
+    ] = None,
+    requests: Annotated[str | None, flag("--requests", "FILE", "Requests as JSON lines.", HARDWARE)] = None,
+    arrivals: Annotated[str | None, flag("--arrivals", "poisson:N", "Draw N requests per second.", HARDWARE)] = None,
+    seconds: Annotated[str, flag("--seconds", "N", "How long requests arrive. Default 20.", HARDWARE)] = "20",
+    seed: Annotated[str, flag("--seed", "N", "Of the draws, from 1. Default 1.", HARDWARE)] = "1",
     policy: Annotated[
-        str, _option("--policy", "RULE,..", "dftsp, static:N, edf, sjf, none. Default dftsp,static:8,edf,none.")
+        str,
+        flag("--policy", "RULE,..", "dftsp, static:N, edf, sjf, none. Default dftsp,static:8,edf,none.", HARDWARE),
     ] = "dftsp,static:8,edf,none",
-    output: Annotated[str | None, _option("--output -o", "FOLDER", "Write numbers and pictures.", OUTPUT)] = None,
+    output: Annotated[str | None, flag("--output -o", "FOLDER", "Write numbers and pictures.", OUTPUT)] = None,
     json: switches.Json = False,
     quiet: switches.Quiet = False,
     debug: switches.Debug = False,

@@ -176,7 +176,6 @@ def run(
         named: the study, where the command line names its folder alone.
     """
     from kdcli.cli import load_config
-    from kdcli.cli.preflight import check_inputs
     from kdcli.config.schema import CompareConfig
 
     terminal = screen.terminal
@@ -185,7 +184,7 @@ def run(
     settings = load_config.load_config(CompareConfig, config, sets, typed)
     check(settings)
     load_config.output_folder(settings.output, needed=not dry_run)
-    check_inputs(settings)
+    load_config.check_inputs(settings)
     if dry_run:
         _plan(settings, terminal)
         return

@@ -37,7 +37,9 @@ def _completing(name: str) -> dict[str, Any]:
     return {"autocompletion": complete}
 
 
-def flag(spelling: str, metavar: str, text: str, panel: str, *, hidden: bool = False, **more: Any) -> Any:
+def flag(
+    spelling: str, metavar: str, text: str, panel: str, *, hidden: bool = False, completes: bool = True, **more: Any
+) -> Any:
     """Return a flag that takes a value.
 
     Args:
@@ -46,6 +48,7 @@ def flag(spelling: str, metavar: str, text: str, panel: str, *, hidden: bool = F
         text: its line of the help.
         panel: heading that it stands under.
         hidden: leave it out of the help.
+        completes: let the shell complete its value, where its name is one of ``COMPLETED``.
         more: further arguments of ``typer.Option``.
     """
     return typer.Option(
@@ -55,7 +58,7 @@ def flag(spelling: str, metavar: str, text: str, panel: str, *, hidden: bool = F
         rich_help_panel=panel,
         show_default=False,
         hidden=hidden,
-        **(_completing(spelling.split()[0]) if metavar else {}),
+        **(_completing(spelling.split()[0]) if metavar and completes else {}),
         **more,
     )
 

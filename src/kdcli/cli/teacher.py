@@ -1,4 +1,4 @@
-"""``kd cache`` and ``kd generate``: run a teacher over rows once and store the result."""
+"""``kd cache``, ``kd generate``, ``kd student``: what a teacher gives before a training: outputs, text, a student."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from kdcli.text import one_line
 from kdcli.text import typed as quoted
 
 if TYPE_CHECKING:
+    from kdcli.distill.make_student import StudentRecord
     from kdcli.sources.teacher_text.rows import TextPlan, TextRecord
     from kdcli.teachers.cached import CachePlan, CacheRecord
 
@@ -35,7 +36,6 @@ def cache(typed: Typed, *, config: Texts, sets: Texts, dry_run: bool, json: bool
     The same line again adds what is missing.
     """
     from kdcli.cli import load_config
-    from kdcli.cli.preflight import check_inputs
     from kdcli.cli.terminal import Terminal
     from kdcli.config.schema import CacheConfig
 
@@ -51,7 +51,7 @@ def cache(typed: Typed, *, config: Texts, sets: Texts, dry_run: bool, json: bool
     if settings.data.eval is None:
         load_config.refuse_unused(typed, ("eval_limit",), "has no effect without held-out rows", "add --eval-data")
     load_config.output_folder(settings.output, needed=not dry_run)
-    check_inputs(settings)
+    load_config.check_inputs(settings)
     with terminal.progress() as report:
         from kdcli.teachers import load as teachers
 
@@ -102,7 +102,6 @@ def generate(typed: Typed, *, config: Texts, sets: Texts, dry_run: bool, json: b
     kd distill --data FOLDER/rows.jsonl trains on them. The same line again answers what is missing.
     """
     from kdcli.cli import load_config
-    from kdcli.cli.preflight import check_inputs
     from kdcli.cli.terminal import Terminal
     from kdcli.config.schema import GenerateConfig
 
@@ -111,7 +110,7 @@ def generate(typed: Typed, *, config: Texts, sets: Texts, dry_run: bool, json: b
     load_config.require(teacher=settings.teacher)
     _check_folder(settings.output)
     load_config.output_folder(settings.output, needed=not dry_run)
-    check_inputs(settings)
+    load_config.check_inputs(settings)
     with terminal.progress() as report:
         from kdcli.distill import generate as runs
 
@@ -154,3 +153,51 @@ def _written(record: "TextRecord") -> str:
             f"{record.open:,} rows were cut at a length; training adds an end token to each; ended=true drops them"
         )
     return "\n".join([*lines, str(record.rows)])
+
+
+# ``kd student``: a student made from a teacher, as a model folder.
+
+
+EPILOG_STUDENT = """Example: kd student cut:layers=4,by=influence --teacher ./T --data train.jsonl -o student
+
+Example: kd student cut:params=0.5 --teacher ./T -o student
+
+Options of cut: and the scores: docs/students.md. --student of kd distill takes the same."""
+
+
+def register_student(app: typer.Typer) -> None:
+    """Add the command."""
+    text = "Make a student from a teacher: cut out of it, or random in its form."
+    app.command("student", epilog=EPILOG_STUDENT, short_help=text)(options.student(student))
+
+
+def student(typed: Typed, *, config: Texts, sets: Texts, dry_run: bool, json: bool, quiet: bool) -> None:
+    """Make a student from a teacher and write it as a model folder, to be distilled, or loaded anywhere."""
+    from kdcli.cli import load_config
+    from kdcli.cli.terminal import Terminal
+    from kdcli.config.schema import StudentConfig
+
+    terminal = Terminal(json, quiet)
+    settings = load_config.load_config(StudentConfig, config, sets, typed)
+    load_config.require(teacher=settings.teacher)
+    load_config.output_folder(settings.output, needed=not dry_run)
+    with terminal.progress() as report:
+        from kdcli.distill import make_student as making
+
+        found = making.plan_student(settings) if dry_run else making.make_student(settings, report)
+    terminal.result(found, _student_lines)
+
+
+def _student_lines(record: "StudentRecord") -> str:
+    before, after = record.parameters
+    lines = [f"{record.student} of {record.teacher}"]
+    lines.append(f"parameters  {after:,} of {before:,} ({after / before:.1%})")
+    for name, sizes in record.sizes.items():
+        lines.append(f"{name:10}  {sizes[-1]:,}" + (f" of {sizes[0]:,}" if len(sizes) > 1 else ""))
+    if record.layers:
+        lines.append(f"stayed      layers {', '.join(map(str, record.layers))}")
+    if record.rows:
+        lines.append(f"scored on   {record.rows:,} rows")
+    if record.folder is not None:
+        lines.append(("it was there already: " if record.already else "") + str(record.folder))
+    return "\n".join(lines)
