@@ -58,7 +58,7 @@ def test_labels_drawn_by_the_teacher_give_the_same_numbers_in_the_limit():
     sampled = Calibration().scores_from_tokens(facts, np.repeat(EXAMPLE, 400), 20)
     found = values()
     for score in sampled:
-        assert found[f"own_{score.name}"] == pytest.approx(score.value, abs=0.006)
+        assert found[f"on_policy_{score.name}"] == pytest.approx(score.value, abs=0.006)
 
 
 def test_a_student_that_is_its_teacher_is_calibrated():
