@@ -4,7 +4,6 @@ import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
 from operator import attrgetter
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_origin
 
@@ -57,8 +56,7 @@ def earlier_names(**names: str) -> Callable[[type[_Record]], type[_Record]]:
     def extend(kind: type[_Record]) -> type[_Record]:
         make = kind.__init__
 
-        @wraps(make)
-        def init(self: _Record, *values: Any, **fields: Any) -> None:
+        def init(self: _Record, *values: Any, **fields: Any) -> None:  # not wrapped: its signature is wider
             given = {field: fields.pop(name) for name, field in names.items() if name in fields}
             make(self, *values, **{**fields, **given})
 
