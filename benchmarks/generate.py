@@ -65,7 +65,7 @@ class GivenBatch(RunningBatch):
 
     def may_go_on(self, row: SequenceState) -> bool:
         """Return whether the row is shorter than the length given to it."""
-        return len(row.said) < self.given[row.place]
+        return len(row.generated) < self.given[row.place]
 
     def has_room(self, coming: SequenceState) -> bool:
         """Return whether fewer rows run than transformers has."""
@@ -105,7 +105,7 @@ def ours(
     with torch.no_grad():
         given = GivenBatch(decoder, config, lengths, batch, settle=settle)
         done = list(given.run(rows()))
-    made = {(row.place, row.seed): len(row.said) for row in done}
+    made = {(row.place, row.seed): len(row.generated) for row in done}
     assert made == {(place, seed): lengths[place] for place in order for seed in seeds}
     return 0 if given.settling is None else given.settling.repaired
 

@@ -117,9 +117,9 @@ def test_a_served_text_ends_with_the_token_that_the_server_names(decoder, reply,
     choice = {"text": "ab", "finish_reason": "stop", **reply}
     with loopback.serving(lambda asked, before: loopback.Reply({"choices": [choice]})) as served:
         facts = ModelInfo("student", decoder.tokenizer, decoder.vocab, ENDS, "digest", "digest", 0)
-        author = RemoteGenerator(ServerConfig(url=served.url, model="m", send="ids"), facts)
+        generator = RemoteGenerator(ServerConfig(url=served.url, model="m", send="ids"), facts)
         source = build_source("teacher:max_new_tokens=8")
-        (one,) = author.write(source, context(decoder), {0: rows().examples[0]}, {0: [0]})
+        (one,) = generator.write(source, context(decoder), {0: rows().examples[0]}, {0: [0]})
     assert one.example.ids == (START, A, B, end)
 
 

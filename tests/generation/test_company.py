@@ -83,7 +83,7 @@ def test_the_real_difference_to_a_row_alone_is_far_within_the_tolerance(monkeypa
 
     def compare(self, rows, logits):
         for place, row in enumerate(rows):
-            alone = self.decoder.forward_single([*row.prompt, *row.said])
+            alone = self.decoder.forward_single([*row.prompt, *row.generated])
             apart = (alone[0] - logits[place]).abs().max() / self.decoder.tolerance(alone)[0]
             worst[0] = max(worst[0], apart.item())
         return say(self, rows, logits)

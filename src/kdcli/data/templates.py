@@ -48,7 +48,7 @@ class Reads:
     variables: frozenset[str]
 
     def reads(self, key: str) -> bool:
-        """Tell whether a key of a turn can have an effect."""
+        """Whether a key of a turn can have an effect."""
         return self.every_key or key in self.keys
 
 

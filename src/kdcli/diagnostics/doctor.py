@@ -274,7 +274,7 @@ def diagnose(config: DoctorConfig, report: Report) -> Diagnosis:
 
     Args:
         config: what a run would be given; whatever is not given is not looked at.
-        report: told what is being looked at.
+        report: called with each check.
     """
     found, session = Examination(), Session()
     report(Event("stage", "looking at the machine"))

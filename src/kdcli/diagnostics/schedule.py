@@ -258,7 +258,7 @@ def compare_rules(
         node: what computes.
         traffic: where requests come from.
         rules: their names.
-        report: told how far it is.
+        report: called with progress events.
         figures: whether to vary arrivals, deadlines and quantisers as well.
 
     Raises:

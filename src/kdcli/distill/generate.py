@@ -195,7 +195,7 @@ def generate(
 def _generator(task: Task, session: Session) -> dict[str, Any]:
     """Return the teacher, or the client of its server, as a field of the source context."""
     if task.teacher.server is not None:
-        return {"author": RemoteGenerator(task.teacher.server, task.reader)}
+        return {"generator": RemoteGenerator(task.teacher.server, task.reader)}
     return {"teacher": session.load_teacher(task.teacher.path, task.device.device)}
 
 
@@ -247,9 +247,9 @@ def _laid_out(
 ) -> TextRecord:
     """Write the rows and the note on them."""
     assert made.folder is not None, "a folder was given"
-    kept, author = task.source.kept(made), generator_of(context)
+    kept, generator = task.source.kept(made), generator_of(context)
     written = write_rows(
-        folder / ROWS, kept, original_rows(task.path, config.data), author.tokenizer, config.data, author.ends
+        folder / ROWS, kept, original_rows(task.path, config.data), generator.tokenizer, config.data, generator.ends
     )
     dropped = _dropped(task, made, kept, written)
     tokens = sum(one.targets for one in made.sentences)

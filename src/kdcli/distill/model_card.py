@@ -301,7 +301,7 @@ def push(model: Path, name: str, report: Report) -> None:
     Args:
         model: the student's folder, card included.
         name: the repository; made if it does not exist.
-        report: told where it went.
+        report: called with the address.
 
     Raises:
         MachineError: PUSH-01, the hub or the network refuses; the run itself is complete.

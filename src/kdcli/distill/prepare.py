@@ -69,7 +69,7 @@ class Prepared(Combination):
             pad_id: token to pad with.
             rank: this process' number.
             world: processes in all.
-            models: further fields of the ground, where sequences are written and not only counted.
+            models: further fields of the context, where sequences are written and not only counted.
         """
         context = SourceContext(
             self.dataset, self.train, pad_id, rank, world, vocab=self.pair.vocab, corpus=self.corpus,

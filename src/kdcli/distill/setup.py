@@ -44,7 +44,7 @@ def load_teacher(
         prepared: the run, checked.
         start: where models are loaded.
         session: what is loaded already.
-        report: told what was found.
+        report: called with notes.
         folder: the run's, where a server's replies are kept; None keeps none.
 
     Raises:
@@ -127,13 +127,13 @@ class Models:
         student: the model that learns.
         teacher: what it learns from, if the objective asks for it.
         writer: the teacher, where the source asks for it.
-        author: the server that writes in its stead.
+        generator: the server that generates in its stead.
     """
 
     student: LanguageModel
     teacher: Teacher | None
     writer: LanguageModel | None
-    author: TextGenerator | None = None
+    generator: TextGenerator | None = None
 
     @property
     def live(self) -> Sequence[LanguageModel]:
@@ -261,7 +261,7 @@ def _windows(folder: RunFolder, prepared: Prepared, models: Models, report: Repo
 
     return prepared.windows(
         student.pad_id, distributed.rank(), distributed.world(),
-        student=student, teacher=models.writer, author=models.author,
+        student=student, teacher=models.writer, generator=models.generator,
         folder=Path(data.teacher_text) if data.teacher_text else folder.path / MADE,
         longest=min(limit for limit in limits if limit is not None), progress=progress, **shared,
     )  # fmt: skip

@@ -158,8 +158,8 @@ class Validator:
         student: the model in training; restricted to the ids that both models share.
         teacher: what it is compared with, where a metric asks for it.
         device: where to compute.
-        keep: keeps the student as it is now, as the best so far; told the step, score and value.
-        report: told the outcome of every evaluation.
+        keep: saves the student as the best so far; called with the step, score and value.
+        report: called with the outcome of every evaluation.
     """
 
     plan: ValidationPlan

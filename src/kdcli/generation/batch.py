@@ -83,7 +83,7 @@ class RunningBatch:
         """Generate one more token of every row; yield those that have finished."""
         if not self.rows:
             return
-        self._append_tokens(self.rows, self.decoder.decode_step([row.said[-1] for row in self.rows]))
+        self._append_tokens(self.rows, self.decoder.decode_step([row.generated[-1] for row in self.rows]))
         self.report(len(self.rows) if self.settling is None else self._settle(self.settling))
         finished = [place for place, row in enumerate(self.rows) if self._is_done(row)]
         for place in reversed(finished):
@@ -114,7 +114,7 @@ class RunningBatch:
     def may_go_on(self, row: SequenceState) -> bool:
         """Whether an answer may get longer."""
         limit = self.decoder.limit
-        new = len(row.said)
+        new = len(row.generated)
         if row.most is not None and new >= row.most:
             return False
         return new < self.config.max_new_tokens and (limit is None or len(row.prompt) + new < limit)
@@ -132,7 +132,7 @@ class RunningBatch:
         if tolerance is not None:
             for place in (~picks.sure).nonzero().flatten().tolist():
                 row = rows[place]
-                alone = self.decoder.forward_single([*row.prompt, *row.said])
+                alone = self.decoder.forward_single([*row.prompt, *row.generated])
                 own = None if times is None else times[place : place + 1]
                 tokens[place] = int(choose(alone, own, self.config).tokens)
         return tokens
@@ -262,4 +262,4 @@ def run_batches(
             row = next(finished, None)
         if row is None:
             return
-        yield row.place, row.seed, Completion(tuple(row.said), row.end)
+        yield row.place, row.seed, Completion(tuple(row.generated), row.end)

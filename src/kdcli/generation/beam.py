@@ -60,6 +60,6 @@ def beam_answers(
     return [_answer(row[len(prompt) :].tolist(), model.ends) for row in found]
 
 
-def _answer(said: list[int], ends: EndTokens) -> Completion:
-    place = next((at for at, token in enumerate(said) if token in ends), None)
-    return Completion(tuple(said[:place]), None if place is None else said[place])
+def _answer(ids: list[int], ends: EndTokens) -> Completion:
+    place = next((at for at, token in enumerate(ids) if token in ends), None)
+    return Completion(tuple(ids[:place]), None if place is None else ids[place])

@@ -62,7 +62,7 @@ class Decoder:
 
     Args:
         model: a loaded language model.
-        ids: real ids; no other one is ever said.
+        ids: real ids; no other is generated.
 
     Attributes:
         is_exact: whether a batch gives a row's own logits, to a few roundings of fp32.

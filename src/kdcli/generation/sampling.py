@@ -244,7 +244,7 @@ class SequenceState:
         seed: sampling seed.
         stream: random bits of this answer, as they are before its next token.
         most: tokens it may have, beside the bound that all answers share.
-        said: tokens so far, without the end token.
+        generated: tokens so far, without the end token.
         end: the end token, if the model ended it.
         block: where in the answer the block begins that is still open; what lies before was read alone.
         settled: how many tokens are final, end token included; only counted where a batch proposes.
@@ -256,7 +256,7 @@ class SequenceState:
     seed: int
     stream: np.random.Philox
     most: int | None = None
-    said: list[int] = field(default_factory=list)
+    generated: list[int] = field(default_factory=list)
     end: int | None = None
     block: int = 0
     settled: int = 0
@@ -276,26 +276,26 @@ class SequenceState:
     @property
     def tokens(self) -> list[int]:
         """The generated tokens, end token included."""
-        return self.said if self.end is None else [*self.said, self.end]
+        return self.generated if self.end is None else [*self.generated, self.end]
 
     def take(self, token: int, ends: EndTokens) -> None:
         """Append a token, or end the sequence with it."""
         if token in ends:
             self.end = token
         else:
-            self.said.append(token)
+            self.generated.append(token)
 
     def correct(self, at: int, token: int, ends: EndTokens, ids: int) -> None:
         """Replace an earlier token and drop those after it.
 
         Args:
             at: which token of the answer.
-            token: what is said there.
+            token: the one that is right there.
             ends: tokens that end an answer.
             ids: entries of the vocabulary, from which follows how many numbers a token takes.
         """
         self.end = None
-        del self.said[at:]
+        del self.generated[at:]
         self.stream = self.stream_before(at + 1, ids)
         self.take(token, ends)
 

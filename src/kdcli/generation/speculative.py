@@ -168,10 +168,10 @@ def speculate(
         _refuse_other_positions(model, len(prompt), len(prompt) + config.max_new_tokens)
     draws = uniforms(seed, [example], config.max_new_tokens * per_round).reshape(-1, per_round)
     run = _Run(_Reader(student, config, vocab), _Reader(teacher, config, vocab), list(prompt))
-    while not run.ended and len(run.said) < config.max_new_tokens:
-        width = min(draft_tokens, config.max_new_tokens - len(run.said))
-        run.round(width, draws[run.rounds], room=config.max_new_tokens - len(run.said))
-    ids, end = (run.said[:-1], run.said[-1]) if run.ended else (run.said, None)
+    while not run.ended and len(run.generated) < config.max_new_tokens:
+        width = min(draft_tokens, config.max_new_tokens - len(run.generated))
+        run.round(width, draws[run.rounds], room=config.max_new_tokens - len(run.generated))
+    ids, end = (run.generated[:-1], run.generated[-1]) if run.ended else (run.generated, None)
     return Completion(tuple(ids), end), run.tests
 
 
@@ -225,7 +225,7 @@ class _Run:
     drafter: _Reader
     verifier: _Reader
     prompt: list[int]
-    said: list[int] = field(default_factory=list)
+    generated: list[int] = field(default_factory=list)
     tests: list[Verdict] = field(default_factory=list)
     ended: bool = False
     rounds: int = 0
@@ -233,18 +233,18 @@ class _Run:
     def round(self, width: int, draws: Array, room: int) -> None:
         """Draft, verify, and add one to ``width + 1`` tokens, at most as many as there is room for."""
         drafts, q = self._draft(width, draws[:width])
-        p = self.verifier.next_tokens([*self.prompt, *self.said, *drafts], len(drafts) + 1)
-        start, kept = len(self.said), 0
+        p = self.verifier.next_tokens([*self.prompt, *self.generated, *drafts], len(drafts) + 1)
+        start, kept = len(self.generated), 0
         while kept < len(drafts) and accepts(p[kept], q[kept], drafts[kept], draws[width + kept]):
             kept += 1
         tested = min(kept + 1, len(drafts))
-        self.said += drafts[:kept]
+        self.generated += drafts[:kept]
         self.ended = kept > 0 and self._ends(drafts[kept - 1])
         if not self.ended and kept < room:
             last = p[kept] if kept == len(drafts) else residual(p[kept], q[kept])
-            self.said.append(pick(last, draws[-1]))
-            self.ended = self._ends(self.said[-1])
-        emitted = len(self.said) - start
+            self.generated.append(pick(last, draws[-1]))
+            self.ended = self._ends(self.generated[-1])
+        emitted = len(self.generated) - start
         self.tests += [
             Verdict(start + at, at < kept, apart(p[at], q[at]), at == 0, 0 if at else emitted) for at in range(tested)
         ]
@@ -254,7 +254,7 @@ class _Run:
         drafts: list[int] = []
         q: list[Array] = []
         for uniform in draws.tolist():
-            q.append(self.drafter.next_tokens([*self.prompt, *self.said, *drafts], 1)[0])
+            q.append(self.drafter.next_tokens([*self.prompt, *self.generated, *drafts], 1)[0])
             drafts.append(pick(q[-1], uniform))
             if self._ends(drafts[-1]):
                 break

@@ -121,7 +121,7 @@ def drop_unsafe_keys(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _steers_loading(key: str) -> bool:
-    """Tell whether a key names code or files, or would replace a method of the config object."""
+    """Whether a key names code or files, or would replace a method of the config object."""
     return key in _DANGEROUS or key.startswith(_INTERNAL) or callable(getattr(PreTrainedConfig, key, None))
 
 

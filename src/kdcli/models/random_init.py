@@ -121,7 +121,7 @@ _LARGEST = 1_000_000
 
 
 def is_random(student: str) -> bool:
-    """Tell whether a student is a ``random:`` spec rather than a folder or hub id."""
+    """Whether a student is a ``random:`` spec rather than a folder or hub id."""
     return student.startswith(PREFIX)
 
 

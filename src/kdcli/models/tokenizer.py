@@ -106,7 +106,7 @@ def _readers(path: Path) -> dict[str, str]:
 
 
 def _is_ranks(path: Path) -> bool:
-    """Tell whether a file holds tiktoken's lines: a token in base64, a space, its rank."""
+    """Whether a file holds tiktoken's lines: a token in base64, a space, its rank."""
     with path.open("rb") as file:
         token, _, rank = file.readline(1000).partition(b" ")
     try:
@@ -465,7 +465,7 @@ def padding_note(real: int, student_rows: int, teacher_rows: int) -> str | None:
 
 
 def same_model(teacher: str, student: str) -> bool:
-    """Tell whether two paths or hub ids name one model."""
+    """Whether two paths or hub ids name one model."""
     first, second = Path(teacher).expanduser(), Path(student).expanduser()
     if first.exists() and second.exists():
         return first.samefile(second)

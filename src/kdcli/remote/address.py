@@ -53,7 +53,7 @@ class Address:
 
 
 def is_url(teacher: str) -> bool:
-    """Tell whether a teacher is a server's address rather than a folder or hub id.
+    """Whether a teacher is a server's address rather than a folder or hub id.
 
     >>> is_url("http://localhost:8000/v1"), is_url("org/model")
     (True, False)

@@ -15,7 +15,7 @@ from kdcli.data.batching import Batch
 from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.end_tokens import EndTokens
 from kdcli.models.load import LanguageModel
-from kdcli.registry.options import Plugin
+from kdcli.registry.options import Plugin, earlier_names
 from kdcli.sources.completions import TeacherCompletion
 from kdcli.sources.token_counts import Made, TokenCounts
 
@@ -54,7 +54,7 @@ class TextGenerator(Protocol):
             wanted: which answers.
 
         Raises:
-            KDError: what the author refuses.
+            KDError: what the generator refuses.
         """
         ...
 
@@ -99,9 +99,10 @@ class SourceNeeds:
         )
 
 
+@earlier_names(author="generator")
 @dataclass(frozen=True)
 class SourceContext:
-    """What a source stands on.
+    """What a source reads: data set, settings, models, and what it calls.
 
     Args:
         dataset: training rows, at least one.
@@ -111,7 +112,7 @@ class SourceContext:
         world: processes in all.
         student: the model that is trained; None where nothing is generated, as for a plan.
         teacher: the model it learns from; None where it is not asked to write.
-        author: who writes the teacher's text in its stead, such as a server; None for the teacher itself.
+        generator: what generates the teacher's text in its stead, such as a server; None for the teacher itself.
         vocab: real ids, shared by both unless the teacher has others.
         corpus: rows of a second corpus.
         longest: tokens that a whole sequence may have, so that every model can read it; None for any number.
@@ -132,7 +133,7 @@ class SourceContext:
     world: int = 1
     student: LanguageModel | None = None
     teacher: LanguageModel | None = None
-    author: TextGenerator | None = None
+    generator: TextGenerator | None = None
     vocab: int | None = None
     corpus: TokenDataset | None = None
     longest: int | None = None
@@ -188,7 +189,7 @@ class StepBatches(ABC):
         return Made()
 
     def origins(self) -> dict[str, int]:
-        """Return how many of this process' sequences of the window given last each author wrote; empty by default."""
+        """Return how many of this process' sequences of the window given last each writer wrote; empty by default."""
         return {}
 
     def values(self) -> dict[str, float]:

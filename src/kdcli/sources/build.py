@@ -43,7 +43,7 @@ def opened(source: Source, context: SourceContext, kind: type[_Windows] = StepBa
 
     Args:
         source: the source.
-        context: what it stands on.
+        context: data set, settings and models.
         kind: what must come.
 
     Raises:

@@ -35,7 +35,7 @@ def difficulties(by: Difficulty, context: SourceContext) -> list[float]:
     length: response tokens. teacher_nll, student_nll: mean of -log p of the labels, in nats, the student as it
     is now. teacher_uncertainty: mean of 1 - p of the labels. A row without a label has difficulty 0.
 
-    What a model was asked for is kept in the ground's folder, under a digest of measure, rows and weights; a
+    What a model was asked for is kept in the context's folder, under a digest of measure, rows and weights; a
     file that is not whole is made again.
 
     Args:
@@ -167,7 +167,7 @@ class CurriculumWindows(DatasetWindows):
     """Windows of a data set whose rows are opened one after the other.
 
     Args:
-        context: what the source stands on; without the model that measures, only steps are counted.
+        context: data set, settings and models; without the model that measures, only steps are counted.
         source: its options.
     """
 

@@ -69,7 +69,7 @@ class MixtureWindows(RowWindows):
     """Windows whose sequences come from one of two others.
 
     Args:
-        context: what both sources stand on.
+        context: data set, settings and models of both.
         source: the two, and their share.
     """
 

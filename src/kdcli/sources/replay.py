@@ -77,7 +77,7 @@ class ReplayWindows(RowWindows):
     """Windows that write, replay, or give the rows as they are.
 
     Args:
-        context: what the source stands on.
+        context: data set, settings and models.
         source: its options.
     """
 

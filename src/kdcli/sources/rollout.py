@@ -260,7 +260,7 @@ class RolloutWindows(StepBatches):
     """Windows over rounds of drawn sequences; every process takes a strided part of each step.
 
     Args:
-        context: what the source stands on; both models are asked at the first step of a round.
+        context: data set, settings and models; both models are asked at the first step of a round.
         source: its options.
     """
 

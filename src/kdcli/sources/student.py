@@ -59,7 +59,7 @@ class StudentWindows(RowWindows):
     """Windows in which the student writes a share of the responses.
 
     Args:
-        context: what the source stands on; the student is asked at the first on-policy row.
+        context: data set, settings and models; the student is asked at the first on-policy row.
         source: its options.
     """
 

@@ -19,7 +19,7 @@ from kdcli.sources.token_counts import Made, TokenCounts
 
 
 def teacher_view(context: SourceContext) -> SourceContext:
-    """Return the ground that a teacher stands on while it writes: its own rows, ids and longest sequence.
+    """Return the context of a teacher that generates: its own rows, ids and longest sequence.
 
     Args:
         context: of the run; returned as it is where both models share a tokenizer.
@@ -138,14 +138,14 @@ class TeacherWindows(RowWindows):
     """Windows in which each row's prompt is followed by an answer of the teacher.
 
     Args:
-        context: what the source stands on.
+        context: data set, settings and models.
         source: its options.
     """
 
     def __init__(self, context: SourceContext, source: TeacherSource) -> None:
         super().__init__(context)
         self.source = source
-        if context.teacher is not None or context.author is not None:
+        if context.teacher is not None or context.generator is not None:
             assert self.pool, "answers are there before the first step"
 
     @cached_property
@@ -181,7 +181,7 @@ class TeacherWindows(RowWindows):
             else:
                 later = sum(said - 1 for _, said in lengths)
                 total += TokenCounts.of("teacher", prompt + later, 1 + later)
-            total += TokenCounts() if self.context.author is not None else TokenCounts.of_answers("teacher", lengths)
+            total += TokenCounts() if self.context.generator is not None else TokenCounts.of_answers("teacher", lengths)
         return total
 
     @cached_property

@@ -27,7 +27,7 @@ from kdcli.text import one_line
 
 
 def is_made(student: str) -> bool:
-    """Tell whether a student is a spec from which it is made, rather than a folder or hub id."""
+    """Whether a student is a spec from which it is made, rather than a folder or hub id."""
     return is_random(student) or is_cut(student)
 
 

@@ -127,7 +127,7 @@ def _text(value: object) -> str:
 
 
 def is_cut(student: str) -> bool:
-    """Tell whether a student is a ``cut:`` spec."""
+    """Whether a student is a ``cut:`` spec."""
     return student.startswith(PREFIX)
 
 

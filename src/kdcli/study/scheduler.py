@@ -92,7 +92,7 @@ class Scheduler:
     Args:
         executor: where they run.
         folder: the study's folder, for settings and logs of cells that run elsewhere.
-        report: told how far every cell is.
+        report: called with the progress of every cell.
         session: what is loaded already.
         command: what to type to go on after an interruption.
     """

@@ -1,4 +1,4 @@
-"""Tells trackers of experiments the table of a study."""
+"""Writes the table of a study to experiment trackers."""
 
 import importlib
 import re

@@ -139,7 +139,7 @@ class LiveTeacher(Teacher):
     """A teacher that runs, under whatever autocast the caller is in.
 
     On a CPU every sequence goes through the trunk alone and without padding: its hidden states then
-    depend on the sequence only, not on its company, so what was kept from an earlier pass equals a new
+    depend on the sequence only, not on the rest of the batch, so what was kept from an earlier pass equals a new
     pass bit for bit. On an accelerator the micro-batch stays together.
 
     Args:

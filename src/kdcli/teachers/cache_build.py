@@ -68,7 +68,7 @@ def build_cache(
         teacher: the model; its weights are loaded only if something is missing.
         session: loads it.
         device: where to compute.
-        report: told how large it will be and how far it is.
+        report: called with its size and with progress events.
         command: what to type to go on after an interruption.
 
     Raises:

@@ -273,7 +273,7 @@ CHECKS = (
 def check_loss(loss: DistillLoss) -> list[Finding]:
     """Run the contract's checks on a loss.
 
-    A check whose ground another one has already taken away is left out, so each mistake is
+    A check of what another one has already found missing is left out, so each mistake is
     reported once. What the loss raises, ``sys.exit`` included, is a finding.
 
     Args:

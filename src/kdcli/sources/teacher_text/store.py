@@ -25,7 +25,7 @@ from kdcli.sources.teacher_text.options import TeacherTextOptions
 from kdcli.storage import atomic
 from kdcli.storage.jsonl import JsonlStore, line_of
 
-# A model that is loaded here as the author of a teacher's text.
+# A model that is loaded here as the generator of a teacher's text.
 
 
 class LocalGenerator:
@@ -137,9 +137,9 @@ def teacher_text(source: TeacherTextOptions, context: SourceContext) -> TeacherT
 
 
 def generator_of(context: SourceContext) -> TextGenerator:
-    """Return who writes: the author handed in, else the teacher that is loaded here."""
-    if context.author is not None:
-        return context.author
+    """Return what generates: the generator handed in, else the teacher that is loaded here."""
+    if context.generator is not None:
+        return context.generator
     assert context.teacher is not None, "the source declares needs().teacher"
     return LocalGenerator(context.teacher, context)
 
@@ -159,14 +159,14 @@ def text_key(source: TeacherTextOptions, context: SourceContext, prompts: Mappin
 
 def made_of(source: TeacherTextOptions, context: SourceContext) -> dict[str, Any]:
     """Return what a text follows from besides its prompts."""
-    author = generator_of(context)
+    generator = generator_of(context)
     return {
-        "teacher": author.digest,
+        "teacher": generator.digest,
         "options": source.model_dump(mode="json", exclude=set(_FILTERS)),
         "ids": context.vocab,
         "longest": context.longest,
-        "precision": author.precision,
-        "text": answer_key(author.tokenizer, author.ends),
+        "precision": generator.precision,
+        "text": answer_key(generator.tokenizer, generator.ends),
     }
 
 
@@ -174,8 +174,8 @@ def prompts_of(source: TeacherTextOptions, context: SourceContext) -> dict[int, 
     """Return row -> an example whose prompt is asked; without data, one that holds only the first token."""
     if source.prompts == "rows":
         return dict(enumerate(context.dataset.examples))
-    author = generator_of(context)
-    first = first_context(author.tokenizer, author.ends)
+    generator = generator_of(context)
+    first = first_context(generator.tokenizer, generator.ends)
     return {row: Example((first,), 1, "", (), "no prompt") for row in range(len(context.dataset))}
 
 
