@@ -4,7 +4,7 @@ import torch
 
 from kdcli.losses.base import Tokens
 from kdcli.losses.build import build_objective
-from kdcli.losses.token_facts import drawn
+from kdcli.losses.token_facts import random_facts
 from kdcli.models.head import Head
 from kdcli.models.packing import Projection
 from kdcli.registry.registry import LOSSES
@@ -36,7 +36,7 @@ def sides(
 def supplied(loss):
     """Facts of a made-up source, where the loss asks for any."""
     needs = loss.needs()
-    found = drawn(needs.facts, needs.origins, SEQUENCE, torch.Generator().manual_seed(5))
+    found = random_facts(needs.facts, needs.origins, SEQUENCE, torch.Generator().manual_seed(5))
     return {name: fact.double() if fact.is_floating_point() else fact for name, fact in found.items()}
 
 

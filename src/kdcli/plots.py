@@ -42,7 +42,7 @@ _LOOK: dict[Any, Any] = {
 
 
 @contextmanager
-def look() -> Iterator[None]:
+def plot_style() -> Iterator[None]:
     """Draw in the common look; the user's own settings come back afterwards."""
     with mpl.rc_context():
         backend = mpl.get_backend()
@@ -113,7 +113,7 @@ _GAP = "#D55E00"
 
 def draw(folder: Path, curve: Curve) -> None:
     """Write a curve as ``NAME.png`` and ``NAME.svg``; equal curves give equal bytes."""
-    with look():
+    with plot_style():
         save(figure_of(curve), folder, curve.name)
 
 

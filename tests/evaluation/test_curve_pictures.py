@@ -5,7 +5,7 @@ import pytest
 
 from kdcli.metrics.calibration import equal_width_series, reliability_curve
 from kdcli.metrics.curve import Curve, series
-from kdcli.plots import draw, figure_of, look
+from kdcli.plots import draw, figure_of, plot_style
 
 X = np.arange(4.0)
 BAND = series("student", X, X**2, low=X**2 - 1, high=X**2 + 1, count=[5] * 4)
@@ -31,7 +31,7 @@ def test_every_kind_is_drawn_with_its_labels_and_the_same_bytes_every_time(tmp_p
 
 
 def test_labels_ticks_and_legend_are_those_of_the_curve():
-    with look():
+    with plot_style():
         (ax,) = figure_of(CURVES["line"]).axes
         assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title(loc="left")) == ("token", "nats", "A line")
         assert [text.get_text() for text in ax.get_legend().get_texts()] == ["student", "teacher"]
@@ -41,13 +41,13 @@ def test_labels_ticks_and_legend_are_those_of_the_curve():
 
 
 def test_bars_stand_on_their_edges():
-    with look():
+    with plot_style():
         (ax,) = figure_of(CURVES["bars"]).axes
     assert [bar.get_x() for bar in ax.patches[:4]] == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_a_reliability_diagram_shows_accuracy_gap_and_count():
-    with look():
+    with plot_style():
         upper, _, lower, _ = figure_of(CURVES["reliability"]).axes
     accuracy, gap = upper.patches
     assert (accuracy.get_x(), accuracy.get_height()) == (0.9, 0.75)
@@ -58,7 +58,7 @@ def test_a_reliability_diagram_shows_accuracy_gap_and_count():
 def test_numbers_that_are_none_and_control_characters_do_no_harm(tmp_path):
     odd = Curve("odd", "a\x1b[2J$x_$", "x", "y", (series("\x00", [0, 1], [np.nan, 1.0]),), "line")
     draw(tmp_path, odd)
-    with look():
+    with plot_style():
         assert "\x1b" not in figure_of(odd).axes[0].get_title(loc="left")
 
 
@@ -71,7 +71,7 @@ def boxes(figure, texts):
 @pytest.mark.parametrize("names", [("0", "1", "2–3"), tuple(f"{2**i}–{2 ** (i + 1) - 1}" for i in range(10))])
 def test_names_of_groups_do_not_run_into_each_other(names):
     bars = series("a", range(len(names)), range(len(names)))
-    with look():
+    with plot_style():
         figure = figure_of(Curve("b", "B", "words", "share", (bars,), "bars", ticks=names))
         found = boxes(figure, figure.axes[0].get_xticklabels())
     straight = figure.axes[0].get_xticklabels()[0].get_rotation() == 0.0
@@ -82,7 +82,7 @@ def test_names_of_groups_do_not_run_into_each_other(names):
 
 def test_a_long_title_stays_inside_a_narrow_diagram():
     part = equal_width_series("a", np.array([[0.0] * 27 + [4.0, 3.8, 3.0]]))
-    with look():
+    with plot_style():
         figure = figure_of(
             reliability_curve("r", "Calibration of something with a rather long name, ECE 0.123", (part,))
         )

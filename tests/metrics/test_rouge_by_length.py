@@ -5,7 +5,7 @@ from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, UsageError
 from kdcli.evaluation.answers import TextSamples
-from kdcli.evaluation.scoring import beside
+from kdcli.evaluation.scoring import with_reference_tokens
 from kdcli.metrics.rouge import RougeL, RougeLByLength
 from kdcli.statistics import over_examples
 
@@ -80,4 +80,4 @@ def test_the_length_of_a_reference_leaves_its_end_token_out():
     rows = ((1, 9, 5, 6, 7, 2), (1, 9, 5, 6, 7), (1, 9, 2))
     dataset = TokenDataset(tuple(Example(ids, 2, "", ("a",), "") for ids in rows))
     texts = TextSamples([["a"]] * 3, [["a"]] * 3, [""] * 3, [[True]] * 3)
-    assert beside(texts, dataset, EndTokens((2,))).reference_tokens == [3, 3, 0]
+    assert with_reference_tokens(texts, dataset, EndTokens((2,))).reference_tokens == [3, 3, 0]

@@ -18,7 +18,7 @@ from kdcli.comparison.records import Comparison, ComparisonRow, Failure, Setup
 from kdcli.distill.run import distill
 from kdcli.evaluation.records import ScoreInfo
 from kdcli.events import silent
-from kdcli.plots import look, panels
+from kdcli.plots import panels, plot_style
 from kdcli.report import answer_curves
 from kdcli.report.answer_curves import make_buckets
 from kdcli.report.examples import choose, shown
@@ -131,7 +131,7 @@ def test_control_characters_in_answers_become_symbols():
 
 def test_pictures_are_the_same_bytes_and_keep_their_ids_apart():
     def draw(key):
-        with look():
+        with plot_style():
             figure, (ax,) = panels(1)
             ax.plot([1, 2, 3], label="$x^2$ \\input{}")
             ax.legend()

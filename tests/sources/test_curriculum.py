@@ -143,5 +143,5 @@ def test_measured_once_kept_and_made_again_if_damaged(context, tmp_path, monkeyp
 def test_steps_are_counted_without_the_model():
     source = CurriculumSource(by="teacher_nll")
     assert source.needs().teacher
-    assert source.needs().fixed
+    assert source.needs().offline
     assert windows(source).total_steps == 20

@@ -206,7 +206,7 @@ class Looking:
     def due(self, step: int) -> bool:
         return step == 2
 
-    def look(self, step: int) -> dict | None:
+    def evaluate_if_due(self, step: int) -> dict | None:
         logged(self.student, self.file)
         return {"scores": {}}
 
@@ -234,7 +234,7 @@ def outside(folder: Path, ranks: int, shard: str) -> list[float]:
 
         windows.window = asked
         both = frozenset({"student", "teacher"})
-        return replace(training, drawn_with=both, monitor=Looking(training.student, folder / "monitor.txt"))
+        return replace(training, generates_with=both, monitor=Looking(training.student, folder / "monitor.txt"))
 
     run(folder, ranks, shard, before=using, max_steps=3)
     return [
@@ -276,7 +276,7 @@ def writing(world: int):
             vocab=running.VOCAB, longest=24, **({"gather": gather_object} if world > 1 else {}),
         )  # fmt: skip
         windows = build_source("student:max_new_tokens=7").open(context)
-        return replace(training, windows=windows, drawn_with=frozenset({"student"}))
+        return replace(training, windows=windows, generates_with=frozenset({"student"}))
 
     return before
 

@@ -161,7 +161,7 @@ class _Lines:
 
     def against(self, label: str, role: str) -> Estimate | None:
         """Return a line's difference to the reference model of a role, paired by example, and by seed if it has any."""
-        ours, theirs = self._beside(self._scores[label], self._of(role))
+        ours, theirs = self._paired_seeds(self._scores[label], self._of(role))
         return _difference(ours, theirs) if ours else None
 
     def closed(self, label: str, info: ScoreInfo) -> Estimate | None:
@@ -175,9 +175,9 @@ class _Lines:
         models = {label: found for (role, label), found in self.references.items() if role == MODEL}
         to_baseline, to_start = {}, {}
         for label, found in models.items():
-            theirs, ours = self._beside(self._scores[baseline], found)
+            theirs, ours = self._paired_seeds(self._scores[baseline], found)
             to_baseline[label] = _difference(ours, theirs) if ours else None
-            ours, theirs = self._beside(found, self._of(BEFORE))
+            ours, theirs = self._paired_seeds(found, self._of(BEFORE))
             to_start[label] = _difference(ours, theirs) if ours else None
         adjusted = _adjusted(to_baseline), _adjusted(to_start)
         return {label: (adjusted[0][label], adjusted[1][label], self._closed(models[label], info)) for label in models}
@@ -186,7 +186,7 @@ class _Lines:
         start, target = self._of(BEFORE), self._of(TEACHER)
         if info.better == "neither" or not start or not target:
             return None
-        ours, first = self._beside(found, start)
+        ours, first = self._paired_seeds(found, start)
         if not ours:
             return None
         last = list(target.values())
@@ -199,7 +199,7 @@ class _Lines:
         return next((found for line, found in self.references.items() if line[0] == role), {})
 
     @staticmethod
-    def _beside(ours: Seeds, theirs: Seeds) -> tuple[list[Score], list[Score]]:
+    def _paired_seeds(ours: Seeds, theirs: Seeds) -> tuple[list[Score], list[Score]]:
         """Pair by seed; a model that was measured once is paired with every seed of the other."""
         if None in theirs or None in ours:
             seeds = list(ours) if None in theirs else list(theirs)

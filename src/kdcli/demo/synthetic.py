@@ -22,7 +22,7 @@ from kdcli.evaluation.token_facts import token_facts
 from kdcli.events import Event, Report, silent
 from kdcli.models.devices import Device, prepare
 from kdcli.models.load import LanguageModel, load_model
-from kdcli.plots import COLOURS, GREY, look, panels, save
+from kdcli.plots import COLOURS, GREY, panels, plot_style, save
 from kdcli.storage import atomic
 from kdcli.storage.locate import model_of
 
@@ -293,7 +293,7 @@ def draw_answers(
         for label, path in (references | models).items()
     ]
     names = [*task.answers, "other"]
-    with look():
+    with plot_style():
         figure, axes = panels(len(spreads), columns=len(spreads), width=2.3, height=2.8)
         for index, (one, ax) in enumerate(zip(spreads, axes, strict=True)):
             place = index - len(references)

@@ -20,7 +20,7 @@ from kdcli.errors import UsageError
 from kdcli.events import Event, Report
 from kdcli.losses.base import DistillLoss, Tokens
 from kdcli.losses.build import build_objective
-from kdcli.plots import COLOURS, DASHES, GREY, log_heights, look, panels, save
+from kdcli.plots import COLOURS, DASHES, GREY, log_heights, panels, plot_style, save
 from kdcli.storage import atomic
 from kdcli.text import csv_cell, one_line
 
@@ -152,7 +152,7 @@ def value(loss: DistillLoss, student: Tensor, teacher: Tensor, labels: Tensor) -
 
 def draw_fits(folder: Path, fits: Sequence[Fit]) -> None:
     """Draw both fits of each objective in a column of its own, as ``fits.png`` and ``fits.svg``."""
-    with look():
+    with plot_style():
         figure, axes = panels(2 * len(fits), columns=len(fits), width=2.7, height=2.5)
         for index, one in enumerate(fits):
             colour = COLOURS[index % len(COLOURS)]
@@ -331,7 +331,7 @@ def _csv(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def draw_gaps(folder: Path, found: Sequence[Toy]) -> None:
     """Draw head and tail gap by epoch, all objectives in one panel each, as ``gaps.png`` and ``gaps.svg``."""
-    with look():
+    with plot_style():
         figure, axes = panels(2, width=3.8, height=3.0, columns=2)
         for ax, title in zip(axes, ("head: likeliest half of the mass", "tail: the rest"), strict=True):
             for index, one in enumerate(found):
@@ -349,7 +349,7 @@ def draw_gaps(folder: Path, found: Sequence[Toy]) -> None:
 
 def draw_modes(folder: Path, found: Sequence[Toy]) -> None:
     """Draw the best Gaussian of each objective for the target with two bumps, as ``modes.png`` and ``modes.svg``."""
-    with look():
+    with plot_style():
         figure, axes = panels(len(found), width=2.7, height=2.4, columns=4)
         p = target().tolist()
         top = 1.08 * max([*p, *(max(one.q) for one in found)])

@@ -23,7 +23,7 @@ from kdcli.events import Event, Report
 from kdcli.loading.session import Session
 from kdcli.models.load import LanguageModel
 from kdcli.models.packing import count_valid
-from kdcli.plots import look, panels, save
+from kdcli.plots import panels, plot_style, save
 from kdcli.storage import atomic
 from kdcli.teachers.base import Teacher
 from kdcli.text import one_line
@@ -119,7 +119,7 @@ def _refuse_written(every: Sequence[Prepared]) -> None:
     """Refuse sources that write or measure before a step: the batch is to be the same for every objective."""
     for prepared in every:
         needs = prepared.source.needs()
-        if needs.student or needs.teacher or not needs.fixed:
+        if needs.student or needs.teacher or not needs.offline:
             what = f"@{prepared.source.name} makes its own sequences; one batch is inspected under every objective"
             raise UsageError("CLI-22", what, where=prepared.label, fix="leave the source out")
 
@@ -219,7 +219,7 @@ def write_batch(folder: Path, found: BatchReport) -> None:
 def draw_cosines(folder: Path, found: BatchReport) -> None:
     """Draw the cosine of each pair of gradients: 1 pulls the same way, 0 is unrelated, -1 undoes the other."""
     labels = [one_line(one.label, 24) for one in found.objectives]
-    with look():
+    with plot_style():
         side = max(3.2, 0.75 * len(labels) + 1.6)
         figure, (ax,) = panels(1, width=side, height=side)
         ax.imshow(found.cosines, vmin=-1.0, vmax=1.0, cmap="RdBu")

@@ -118,7 +118,7 @@ def _source_supplies(run: Combination) -> Faults:
             "PAIR-05", f"{loss.name} has an objective for {absent[0]} sequences, and @{source.name} has none",
             where=run.label, fix=f"pair it with {' or '.join(able)}" if able else f"leave {absent[0]}= out",
         )  # fmt: skip
-    elif needs.drawn and source.needs().fixed:
+    elif needs.drawn and source.needs().offline:
         able = [f"@{card.name}" for card in cards() if not card.fixed and needs.facts <= set(card.facts)]
         yield UsageError(
             "PAIR-07", f"{loss.name} needs sequences that a model draws, and @{source.name} has rows of the data set",
@@ -226,7 +226,7 @@ def _one_teacher(run: Combination) -> Faults:
 
 
 def _cached_rows(run: Combination) -> Faults:
-    if run.teacher_cache is not None and run.needs_teacher and not run.source.needs().fixed:
+    if run.teacher_cache is not None and run.needs_teacher and not run.source.needs().offline:
         yield UsageError(
             "PAIR-02", f"a teacher's cache knows the rows of the data set, and @{run.source.name} trains on others",
             where=f"{run.label} with --teacher-cache",
@@ -241,7 +241,7 @@ def _served_source(run: Combination) -> Faults:
 
 def _served_rows(run: Combination) -> Faults:
     """Of rows of the data set a server is asked once, before training."""
-    asks = run.pair is not None and run.needs_teacher and run.source.needs().fixed and not run.loss.needs().features
+    asks = run.pair is not None and run.needs_teacher and run.source.needs().offline and not run.loss.needs().features
     if run.teacher is not None and is_url(run.teacher) and run.teacher_cache is None and asks:
         yield UsageError(
             "SERVE-10", "a teacher behind a server reads the data's rows once, for a compact cache",
@@ -265,7 +265,7 @@ def _served_metrics(run: Combination) -> Faults:
 def wordless(source: Source, where: str) -> Faults:
     """Yield the fault of a source that wants more of a teacher behind a server than its words."""
     needs = source.needs()
-    if needs.teacher and not needs.words:
+    if needs.teacher and not needs.text_only:
         able = [f"@{card.name}" for card in cards() if card.words]
         what = (
             f"@{one_line(source.name)} as it is set asks the teacher token by token, and a server gives whole answers"

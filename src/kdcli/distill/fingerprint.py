@@ -84,7 +84,7 @@ def fingerprint(
         **trained,
         **({"source.code": code} if code else {}),
         **({"corpus": corpus.digest} if corpus is not None else {}),
-        **({} if needs.fixed else {"data.max_length": run.data.max_length, **_endings(pair)}),
+        **({} if needs.offline else {"data.max_length": run.data.max_length, **_endings(pair)}),
         **({"server.send": server.send} if needs.teacher and is_url(run.teacher or "") else {}),
     }
 

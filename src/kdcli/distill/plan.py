@@ -406,7 +406,7 @@ def _way(prepared: Prepared, cost: CostEstimate, memory: int) -> Fact:
         cost.student, cost.teacher, cost.setup, memory,
         whole=blended or bool(prepared.loss.needs().features),
         adapts=not prepared.pair.student_is_random,
-        keeps=prepared.source.needs().fixed and not blended and not prepared.loss.needs().features,
+        keeps=prepared.source.needs().offline and not blended and not prepared.loss.needs().features,
     )  # fmt: skip
     if found is None:
         return Fact("nothing that was tried; take more GPUs or larger ones, or a smaller student")

@@ -81,7 +81,7 @@ class Prepared(Combination):
     def notes(self) -> list[str]:
         """What was detected, cut and left out in models and data."""
         held_out = self.test.notes if self.test is not None else ()
-        writers = () if self.source.needs().fixed else (self.pair.reader, *filter(None, [self.pair.teacher]))
+        writers = () if self.source.needs().offline else (self.pair.reader, *filter(None, [self.pair.teacher]))
         writing = [note for one in writers for note in one.writing_notes]
         return [*dict.fromkeys([*self.pair.notes, *writing]), *self.dataset.notes, *held_out]
 
@@ -165,7 +165,7 @@ def combine(config: DistillConfig, session: Session, device: Device | None = Non
     run = replace(run, pair=pair)
     raise_all(check(run))
     if run.needs_teacher and pair.teacher is not None:
-        fixed = source.needs().fixed
+        fixed = source.needs().offline
         view = view_of(config.teacher_cache, pair.teacher, config.data, config.hardware, device, fixed=fixed)
         run = replace(run, view=view)
         raise_all(check(run))

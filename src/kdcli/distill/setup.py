@@ -227,8 +227,8 @@ def _whole_outside(prepared: Prepared) -> dict[str, frozenset[Side]]:
     writers: dict[Side, bool] = {"student": wanted.student, "teacher": wanted.teacher and not served}
     compared = validation is not None and validation.needs_teacher
     return {
-        "drawn_with": frozenset(side for side, writes in writers.items() if writes),
-        "measured_with": frozenset({"student", "teacher"} if compared else {"student"}),
+        "generates_with": frozenset(side for side, writes in writers.items() if writes),
+        "evaluates_with": frozenset({"student", "teacher"} if compared else {"student"}),
     }
 
 

@@ -193,7 +193,7 @@ class Validator:
         """Whether a step is one to be measured after."""
         return step % (self.plan.config.every or 1) == 0
 
-    def look(self, step: int) -> dict[str, Any] | None:
+    def evaluate_if_due(self, step: int) -> dict[str, Any] | None:
         """Measure the student if the step is due; keep it if it is the best so far."""
         if not self.due(step):
             return None
@@ -229,7 +229,7 @@ class Validator:
                     generation = self.plan.settings.generation
                     source = LocalAnswers(self.student, generation, self.device)
                     texts = answer(source, rows, generation, silent)
-                    found += scoring.score_texts(chosen, scoring.beside(texts, rows, self.student.ends))
+                    found += scoring.score_texts(chosen, scoring.with_reference_tokens(texts, rows, self.student.ends))
                     for said in (*scoring.answer_counts(texts, generation.max_new_tokens).sentences, *found.notes):
                         self.report(Event("note", f"evaluation while training: {said}"))
                 found += scoring.score_tokens(chosen, self.student, self.teacher, rows, self.device, silent)

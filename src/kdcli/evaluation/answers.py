@@ -144,7 +144,7 @@ class AnswerStore:
 
     def __init__(self, folder: Path, asking: AnswerKey, others: Sequence[Path] = ()) -> None:
         self._asking = asking
-        self._lines = JsonlStore(_beside(folder), seconds=_SECONDS_BETWEEN_FLUSHES)
+        self._lines = JsonlStore(_store_path(folder), seconds=_SECONDS_BETWEEN_FLUSHES)
         places = (folder / ANSWERS, *(other / ANSWERS for other in reversed(others)))
         self._stores = [self._lines, *map(JsonlStore, places)]
         self._used: dict[str, Entry] = {}
@@ -198,7 +198,7 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what killed evaluations left next to a finished one's folder, where the disk may be written."""
     with suppress(MachineError):
         atomic.remove_temporaries(folder.parent)
-        kept = _beside(folder)
+        kept = _store_path(folder)
         if kept in superseded_answers(folder.parent):
             atomic.remove_file(kept)
 
@@ -213,7 +213,7 @@ def superseded_answers(evaluations: Path) -> list[Path]:
     return found
 
 
-def _beside(folder: Path) -> Path:
+def _store_path(folder: Path) -> Path:
     """Return where the answers of an evaluation lie while it lasts."""
     return folder.with_name(f".{folder.name}.{ANSWERS}")
 

@@ -35,7 +35,7 @@ from kdcli.evaluation.records import AnswerCounts, EvalRecord
 from kdcli.evaluation.results import Rows, make_place, write_results
 from kdcli.evaluation.run_access import exclusive
 from kdcli.evaluation.scoring import Scores
-from kdcli.evaluation.together import beside, place_of
+from kdcli.evaluation.together import other_protocols, place_of
 from kdcli.events import Event, Report
 from kdcli.loading import splits
 from kdcli.loading.session import Session, check_data_path, evaluation_digest
@@ -325,7 +325,7 @@ def _measure(asked: PreparedEvaluation, report: Report, session: Session) -> _Me
         check_on_policy(chosen.own, data, settings.generation.max_new_tokens, positions)
     texts, kept = _answers(asked, student, report)
     ends = asked.subject.reader.ends
-    scored = scoring.score_texts(chosen, scoring.beside(texts, data, ends)) if texts else Scores()
+    scored = scoring.score_texts(chosen, scoring.with_reference_tokens(texts, data, ends)) if texts else Scores()
     scored += scoring.score_tokens(chosen, student, teacher, data, device, report, asked.development)
     scored += score_choices(chosen.choices, student, data, asked.development, device, report)
     if decoders is not None:
@@ -345,7 +345,7 @@ def _answers(
     kept = None
     if asked.folder is not None:
         make_place(asked.folder, asked.output)
-        others = [] if asked.base is None else [asked.base, *beside(asked.base)]
+        others = [] if asked.base is None else [asked.base, *other_protocols(asked.base)]
         kept = AnswerStore(asked.folder, AnswerKey(source.identity, generation), others)
     texts = answer(source, asked.data, generation, report, kept)
     return replace(texts, answers=None) if served else texts, kept

@@ -144,7 +144,7 @@ def prepare_evaluation(
     base, given = _folder(config, model), subject is not None
     subject = subject or _subject(own.inspect(model))
     reader = subject.reader
-    other = session.look_teacher(teacher, config.teacher_quantization) if teacher else None
+    other = session.inspect_teacher(teacher, config.teacher_quantization) if teacher else None
     data = splits.measured_rows(config.data, config.evaluation.split, reader, session)
     chosen = scoring.without_prompts(chosen, config.evaluation, data)
     protocol = _protocol(config, chosen, data, device, reader, other)

@@ -161,7 +161,10 @@ def write_results(
     table, curves = _table(rows, scores), record.curves
     before = _before(folder, record)
     if before is not None:
-        document, table = _joined(before, document), _beside(read_samples(folder), table, [one.name for one in scores])
+        document, table = (
+            _joined(before, document),
+            _joined_samples(read_samples(folder), table, [one.name for one in scores]),
+        )
         curves = tuple({one.name: one for one in (*read_curves(folder), *curves)}.values())
 
     def fill(target: Path) -> None:
@@ -212,7 +215,7 @@ def _joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _beside(before: pa.Table, now: pa.Table, scores: Sequence[str]) -> pa.Table:
+def _joined_samples(before: pa.Table, now: pa.Table, scores: Sequence[str]) -> pa.Table:
     """Return the columns of both tables, of equal rows; those of a score that was measured twice are the new one's."""
     if len(before) != len(now):
         return now

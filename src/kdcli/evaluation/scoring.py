@@ -207,7 +207,7 @@ def without_prompts(chosen: MetricSet, settings: EvalSettings, dataset: TokenDat
     return replace(chosen, notes=(*chosen.notes, note))
 
 
-def beside(texts: TextSamples, dataset: TokenDataset, ends: EndTokens) -> TextSamples:
+def with_reference_tokens(texts: TextSamples, dataset: TokenDataset, ends: EndTokens) -> TextSamples:
     """Return the texts with the number of tokens of each example's first reference, end token left out."""
     answers = [example.ids[example.prompt_length :] for example in dataset.examples]
     return replace(texts, reference_tokens=[len(ends.body(ids)) for ids in answers])

@@ -103,7 +103,7 @@ def place_of(
         report(Event("warning", f"{base} held scores of another model: they are replaced"))
         return base
     own = base.with_name(f"{base.name}-{_hash(protocol)}")
-    for folder in beside(base):
+    for folder in other_protocols(base):
         with contextlib.suppress(IntegrityError):
             there = read(folder)
             if there and there.model_digest == model_digest and same_protocol(there.protocol, protocol):
@@ -113,7 +113,7 @@ def place_of(
     return own
 
 
-def beside(base: Path) -> list[Path]:
+def other_protocols(base: Path) -> list[Path]:
     """Return the folders of further protocols on the rows of an evaluation."""
     return sorted(base.parent.glob(f"{glob.escape(base.name)}-{_HEX}"))
 

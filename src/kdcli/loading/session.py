@@ -82,7 +82,7 @@ class Session:
             return open_export(folder) if self.exports else refuse_export(folder)
         return open_config_only(folder) if self.planning and not has_weights(folder) else open_folder(folder)
 
-    def look_teacher(self, path: str, quantization: str = NONE) -> ModelInfo:
+    def inspect_teacher(self, path: str, quantization: str = NONE) -> ModelInfo:
         """Return what identifies a teacher, rounded or not.
 
         Raises:
@@ -95,7 +95,7 @@ class Session:
             return facts
         return replace(facts, digest=f"{facts.digest}+{quantization}", quantization=quantization)
 
-    def look_served(self, server: ServerConfig, reader: ModelInfo) -> ModelInfo:
+    def inspect_served(self, server: ServerConfig, reader: ModelInfo) -> ModelInfo:
         """Return what identifies a teacher behind a server: its name there, and the student's tokenizer.
 
         Raises:
@@ -142,7 +142,7 @@ class Session:
                     where=f"--student {student}", fix="give a student folder",
                 )  # fmt: skip
             here = self.inspect(student)
-            there = self.look_served((server or ServerConfig()).model_copy(update={"url": teacher}), here)
+            there = self.inspect_served((server or ServerConfig()).model_copy(update={"url": teacher}), here)
             shared = shared_vocabulary(here.tokenizer, here.tokenizer, here.rows, here.rows)
             return ModelPair(student, here, there, shared, notes_on_pair(here, there))
         if made and teacher is None:
@@ -156,7 +156,7 @@ class Session:
             blend = read_ensemble(teacher)
             for one in blend.members if blend is not None else (teacher,):
                 refuse_same_model(model_of(one), model_of(student))
-        there = self.look_teacher(teacher, quantization) if teacher is not None else None
+        there = self.inspect_teacher(teacher, quantization) if teacher is not None else None
         first = there.members[0] if there is not None and there.members else there
         here = first if made else self.inspect(student)
         assert here is not None, "a student that is made has a teacher"

@@ -71,7 +71,7 @@ class Rows:
             values: numbers as :meth:`take` gives them.
         """
         if self.index is None:
-            return torch.where(self._beside(values), values, whole)
+            return torch.where(self._mask_for(values), values, whole)
         whole[self.index] = values
         return whole
 
@@ -83,7 +83,7 @@ class Rows:
 
     def alone(self, values: Tensor) -> Tensor:
         """Return numbers of all tokens, ``[t, ..]``, with 0 for the others; differentiable."""
-        return torch.where(self._beside(values), values, values.new_zeros(()))
+        return torch.where(self._mask_for(values), values, values.new_zeros(()))
 
-    def _beside(self, values: Tensor) -> Tensor:
+    def _mask_for(self, values: Tensor) -> Tensor:
         return self.mask.reshape(-1, *(1,) * (values.dim() - 1))

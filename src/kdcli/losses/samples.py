@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.losses.base import Dims, DistillLoss, Features, Inner, ModelShape, Tokens
-from kdcli.losses.token_facts import drawn
+from kdcli.losses.token_facts import random_facts
 
 # Made-up insides of two models, for running a loss on features without any model.
 
@@ -175,7 +175,7 @@ def sample(loss: DistillLoss, *, tokens: int = 9, entries: int = 13, scale: floa
     labels = torch.randint(entries - 3, (tokens,), generator=generator)
     student, teacher = scale * torch.randn(2, tokens, entries, generator=generator)
     sequence = torch.arange(tokens) * 3 // tokens
-    facts = {"seq": sequence, **drawn(loss.needs().facts, loss.needs().origins, sequence, generator)}
+    facts = {"seq": sequence, **random_facts(loss.needs().facts, loss.needs().origins, sequence, generator)}
     features = draw_features(loss, tokens, generator) if loss.needs().features else None
     return Sample(student, teacher, labels, facts, features=features)
 

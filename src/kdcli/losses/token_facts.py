@@ -36,7 +36,7 @@ def code_of(origin: str) -> int:
     return ORIGINS.index(origin)
 
 
-def drawn(
+def random_facts(
     names: Iterable[str], origins: Iterable[str], sequence: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Return facts such as a source might supply, for made-up tokens.

@@ -14,7 +14,7 @@ from kdcli.metrics.calibration import equal_width_series, reliability_curve
 from kdcli.metrics.curve import Curve, Series, series
 from kdcli.metrics.diversity import length_unit
 from kdcli.metrics.on_policy import expected_series
-from kdcli.plots import DASHES, GREY, figure_of, look, panels
+from kdcli.plots import DASHES, GREY, figure_of, panels, plot_style
 from kdcli.registry.registry import METRICS
 from kdcli.report.sections import Picture, ReportData, Section, Table, legend_of, short
 from kdcli.report.svg import inline
@@ -96,7 +96,7 @@ def _pictures(material: ReportData, name: str, found: Found, number: int) -> lis
         title = first.title if len(lines) < 2 else f"{first.title}\n{line}"
         curve = replace(first, title=title, series=(*(one for _, one in parts), *same))
         colours = [*(material.colour(label) for label in kept), *[GREY] * len(same)]
-        with look():
+        with plot_style():
             figure = figure_of(curve, colours)
             spoken = title.replace("\n", ": ")
             words = f"{spoken}, {curve.y_label} by {curve.x_label}, for each contender"
@@ -181,7 +181,7 @@ def bins(material: ReportData, seeds: Sequence[EvalRecord], kind: str = "ece") -
 
 def _draw(material: ReportData, label: str, kind: str, sums: np.ndarray, error: float, index: int) -> Picture:
     part = KINDS[kind](f"{short(label)}, {kind} {error:.3f}", sums)
-    with look():
+    with plot_style():
         figure = figure_of(reliability_curve(f"reliability{index}", "", (part,)), (material.colour(label),))
         words = f"Reliability diagram of {label}, {kind} {error:.3f}"
         return Picture(inline(figure, f"reliability{index}", words))
@@ -280,7 +280,7 @@ def _buckets(material: ReportData) -> Buckets | None:
 
 
 def _lengths_draw(material: ReportData, info: ScoreInfo, buckets: Buckets, index: int) -> Picture | None:
-    with look():
+    with plot_style():
         figure, (ax,) = panels(1, width=4.2, height=2.9)
         drawn = 0
         lines = material.evaluations

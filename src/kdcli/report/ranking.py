@@ -11,7 +11,7 @@ from kdcli.comparison.against_start import percent
 from kdcli.comparison.records import ComparisonRow, ReferenceRow
 from kdcli.distill.records import BEFORE
 from kdcli.evaluation.records import ScoreInfo
-from kdcli.plots import GREY, look, panels
+from kdcli.plots import GREY, panels, plot_style
 from kdcli.report.sections import Picture, ReportData, Section, Table, legend_of, short
 from kdcli.report.svg import inline
 from kdcli.report.table_view import BEFORE_TITLE, CLOSED_TITLE
@@ -104,7 +104,7 @@ def _draw(material: ReportData, info: ScoreInfo, index: int) -> Picture:
     rows = [row for row in ordered(every, info) if info.name in row.scores]
     first = next((row for row in rows if not row.is_reference), rows[0])
     seeds = {group.label: group.values(info.name) for group in material.groups}
-    with look():
+    with plot_style():
         figure, (ax,) = panels(1, width=3.9, height=0.75 + 0.4 * len(rows))
         for place, row in enumerate(rows):
             colour = material.colour(row.label)
@@ -122,7 +122,7 @@ def _forest(
     material: ReportData, rows: Sequence[Row], info: ScoreInfo, index: int, against: str = "differences"
 ) -> Picture:
     shown = [(row, change) for row in rows if (change := getattr(row, against).get(info.name)) is not None]
-    with look():
+    with plot_style():
         figure, (ax,) = panels(1, width=3.9, height=0.75 + 0.4 * len(shown))
         ax.axvline(0.0, color="#333333", linewidth=0.9)
         for place, (row, change) in enumerate(shown):
@@ -271,7 +271,7 @@ def _pareto_draw(material: ReportData, info: ScoreInfo, cost: Cost, key: str) ->
             points.append((spent, row.scores[info.name].mean))
             spreads.append(cost.spread(row) if cost.spread is not None else (spent, spent))
     ahead = [] if cost.machine else front(points, higher=info.better == "higher")
-    with look():
+    with plot_style():
         figure, (ax,) = panels(1, width=3.7, height=2.5)
         ax.plot([points[index][0] for index in ahead], [points[index][1] for index in ahead], color=GREY, linewidth=1.0)
         for index, (label, point) in enumerate(zip(labels, points, strict=True)):

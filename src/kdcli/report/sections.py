@@ -13,7 +13,7 @@ from kdcli.comparison.records import Comparison
 from kdcli.distill.records import BEFORE, TEACHER, Reference, RunRecord
 from kdcli.evaluation.records import EvalRecord, ScoreInfo
 from kdcli.evaluation.results import SAMPLES, read_samples
-from kdcli.plots import COLOURS, GREY, look, panels
+from kdcli.plots import COLOURS, GREY, panels, plot_style
 from kdcli.report.svg import inline
 from kdcli.text import one_line
 from kdcli.training.metrics_log import METRICS, read_metrics
@@ -191,7 +191,7 @@ def legend_of(material: ReportData, lines: Sequence[tuple[str, dict[str, Any]]],
         key: as for :func:`kdcli.report.svg.inline`.
     """
     across = min(len(lines), 3 if max(len(short(label)) for label, _ in lines) < 20 else 1)
-    with look():
+    with plot_style():
         figure, (ax,) = panels(1, width=5.6, height=0.12 + 0.24 * -(-len(lines) // across))
         for label, drawn in lines:
             ax.plot([], [], color=material.colour(label), label=short(label), **drawn)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from kdcli.comparison.aggregate import Group
-from kdcli.plots import COLOURS, DASHES, look, panels, save, smooth
+from kdcli.plots import COLOURS, DASHES, panels, plot_style, save, smooth
 from kdcli.report.sections import Picture, ReportData, Section, short, thin
 from kdcli.report.svg import inline
 from kdcli.text import one_line
@@ -24,7 +24,7 @@ def curves(material: ReportData) -> Section | None:
         lines = {seed: material.metrics(run) for seed, (run, _) in sorted(group.runs.items())}
         if not any(lines.values()):
             continue
-        with look():
+        with plot_style():
             figure, (ax,) = panels(1, width=3.6, height=2.3)
             for number, (seed, log) in enumerate(lines.items()):
                 _follow(ax, log, lambda line: line["loss"], material.colour(group.label), number, f"seed {seed}")
@@ -120,7 +120,7 @@ def _draw(
     axis: str = "",
 ) -> Picture:
     colour = material.colour(label)
-    with look():
+    with plot_style():
         figure, (ax,) = panels(1, width=3.6, height=2.4)
         for number, log in enumerate(logs.values()):
             names = (logged.first, logged.second) if number == 0 else ("", "")
@@ -185,7 +185,7 @@ def draw_curves(folder: Path, groups: Sequence[Group]) -> None:
 
     Values of different objectives do not compare, so every panel has a scale of its own.
     """
-    with look():
+    with plot_style():
         figure, axes = panels(len(groups), columns=min(4, max(2, len(groups))), width=2.9, height=2.3)
         for index, (group, ax) in enumerate(zip(groups, axes, strict=True)):
             lowest = 0.0

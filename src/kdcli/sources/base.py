@@ -59,6 +59,7 @@ class TextGenerator(Protocol):
         ...
 
 
+@earlier_names(fixed="offline", words="text_only")
 @dataclass(frozen=True)
 class SourceNeeds:
     """What a source asks for before it can be opened, and what it gives.
@@ -67,22 +68,22 @@ class SourceNeeds:
         student: the student writes sequences while it is trained.
         teacher: the teacher writes sequences, so a cache of its hidden states does not do.
         corpus: rows of a second corpus are read.
-        fixed: every sequence is a row of the data set, so that a teacher's cache knows it.
+        offline: every sequence is a row of the data set, so that a teacher's cache knows it.
         monitor: lower-is-better score that it follows in evaluations while training; empty for none.
         facts: names of the per-token facts it supplies.
         origins: whose words it supplies, names of ``losses.supplied.ORIGINS``.
-        words: of the teacher it wants words and nothing else, so that one behind a server does.
+        text_only: of the teacher it wants text and nothing else, so that one behind a server does.
         same_tokens: student and teacher must have one tokenizer.
     """
 
     student: bool = False
     teacher: bool = False
     corpus: bool = False
-    fixed: bool = True
+    offline: bool = True
     monitor: str = ""
     facts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset({"data"})
-    words: bool = False
+    text_only: bool = False
     same_tokens: bool = False
 
     def __or__(self, other: "SourceNeeds") -> "SourceNeeds":
@@ -90,11 +91,11 @@ class SourceNeeds:
             self.student or other.student,
             self.teacher or other.teacher,
             self.corpus or other.corpus,
-            self.fixed and other.fixed,
+            self.offline and other.offline,
             self.monitor or other.monitor,
             self.facts | other.facts,
             self.origins | other.origins,
-            all(one.words for one in (self, other) if one.teacher),
+            all(one.text_only for one in (self, other) if one.teacher),
             self.same_tokens or other.same_tokens,
         )
 

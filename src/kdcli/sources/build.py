@@ -139,8 +139,8 @@ def describe(name: str) -> SourceCard:
         needs=in_words(needs),
         facts=tuple(sorted(needs.facts)),
         origins=tuple(sorted(needs.origins)),
-        fixed=needs.fixed,
-        words=needs.teacher and needs.words,
+        fixed=needs.offline,
+        words=needs.teacher and needs.text_only,
         options=options(found),
         doc=inspect.getdoc(found) or "",
     )

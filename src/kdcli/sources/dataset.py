@@ -13,7 +13,7 @@ class DatasetSource(Source):
     Every objective can be trained on it, and a cache of the teacher knows its rows. The plain spec string
     ``fkl`` means ``fkl@dataset``.
 
-    >>> DatasetSource().needs().fixed
+    >>> DatasetSource().needs().offline
     True
     """
 

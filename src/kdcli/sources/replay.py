@@ -57,7 +57,7 @@ class ReplaySource(Source):
         """Ask for the student and, unless phi stays what it is, for an evaluation while training."""
         grows = self.growth > 0 and self.phi < 1
         return SourceNeeds(
-            student=True, fixed=False, monitor=current(self.score) if grows else "", facts=KNOWN,
+            student=True, offline=False, monitor=current(self.score) if grows else "", facts=KNOWN,
             origins=frozenset({"data", "student"}),
         )  # fmt: skip
 

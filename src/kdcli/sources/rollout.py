@@ -74,7 +74,7 @@ class Rollout:
         return TrainingSequence(example, -1, "corpus", {BEHAVIOUR_LOGP: nothing, STUDENT_LOGP: nothing})
 
 
-def drawn(
+def draw_rollouts(
     prompts: Mapping[int, int], context: SourceContext, sampling: GenerationConfig, *, alpha: float, number: int
 ) -> list[Rollout]:
     """Draw one sequence for each prompt, and score it with both models.
@@ -241,7 +241,7 @@ class RolloutSource(Source):
             teacher=True,
             same_tokens=True,
             corpus=self.corpus > 0,
-            fixed=False,
+            offline=False,
             facts=KNOWN | {BEHAVIOUR_LOGP, STUDENT_LOGP},
             origins=frozenset(origins),
         )
@@ -311,7 +311,7 @@ class RolloutWindows(StepBatches):
             assert at == 0, "a checkpoint within a round holds its sequences"
             prompts = self._prompts(number)
             mine = {place: prompts[place] for place in range(self.context.rank, len(prompts), self.context.world)}
-            made = drawn(mine, self.context, self.source.sampling, alpha=self.source.alpha, number=number)
+            made = draw_rollouts(mine, self.context, self.source.sampling, alpha=self.source.alpha, number=number)
             self._generated, self._effort = sum(one.targets for one in made), self._took(made)
             self._round = number, sorted(self.context.gather(made), key=lambda one: one.place)
         return self._round[1]

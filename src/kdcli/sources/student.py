@@ -20,7 +20,7 @@ class StudentSource(Source):
 
     With ``jsd`` this is GKD, with ``fkl`` ImitKD without decay, with ``tvd`` or ``rkl`` a case of f-distill.
 
-    >>> StudentSource(rate=0.5).needs().fixed
+    >>> StudentSource(rate=0.5).needs().offline
     False
     """
 
@@ -41,7 +41,7 @@ class StudentSource(Source):
         """Ask for the student; its sequences are new at every step."""
         whose = {"data": self.rate < 1.0, "student": self.rate > 0.0}
         origins = frozenset(name for name, is_there in whose.items() if is_there)
-        return SourceNeeds(student=True, fixed=False, facts=KNOWN, origins=origins)
+        return SourceNeeds(student=True, offline=False, facts=KNOWN, origins=origins)
 
     def open(self, context: SourceContext) -> "StudentWindows":
         """Return the windows of a run."""

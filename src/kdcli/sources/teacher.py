@@ -110,7 +110,7 @@ class TeacherSource(TeacherTextOptions):
     def needs(self) -> SourceNeeds:
         """Ask for the teacher, to write; beams are followed by the model itself, other words may come from anywhere."""
         words = self.decode != "beam"
-        return SourceNeeds(teacher=True, fixed=False, facts=KNOWN, origins=frozenset({"teacher"}), words=words)
+        return SourceNeeds(teacher=True, offline=False, facts=KNOWN, origins=frozenset({"teacher"}), text_only=words)
 
     def open(self, context: SourceContext) -> "TeacherWindows":
         """Return the windows of a run; what is not made yet is made now, if the teacher is there."""

@@ -55,7 +55,7 @@ def with_cache(output: Path, cells: list[Cell], report: Report, session: Session
 
 def _knows(cell: Cell) -> bool:
     """Whether a cache knows what a cell reads: rows of the data set, in tokens that both models share."""
-    return cell.prepared.source.needs().fixed and cell.prepared.teacher_rows is None
+    return cell.prepared.source.needs().offline and cell.prepared.teacher_rows is None
 
 
 def _reading(cell: Cell, folder: Path) -> Cell:

@@ -124,7 +124,7 @@ def _rows(config: CacheConfig, session: Session) -> tuple[ModelInfo, Sequence[To
     if is_url(config.teacher):
         _check_served(config)
     if config.student is None:
-        facts = reader = session.look_teacher(config.teacher, config.teacher_quantization)
+        facts = reader = session.inspect_teacher(config.teacher, config.teacher_quantization)
     else:
         pair = session.pair(config.student, config.teacher, config.teacher_quantization, config.server)
         reader, found = pair.reader, pair.teacher

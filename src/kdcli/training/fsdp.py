@@ -39,7 +39,7 @@ class Sharded(Placement):
         keep: whether embeddings and head stay gathered between a micro-batch's forward and its backward.
     """
 
-    alike = True
+    lockstep = True
 
     def __init__(
         self,

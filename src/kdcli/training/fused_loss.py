@@ -87,7 +87,7 @@ def fused_sum(student: Projection, work: FusedInputs) -> tuple[Tensor, dict[str,
     if not work.labels.numel() or not work.loss.needs().logits:
         if work.labels.numel():
             with torch.no_grad(), torch.autocast(student.hidden.device.type, enabled=False):
-                work.planned.update(_Sweep(Projection(student.hidden.detach(), head), work).facts())
+                work.planned.update(_ChunkedPass(Projection(student.hidden.detach(), head), work).facts())
         zero = student.hidden.sum() * 0.0 + head.weight.sum() * 0.0
         return (zero if head.bias is None else zero + head.bias.sum() * 0.0), {}
     total, parts = _FusedSum.apply(student.hidden, head.weight, head.bias, head, work)
@@ -123,7 +123,7 @@ def _scaled(grad: Tensor, factor: Tensor | float) -> Tensor:
 
 
 def _fold(hidden: Tensor, head: Head, work: FusedInputs, wanted: tuple[bool, ...]) -> FusedGradients:
-    sweep = _Sweep(Projection(hidden, head), work)
+    sweep = _ChunkedPass(Projection(hidden, head), work)
     facts = sweep.facts()
     work.planned.update(facts)
     any_grad = any(wanted)
@@ -151,7 +151,7 @@ def _fold(hidden: Tensor, head: Head, work: FusedInputs, wanted: tuple[bool, ...
     return FusedGradients(parts, grad_hidden, weight, grad_bias)
 
 
-class _Sweep:
+class _ChunkedPass:
     """The passes over the chunks of one micro-batch."""
 
     def __init__(self, student: Projection, work: FusedInputs) -> None:

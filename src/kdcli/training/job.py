@@ -38,7 +38,7 @@ class Monitor(Protocol):
         """Whether the student is to be measured after a step."""
         ...
 
-    def look(self, step: int) -> dict[str, Any] | None:
+    def evaluate_if_due(self, step: int) -> dict[str, Any] | None:
         """Return what to log about a step under ``evaluation``, None where it is not due."""
         ...
 
@@ -61,8 +61,8 @@ class TrainJob:
         resume_command: the command that goes on, printed when stopped.
         monitor: measures the student between steps; asked on the first rank only.
         hardware: how the models lie among several processes, and how long one waits for the others.
-        drawn_with: models that write sequences of a window.
-        measured_with: models that the monitor reads.
+        generates_with: models that write sequences of a window.
+        evaluates_with: models that the monitor reads.
     """
 
     student: LanguageModel
@@ -78,8 +78,8 @@ class TrainJob:
     resume_command: str
     monitor: Monitor | None = None
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
-    drawn_with: frozenset[Side] = frozenset()
-    measured_with: frozenset[Side] = frozenset({"student"})
+    generates_with: frozenset[Side] = frozenset()
+    evaluates_with: frozenset[Side] = frozenset({"student"})
 
 
 @dataclass(frozen=True)

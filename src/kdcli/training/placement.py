@@ -27,14 +27,14 @@ class Placement(ABC):
         trained: the same without what exchanges gradients; its parameters are what the optimizer moves.
         model: the student in training.
         running: the models that run in a step, as they do there: the student, and each teacher that is alive.
-        alike: whether all processes must run equally many micro-batches.
+        lockstep: whether all processes must run equally many micro-batches.
     """
 
     step: nn.Module
     trained: DistillStep
     model: PreTrainedModel
     running: list[PreTrainedModel]
-    alike: bool
+    lockstep: bool
 
     @abstractmethod
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
@@ -59,7 +59,7 @@ class Replicated(Placement):
         teacher: what it learns from.
     """
 
-    alike = False
+    lockstep = False
 
     def __init__(
         self, accelerator: Accelerator, make_step: MakeStep, student: LanguageModel, teacher: Teacher | None

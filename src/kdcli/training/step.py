@@ -58,7 +58,7 @@ class FeatureComparison:
             self.learned = loss.modules(self.dims)
         self.learned.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
 
-    def look(self, batch: Batch, packing: Packing) -> tuple[Projection, Projection, Features]:
+    def forward(self, batch: Batch, packing: Packing) -> tuple[Projection, Projection, Features]:
         """Run both trunks once; return both sides and the layers compared, all at the valid tokens."""
         own = layer_outputs(self.student, batch, packing, self.asked.student)
         theirs = teacher_layer_outputs(self.teacher, batch, packing, self.asked.teacher)
@@ -189,7 +189,7 @@ class DistillStep(nn.Module):
         """Run the trunks and return both sides at the valid tokens, and the layers compared, if any are."""
         student, teacher = self._outside
         if self.comparison is not None:
-            own, theirs, features = self.comparison.look(batch, packing)
+            own, theirs, features = self.comparison.forward(batch, packing)
             return own, TeacherOutput(theirs) if self.loss.needs().teacher else None, features
         hidden = packing.pack(student.hidden(batch.input_ids, batch.attention_mask))
         own = Projection(hidden, student.current_head())

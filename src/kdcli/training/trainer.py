@@ -188,12 +188,12 @@ class _Loop:
 
     def _one(self, state: State, step_logger: StepLogger) -> State:
         started = time.perf_counter()
-        with self.place.gathered_params(self.training.drawn_with):
+        with self.place.gathered_params(self.training.generates_with):
             window = self.training.windows.window(state.step) or [_nothing()]
         drawing = time.perf_counter() - started
         written = self.training.windows
         counted = self.ranks.count(window, written.generated, written.effort)
-        if self.place.alike:
+        if self.place.lockstep:
             window = window + [_nothing()] * (counted.most - len(window))
         rate = learning_rate(self.training.train, state.step, self.total)
         set_learning_rate(self.optimizer, rate)
@@ -247,8 +247,8 @@ class _Loop:
         monitor = self.training.monitor
         if monitor is None or not monitor.due(step):
             return None
-        with self.place.gathered_params(self.training.measured_with):
-            seen = self.ranks.from_first(monitor.look(step) if self.ranks.main else None)
+        with self.place.gathered_params(self.training.evaluates_with):
+            seen = self.ranks.from_first(monitor.evaluate_if_due(step) if self.ranks.main else None)
         if seen is not None:
             self.training.windows.observe(step, seen["scores"])
         return seen
@@ -281,7 +281,7 @@ class _Loop:
         Shards are not saved, for those of the lost process are missing, and neither is a source that keeps a state
         of its own, which the step at hand may have changed; the newest checkpoint stands then.
         """
-        state, complete = self.reached, not self.place.alike and not self.training.windows.state()
+        state, complete = self.reached, not self.place.lockstep and not self.training.windows.state()
         last = checkpoint.newest_step(self.training.folder)
         if self.ranks.main and complete and state is not None and state.step > (last or 0):
             self._write(state, metrics_log, checkpoint.collect(self.kept))
