@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 import exported
 import tiny
 from damage import flip
-from kdcli.cli.json_schema import output_schema
+from kdcli.cli.settings import output_schema
 from kdcli.evaluation.results import read_results
 from kdcli.exports import targets
 from kdcli.models.checks import model_digest, open_folder
