@@ -178,9 +178,7 @@ def _usage(error: typer.TyperException) -> UsageError:
         fix = OTHER_MEANINGS.get(option.lstrip("-").replace("-", "_"), fix)
         return UsageError("CLI-19", f"{command} has no such flag", where=one_line(option, 60), fix=fix)
     if type(error).__name__ == "BadOptionUsage":
-        parameters = context.command.params if context else []
-        is_switch = any(getattr(one, "is_flag", False) for one in parameters if option in one.opts)
-        what = "takes no value" if is_switch else "a value is missing"
+        what = "takes no value" if "not take" in message else "a value is missing"  # its parser tells no more
         return UsageError("CLI-20", what, where=one_line(option, 60), fix=f"see {command} --help")
     if type(error).__name__ == "MissingParameter":
         name = re.sub(r"^Missing (argument|option|parameter) ", "", message).strip("'")
