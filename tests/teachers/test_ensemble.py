@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import running
+from kdcli.losses.topk import top_k_with_tail
 from kdcli.models.head import Head
 from kdcli.models.packing import AppliedHead, Projection, Workspace, find_valid
-from kdcli.teachers.base import AppliedMixture, LiveTeacher, Mixture, live_models
+from kdcli.teachers.base import AppliedMixture, LiveTeacher, Mixture, Teacher, live_models
 from kdcli.teachers.ensemble import EnsembleTeacher
 from kdcli.training.trainer import train
 
@@ -98,3 +99,29 @@ def test_who_is_alive():
     assert live_models(LiveTeacher(one)) == (one,)
     assert len(live_models(ensemble())) == 2
     assert live_models(None) == ()
+
+
+def test_what_a_teacher_gives_says_whether_every_logit_is_known():
+    one, other = projection(1, 4), projection(2, 6)
+    both, bins = Mixture((one, other), (0.6, 0.4)), top_k_with_tail(torch.zeros(2, 5), 2)
+    assert one.whole is one
+    assert one.single is one
+    assert both.whole is both
+    assert both.single is None
+    assert bins.whole is None
+    assert bins.bins is bins
+    assert one.bins is both.bins is None
+
+
+def test_places_without_a_token_have_no_hidden_state():
+    members = projection(1, 4), projection(2, 6)
+    found = Mixture(members, (0.6, 0.4)).rows(torch.tensor([3, -1, 0])).members
+    for one, given in zip(found, members, strict=True):
+        nothing = torch.zeros_like(given.hidden[0])
+        assert torch.equal(one.hidden, torch.stack([given.hidden[3], nothing, given.hidden[0]]))
+        assert one.head is given.head
+
+
+def test_a_teacher_that_gives_nothing_cannot_be_made():
+    with pytest.raises(TypeError, match="side"):
+        Teacher()
