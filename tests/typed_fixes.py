@@ -390,6 +390,14 @@ SCENARIOS: dict[str, Typed] = {
         f"{PLAN} --metric perplexity", f"{PLAN} --metric perplexity --eval-data d.jsonl"
     ),
     "name another, or use kd distill": typed(COMPARE.replace("fkl rkl", "fkl"), f"distill {RUN} --loss fkl --dry-run"),
+    "leave --student out": typed(
+        f"{COMPARE} --vary student=s,cut:layers=1",
+        f"{COMPARE.replace('--student s ', '')} --vary student=s,cut:layers=1",
+    ),
+    "give it to --vary": typed(
+        f"{COMPARE.replace('--student s ', '')} --tune student=s,cut:layers=1",
+        f"{COMPARE.replace('--student s ', '')} --vary student=s,cut:layers=1",
+    ),
     "add --tune lr=1e-4,3e-4": typed(
         f"{COMPARE} --dev-data d.jsonl", f"{COMPARE} --dev-data d.jsonl --tune lr=1e-4,3e-4"
     ),

@@ -62,7 +62,7 @@ MaxLengthCompare = Annotated[
 LimitCompare = Annotated[Text, flag("--limit", "N", "Use the first N rows.", "Data", hidden=True)]
 Baseline = Annotated[Text, flag("--baseline", "OBJECTIVE", "Base of the differences. Default the first.", "Grid")]
 Seeds = Annotated[Text, flag("--seeds", "N,N,..", "Training seeds of each contender. Default 0.", "Grid")]
-Vary = Annotated[Texts, flag("--vary", "lr=X,Y", "Every value a contender; repeatable.", "Grid")]
+Vary = Annotated[Texts, flag("--vary", "lr=X,Y", "Every value a line; also student=A,B.", "Grid")]
 Tune = Annotated[Texts, flag("--tune", "lr=X,Y", "Choose per objective on dev rows; --tune-by.", "Grid")]
 DevData = Annotated[Text, flag("--dev-data", "FILE", "Dev rows. Default a tenth of the training rows.", "Grid")]
 Jobs = Annotated[Text, flag("--jobs", "N", "Cells at once, as processes. Default 1.", "Grid")]

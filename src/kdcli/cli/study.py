@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdcli.cli.progress import CellStatus, counts, grid, summary
-from kdcli.config.sweep import combinations, read_axes, split_label
+from kdcli.config.sweep import STUDENT, combinations, read_axes, split_label
 from kdcli.errors import UsageError
 from kdcli.metrics.titles import current
 from kdcli.registry.plugins import WithheldError
@@ -246,14 +246,20 @@ def check(settings: "CompareConfig") -> None:
     if lines < 2:
         what = f"needs two objectives or more, got {lines}"
         raise UsageError("CLI-18", what, where="kd compare", fix="name another, or use kd distill")
-    if both := tuned & {axis.name for axis in read_axes(settings.vary, "--vary")}:
+    axes = {axis.name for axis in read_axes(settings.vary, "--vary")}
+    if STUDENT in tuned:
+        raise UsageError("CLI-09", "the student is not tuned", where="--tune", fix="give it to --vary")
+    if STUDENT in axes and settings.student is not None:
+        raise UsageError("CLI-09", "the student varies already", where="--student", fix="leave --student out")
+    if both := tuned & axes:
         raise UsageError("CLI-09", f"{min(both)} varies already", where="--tune", fix="give it to one of the two")
     idle = {"--tune-by": settings.tune_by, "--dev-data": settings.data.dev, "--tune-seeds": settings.tune_seeds}
     if flag := next((flag for flag, value in idle.items() if value and not settings.tune), ""):
         raise UsageError("CLI-09", "has no effect without --tune", where=flag, fix="add --tune lr=1e-4,3e-4")
     if settings.train.seed != 0:
         raise UsageError("CLI-09", "train.seed has no effect here", where="kd compare", fix="give --seeds")
-    load_config.require(student=settings.student, data=settings.data.train, eval_data=settings.data.eval)
+    student = settings.student if STUDENT not in axes else ""
+    load_config.require(student=student, data=settings.data.train, eval_data=settings.data.eval)
     if any(load_config.needs_teacher(loss) for loss in settings.losses):
         load_config.require(teacher=settings.teacher)
     if settings.baseline is not None and split_label(settings.baseline)[0] not in settings.losses:

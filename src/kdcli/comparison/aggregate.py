@@ -93,7 +93,7 @@ def test_of_score(tidy: LongFormat, info: ScoreInfo) -> ScoreTest:
         detectable=lines.detectable(baseline, tests),
         variance=lines.variance(baseline, of_texts=info.input_kind == "texts"),
         references={line: lines.reference_mean(line) for line in lines.references},
-        before=_adjusted({label: lines.against(label, BEFORE) for label in lines.labels}),
+        before=_adjusted({label: lines.against_start(label) for label in lines.labels}),
         closed={label: lines.closed(label, info) for label in lines.labels},
         outside=lines.outside(baseline, info),
     )
@@ -144,7 +144,7 @@ class _Lines:
     """One score of every line."""
 
     def __init__(self, tidy: LongFormat, name: str) -> None:
-        self.labels = list(tidy.runs)
+        self.labels, self._starts = list(tidy.runs), tidy.about.starts
         self._scores = {
             label: {seed: score for seed in runs if (score := tidy.score(label, seed, name)) is not None}
             for label, runs in tidy.runs.items()
@@ -159,14 +159,14 @@ class _Lines:
         """Return a reference model's value: over examples, and over starts where there are several."""
         return _mean(list(self.references[line].values()))
 
-    def against(self, label: str, role: str) -> Estimate | None:
-        """Return a line's difference to the reference model of a role, paired by example, and by seed if it has any."""
-        ours, theirs = self._paired_seeds(self._scores[label], self._of(role))
+    def against_start(self, label: str) -> Estimate | None:
+        """Return a line's difference to its student before training, paired by example, and by seed if it has any."""
+        ours, theirs = self._paired_seeds(self._scores[label], self._start(label))
         return _difference(ours, theirs) if ours else None
 
     def closed(self, label: str, info: ScoreInfo) -> Estimate | None:
         """Return the share of the gap that a line closed, where the teacher is clearly better than the start."""
-        return self._closed(self._scores[label], info)
+        return self._closed(self._scores[label], self._start(label), info)
 
     def outside(
         self, baseline: str, info: ScoreInfo
@@ -177,13 +177,14 @@ class _Lines:
         for label, found in models.items():
             theirs, ours = self._paired_seeds(self._scores[baseline], found)
             to_baseline[label] = _difference(ours, theirs) if ours else None
-            ours, theirs = self._paired_seeds(found, self._of(BEFORE))
+            ours, theirs = self._paired_seeds(found, self._start(None))
             to_start[label] = _difference(ours, theirs) if ours else None
         adjusted = _adjusted(to_baseline), _adjusted(to_start)
-        return {label: (adjusted[0][label], adjusted[1][label], self._closed(models[label], info)) for label in models}
+        shares = {label: self._closed(found, self._start(None), info) for label, found in models.items()}
+        return {label: (adjusted[0][label], adjusted[1][label], shares[label]) for label in models}
 
-    def _closed(self, found: Seeds, info: ScoreInfo) -> Estimate | None:
-        start, target = self._of(BEFORE), self._of(TEACHER)
+    def _closed(self, found: Seeds, start: Seeds, info: ScoreInfo) -> Estimate | None:
+        target = self._of(TEACHER)
         if info.better == "neither" or not start or not target:
             return None
         ours, first = self._paired_seeds(found, start)
@@ -194,6 +195,12 @@ class _Lines:
         if (ahead > 0) != (info.better == "lower"):
             return None
         return statistics.share_of_gap(ours, first, last)
+
+    def _start(self, label: str | None) -> Seeds:
+        """Return the student before training that a line began with; of a model trained elsewhere, the only one."""
+        if not self._starts:
+            return self._of(BEFORE)
+        return self.references.get((BEFORE, self._starts.get(label or "", "")), {})
 
     def _of(self, role: str) -> Seeds:
         return next((found for line, found in self.references.items() if line[0] == role), {})

@@ -67,6 +67,7 @@ class ComparisonMeta:
         rates: label -> the learning rate of its runs, and all that were tried for its objective.
         tuned: whether each line chose its own value of a setting.
         setup: names of models and rows; None in a comparison of an older version.
+        starts: label -> label of the student before training that its runs began with; empty where it is one for all.
     """
 
     baseline: str
@@ -77,6 +78,7 @@ class ComparisonMeta:
     rates: Mapping[str, tuple[float, tuple[float, ...]]] = field(default_factory=dict)
     tuned: bool = False
     setup: Setup | None = None
+    starts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def one_rate(self) -> bool:
@@ -94,6 +96,7 @@ class _About:
     rates: dict[str, tuple[float, tuple[float, ...]]] = field(default_factory=dict)
     tuned: bool = False
     setup: Setup | None = None
+    starts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,8 @@ class LongFormat:
         remarks = tuple(facts["remarks"])
         tuned = facts["tuned"] if "tuned" in facts else _was_tuned(remarks, self.runs if not rates else ())
         setup = Setup(**facts["setup"]) if facts.get("setup") else None
-        return ComparisonMeta(facts["baseline"], remarks, failed=failed, rates=rates, tuned=tuned, setup=setup)
+        starts = facts.get("starts", {})
+        return ComparisonMeta(facts["baseline"], remarks, "", (), failed, rates, tuned, setup, starts)
 
     def with_baseline(self, label: str) -> "LongFormat":
         """Return the same tables with another line as the one that differences are taken to.
@@ -255,6 +259,7 @@ def make_tidy(
             **_rates(about),
             "tuned": about.tuned,
             **({"setup": asdict(about.setup)} if about.setup is not None else {}),
+            **_starts(about),
         },
         "infos": [asdict(info) for info in infos],
         "evaluation": read_evaluation_settings(_folder_of(cells[0].found)),
@@ -329,6 +334,11 @@ def _was_tuned(remarks: Iterable[str], labels: Iterable[str]) -> bool:
 def _rates(about: ComparisonMeta) -> dict[str, Any]:
     rates = {_storable(label): [rate, list(tried)] for label, (rate, tried) in about.rates.items()}
     return {"rates": rates} if rates else {}
+
+
+def _starts(about: ComparisonMeta) -> dict[str, Any]:
+    starts = {_storable(label): _storable(start) for label, start in about.starts.items()}
+    return {"starts": starts} if starts else {}
 
 
 def _line(cell: Cell, info: ScoreInfo) -> dict[str, Any]:

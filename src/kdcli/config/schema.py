@@ -427,7 +427,7 @@ class ContendersConfig(CommandConfig):
     vary: Spaced = setting(
         (),
         "setting=value,value: each combination is a contender",
-        Flag("--vary", "lr=X,Y", "Every value a contender; repeatable.", GRID, repeat=True),
+        Flag("--vary", "lr=X,Y", "Every value a line; also student=A,B.", GRID, repeat=True),
     )
     tune: Spaced = setting(
         (),

@@ -6,24 +6,26 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from kdcli.config.names import ALIASES, nearest
-from kdcli.config.resolve import iter_settings
+from kdcli.config.resolve import expanded, iter_settings
 from kdcli.config.sections import TrainConfig
 from kdcli.errors import UsageError
 from kdcli.text import one_line
 
 Choice: TypeAlias = tuple[tuple[str, Any], ...]
-"""One value for each of some training settings: ``(("lr", 0.0003),)``."""
+"""One value for each of some settings: ``(("lr", 0.0003),)``."""
 
 _FIXED = {"seed": "give --seeds", "keep": "", "log_every": "", "report_to": "", "save_every": ""}
 _NOTHING = "it changes no number; leave it out"
+STUDENT = "student"
+"""The one axis that is no training setting."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One training setting and the values it takes.
+    """One training setting, or the student, and the values it takes.
 
     Args:
-        name: such as ``lr``.
+        name: such as ``lr`` or ``student``.
         values: two or more checked values, in the order given.
     """
 
@@ -43,6 +45,8 @@ def read_axes(texts: Sequence[str], flag: str) -> tuple[Axis, ...]:
 
     >>> read_axes(["lr=1e-4,3e-4"], "--vary")
     (Axis(name='lr', values=(0.0001, 0.0003)),)
+    >>> read_axes(["student=cut:layers=4,ffn=64,random:layers=4,./small"], "--vary")[0].values
+    ('cut:layers=4,ffn=64', 'random:layers=4', './small')
     """
     axes = tuple(_axis(text, f"{flag} {one_line(text, 60)}") for text in texts)
     names = [axis.name for axis in axes]
@@ -98,7 +102,7 @@ def apply_choice(train: TrainConfig, *choices: Choice) -> TrainConfig:
     >>> apply_choice(TrainConfig(), (("lr", 0.1),)).lr
     0.1
     """
-    return train.model_copy(update=dict(itertools.chain(*choices)))
+    return train.model_copy(update={name: value for name, value in itertools.chain(*choices) if name != STUDENT})
 
 
 def _axis(text: str, where: str) -> Axis:
@@ -108,6 +112,8 @@ def _axis(text: str, where: str) -> Axis:
     settings = iter_settings(TrainConfig)
     if not equals:
         raise UsageError("CLI-19", "expected setting=value,value", where=where, fix="write lr=1e-4,3e-4")
+    if name == STUDENT:
+        return _check_values(name, tuple(expanded(one, where) for one in _students(values)), where)
     if name not in settings:
         near = nearest(name, {known: known for known in settings})
         fix = f"did you mean {near}?" if near else "name one such as lr or batch_size; docs/cli.md lists them"
@@ -119,6 +125,21 @@ def _axis(text: str, where: str) -> Axis:
         return UsageError(code, what, where=where, fix=fix)
 
     found = tuple(settings[name].from_text(piece.strip(), fault) for piece in values.split(",") if piece.strip())
+    return _check_values(name, found, where)
+
+
+def _students(text: str) -> tuple[str, ...]:
+    """Cut a list of students at the commas between them; a piece ``size=4`` belongs to the one before it."""
+    found: list[str] = []
+    for piece in filter(None, map(str.strip, text.split(","))):
+        if found and ":" in found[-1] and "=" in piece and ":" not in piece.partition("=")[0]:
+            found[-1] += f",{piece}"
+        else:
+            found.append(piece)
+    return tuple(found)
+
+
+def _check_values(name: str, found: tuple[Any, ...], where: str) -> Axis:
     if len(found) < 2:
         raise UsageError("CLI-20", f"{name} needs two values or more", where=where, fix=f"or give {name} itself")
     for value in found:

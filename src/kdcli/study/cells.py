@@ -8,7 +8,16 @@ from pathlib import Path
 
 from kdcli.config.names import nearest
 from kdcli.config.schema import CompareConfig, DistillConfig
-from kdcli.config.sweep import Choice, apply_choice, combinations, format_choice, label_with, read_axes, split_label
+from kdcli.config.sweep import (
+    STUDENT,
+    Choice,
+    apply_choice,
+    combinations,
+    format_choice,
+    label_with,
+    read_axes,
+    split_label,
+)
 from kdcli.data.tokenize import TokenDataset
 from kdcli.distill.fingerprint import short_hash
 from kdcli.distill.plan import CellState, FolderState, folder_state
@@ -101,6 +110,11 @@ class Variant:
     label: str
     objective: str
     varied: Choice = ()
+
+    @property
+    def student(self) -> str | None:
+        """The student that it names; None where all lines have one."""
+        return dict(self.varied).get(STUDENT)
 
 
 @dataclass(frozen=True)
@@ -287,7 +301,7 @@ def _run_config(config: CompareConfig, line: Variant, tried: Choice, seed: int, 
     return DistillConfig(
         teacher=config.teacher,
         teacher_cache=None if config.teacher_cache in ("auto", "none") else config.teacher_cache,
-        student=config.student,
+        student=line.student or config.student,
         lora=config.lora,
         teacher_quantization=config.teacher_quantization,
         server=config.server,

@@ -24,6 +24,8 @@ from kdcli.distill.plan import (
     estimate,
     shown_examples,
 )
+from kdcli.distill.prepare import Prepared
+from kdcli.distill.records import BEFORE
 from kdcli.distill.run import report_notes
 from kdcli.errors import MachineError, UsageError
 from kdcli.events import Event, Report
@@ -34,7 +36,7 @@ from kdcli.storage.run_dir import MADE
 from kdcli.study.cells import Cell, baseline_of, make_cells, tuned_by, tuning_seeds, variants
 from kdcli.study.executors.select import check_executor, executor_name, make_executor, with_threads
 from kdcli.study.finished import compare_runs
-from kdcli.study.references import Measured, measure_references, plan_references
+from kdcli.study.references import LABELS, Measured, measure_references, plan_references, start_label
 from kdcli.study.results import Finished, tabulate
 from kdcli.study.scheduler import LOGS, PLAN, Outcome, Scheduler, named
 from kdcli.study.shared_cache import with_cache
@@ -60,12 +62,12 @@ def plan_compare(config: CompareConfig) -> Plan:
     states = [cell.state() if config.output else FolderState() for cell in both]
     costs = [estimate(cell.prepared) for cell in both]
     first = cells[0].prepared
-    facts = describe_run(first)
+    facts = _describe(config, cells)
     labels = list(dict.fromkeys(cell.label for cell in cells))
     facts["objective"] = Fact(", ".join(labels), {"objectives": labels})
     facts["cells"] = _count(cells, len(later))
     if first.test is not None:
-        planned = plan_references(first, config.seeds, session)
+        planned = plan_references(_starts(config, cells), config.seeds, session)
         names = ", ".join(dict.fromkeys(one.label for one in planned.measurements))
         number = len(planned.measurements)
         said_of = f"{names}: {number} evaluations on the same rows, no training"
@@ -89,6 +91,25 @@ def _reported(config: CompareConfig, cells: Sequence[Cell], session: Session) ->
     tried = {cell.seed for cell in cells}
     seeds = [seed for seed in config.seeds if seed not in tried]
     return [cell.reported(seed, config.evaluation.metrics, session) for cell in lines.values() for seed in seeds]
+
+
+def _starts(config: CompareConfig, cells: Sequence[Cell]) -> dict[str, Prepared]:
+    """Return label of each student before training -> a run that begins with it, the one measured last."""
+    students = {line.label: line.student for line in variants(config)}
+    return {
+        LABELS[BEFORE] if (student := students[cell.label]) is None else start_label(student): cell.prepared
+        for cell in cells
+    }
+
+
+def _describe(config: CompareConfig, cells: Sequence[Cell]) -> dict[str, Fact]:
+    """Describe the first run, with every student where there are several."""
+    facts = describe_run(cells[0].prepared)
+    if config.student is None:
+        others = [describe_run(run)["student"] for run in _starts(config, cells).values()]
+        names = [str(run.pair.student) for run in _starts(config, cells).values()]
+        facts["student"] = Fact("; ".join(one.text for one in others), {"students": names})
+    return facts
 
 
 def _count(cells: Sequence[Cell], later: int) -> Fact:
@@ -234,7 +255,7 @@ def _references(
     if not outcome.finished:
         return Measured()
     index = min(outcome.finished)
-    planned = plan_references(cells[index].prepared, config.seeds, session)
+    planned = plan_references(_starts(config, cells), config.seeds, session)
     return measure_references(planned, output, outcome.finished[index][1], session, report)
 
 
@@ -271,7 +292,7 @@ def _write(
     )
     labels = tuple(line.label for line in lines)
     chosen = tuning.chosen if tuning is not None else {}
-    planned = plan_references(cells[-1].prepared, config.seeds, session).measurements
+    planned = plan_references(_starts(config, cells), config.seeds, session).measurements
     references = tuple(ReferenceEntry(one.label, one.role, one.seed, one.folder) for one in planned)
     study = Study(baseline_of(config, lines), labels, config.seeds, entries, chosen, references)
     write_study(output, study, resolve.to_yaml(config))
@@ -302,9 +323,11 @@ def _conclude(
         baseline = next(iter(groups))
     remarks += tuple(lines.remarks)
     after, rates = conclusions.SuggestedCommand(repeat, config.seeds), _rates(config, cells)
+    starts = {line.label: start_label(line.student) for line in variants(config) if line.student is not None}
     return tabulate(
-        groups, baseline, tuple(failed), output, remarks, after, lines.references, rates, tuned=tuning is not None
-    )
+        groups, baseline, tuple(failed), output, remarks, after, lines.references, rates, tuned=tuning is not None,
+        starts=starts,
+    )  # fmt: skip
 
 
 def _rates(config: CompareConfig, cells: Sequence[Cell]) -> dict[str, tuple[float, tuple[float, ...]]]:

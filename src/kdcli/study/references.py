@@ -1,7 +1,7 @@
 """Reference lines of a comparison: the student before training, and the teacher, measured once on the same rows."""
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from kdcli.comparison.records import Failure
 from kdcli.config.schema import EvalConfig
 from kdcli.config.sections import BenchmarkConfig
+from kdcli.distill.fingerprint import short_hash
 from kdcli.distill.prepare import Prepared
 from kdcli.distill.records import BEFORE, MODEL, TEACHER, Reference
 from kdcli.errors import InputError, InterruptedRunError, KDError, MachineError, UsageError, explained
@@ -93,18 +94,36 @@ class Measured:
         self.lost.setdefault(label, self.remarks[-1])
 
 
-def plan_references(prepared: Prepared, seeds: Sequence[int], session: Session) -> Planned:
+def plan_references(students: Mapping[str, Prepared], seeds: Sequence[int], session: Session) -> Planned:
     """Say which reference models can be measured for a study, and how; no weight is read.
 
     Args:
-        prepared: any of its runs, as measured last.
-        seeds: its training seeds.
+        students: label of a student before training -> any of the runs that begin with it, as measured last.
+        seeds: training seeds of the study.
         session: what is loaded already.
     """
-    return plan_lines(prepared.measuring, prepared.pair, seeds, session) if prepared.test is not None else Planned()
+    plans = [
+        plan_lines(one.measuring, one.pair, seeds, session, label)
+        for label, one in students.items()
+        if one.test is not None
+    ]
+    measurements = [one for plan in plans for one in plan.measurements if one.role == BEFORE]
+    measurements += [one for plan in plans[:1] for one in plan.measurements if one.role != BEFORE]
+    return Planned(tuple(measurements), tuple(dict.fromkeys(remark for plan in plans for remark in plan.remarks)))
 
 
-def plan_lines(measuring: EvalConfig, pair: ModelPair, seeds: Sequence[int], session: Session) -> Planned:
+def start_label(student: str) -> str:
+    """Return what the line of a student before training is called where several students are compared.
+
+    >>> start_label("cut:layers=2")
+    'student, before [cut:layers=2]'
+    """
+    return f"{LABELS[BEFORE]} [{student}]"
+
+
+def plan_lines(
+    measuring: EvalConfig, pair: ModelPair, seeds: Sequence[int], session: Session, label: str = LABELS[BEFORE]
+) -> Planned:
     """Say the same for models.
 
     Args:
@@ -112,8 +131,10 @@ def plan_lines(measuring: EvalConfig, pair: ModelPair, seeds: Sequence[int], ses
         pair: student and teacher.
         seeds: training seeds, for a student made at random.
         session: what is loaded already.
+        label: of the student before training.
     """
-    before = [_before(measuring, pair, seed, session) for seed in (seeds if pair.student_is_random else [None])]
+    several = seeds if pair.student_is_random else [None]
+    before = [_before(measuring, pair, seed, session, label) for seed in several]
     teacher, why = _teacher(measuring, pair, session)
     return Planned((*before, *([teacher] if teacher is not None else [])), (why,) if why else ())
 
@@ -205,17 +226,18 @@ def read_references(study: Path, entries: Sequence[ReferenceEntry]) -> list[Refe
     return [Reference(role, label, found) for (role, label), found in lines.items()]
 
 
-def _before(measuring: EvalConfig, pair: ModelPair, seed: int | None, session: Session) -> Measurement:
+def _before(measuring: EvalConfig, pair: ModelPair, seed: int | None, session: Session, label: str) -> Measurement:
     """Return the student before training, measured as every student is after it."""
     measured = measuring.model_copy(update={"model": pair.student})
-    name = BEFORE if seed is None else f"{BEFORE}-s{seed}"
+    name = BEFORE if label == LABELS[BEFORE] else f"{BEFORE}-{short_hash({'student': pair.student})}"
+    name += "" if seed is None else f"-s{seed}"
     subject = Subject(pair.reader, pair.reader, _in_folder(pair.reader))
     if pair.student_is_made:
         digest = pair.student_identity if seed is None else f"{pair.student} seed {seed}"
         facts = replace(pair.reader, path=pair.student, digest=digest, parameters=0)
         subject = Subject(facts, pair.reader, _on_the_spot(pair, seed or 0, session))
         measured = measured.model_copy(update={"benchmarks": BenchmarkConfig()})
-    return Measurement(BEFORE, LABELS[BEFORE], seed, f"{REFERENCES}/{name}", subject, measured)
+    return Measurement(BEFORE, label, seed, f"{REFERENCES}/{name}", subject, measured)
 
 
 def _teacher(measuring: EvalConfig, pair: ModelPair, session: Session) -> tuple[Measurement | None, str]:

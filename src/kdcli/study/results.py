@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeAlias
 
 from kdcli.comparison import conclusions
@@ -169,6 +170,7 @@ def tabulate(
     rates: Mapping[str, tuple[float, tuple[float, ...]]] | None = None,
     *,
     tuned: bool = False,
+    starts: Mapping[str, str] = MappingProxyType({}),
 ) -> Comparison:
     """Return the comparison, and write its files.
 
@@ -182,9 +184,11 @@ def tabulate(
         references: models that were not trained here, measured on the same rows.
         rates: label -> its learning rate, and all that were tried for its objective; by default those of the runs.
         tuned: whether each line chose its own value of a setting.
+        starts: label -> label of the student before training that its runs began with, where there are several.
     """
     made = [Group(label, runs) for label, runs in groups.items()]
-    about = ComparisonMeta(baseline, remarks, after.command, after.seeds, failed, rates or rates_of(groups), tuned)
+    rates = rates or rates_of(groups)
+    about = ComparisonMeta(baseline, remarks, after.command, after.seeds, failed, rates, tuned, starts=starts)
     comparison = conclude(made, about, output, references)
     if output is not None:
         publish(output, comparison, made, references)

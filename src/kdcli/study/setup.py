@@ -18,14 +18,17 @@ from kdcli.study.study_dir import SETTINGS
 
 
 def setup_of_runs(groups: Sequence[Group]) -> Setup | None:
-    """Return what the settings of the first run say; None where they cannot be read any more."""
+    """Return what the settings of the first run say, with all students; None where they cannot be read any more."""
     run, found = next(iter(groups[0].runs.values()))
+    others = [next(iter(group.runs.values()))[0].folder for group in groups[1:]]
     try:
         config = resolve(DistillConfig, file=run.folder / CONFIG, environ={})
         rows = RunFolder(run.folder).status().get("rows")
+        all_of = [config, *(resolve(DistillConfig, file=folder / CONFIG, environ={}) for folder in others)]
     except KDError:
         return None
-    return replace(_named(config), rows=rows, examples=found.examples, test=found.name)
+    students = ", ".join(dict.fromkeys(name_of(one.student) for one in all_of))
+    return replace(_named(config), student=students, rows=rows, examples=found.examples, test=found.name)
 
 
 def completed(about: ComparisonMeta, tidy: LongFormat, folder: Path | None) -> Setup:
