@@ -12,7 +12,7 @@ from kdcli.cli import render as render_plan
 from kdcli.cli.render import duration, size
 from kdcli.cli.terminal import Terminal, console, jsonable, runnable
 from kdcli.comparison.records import Comparison, ComparisonRow, Failure, ReferenceRow
-from kdcli.distill.plan import Plan, Shown
+from kdcli.distill.plan import Fact, Plan, Shown
 from kdcli.evaluation.records import EvalRecord, ScoreInfo
 from kdcli.statistics import Estimate
 from kdcli.statistics.rounding import decimals, plain, with_interval
@@ -262,7 +262,7 @@ def test_strings_from_outside_are_harmless(text):
         protocol={},
         notes=(text,),
     )
-    plan = Plan({text[:9]: text}, ((text, text),), (Shown(text, ((text, False), (text, True)), 3, 1),), (text,))
+    plan = Plan({text[:9]: Fact(text)}, ((text, text),), (Shown(text, ((text, False), (text, True)), 3, 1),), (text,))
     for part in (render.comparison(found, 80), render.evaluation(record), render_plan.plan(plan)):
         shown = drawn(part)
         bad = [letter for letter in shown if (ord(letter) < 32 and letter not in "\n\t") or 0x7F <= ord(letter) <= 0x9F]
@@ -276,7 +276,7 @@ def test_strings_from_outside_are_harmless(text):
 def test_what_is_learnt_stands_in_brackets():
     shown = Shown("train.jsonl line 1", (("say a:", False), (" a.</s>", True)), 9, 4)
     assert "say a:⟦ a.</s>⟧" in drawn(render_plan.example(shown))
-    assert "nothing was written" in drawn(render_plan.plan(Plan({"steps": "3"}, examples=(shown,))))
+    assert "nothing was written" in drawn(render_plan.plan(Plan({"steps": Fact("3")}, examples=(shown,))))
 
 
 def test_json_is_plain_and_safe():

@@ -51,7 +51,7 @@ def test_pictures_are_the_same_bytes_every_time(tmp_path, fits):
 
 def test_drawing_leaves_the_users_settings_alone():
     before = dict(mpl.rcParams)
-    with plots.look():
+    with plots.plot_style():
         assert mpl.rcParams["svg.hashsalt"] == "kd"
     assert dict(mpl.rcParams) == before
 
