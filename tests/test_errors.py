@@ -87,5 +87,5 @@ def test_a_comparison_ends_with_4_where_a_cell_failed_by_the_machines_fault(tmp_
 
     assert (ends(), ends(3), ends(3, 7), ends(7, 3, 4)) == (0, 3, 3, 4)
     for codes, kind in (((3, 4), MachineError), ((7, 3), UsageError)):
-        with pytest.raises(kind, match="every cell failed"):
+        with pytest.raises(kind, match="every run failed"):
             _conclude(CompareConfig(), tmp_path, [], Outcome(), list(map(failure, codes)), None, "", Measured())

@@ -200,6 +200,20 @@ def test_a_wrong_text_is_refused_in_one_line(given, code, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [("0-2", (0, 1, 2)), ("5-5", (5,)), ("7,0-1", (7, 0, 1)), ("[0-1]", (0, 1)), (" 1, 3-4 ", (1, 3, 4))],
+)
+def test_a_range_of_seeds_stands_for_each_of_them(text, seeds):
+    assert resolve(CompareConfig, flags={"seeds": text}, environ={}).seeds == seeds
+
+
+@pytest.mark.parametrize("text", ["2-0", "0-", "-3", "0-2-4", "0-9999999", "1-٣", "0..2"])
+def test_what_is_no_range_of_seeds_is_refused(text):
+    with pytest.raises(UsageError, match="CLI-07"):
+        resolve(CompareConfig, flags={"seeds": text}, environ={})
+
+
 @pytest.mark.parametrize("flags", [{"seeds": "1,1,2"}, {"losses": ["fkl", "fkl"]}])
 def test_a_value_given_twice_is_refused(flags):
     with pytest.raises(UsageError, match="given twice"):

@@ -14,6 +14,7 @@ from kdcli.config.resolve import flag_paths, iter_settings
 from kdcli.config.schema import KINDS, DataConfig
 from kdcli.data.rows import read_rows
 from kdcli.errors import KDError
+from kdcli.metrics.titles import title
 
 HOME = Path(__file__).parents[1]
 PAGES = sorted((HOME / "docs").rglob("*.md"))
@@ -151,3 +152,13 @@ def test_the_container_is_built_from_the_lock_and_what_it_copies_is_there():
         assert (HOME / name).exists(), name
     assert "--constraint src/kdcli/constraints.txt" in text
     assert (HOME / "src" / "kdcli" / "constraints.txt").is_file()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/compare.md"])
+def test_tables_of_numbers_bear_titles_not_the_names_of_scores(page):
+    lines = (HOME / page).read_text(encoding="utf-8").splitlines()
+    cells = [
+        cell.strip().replace("\\", "").strip("`") for line in lines if line.startswith("|") for cell in line.split("|")
+    ]
+    named = [cell for cell in cells if (word := cell.removesuffix(" ↑").removesuffix(" ↓").strip("` ")) != title(word)]
+    assert named == []

@@ -612,7 +612,7 @@ SCENARIOS: dict[str, Typed] = {
         before=environ(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0"),
         mended=undone,
     ),
-    "start kd compare once; --gpus N gives each cell N processes": typed(
+    "start kd compare once; --gpus N gives each run N processes": typed(
         NEW, f"{COMPARE} --gpus 2", before=environ(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0"), mended=undone
     ),
     "use --set hardware.shard=ddp, which keeps every model whole": typed(
@@ -817,7 +817,7 @@ SCENARIOS: dict[str, Typed] = {
         STUDY,
         before=changed("study/study.yaml"),
     ),
-    "start the comparison again with kd compare -c {}: finished cells are kept": typed(
+    "start the comparison again with kd compare -c {}: finished runs are kept": typed(
         "report study -o r.html",
         "compare -c {0} -o study",
         "report study -o r.html",

@@ -6,6 +6,7 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
+import torch
 
 from kdcli.config.trackers import TRACKERS
 from kdcli.errors import UsageError
@@ -26,12 +27,23 @@ HEAVY = (
 )  # fmt: skip
 PAIR = ("--student", "student", "--teacher", "teacher")
 
+ABSENT = (
+    [] if sys.platform == "darwin" else ["mps", *(["cuda"] if torch.version.cuda is torch.version.hip is None else [])]
+)
+LINES = (
+    ["distill", *PAIR, "--data", "train.jsonl", "-o", "new"],
+    ["compare", "fkl", "rkl", *PAIR, "--data", "train.jsonl", "--eval-data", "test.jsonl", "-o", "new"],
+    ["eval", "student", "--data", "test.jsonl"],
+)
+
 VERBS = [
     (0, ["verify", "study"]),
     (0, ["compare", "study", "--status"]),
     *((0, ["compare", "study", "--to", f"out.{form}"]) for form in (*FORMS, "parquet")),
     (2, ["compare", "study", "--to", "table.tex", "--columns", "nothing"]),
     (2, ["compare", "nope", "--to", "table.tex"]),
+    (2, ["compare", "./nope", "--to", "table.tex"]),
+    (2, ["compare", "./nope", "--status"]),
     (0, ["estimate", "student"]),
     (0, ["estimate", "teacher/config.json", "--memory", "8GiB", "--bandwidth", "50GB/s", "--flops", "2TFLOPS"]),
     (0, ["estimate", "study/cells/fkl-s0-cf35eebf"]),
@@ -45,6 +57,7 @@ VERBS = [
     (2, ["compare", "fkl", "akl:mu=3", *PAIR, "--data", "train.jsonl", "--eval-data", "test.jsonl", "-o", "new"]),
     (3, ["compare", "fkl", "akl", *PAIR, "--data", "train.jsonl", "--eval-data", "nope.jsonl", "-o", "new"]),
     (3, ["eval", "student", "--data", "nope.jsonl"]),
+    *((4, [*line, "--device", device]) for device in ABSENT for line in LINES),
     (3, ["cache", "--teacher", "./nope", "--data", "train.jsonl", "-o", "new"]),
 ]
 

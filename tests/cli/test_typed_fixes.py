@@ -173,7 +173,7 @@ ELSEWHERE = {
     ),
     "run it again with --debug": (TRAIN, "a process of several that ends without a word"),
     "run kd compare -o again": (("compare", "report"), "a damaged file of a tuned study"),
-    "run the kd compare that wrote it again; finished cells are kept": (
+    "run the kd compare that wrote it again; finished runs are kept": (
         ("compare", "report"),
         "tests/evaluation/test_run_access.py damages each file",
     ),

@@ -48,7 +48,7 @@ def test_a_comparison_holds_every_cell(done, parts):
     assert [row.seeds for row in found.rows] == [(0, 1), (0, 1)]
     assert found.exit_code == 0
     assert len(cells(parts)) == 4
-    assert "4 cells: 0 done, 0 to resume, 4 to run" in heard.messages("note")
+    assert "4 runs: 0 done, 0 to resume, 4 to run" in heard.messages("note")
     names = {path.name for path in found.folder.iterdir()}
     assert {"table.md", "table.csv", "table.json", "results.parquet", "curves.png", "curves.svg"} <= names
 
@@ -89,7 +89,7 @@ def test_repeating_it_trains_nothing_and_changes_no_number(done, parts):
     table, document = (folder / "table.md").read_bytes(), (folder / "table.json").read_bytes()
     heard = study.Heard()
     compare(parts.study("fkl", "rkl", seeds=(0, 1)), heard, command="kd compare fkl rkl --seeds 0,1")
-    assert "4 cells: 4 done, 0 to resume, 0 to run" in heard.messages("note")
+    assert "4 runs: 4 done, 0 to resume, 0 to run" in heard.messages("note")
     assert study.tree(folder / "cells") == before
     assert (folder / "table.md").read_bytes() == table
     assert (folder / "table.json").read_bytes() == document
@@ -99,7 +99,7 @@ def test_another_seed_only_adds_cells(done, parts):
     before = study.tree(parts.root / "study" / "cells")
     heard = study.Heard()
     compare(parts.study("rkl", "fkl", seeds=(1, 2)), heard)
-    assert "4 cells: 2 done, 0 to resume, 2 to run" in heard.messages("note")
+    assert "4 runs: 2 done, 0 to resume, 2 to run" in heard.messages("note")
     after = study.tree(parts.root / "study" / "cells")
     assert {name: after[name] for name in before} == before
 
@@ -182,7 +182,7 @@ def test_variations_are_contenders_and_share_their_cells(parts):
     heard = study.Heard()
     found = compare(config.model_copy(update={"vary": ("lr=5e-3,1e-2",)}), heard)
     assert found.baseline == "fkl [lr=0.005]"
-    assert "2 cells: 1 done, 0 to resume, 1 to run" in heard.messages("note")
+    assert "2 runs: 1 done, 0 to resume, 1 to run" in heard.messages("note")
     assert found.rows[0].scores == first.rows[1].scores
 
 
@@ -212,8 +212,8 @@ def test_tuning_reads_the_test_rows_once_and_for_winners_only(parts):
     again = compare(config, study.Heard())
     assert again.rows == found.rows
     plan = plan_compare(config)
-    assert plan.facts["training time"].text == "none: every cell is done"
-    assert "2 more of the values that win" in plan.facts["cells"].text
+    assert plan.facts["training time"].text == "none: every run is done"
+    assert "2 more of the values that win" in plan.facts["runs"].text
     assert read_tuning(compare(parts.study("fkl", "rkl", name="tuned"), silent).folder) is None
 
 

@@ -117,7 +117,7 @@ def test_a_study_is_tabulated_and_nothing_is_trained_again(earlier):
     (study / "table.csv").unlink()
     answer = kd("compare", "-o", "study", folder=earlier)
     assert answer.code == 0, answer.err
-    assert "2 cells: 2 done" in answer.err
+    assert "2 runs: 2 done" in answer.err
     assert kept() == before
     written = table(study)
     for line, other in zip(written, wanted, strict=True):

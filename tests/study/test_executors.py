@@ -31,7 +31,7 @@ def test_the_executor_follows_from_the_settings(settings, name):
 @pytest.mark.parametrize(
     ("settings", "kind", "what"),
     [
-        ({"executor": "inline", "jobs": 2}, UsageError, "one cell at a time"),
+        ({"executor": "inline", "jobs": 2}, UsageError, "one run at a time"),
         ({"slurm": {"time": "1"}}, UsageError, "--slurm: has no effect"),
         ({"ray_address": "auto"}, UsageError, "--ray-address: has no effect"),
         ({"executor": "slurm", "slurm": {"partitoin": "x"}}, UsageError, "partitoin is not known"),

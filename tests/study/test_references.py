@@ -276,7 +276,7 @@ def test_where_the_teacher_is_no_better_no_share_is_given(tmp_path):
     found = conclude(made, ComparisonMeta("fkl"), None, [before, replace(teacher, found=before.found)])
     assert not any(any(row.closed.values()) for row in found.rows)
     assert any(note.startswith("no share of a gap in Rouge-L, perplexity, NLL") for note in found.notes)
-    assert any(note.startswith("no contender is worse than no training") for note in found.notes)
+    assert any(note.startswith("no objective is worse than no training") for note in found.notes)
 
 
 def test_without_reference_lines_nothing_is_said_of_them(tmp_path):

@@ -71,11 +71,11 @@ def compare(
         what = f"the study {one_line(str(study), 100)} is named, too"
         raise UsageError("CLI-09", what, where=f"-o {one_line(output, 100)}", fix="leave one of them out")
     if status:
-        studies.show_status(study, output, terminal)
+        studies.show_status(study, output, folders, terminal)
     elif to is not None:
         target = Path(expanded(to, "--to"))
         style = studies.table_style(studies.listed_scores(shown), **wording)
-        studies.export(study, output, target, style, terminal, baseline=typed["baseline"])
+        studies.export(study, output, folders, target, style, terminal, baseline=typed["baseline"])
     elif given := [name for name, value in wording.items() if value]:
         raise UsageError("CLI-09", "has no effect without --to", where=f"--{given[0]}", fix="add --to")
     elif folders and study is None:

@@ -57,7 +57,7 @@ def distill(
         load_config.require(teacher=settings.teacher)
     _refuse_unused(settings, typed)
     load_config.output_folder(settings.output, needed=not dry_run)
-    load_config.check_inputs(settings)
+    load_config.check_inputs(settings, computes=gpu_memory is None)
     if push_to_hub is not None:
         from kdcli.distill.model_card import check_repository
 

@@ -13,6 +13,7 @@ from kdcli.config.trackers import check_trackers
 from kdcli.data.files import inspect_path
 from kdcli.errors import MachineError, UsageError
 from kdcli.interface import checked
+from kdcli.models.presence import check_present
 from kdcli.registry import plugins
 from kdcli.registry.catalog import TEACHERLESS
 from kdcli.registry.outline import check_objective
@@ -178,13 +179,14 @@ _SEVERAL = ("+", "*")
 """What stands in the text of a teacher that is a sum of teachers."""
 
 
-def check_inputs(settings: Any) -> None:
-    """Refuse rows and models that are not there, trackers that are not installed, and options out of their bounds.
+def check_inputs(settings: Any, *, computes: bool = True) -> None:
+    """Refuse rows, models and devices that are not there, trackers that are not installed, and options out of bounds.
 
     What remains, such as the contents of a file, is checked where it is read.
 
     Args:
         settings: of any command.
+        computes: whether it computes on this machine.
 
     Raises:
         KDError: the first thing that is wrong, in the words of the part that would meet it later.
@@ -195,6 +197,9 @@ def check_inputs(settings: Any) -> None:
             inspect_path(path)
     for spec in _objectives(settings):
         check_objective(spec)
+    hardware = getattr(settings, "hardware", None)
+    if computes and hardware is not None:
+        check_present(hardware.device)
     train = getattr(settings, "train", None)
     if train is not None:
         check_trackers(train.report_to)

@@ -61,14 +61,14 @@ MaxLengthCompare = Annotated[
 ]
 LimitCompare = Annotated[Text, flag("--limit", "N", "Use the first N rows.", "Data", hidden=True)]
 Baseline = Annotated[Text, flag("--baseline", "OBJECTIVE", "Base of the differences. Default the first.", "Grid")]
-Seeds = Annotated[Text, flag("--seeds", "N,N,..", "Training seeds of each contender. Default 0.", "Grid")]
+Seeds = Annotated[Text, flag("--seeds", "N,N,..", "Training seeds, or a range as 0-2. Default 0.", "Grid")]
 Vary = Annotated[Texts, flag("--vary", "lr=X,Y", "Every value a line; also student=A,B.", "Grid")]
 Tune = Annotated[Texts, flag("--tune", "lr=X,Y", "Choose per objective on dev rows; --tune-by.", "Grid")]
 DevData = Annotated[Text, flag("--dev-data", "FILE", "Dev rows. Default a tenth of the training rows.", "Grid")]
-Jobs = Annotated[Text, flag("--jobs", "N", "Cells at once, as processes. Default 1.", "Grid")]
+Jobs = Annotated[Text, flag("--jobs", "N", "Runs at once, as processes. Default 1.", "Grid")]
 Executor = Annotated[Text, flag("--executor", "NAME", "auto, inline, local, slurm, ray. Default auto.", "Grid")]
 Slurm = Annotated[Text, flag("--slurm", "NAME=X,..", "partition, time, gpus, cpus, mem_gb, ..", "Grid")]
-GpusCompare = Annotated[Text, flag("--gpus", "N", "GPUs of one cell. Default 1.", "Grid")]
+GpusCompare = Annotated[Text, flag("--gpus", "N", "GPUs of one run. Default 1.", "Grid")]
 TuneBy = Annotated[Text, flag("--tune-by", "SCORE", "Score that chooses; default the first.", "Grid", hidden=True)]
 TuneSeeds = Annotated[
     Text, flag("--tune-seeds", "N,N,..", "Seeds to choose with. Default as many, from 1000.", "Grid", hidden=True)

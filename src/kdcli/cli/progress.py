@@ -66,7 +66,7 @@ def shown(cells: Sequence[CellStatus], lines: int) -> list[CellStatus]:
 def grid(cells: Sequence[CellStatus]) -> Table:
     """Return the table of cells."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
-    table.add_column("cell", overflow="fold")
+    table.add_column("run", overflow="fold")
     for heading in ("state", "step", "left"):
         table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=heading != "state")
     for cell in cells:

@@ -220,6 +220,7 @@ def _show(found: "Comparison", screen: Screen) -> None:
 
 def _tuning(folder: Path | None) -> list[RenderableType]:
     """Return the table of every value that was tried, if the study was tuned."""
+    from kdcli.metrics.titles import title
     from kdcli.study.tuning import read_tuning
 
     tuning = read_tuning(folder) if folder is not None else None
@@ -228,7 +229,7 @@ def _tuning(folder: Path | None) -> list[RenderableType]:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     table.add_column("objective")
     table.add_column("tried")
-    table.add_column(f"{tuning.score} on dev rows", justify="right")
+    table.add_column(f"{title(tuning.score)} on dev rows", justify="right")
     table.add_column("chosen")
     for trial in tuning.trials:
         mean = "failed" if trial.mean is None else f"{trial.mean:.5g}"
@@ -267,14 +268,15 @@ def check(settings: "CompareConfig") -> None:
         raise UsageError("CLI-18", what, where="--baseline", fix=f"choose one of {', '.join(settings.losses)}")
 
 
-def show_status(study: Path | None, output: str | None, terminal: "Terminal") -> None:
-    """Print how far the cells of a study are."""
-    terminal.result(read(_needed(study, output)), draw)
+def show_status(study: Path | None, output: str | None, folders: Sequence[Path], terminal: "Terminal") -> None:
+    """Print how far the runs of a study are."""
+    terminal.result(read(_needed(study, output, folders)), draw)
 
 
 def export(
     study: Path | None,
     output: str | None,
+    folders: Sequence[Path],
     target: Path,
     style: "TableStyle",
     terminal: "Terminal",
@@ -282,7 +284,7 @@ def export(
     baseline: str | None = None,
 ) -> None:
     """Write a study's table to a file of the form that its ending names."""
-    folder = _needed(study, output)
+    folder = _needed(study, output, folders)
     with terminal.progress():
         from kdcli.study.export import export as write
 
@@ -322,9 +324,12 @@ def _plan(settings: "CompareConfig", terminal: "Terminal") -> None:
     terminal.result(plan, render_plan.plan)
 
 
-def _needed(study: Path | None, output: str | None) -> Path:
+def _needed(study: Path | None, output: str | None, folders: Sequence[Path]) -> Path:
     if study is not None:
         return study
+    if folders:
+        what = "holds no study" if folders[0].is_dir() else "no such folder"
+        raise UsageError("CLI-20", what, where=one_line(str(folders[0]), 100), fix="give the folder of a study")
     if output is not None and is_study(Path(output)):
         return Path(output)
     where = f"-o {one_line(output, 200)}" if output else "kd compare"

@@ -30,11 +30,11 @@ def against_start(
     judged = [info for info in infos if info.better != "neither" and info.name in start.scores]
     worse = {info.name: _found(rows, info, better=False) for info in judged}
     better = {info.name: _found(rows, info, better=True) for info in judged}
-    family = "p < 0.05, paired, by Holm's rule over the contenders within each score, a family of its own"
+    family = "p < 0.05, paired, by Holm's rule over the objectives within each score, a family of its own"
     if any(worse.values()):
         yield f"worse than no training at all ({family}): {_listed(worse, rows)}"
     elif judged:
-        yield f"no contender is worse than no training in any score ({family})"
+        yield f"no objective is worse than no training in any score ({family})"
     if any(better.values()):
         yield f"better than no training (likewise): {_listed(better, rows)}"
     teacher = next((one for one in references if one.role == TEACHER), None)

@@ -51,7 +51,7 @@ def conclusions(
     if contenders and infos:
         yield (
             "intervals of two lines may overlap although their paired difference is significant: read the differences; "
-            f"p is adjusted by Holm's rule over the contenders within each of {len(infos)} scores, not over the "
+            f"p is adjusted by Holm's rule over the objectives within each of {len(infos)} scores, not over the "
             "scores: name the score that decides before looking"
         )
     yield _budget(rows, one_rate=one_rate)

@@ -12,7 +12,7 @@ from kdcli.statistics import Detectable, Estimate, VarianceShares
 
 RESULTS, SAMPLES, COSTS = "results.parquet", "samples.parquet", "costs.csv"
 """The files of a study that a comparison is computed from."""
-MAKE = "run the kd compare that wrote it again; finished cells are kept"
+MAKE = "run the kd compare that wrote it again; finished runs are kept"
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,9 @@ MOST = 10**12
 """The greatest whole number that is read where a setting has no bound of its own."""
 
 
+_LONGEST_RANGE = 1000
+
+
 @dataclass(frozen=True)
 class Setting:
     """A leaf of a config.
@@ -83,7 +86,7 @@ class Setting:
         return "anyOf" in self.adapter.json_schema()
 
     def from_text(self, text: str | Sequence[str], fault: Fault) -> Any:
-        """Read a flag's, ``--set``'s or variable's text; lists are split at commas.
+        """Read a flag's, ``--set``'s or variable's text; lists are split at commas, ranges as 0-2 written out.
 
         Args:
             text: as typed; a sequence is a list split already.
@@ -126,7 +129,9 @@ class Setting:
 
     def _pieces(self, text: str) -> list[str]:
         separator = None if self.reading.spaced else ","
-        return [piece.strip() for piece in text.strip("[]").split(separator) if piece.strip()]
+        pieces = [piece.strip() for piece in text.strip("[]").split(separator) if piece.strip()]
+        whole = self.schema.get("items", {}).get("type") == "integer"
+        return [number for piece in pieces for number in _range(piece)] if whole else pieces
 
     def _pairs(self, text: str, fault: Fault) -> Iterator[tuple[str, str]]:
         for piece in text.strip("{}").split(","):
@@ -258,6 +263,19 @@ def _code_and_fix(kind: str, schema: dict[str, Any], value: Any, family: str) ->
     if from_flag:
         return {"integer": "CLI-07", "number": "CLI-05"}.get(schema.get("type", ""), "CLI-06"), None
     return ("CFG-09" if kind.startswith(("greater", "less", "int_parsing_size")) else "CFG-11"), None
+
+
+def _range(piece: str) -> list[str]:
+    """Return the whole numbers of a range, both ends included; the text itself where it is none.
+
+    >>> _range("0-2"), _range("7"), _range("2-0")
+    (['0', '1', '2'], ['7'], ['2-0'])
+    """
+    low, dash, high = piece.partition("-")
+    if not (dash and all(end.isdecimal() and end.isascii() and len(end) < 13 for end in (low, high))):
+        return [piece]
+    found = range(int(low), int(high) + 1)
+    return [str(number) for number in found] if 0 < len(found) <= _LONGEST_RANGE else [piece]
 
 
 def _inside(value: Any, step: int | str) -> Any:

@@ -421,12 +421,12 @@ class ContendersConfig(CommandConfig):
     objectives: ClassVar[tuple[str, ...]] = ("baseline", "losses")
     losses: Spaced = setting(
         (),
-        "contenders, each an objective",
+        "objectives to compare",
         Flag("losses", "OBJECTIVE|RUN|STUDY", "Objectives, a study, or runs and models.", OBJECTIVE, repeat=True),
     )
     vary: Spaced = setting(
         (),
-        "setting=value,value: each combination is a contender",
+        "setting=value,value: each combination is a line of the table",
         Flag("--vary", "lr=X,Y", "Every value a line; also student=A,B.", GRID, repeat=True),
     )
     tune: Spaced = setting(
@@ -446,7 +446,7 @@ class ContendersConfig(CommandConfig):
         min_length=1,
     )
     seeds: tuple[Seed, ...] = setting(
-        (0,), "training seeds", Flag("--seeds", "N,N,..", "Training seeds of each contender.", GRID), min_length=1
+        (0,), "training seeds", Flag("--seeds", "N,N,..", "Training seeds, or a range as 0-2.", GRID), min_length=1
     )
     baseline: str | None = setting(
         None,
@@ -461,7 +461,7 @@ class CompareConfig(TrainingConfig, ModelsConfig, ContendersConfig):
     command: ClassVar[str] = "compare"
     teacher_cache: Annotated[str, FromText(path=True)] = setting(
         "auto",
-        "auto: run the teacher once for all cells if that pays; none; or a kd cache folder",
+        "auto: run the teacher once for all runs if that pays; none; or a kd cache folder",
         Flag("--teacher-cache", "FOLDER", "Run the teacher once: auto, none, a folder.", MODELS, default=""),
     )
     execution: ExecutionConfig = ExecutionConfig()
@@ -477,7 +477,7 @@ class CompareConfig(TrainingConfig, ModelsConfig, ContendersConfig):
         for name, values in (("seeds", self.seeds), ("losses", self.losses)):
             twice = [value for value in values if values.count(value) > 1]
             if twice:
-                raise ValueError(f"{name}: {twice[0]} given twice; each cell needs its own")
+                raise ValueError(f"{name}: {twice[0]} given twice; each run needs its own")
         return self
 
 

@@ -266,7 +266,7 @@ class HardwareConfig(Settings):
         1,
         "processes that train one run together: one GPU each, or a CPU's",
         Flag("--gpus", "N", "Processes, a GPU each.", HARDWARE, on="distill"),
-        Flag("--gpus", "N", "GPUs of one cell.", GRID, on="compare"),
+        Flag("--gpus", "N", "GPUs of one run.", GRID, on="compare"),
     )
     shard: Literal["ddp", "fsdp2", "zero3"] = setting(
         "ddp",
@@ -438,7 +438,7 @@ class ExecutionConfig(Settings):
         Flag("--executor", "NAME", "auto, inline, local, slurm, ray.", GRID),
     )
     jobs: Positive | None = setting(
-        None, "cells at once", Flag("--jobs", "N", "Cells at once, as processes.", GRID, default="1")
+        None, "runs at once", Flag("--jobs", "N", "Runs at once, as processes.", GRID, default="1")
     )
     slurm: dict[str, str] = setting(
         {},

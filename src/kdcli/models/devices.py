@@ -10,6 +10,7 @@ from kdcli import distributed
 from kdcli.config.sections import HardwareConfig
 from kdcli.distributed import check_count, cores
 from kdcli.errors import MachineError, UsageError
+from kdcli.models.presence import no_device
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _kind(wanted: str) -> str:
         return "mps" if torch.backends.mps.is_available() else "cpu"
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not present[wanted]:
-        raise MachineError("CLI-15", f"no {wanted.upper()} device", where=f"--device {wanted}", fix="use --device cpu")
+        raise no_device(wanted)
     return wanted
 
 

@@ -99,7 +99,7 @@ def _pictures(material: ReportData, name: str, found: Found, number: int) -> lis
         with plot_style():
             figure = figure_of(curve, colours)
             spoken = title.replace("\n", ": ")
-            words = f"{spoken}, {curve.y_label} by {curve.x_label}, for each contender"
+            words = f"{spoken}, {curve.y_label} by {curve.x_label}, for each objective"
             drawn.append(Picture(inline(figure, f"along{number}x{place}", words)))
     return drawn
 
@@ -231,8 +231,8 @@ def quality_by_length(material: ReportData) -> Section | None:
     if not pictures:
         return None
     words = [
-        "Held-out examples in groups of similar reference length; each dot is a contender's mean over the group, seeds "
-        "taken together, with its 95 % interval over the group's examples. Lines that cross say that the ranking "
+        "Held-out examples in groups of similar reference length; each dot is an objective's mean over the group, "
+        "seeds taken together, with its 95 % interval over the group's examples. Lines that cross say that the ranking "
         "depends on how long the answers are.",
     ]
     title = f"Mean {buckets.unit} of an answer, by {buckets.unit} of its reference"
@@ -301,7 +301,7 @@ def _lengths_draw(material: ReportData, info: ScoreInfo, buckets: Buckets, index
         ax.set_xticks(range(len(counts)), counts, fontsize=7.5)
         ax.set_xlabel("length of the reference")
         ax.set_ylabel(info.heading)
-        return Picture(inline(figure, f"length{index}", f"{info.title} by length of the reference, for each contender"))
+        return Picture(inline(figure, f"length{index}", f"{info.title} by length of the reference, for each objective"))
 
 
 def _values(material: ReportData, seeds: Sequence[EvalRecord], score: str, examples: int) -> np.ndarray | None:

@@ -31,7 +31,7 @@ def side_by_side(material: ReportData) -> Section | None:
     chosen = choose(rows, score)
     sheets = [replace(_sheet(every, index, why, score), apart=apart(rows, index, score)) for index, why in chosen]
     words = [
-        f"First sampled answer of each contender's first seed: the {APART} prompts on which the contenders' scores are "
+        f"First sampled answer of each objective's first seed: the {APART} prompts on which the objectives' scores are "
         f"furthest apart, then {DRAWN} drawn by the digest of the prompt, so none is hand-picked. Control characters "
         "are shown as symbols; long texts are cut."
     ]

@@ -40,9 +40,9 @@ def configurations(material: ReportData) -> Section:
     if not rows:
         return Section("settings", "Differences in settings", ["All settings are equal."])
     said = (
-        "The contenders differ in their objective alone"
+        "The lines differ in their objective alone"
         if differing == ["loss"]
-        else f"The contenders differ in {len(differing)} settings"
+        else f"The lines differ in {len(differing)} settings"
     )
     words = [f"{said}; seeds aside, every other setting of the {len(keys)} is equal."]
     return Section("settings", "Differences in settings", words, tables=[Table("", heads, rows, numbers=False)])

@@ -29,8 +29,8 @@ def ranking(material: ReportData) -> Section:
     units = dict.fromkeys(one.unit for row in rows for one in row.scores.values() if one.unit != "none")
     over = f" over {' or '.join(units)}" if units else ""
     words = [
-        f"Each line is one contender, the best on top; the dot is its mean, the bar its 95 % interval{over}, small "
-        "ticks are single seeds. Intervals of two contenders that overlap do not say that the two are equal: the "
+        f"Each line is one objective, the best on top; the dot is its mean, the bar its 95 % interval{over}, small "
+        "ticks are single seeds. Intervals of two objectives that overlap do not say that the two are equal: the "
         "paired differences below are the sharper question. In the table, “tied” does not differ significantly from "
         "the best."
     ]
@@ -56,7 +56,7 @@ def differences(material: ReportData) -> Section | None:
     words = [
         f"The dot is the mean difference to {baseline} on the same seeds or examples, the bar its 95 % interval. A bar "
         "that stays clear of the line at zero is a difference that these runs can show; p is adjusted by Holm's rule "
-        "for the number of contenders, and a full dot marks p < 0.05.",
+        "for the number of objectives, and a full dot marks p < 0.05.",
     ]
     heads = ("objective", *(f"{info.heading}\u00a0{_arrow(info)}".strip() for info in infos))
     lines = tuple((row.label, *(_change(row.differences.get(info.name)) for info in infos)) for row in rows)
@@ -74,7 +74,7 @@ def since_start(material: ReportData) -> Section | None:
         return None
     words = [
         "What training did: the dot is the mean difference to the student before training on the same examples, and "
-        "the same seeds where it was made at random. p is adjusted by Holm's rule for the number of contenders, apart "
+        "the same seeds where it was made at random. p is adjusted by Holm's rule for the number of objectives, apart "
         "from the tests against the baseline; a full dot marks p < 0.05.",
     ]
     heads = ("objective", *(f"{info.heading}\u00a0{_arrow(info)}".strip() for info in infos))
@@ -115,7 +115,7 @@ def _draw(material: ReportData, info: ScoreInfo, index: int) -> Picture:
         _label_lines(ax, [row.label for row in rows])
         ax.set_title(f"{info.title}   ({ENDS[info.better]})", loc="left")
         best = f"{first.label} stands first" if info.better != "neither" else "no order"
-        return Picture(inline(figure, f"rank{index}", f"{info.title} of each contender with intervals: {best}"))
+        return Picture(inline(figure, f"rank{index}", f"{info.title} of each objective with intervals: {best}"))
 
 
 def _forest(
@@ -131,7 +131,7 @@ def _forest(
         _label_lines(ax, [row.label for row, _ in shown])
         ax.set_title(f"Δ {info.title}   ({ENDS[info.better]})", loc="left")
         other = material.comparison.baseline if against == "differences" else "the student before training"
-        words = f"Difference in {info.title} to {other}, one line per contender"
+        words = f"Difference in {info.title} to {other}, one line per objective"
         return Picture(inline(figure, f"forest{index}{against}", words))
 
 
@@ -227,7 +227,7 @@ def pareto(material: ReportData) -> Section | None:
         return None
     words = [
         "Each mark is a contender: what it cost (across) and how good it is (up). Full marks, joined by the grey line, "
-        "are the front: no other contender is both cheaper and at least as good. Hollow marks are beaten by one. "
+        "are the front: no other objective is both cheaper and at least as good. Hollow marks are beaten by one. "
         "Times and memory are of this machine and of what else it did: there no front is drawn, and the bar of a time "
         "goes from the fastest to the slowest of the seeds; one run has no bar, and says little about the next. Dashed "
         "grey lines are the models that were not trained here. Intervals are in the ranking above; small gaps may be "

@@ -65,7 +65,7 @@ def plan_compare(config: CompareConfig) -> Plan:
     facts = _describe(config, cells)
     labels = list(dict.fromkeys(cell.label for cell in cells))
     facts["objective"] = Fact(", ".join(labels), {"objectives": labels})
-    facts["cells"] = _count(cells, len(later))
+    facts["runs"] = _count(cells, len(later))
     if first.test is not None:
         planned = plan_references(_starts(config, cells), config.seeds, session)
         names = ", ".join(dict.fromkeys(one.label for one in planned.measurements))
@@ -118,13 +118,13 @@ def _count(cells: Sequence[Cell], later: int) -> Fact:
     runs = f"; {later} more of the values that win, with the seeds of the table" if later else ""
     steps = sum(cell.prepared.steps for cell in cells)
     said = f"{len(cells)}: {len(labels)} objectives, {len(seeds)} seeds{values}; {steps:,} steps in all{runs}"
-    return Fact(said, {"cells": len(cells), "objectives": len(labels), "seeds": len(seeds), "steps": steps})
+    return Fact(said, {"runs": len(cells), "objectives": len(labels), "seeds": len(seeds), "steps": steps})
 
 
 def _time(
     config: CompareConfig, cells: Sequence[Cell], states: Sequence[FolderState], costs: Sequence[CostEstimate]
 ) -> Fact:
-    """Say how long the missing cells will train: measured on finished cells where there are any."""
+    """Say how long the missing cells will train: measured on finished runs where there are any."""
     missing = [index for index, state in enumerate(states) if state.state is not CellState.DONE]
     spent = [
         (cell.folder.status().get("seconds", 0.0), cost.seconds or 0.0)
@@ -137,12 +137,12 @@ def _time(
         guessed *= measured / sum(seconds for _, seconds in spent)
     jobs = (config.execution.jobs or 1) if executor_name(config.execution, config.hardware) != "inline" else 1
     if not missing:
-        return Fact("none: every cell is done", {"seconds": 0.0, "cells": 0})
-    how = "measured on finished cells" if measured else "an estimate from one matrix product"
+        return Fact("none: every run is done", {"seconds": 0.0, "runs": 0})
+    how = "measured on finished runs" if measured else "an estimate from one matrix product"
     at_once = f", {jobs} at a time" if jobs > 1 else ""
     seconds = guessed / min(jobs, len(missing))
-    said = f"about {duration(seconds)} for {len(missing)} cells{at_once}; {how}"
-    return Fact(said, {"seconds": seconds, "cells": len(missing), "cells_at_once": jobs})
+    said = f"about {duration(seconds)} for {len(missing)} runs{at_once}; {how}"
+    return Fact(said, {"seconds": seconds, "runs": len(missing), "runs_at_once": jobs})
 
 
 def compare(
@@ -179,7 +179,7 @@ def compare(
     report_notes(cells[0].prepared, report)
     states = [cell.state().state for cell in cells]
     done, resumed = states.count(CellState.DONE), states.count(CellState.TO_RESUME)
-    report(Event("note", f"{len(cells)} cells: {done} done, {resumed} to resume, {len(cells) - done - resumed} to run"))
+    report(Event("note", f"{len(cells)} runs: {done} done, {resumed} to resume, {len(cells) - done - resumed} to run"))
     _write(config, output, cells, session)
     with suppress(MachineError):  # a study that is done can be read where nothing may be written
         for one in (output, *(output / name for name in (MADE, PLAN, LOGS))):
@@ -205,7 +205,7 @@ def compare(
 def _check(config: CompareConfig) -> Path:
     """Refuse, before anything is loaded, what cannot become a study."""
     if distributed.world() > 1:
-        fix = "start kd compare once; --gpus N gives each cell N processes"
+        fix = "start kd compare once; --gpus N gives each run N processes"
         raise UsageError("CLI-22", "kd compare was started by a launcher of several processes", fix=fix)
     if config.output is None:
         raise UsageError("CLI-20", "no study folder", where="-o", fix="give one, such as -o study")
@@ -315,7 +315,7 @@ def _conclude(
     if not groups:
         machine = [one for one in failed if one.exit_code == MachineError.exit_code]
         first, kind = (machine[0], MachineError) if machine else (failed[0], UsageError)
-        raise kind("CMP-02", f"every cell failed; the first: {first.message}", fix=f"see {first.log}")
+        raise kind("CMP-02", f"every run failed; the first: {first.message}", fix=f"see {first.log}")
     baseline = baseline_of(config, variants(config))
     remarks = tuple(tuning.sentences()) if tuning is not None else ()
     if baseline not in groups:

@@ -371,7 +371,7 @@ def comparison_of(folder: Path, baseline: str | None = None) -> Comparison:
         baseline: label that differences are taken to; by default the study's own.
 
     Raises:
-        InputError: the folder holds no comparison, or none of its cells is finished.
+        InputError: the folder holds no comparison, or none of its runs is finished.
     """
     if (folder / RESULTS).is_file() or not is_study(folder):
         return read_comparison(folder, baseline)
@@ -379,11 +379,11 @@ def comparison_of(folder: Path, baseline: str | None = None) -> Comparison:
     groups, final = groups_of(study, folder), _final(study)
     if not groups:
         fix = f"kd compare {typed(folder)} goes on with it"
-        raise InputError("CMP-05", "none of its cells is finished", where=str(folder), fix=fix)
+        raise InputError("CMP-05", "none of its runs is finished", where=str(folder), fix=fix)
     labels = [group.label for group in groups]
     wanted = baseline or (study.baseline if study.baseline in labels else labels[0])
     if wanted not in labels:
-        what = f'"{one_line(wanted, 60)}" has no finished cell'
+        what = f'"{one_line(wanted, 60)}" has no finished run'
         raise UsageError("CLI-18", what, where="--baseline", fix=f"choose one of {', '.join(labels)}")
     done = f"partial: {sum(len(group.runs) for group in groups)} of {len(final)} runs are finished"
     found = conclude(groups, ComparisonMeta(wanted, (done,)), None, read_references(folder, study.references))

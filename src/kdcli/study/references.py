@@ -326,7 +326,7 @@ def _check_precision(config: EvalConfig, beside: EvalRecord) -> None:
     here, there = str(prepare(config.hardware).compute).removeprefix("torch."), beside.protocol.get("precision")
     if here != there:
         what = f"it would be measured in {here} here, and the students were in {there}"
-        raise InputError("CMP-07", what, where="hardware", fix="run it again on a machine like those of the cells")
+        raise InputError("CMP-07", what, where="hardware", fix="run it again on a machine like those of the runs")
 
 
 def _failure(one: Measurement, error: Exception, known: KDError | None, study: Path) -> Failure:

@@ -135,7 +135,7 @@ class Scheduler:
             self._stopping = signal_number
             self._waiting.clear()
             self.executor.stop(signal_number)
-            self.report(Event("warning", f"stopping: {len(self._running)} cells finish their step and save"))
+            self.report(Event("warning", f"stopping: {len(self._running)} runs finish their step and save"))
         now = time.monotonic()
         for scheduled in [scheduled for scheduled in self._waiting if scheduled.not_before <= now]:
             if len(self._running) >= self.executor.capacity:
@@ -238,7 +238,7 @@ class Scheduler:
 
     def _interrupted(self) -> InterruptedRunError:
         done = len(self._outcome.finished)
-        what = f"stopped with {done} of {len(self._cells)} cells done, the others saved"
+        what = f"stopped with {done} of {len(self._cells)} runs done, the others saved"
         return InterruptedRunError(self._stopping, what, fix=f"go on with: {self.command}")
 
 

@@ -32,7 +32,7 @@ def with_cache(output: Path, cells: list[Cell], report: Report, session: Session
     open_cells = [cell for cell in needing if _knows(cell)]
     if len(open_cells) < len(needing):
         live = len(needing) - len(open_cells)
-        report(Event("note", f"{live} cells learn what no cache knows: they run the teacher themselves"))
+        report(Event("note", f"{live} runs learn what no cache knows: they run the teacher themselves"))
     if not open_cells:
         return cells
     datasets = _rows(open_cells)
@@ -49,7 +49,7 @@ def with_cache(output: Path, cells: list[Cell], report: Report, session: Session
         return cells
     atomic.make_inside(output, FOLDER)
     build_cache(folder, key, datasets, teacher, session, first.device, report, command=command)
-    report(Event("note", f"the teacher ran once; {len(open_cells)} cells would have run it {passes:.1f} times"))
+    report(Event("note", f"the teacher ran once; {len(open_cells)} runs would have run it {passes:.1f} times"))
     return [_reading(cell, folder) if _knows(cell) else cell for cell in cells]
 
 

@@ -109,7 +109,7 @@ def read_study(folder: Path) -> Study:
     path = folder / CELLS_FILE
     if not path.is_file():
         raise InputError("CMP-05", "not a study", where=str(folder), fix="give a folder that kd compare -o wrote")
-    fix = f"start the comparison again with kd compare -c {typed(folder / SETTINGS)}: finished cells are kept"
+    fix = f"start the comparison again with kd compare -c {typed(folder / SETTINGS)}: finished runs are kept"
     check_named(folder, (CELLS_FILE,), fix)
     found = stored.read_record(path, dict[str, Any], fix=fix)
     if found.get("schema") != SCHEMA:

@@ -9,6 +9,7 @@ from pathlib import Path
 from kdcli.comparison.records import Failure
 from kdcli.config.sweep import format_choice
 from kdcli.errors import NumericsError
+from kdcli.metrics.titles import title
 from kdcli.storage import stored
 from kdcli.storage.digests import check_named, remove_file, replace_file
 from kdcli.study.cells import Cell, TunedBy
@@ -70,9 +71,9 @@ class Tuning:
         won = "; ".join(f"{label}: {value}" for label, value in self.chosen.items())
         arrow = "higher" if self.higher else "lower"
         said = [
-            f"tuned on {self.rows:,} development rows by {self.score} ({arrow} is better), {self.tried} values tried "
-            f"for every objective, the mean over seeds {_listed(self.seeds)} decides; chosen: {won}; the test rows "
-            "were read for these only"
+            f"tuned on {self.rows:,} development rows by {title(self.score)} ({arrow} is better), {self.tried} values "
+            f"tried for every objective, the mean over seeds {_listed(self.seeds)} decides; chosen: {won}; the test "
+            "rows were read for these only"
         ]
         both = [seed for seed in self.reported if seed in self.seeds]
         if both:
@@ -150,7 +151,7 @@ def forget_tuning(folder: Path) -> None:
 def tuning_lines(tuning: Tuning) -> list[str]:
     """Return the table of every value tried, as Markdown."""
     arrow = "↑" if tuning.higher else "↓"
-    lines = [f"| objective | tried | {markdown_cell(tuning.score)} {arrow} on development rows | chosen |"]
+    lines = [f"| objective | tried | {markdown_cell(title(tuning.score))} {arrow} on development rows | chosen |"]
     lines.append("| --- | --- | ---: | --- |")
     for trial in tuning.trials:
         mean = "failed" if trial.mean is None else f"{trial.mean:.6g}"

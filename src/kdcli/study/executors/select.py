@@ -44,7 +44,7 @@ def check_executor(execution: ExecutionConfig, hardware: HardwareConfig) -> None
         fix = f"pip install 'kdcli[{name}]'"
         raise MachineError("EXEC-01", f"{library} is not installed", where=where, fix=fix)
     if name == "inline" and ((execution.jobs or 1) > 1 or hardware.gpus > 1):
-        what = "runs one cell at a time in this process"
+        what = "does one run at a time in this process"
         raise UsageError("CLI-09", what, where=where, fix="leave --executor out, or use --executor local")
     if execution.slurm and name != "slurm":
         raise UsageError("CLI-09", "has no effect here", where="--slurm", fix="add --executor slurm")
@@ -68,8 +68,8 @@ def with_threads(execution: ExecutionConfig, hardware: HardwareConfig) -> tuple[
         return hardware, []
     threads = _share_of_cores(execution, name)
     note = (
-        f"hardware.threads is set to {threads} for every cell; the number of threads is part of a run's identity, "
-        f"so give --threads {threads} to meet the same cells with another executor"
+        f"hardware.threads is set to {threads} for every run; the number of threads is part of a run's identity, "
+        f"so give --threads {threads} to find the same runs with another executor"
     )
     return hardware.model_copy(update={"threads": threads}), [note]
 

@@ -1,0 +1,100 @@
+"""The commands of the pages run, in the order in which they stand there, on models of two layers."""
+
+import gzip
+import shutil
+
+import pytest
+
+import tiny
+from shell import kd
+from test_site import LINES
+
+MODELS = ("T", "S", "TEACHER", "STUDENT", "stories260K", "stories3M", "stories3M-ternary", "other-model")
+ROWS = ("train.jsonl", "test.jsonl", "chat.jsonl", "prompts.jsonl")
+NOT_RUN = {
+    "recipes": "models of 0.5 to 14 billion parameters, from the hub",
+    "judge": "a server, and scores of a judge",
+    "text-metrics": "answers in Chinese that lie elsewhere",
+    "sources": "rows without answers, and a server",
+    "minillm": "a second corpus, and sampling for hundreds of steps",
+    "tokenizers": "a student of another tokenizer; test_cross_tokenizer.py runs such lines",
+    "grid": "a dozen runs and more; test_compare.py runs smaller grids",
+    "learning-rate": "eighteen runs; test_compare.py tunes among fewer",
+    "feature-matching": "layers of a model of eight; tests of feature matching map those of small ones",
+    "progressive": "a line that is refused, as the page says",
+}
+"""Page -> why its commands are not run here; each is parsed all the same."""
+ELSEWHERE = ("http://", "--gpus", "slurm", "MODELS/", "tensorboard", "--device edge.yaml")
+"""What a line names that is not here: a server, GPUs, a cluster, a library that is an extra, a device's sheet."""
+SOON = ("presets", "cache", "rows")
+"""Pages that run with every change; the others in ``make test-full``."""
+
+PAGES = {page.stem: [line for one, line in LINES if one == page] for page, _ in LINES}
+RUN = {
+    name: [line for line in lines if not any(word in " ".join(line) for word in ELSEWHERE)]
+    for name, lines in PAGES.items()
+    if name not in NOT_RUN
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    home = tmp_path_factory.mktemp("pages")
+    for seed, name in enumerate(MODELS):
+        tiny.folder(home / name, seed=seed, max_position_embeddings=1024)
+    for name in ROWS:
+        tiny.rows(home / name, 8)
+    (home / "train.jsonl.gz").write_bytes(gzip.compress((home / "train.jsonl").read_bytes()))
+    pair = (
+        "--teacher",
+        "T",
+        "--student",
+        "S",
+        "--data",
+        "train.jsonl",
+        "--max-steps",
+        "1",
+        "--eval-data",
+        "test.jsonl",
+    )
+    pair += ("--metric", "perplexity")
+    for loss in ("akl", "fkl"):
+        answer = kd("distill", *pair, *LITTLE, "--loss", loss, "-o", f"runs/{loss}", folder=home)
+        assert answer.code == 0, answer.err
+    return home
+
+
+LITTLE = ("--device", "cpu", "--threads", "1", "--quiet")
+NEEDED = {"--teacher": "./T", "--student": "./S", "--data": "train.jsonl", "-o": "out"}
+
+
+def small(line):
+    """A line with what it leaves out, and with limits that make it short."""
+    command, *rest = line
+    if command in ("distill", "compare") and "--status" not in rest and not any("/" in word for word in rest[:1]):
+        needed = NEEDED | ({"--eval-data": "test.jsonl"} if command == "compare" else {})
+        rest += [word for flag, value in needed.items() if flag not in rest for word in (flag, value)]
+        rest += ["--max-steps", "1", "--batch-size", "4", "--set", "evaluation.generation.max_new_tokens=2", *LITTLE]
+    elif command == "eval" and "--edge" not in rest:
+        length = [] if "exposure_bias" in " ".join(rest) else ["--max-new-tokens", "2"]
+        rest += [*length, "--sampling-seeds", "1", "--limit", "2", *LITTLE]
+    elif command in ("cache", "eval"):
+        rest += LITTLE
+    return [command, *rest]
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=() if page in SOON else pytest.mark.full) for page, lines in RUN.items() if lines]
+)
+def test_the_commands_of_a_page_run(made, tmp_path, page):
+    home = shutil.copytree(made, tmp_path / "home")
+    for line in RUN[page]:
+        if "-o" in line and line[0] == "distill":  # what was made to be read, made anew by this page
+            shutil.rmtree(home / line[line.index("-o") + 1], ignore_errors=True)
+        answer = kd(*small(line), folder=home)
+        assert answer.code == 0, (line, answer.err)
+
+
+def test_a_page_whose_commands_are_not_run_is_there_and_has_some():
+    assert all(PAGES.get(page) for page in NOT_RUN)
+    assert sum(map(len, RUN.values())) >= 20
