@@ -60,12 +60,12 @@ def test_every_line_is_compared_with_its_own_student_before_training(study):
 def test_a_second_start_and_one_more_student_train_only_what_is_missing(home, study):
     again = kd("compare", "-o", "study", folder=home)
     assert again.code == 0, again.err
-    assert "8 cells: 8 done" in again.err
+    assert "8 runs: 8 done" in again.err
     assert "measuring" not in again.err
     before = read_comparison(study)
     more = kd(*LINE.format(f"{CUT},{RANDOM},cut:layers=2").split(), folder=home)
     assert more.code == 0, more.err
-    assert "12 cells: 8 done" in more.err
+    assert "12 runs: 8 done" in more.err
     after = {row.label: row for row in read_comparison(study).rows}
     assert len(after) == 6
     for row in before.rows:
