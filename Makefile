@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 
 # Exact versions of everything that is installed; `make lock` writes them, `kd doctor` reads them.
 LOCK ?= src/kdcli/constraints.txt
-EXTRAS := track,lora,quant,gguf,slurm,ray,bench
+EXTRAS := track,lora,quant,gguf,onnx,slurm,ray,bench
 RESOLVE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --prerelease disallow --group dev --all-extras \
 	--no-emit-index-url --no-header --no-annotate pyproject.toml
 SMOKE := tests/generation/test_answers.py tests/generation/test_company.py tests/models/test_save.py tests/teachers/test_teacher_cache.py \

@@ -18,6 +18,7 @@ import exported
 import tiny
 from damage import flip
 from kdcli.cli.settings import output_schema
+from kdcli.errors import MachineError
 from kdcli.evaluation.results import read_results
 from kdcli.exports import targets
 from kdcli.models.checks import model_digest, open_folder
@@ -26,6 +27,7 @@ from shell import kd
 
 ROWS = ("--data", "test.jsonl")
 TARGETS = {"whole": "gguf", "eight": "gguf:q8_0", "four": "gguf:q4_0", "int8": "safetensors:int8"}
+LIBRARY = {"gguf": "gguf", "onnx": "onnxruntime", "safetensors": "torchao"}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def test_the_folder_says_what_it_holds_and_what_changed(home, name):
         assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest
     assert found["bytes"] == sum((folder / file).stat().st_size for file in found["files"])
     assert found["source_bytes"] == (home / "model" / "model.safetensors").stat().st_size
-    assert found["libraries"].keys() >= {"torch", "transformers", "torchao" if name == "int8" else "gguf"}
+    assert found["libraries"].keys() >= {"torch", "transformers", LIBRARY[TARGETS[name].partition(":")[0]]}
     for rounding in found["weights"].values():
         assert rounding["largest"] <= rounding["bound"]
     card = ModelCard((folder / "README.md").read_text(encoding="utf-8"))
@@ -229,6 +231,7 @@ WRONG = [
     ("export model --to gguf --data test.jsonl", 2, "--output is missing"),
     ("export model --to tflite --data test.jsonl -o x", 2, 'EXPORT-01]: --to: "tflite" is no format'),
     ("export model --to gguf:q5_k --data test.jsonl -o x", 2, "EXPORT-01]: --to: gguf has no quantizer q5_k"),
+    ("export model --to onnx:q8_0 --data test.jsonl -o x", 2, "EXPORT-01]: --to: onnx has no quantizer q8_0"),
     ("export model --to safetensors --data test.jsonl -o x", 2, "names no quantizer"),
     ("export model --to gguf: --data test.jsonl -o x", 2, "names no quantizer"),
     ("export nowhere --to gguf --data test.jsonl -o x", 3, "MOD-01"),
@@ -278,6 +281,15 @@ def test_a_missing_library_is_told_before_a_model_is_looked_at(home, monkeypatch
         assert f"EXPORT-02]: --to {target}: {module} is not installed" in said
         assert said.endswith(f"Fix: pip install 'kdcli[{extra}]'")
         assert found.code == 4
+
+
+@pytest.mark.parametrize("module", ["onnx", "onnxscript", "onnxruntime"])
+def test_each_library_of_a_target_is_named(monkeypatch, module):
+    monkeypatch.setattr(targets.importlib.util, "find_spec", lambda name: None if name == module else object())
+    with pytest.raises(
+        MachineError, match=rf"EXPORT-02.*: {module} is not installed. Fix: pip install 'kdcli\[onnx\]'"
+    ):
+        targets.check_libraries(targets.parse_target("onnx:int4"))
 
 
 def test_weights_that_are_not_numbers_are_refused(home, tmp_path):

@@ -47,7 +47,15 @@ def test_some_states_are_mended_by_the_same_command(parts, name, every):
     assert seen >= 4
 
 
-PARTS = {"cache": (1, 1), "compact": (1, 1), "student": (1, 1), "eval": (1, 1), "distill": (4, 4), "compare": (4, 40)}
+PARTS = {
+    "cache": (1, 1),
+    "compact": (1, 1),
+    "student": (1, 1),
+    "export": (1, 1),
+    "eval": (1, 1),
+    "distill": (4, 4),
+    "compare": (4, 40),
+}
 """Into how many tests the moments of a command are dealt, and of how many moments one is tried."""
 
 

@@ -20,7 +20,7 @@ Then kd eval out measures it as any model. Formats and what they need: docs/expo
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    text = "Export a model to GGUF or int8, and measure what rounding changed."
+    text = "Export a model to GGUF, ONNX or int8, and measure what rounding changed."
     app.command("export", epilog=EPILOG, short_help=text)(options.export(export))
 
 

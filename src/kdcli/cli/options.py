@@ -124,7 +124,7 @@ SeedStudent = Annotated[Text, flag("--seed", "N", "Of random: weights. Default 0
 DataStudent = Annotated[Text, flag("--data", "FILE", "Rows that scores of the teacher's parts are taken on.", "Data")]
 OutputStudent = Annotated[Text, flag("--output -o", "FOLDER", "The student's folder.", "Output")]
 DataExport = Annotated[Text, flag("--data", "FILE", "Rows that the exported model is measured on.", "Data")]
-To = Annotated[Text, flag("--to", "FORMAT", "gguf, gguf:q8_0, gguf:q4_0 or safetensors:int8.", "Output")]
+To = Annotated[Text, flag("--to", "FORMAT", "gguf[:q8_0|q4_0], onnx[:int8|int4], safetensors:int8.", "Output")]
 OutputExport = Annotated[Text, flag("--output -o", "FOLDER", "The exported model's folder.", "Output")]
 LocalTeacher = Annotated[Text, flag("--local-teacher", "MODEL", "Local copy of a served model, to compare.", "Models")]
 TopKDoctor = Annotated[Text, flag("--top-k", "N", "Tokens to ask of a server. Default 20.", "Models", hidden=True)]

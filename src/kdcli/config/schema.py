@@ -164,8 +164,8 @@ class ExportConfig(CommandConfig):
     )
     to: str | None = setting(
         None,
-        "format, and what weights are rounded to: gguf, gguf:q8_0, gguf:q4_0 or safetensors:int8",
-        Flag("--to", "FORMAT", "gguf, gguf:q8_0, gguf:q4_0 or safetensors:int8.", OUTPUT),
+        "format and rounding: gguf, gguf:q8_0, gguf:q4_0, onnx, onnx:int8, onnx:int4 or safetensors:int8",
+        Flag("--to", "FORMAT", "gguf[:q8_0|q4_0], onnx[:int8|int4], safetensors:int8.", OUTPUT),
     )
     data: DataConfig = DataConfig()
     hardware: HardwareConfig = HardwareConfig()

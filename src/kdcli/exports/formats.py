@@ -14,13 +14,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, 
 
 from kdcli.errors import InputError
 from kdcli.exports.gguf_file import FILE, Rounding, check_family, read_gguf, special_tokens, write_gguf
+from kdcli.exports.onnx_graph import FILE as GRAPH
+from kdcli.exports.onnx_graph import read_onnx, write_onnx
 from kdcli.exports.vocabulary import vocabulary_of
 from kdcli.models.adapters import quantize
 from kdcli.models.checks import WEIGHTS, ModelFolder
 from kdcli.models.head import trunk_of
 from kdcli.models.load import LanguageModel
-from kdcli.models.skipping import leave_out, whole_state
-from kdcli.models.weights import build_config, fill_model, model_class_of, silence_transformers
+from kdcli.models.skipping import FIELD, leave_out, whole_state
+from kdcli.models.weights import build_config, fill_model, load_weights, model_class_of, silence_transformers
 from kdcli.text import one_line
 
 
@@ -167,4 +169,31 @@ class Int8(Format):
         return model
 
 
-FORMATS: Mapping[str, Format] = {"gguf": Gguf(), "safetensors": Int8()}
+class Onnx(Format):
+    """ONNX, one graph with the cache among its inputs and outputs."""
+
+    runs_as = "ONNX Runtime on the CPU"
+
+    def check(self, checked: ModelFolder, tokenizer: Any, rows: int) -> tuple[str, ...]:
+        """Let every family pass; what cannot be traced is told when it is tried."""
+        return ()
+
+    def write(self, model: LanguageModel, checked: ModelFolder, quantizer: str, folder: Path) -> Written:
+        """Write model.onnx; halves of layers that are left out are in it, as zeros."""
+        config = _whole(build_config(checked.settings, str(checked.folder)))
+        sizes = write_onnx(folder / GRAPH, load_weights(checked, config, torch.float32), quantizer)
+        return Written(tuple(sorted(path.name for path in folder.glob(f"{GRAPH}*"))), {}, sizes)
+
+    def load(self, folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
+        """Return a model that the runtime runs."""
+        return read_onnx(folder / GRAPH, _whole(config))
+
+
+def _whole(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a config that leaves no half of a layer out."""
+    if getattr(config, FIELD, None) is not None:
+        delattr(config, FIELD)
+    return config
+
+
+FORMATS: Mapping[str, Format] = {"gguf": Gguf(), "onnx": Onnx(), "safetensors": Int8()}

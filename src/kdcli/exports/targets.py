@@ -13,7 +13,7 @@ class Target:
     """What a model is exported to.
 
     Args:
-        format: gguf or safetensors.
+        format: gguf, onnx or safetensors.
         quantizer: what the weights are rounded to; empty where they stay as they are.
 
     >>> str(parse_target("gguf:q8_0")), str(parse_target("gguf"))
@@ -42,6 +42,7 @@ class Needs:
 
 FORMATS: Mapping[str, Needs] = {
     "gguf": Needs(("", "q8_0", "q4_0"), {"gguf": "gguf"}),
+    "onnx": Needs(("", "int8", "int4"), {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"}),
     "safetensors": Needs(("int8",), {"torchao": "quant"}),
 }
 TARGETS = tuple(str(Target(name, one)) for name, needs in FORMATS.items() for one in needs.quantizers)
