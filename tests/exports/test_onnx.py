@@ -90,6 +90,7 @@ def test_the_runtime_gives_torch_s_logits_and_text(home, family):
             said += new
         assert said == text
     assert len(set(text)) >= 2
+    assert b"site-packages" not in (folder / "model.onnx").read_bytes()
 
 
 @pytest.mark.parametrize("quantizer", ["", pytest.param("int4", marks=pytest.mark.full)])

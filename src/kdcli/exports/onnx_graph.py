@@ -76,6 +76,8 @@ def write_onnx(path: Path, model: PreTrainedModel, quantizer: str) -> dict[str, 
         try:
             program = _traced(model)
             _head_of(program.model)
+            for node in program.model.graph.all_nodes():  # traces of the code, with folders of this machine
+                node.metadata_props.clear()
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
             raise_machine_fault(error, model.config.model_type)
             what = f"{one_line(type(model).__name__, 60)} cannot be traced: {one_line(str(error), 120)}"
