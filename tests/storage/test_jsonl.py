@@ -30,6 +30,16 @@ def test_an_entry_is_found_again_by_this_process_and_the_next(tmp_path):
     assert [start for start, _ in read_lines(path)] == [sum(map(len, lines[:number])) for number in range(3)]
 
 
+def test_of_two_lines_of_one_key_the_later_counts(tmp_path):
+    path = tmp_path / "lines"
+    here = filled(path)
+    here.add({"key": "k1", "text": "later"})
+    for store in (here, JsonlStore(path)):
+        assert len(store) == 3
+        assert store.find("k1") == {"key": "k1", "text": "later"}
+        assert store.find("k2") == ENTRIES[2]
+
+
 def test_a_file_cut_anywhere_keeps_its_whole_lines_and_takes_the_next(tmp_path):
     path = tmp_path / "lines"
     filled(path)
