@@ -127,7 +127,7 @@ def test_a_damaged_line_is_found_by_verify_and_measured_again(made):
     assert [(one.folder, one.what) for one in problems] == [("reference/teacher", "evaluation")]
     session, heard = Session(), Heard()
     cell = make_cells(parts.study("fkl", "ce", seeds=(0, 1)), session)[0]
-    planned = plan_references(cell.prepared, (0, 1), session)
+    planned = plan_references({"student, before": cell.prepared}, (0, 1), session)
     measure_references(planned, found.folder, read_results(cell.evaluation), session, heard)
     assert any("measured again" in message for message in heard.messages("warning"))
     assert path.read_bytes() == whole
@@ -138,7 +138,10 @@ def test_a_line_that_fails_costs_no_table_and_the_next_start_makes_it(made, tmp_
     parts, found = made
     session, heard = Session(), Heard()
     cell = make_cells(parts.study("fkl", "ce", seeds=(0, 1)), session)[0]
-    planned, beside = plan_references(cell.prepared, (0, 1), session), read_results(cell.evaluation)
+    planned, beside = (
+        plan_references({"student, before": cell.prepared}, (0, 1), session),
+        read_results(cell.evaluation),
+    )
 
     def failing(subject, *parts):
         if subject.facts.path == str(found.folder.parent / "teacher"):
@@ -172,16 +175,20 @@ def test_a_teacher_that_cannot_be_measured_has_no_line_and_a_reason(made):
     session = Session()
     prepared = make_cells(parts.study("fkl", "ce"), session)[0].prepared
     pair = prepared.pair
+
+    def planned_for(other):
+        return plan_references({"student, before": replace(prepared, pair=other)}, (0,), session)
+
     for teacher, reason in (
         (None, "none was named"),
         (replace(pair.teacher, server=ServerConfig(model="m")), "it is behind a server"),
         (replace(pair.teacher, blend=Ensemble(("a", "b"), (0.5, 0.5))), "it is an ensemble"),
     ):
-        planned = plan_references(replace(prepared, pair=replace(pair, teacher=teacher)), (0,), session)
+        planned = planned_for(replace(pair, teacher=teacher))
         assert [one.role for one in planned.measurements] == ["before"]
         assert planned.remarks[0].startswith(f"no line for the teacher: {reason}")
     apart = replace(pair, teacher_vocab=9, difference="tokenizers differ")
-    planned = plan_references(replace(prepared, pair=apart), (0,), session)
+    planned = planned_for(apart)
     teacher = planned.measurements[1]
     assert teacher.config.evaluation.metrics == ("rougeL", "distinct")
     assert teacher.subject.reader is pair.teacher
