@@ -43,6 +43,29 @@ def test_lines_are_sparse(clock):
     assert lines[5:] == ["saved checkpoint-00000100", "warning: slow\\x1b[2J"]
 
 
+def test_a_study_in_a_pipe_has_two_lines_for_each_run(clock):
+    stream = io.StringIO()
+    with LineProgress(stream) as show:
+        show(Event("stage", "making data"))
+        for _ in range(2):
+            show(Event("note", "template: plain"))
+        for name in ("a", "b"):
+            show(cell(name, "waiting"))
+        for name in ("a", "b"):
+            show(cell(name, "running"))
+            for stage in ("training", "answers", "scores"):
+                show(Event("stage", f"{name}: {stage}", total=9))
+            show(cell(name, "done", 100))
+        show(Event("stage", "teacher: answers", total=9))
+        clock[0] += 31.0
+        show(Event("progress", "answers", done=3, total=9))
+    lines = stream.getvalue().splitlines()
+    assert [line.partition(" (")[0] for line in lines] == [
+        "making data", "template: plain", "a: running", "a: done", "b: running", "b: done",
+        "teacher: answers: 3/9, 1:02 left",
+    ]  # fmt: skip
+
+
 def test_quiet_shows_warnings_only():
     stream = io.StringIO()
     with LineProgress(stream, quiet=True) as show:

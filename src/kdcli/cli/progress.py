@@ -85,7 +85,7 @@ def summary(states: dict[str, int], left: float | None) -> str:
     '1 running, 3 done; 1:15 of training to go'
     """
     words = ", ".join(f"{count} {state}" for state, count in states.items())
-    return f"{words}; {clock(left)} of training to go" if left else words
+    return f"{words}; {clock(left)} of training to go" if left and left >= 1 else words
 
 
 def clock(seconds: int | float) -> str:
@@ -120,7 +120,7 @@ class Progress(Protocol):
 
 
 class LineProgress:
-    """Writes a line for every stage, and about one every 30 seconds while it lasts.
+    """Writes a line for every stage, of a study for every run, and about one every 30 seconds while it lasts.
 
     Args:
         stream: where the lines go.
@@ -133,6 +133,7 @@ class LineProgress:
         self._stage = ""
         self._started = self._last = time.monotonic()
         self._cells = Cells()
+        self._said: set[str] = set()
 
     def __enter__(self) -> "LineProgress":
         return self
@@ -151,14 +152,16 @@ class LineProgress:
             return
         elif event.kind == "stage":
             self._stage, self._started, self._last = event.message, now, now
-            self._write(event.message)
+            if not self._cells.seen:  # in a study a run's own line says enough; what lasts has a line every 30 seconds
+                self._write(event.message)
         elif event.kind == "cell":
             self._cell(event, now)
         elif event.kind == "progress":
             if now - self._last >= SECONDS_BETWEEN_LINES:
                 self._last = now
                 self._write(progress_line(event, self._stage, now - self._started))
-        elif event.kind != "result":
+        elif event.kind != "result" and event.message not in self._said:
+            self._said |= {event.message} if event.kind == "note" else set()
             self._write(words(event))
 
     def _cell(self, event: Event, now: float) -> None:
