@@ -12,6 +12,7 @@ import tiny
 from chains import END, START, A, B, C
 from kdcli.config.schema import (
     DataConfig,
+    DistillConfig,
     DoctorConfig,
     EvalConfig,
     EvalSettings,
@@ -28,6 +29,7 @@ from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.demo.synthetic import Task, spread
 from kdcli.diagnostics.doctor import Examination, examine_pair
 from kdcli.distill.generate import generate
+from kdcli.distill.prepare import prepare_run
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import ExperimentChangedError
 from kdcli.evaluation.evaluate import evaluate_run
@@ -210,6 +212,21 @@ def test_a_training_on_own_texts_is_another_experiment_with_other_end_tokens(tmp
     check_identity({"loss": "fkl"}, saved, tmp_path)
     with pytest.raises(ExperimentChangedError, match=r"end_tokens.student was \[2\] and is now \[2, 6\]"):
         check_identity(saved, {**saved, "end_tokens.student": [END, C]}, tmp_path)
+
+
+def test_the_identity_of_a_training_on_own_texts_holds_the_end_tokens_in_force(tmp_path):
+    teacher, student = tiny.folder(tmp_path / "t"), tiny.folder(tmp_path / "s", seed=1)
+    tiny.rows(tmp_path / "rows.jsonl", 4)
+    config = DistillConfig(
+        teacher=str(teacher), student=str(student), loss="fkl@student", hardware=HardwareConfig(device="cpu"),
+        data=DataConfig(train=str(tmp_path / "rows.jsonl")), train=TrainConfig(max_steps=1),
+    )  # fmt: skip
+    before = prepare_run(config, Session()).identity
+    edit(student / "generation_config.json", eos_token_id=[END, C])
+    after = prepare_run(config, Session()).identity
+    assert before["end_tokens.student"] == before["end_tokens.teacher"] == [END]
+    assert after["end_tokens.student"] == [END, C]
+    assert after["end_tokens.teacher"] == [END]
 
 
 def test_the_token_that_ends_an_answer_is_no_word_of_it(decoder):

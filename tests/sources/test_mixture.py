@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -45,6 +46,19 @@ def test_each_part_gives_what_it_would_give_alone():
     assert {code for batch in mixed.window(0) for code in batch.facts["origin"].flatten().tolist()} <= {
         code_of("data"), code_of("student"),
     }  # fmt: skip
+
+
+def test_the_share_of_an_origin_is_that_of_all_processes():
+    student = running.model("student", seed=1)
+    alone = context(8, student=student)
+    several = replace(alone, gather=lambda mine: [*mine, ("data", 10**6)])
+    found = []
+    for one in (alone, several):
+        (batch, *_) = build_source("mixture:per=sequence,second=(student:max_new_tokens=6)").open(one).window(0)
+        found.append(batch.facts["origin_share"][batch.facts["origin"] == code_of("student")])
+    assert found[0].numel() == found[1].numel() > 0
+    assert found[0].min() > 0.01
+    assert found[1].max() < 0.001
 
 
 def test_generated_tokens_of_both_parts_are_counted():
