@@ -376,9 +376,9 @@ SCENARIOS: dict[str, Typed] = {
         "export mistral --to safetensors:int8 --data d.jsonl -o made",
         before=lambda home, patch: tiny.folder(home / "mistral", "mistral", **tiny.SIZES["llama"]),
     ),
-    "give --to gguf:q8_0": typed(
+    "give --to onnx:int8": typed(
         "export gpt2 --to safetensors:int8 --data d.jsonl -o made",
-        "export gpt2 --to gguf:q8_0 --data d.jsonl -o made",
+        "export gpt2 --to onnx:int8 --data d.jsonl -o made",
         before=lambda home, patch: exported.folder(home / "gpt2", "gpt2"),
     ),
     "give --data FILE": typed(

@@ -90,4 +90,4 @@ def test_an_unfinished_study_gives_a_table_that_says_so(home, tmp_path):
         assert "fkl" in text
         assert "akl" not in text
     answer = kd("compare", "none", "--to", "x.md", folder=home)
-    assert (answer.code, "none of its cells is finished" in answer.error_lines[-1]) == (3, True)
+    assert (answer.code, "none of its runs is finished" in answer.error_lines[-1]) == (3, True)

@@ -119,7 +119,7 @@ class Int8(Format):
             layers = trunk_of(AutoModelForCausalLM.from_config(config)).modules()
         if not any(type(layer) is nn.Linear for layer in layers):
             what = f"{one_line(str(config.model_type), 40)} has no linear layers that torchao rounds"
-            raise InputError("EXPORT-03", what, where=str(checked.folder), fix="give --to gguf:q8_0")
+            raise InputError("EXPORT-03", what, where=str(checked.folder), fix="give --to onnx:int8")
         return ()
 
     def write(self, model: LanguageModel, checked: ModelFolder, quantizer: str, folder: Path) -> Written:
