@@ -111,9 +111,16 @@ def test_two_writers_keep_what_both_added_and_each_finds_its_own(tmp_path):
 @pytest.mark.parametrize(("seconds", "wanted"), [(0.0, 3), (100.0, 1)])
 def test_lines_are_flushed_at_once_or_when_it_is_time(tmp_path, monkeypatch, seconds, wanted):
     flushed, real = [], os.fsync
-    monkeypatch.setattr("kdcli.storage.atomic._flush", lambda handle: (flushed.append(handle), real(handle)))
+
+    def flush(handle):
+        flushed.append(os.readlink(f"/proc/self/fd/{handle}"))
+        real(handle)
+
+    monkeypatch.setattr("kdcli.storage.atomic._flush", flush)
     filled(tmp_path / "lines", seconds=seconds).close()
-    assert len(flushed) == wanted
+    assert flushed.count(str(tmp_path / "lines")) == wanted
+    assert flushed[1] == str(tmp_path), "the entry of a new file, once"
+    assert len(flushed) == wanted + 1
 
 
 def test_what_the_disk_refuses_is_one_line(tmp_path):

@@ -296,6 +296,7 @@ class AppendOnlyFile:
 
     def __init__(self, path: Path, size: int | None = None) -> None:
         self.path, self._handle, self._failed = path, -1, False
+        self._is_new = not os.path.lexists(path)
         try:
             self._handle = open_handle(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             self.found = os.fstat(self._handle).st_size
@@ -323,7 +324,7 @@ class AppendOnlyFile:
         Raises:
             MachineError: the disk refuses, or refused an earlier write.
         """
-        self._attempt(lambda: _flush(self._handle))
+        self._attempt(lambda: self._settle(self._handle))
         return self.size
 
     def close(self) -> None:
@@ -337,11 +338,18 @@ class AppendOnlyFile:
             return
         try:
             if not self._failed:
-                _flush(handle)
+                self._settle(handle)
         except OSError as error:
             raise disk_error(error, self.path) from error
         finally:
             os.close(handle)
+
+    def _settle(self, handle: int) -> None:
+        """Flush the file, and once the entry of a new one: what a later file says of its length must hold."""
+        _flush(handle)
+        if self._is_new:
+            flush_folder(self.path.parent)
+            self._is_new = False
 
     def _attempt(self, work: Callable[[], None]) -> None:
         try:
