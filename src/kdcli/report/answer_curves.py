@@ -98,8 +98,8 @@ def _pictures(material: ReportData, name: str, found: Found, number: int) -> lis
         colours = [*(material.colour(label) for label in kept), *[GREY] * len(same)]
         with plot_style():
             figure = figure_of(curve, colours)
-            spoken = title.replace("\n", ": ")
-            words = f"{spoken}, {curve.y_label} by {curve.x_label}, for each objective"
+            heading = title.replace("\n", ": ")
+            words = f"{heading}, {curve.y_label} by {curve.x_label}, for each objective"
             drawn.append(Picture(inline(figure, f"along{number}x{place}", words)))
     return drawn
 
