@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+    multiclass_cohen_kappa,
+    multiclass_f1_score,
+)
 
 from kdcli.errors import InputError, NumericsError
-from kdcli.metrics.classification import AnswerBins, AnswerBrierParts, Answers, AnswerTemperature, ChoiceTable
+from kdcli.metrics.classification import AnswerBins, AnswerBrierParts, Answers, AnswerTemperature, ChoiceTable, MacroF1
 from kdcli.statistics import over_examples
 
 LABELS = ("red", "green", "blue", "grey")
@@ -193,3 +198,34 @@ def test_what_does_not_fit_is_refused():
     empty = ChoiceTable(np.zeros((0, 2)), np.zeros((0, 2), dtype=np.int64), np.zeros(0, dtype=np.int64))
     with pytest.raises(InputError, match="no rows"):
         Answers().scores_from_choices(empty)
+
+
+def labelled(right, said, classes=3):
+    """A table in which the model says one class of each row for sure."""
+    scores = np.where(np.eye(classes)[np.array(said)] > 0, 0.0, -9.0)
+    ones = np.ones(scores.shape, dtype=np.int64)
+    return ChoiceTable(scores, ones, np.array(right), tuple("abc"[:classes]))
+
+
+def test_macro_f1_and_kappa_by_hand():
+    """Six rows: a is right 2 of 3 times, b 1 of 2, c 0 of 1; said are a 3, b 1, c 2."""
+    found = values(MacroF1(), labelled([0, 0, 0, 1, 1, 2], [0, 0, 2, 1, 2, 0]))
+    assert found["macro_f1"] == pytest.approx(100 * (4 / 6 + 2 / 3 + 0) / 3, abs=1e-12)
+    chance = (3 * 3 + 2 * 1 + 1 * 2) / 36
+    assert found["kappa"] == pytest.approx((0.5 - chance) / (1 - chance), abs=1e-12)
+
+
+def test_macro_f1_and_kappa_equal_torchmetrics():
+    measured = table(500)
+    said, right = torch.tensor(measured.scores.argmax(1)), torch.tensor(measured.right)
+    found = values(MacroF1(), measured)
+    assert found["macro_f1"] == pytest.approx(
+        100 * multiclass_f1_score(said, right, 4, average="macro").item(), abs=1e-4
+    )
+    assert found["kappa"] == pytest.approx(multiclass_cohen_kappa(said, right, 4).item(), abs=1e-6)
+
+
+def test_a_class_that_no_row_has_and_no_model_says_does_not_count_and_one_class_has_no_kappa():
+    assert values(MacroF1(), labelled([0, 1], [0, 1])) == {"macro_f1": 100.0, "kappa": 1.0}
+    assert values(MacroF1(), labelled([0, 0], [0, 0])) == {"macro_f1": 100.0}
+    assert values(MacroF1(), labelled([0, 1], [1, 0], 2)) == {"macro_f1": 0.0, "kappa": -1.0}

@@ -398,6 +398,64 @@ class Answers(ChoiceMetric):
         return [reliability_diagram(name, what, table.facts, np.arange(rows), rows, bins)]
 
 
+# Macro-F1 and Cohen's kappa: what accuracy hides where some classes are rare.
+
+
+class MacroF1(ChoiceMetric):
+    """Macro-F1 and Cohen's kappa of the likeliest choice.
+
+    ``macro_f1`` is the plain mean over classes of ``2 tp / (predicted + actual)``, times 100, over the classes that a
+    row has or the model says. ``kappa = (p_o - p_e) / (1 - p_e)`` (Cohen 1960) is accuracy beyond that of saying
+    classes as often as the model does, at random: p_o is the share of rows that are right, p_e the sum over classes of
+    predicted share times actual share. It is left out where both are one and the same class throughout. A class is a
+    label where all rows have the same choices, else a place in the row. ``compute`` takes one score per choice as
+    predictions and the right one's place as references.
+
+    Args:
+        bins: read by the other metrics of choices.
+        choice_score: "sum" of the log-probabilities of a choice's tokens, or their "mean".
+
+    >>> scores = MacroF1().compute(predictions=[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], references=[0, 1, 1])
+    >>> round(scores["macro_f1"], 4), round(scores["kappa"], 4)
+    (66.6667, 0.4)
+    """
+
+    name: ClassVar[str] = "macro_f1"
+    description: ClassVar[str] = "macro-F1 and Cohen's kappa of the likeliest of given choices"
+    scores: ClassVar[dict[str, Better]] = {"macro_f1": "higher", "kappa": "higher"}
+    bounds: ClassVar[dict[str, Bounds]] = {"macro_f1": PERCENT, "kappa": (-1.0, 1.0)}
+    settings: ClassVar[str] = "norm:choices|end:left-out|avg:macro"
+    options: ClassVar[dict[str, Option]] = {"bins": 10, "choice_score": "sum"}
+    input_kind: ClassVar[Literal["texts", "tokens", "own", "choices"]] = "choices"
+
+    def measure(self, table: ChoiceTable) -> list[Score]:
+        """Count for each class the rows that are, that are said, and that are both, ``[rows, 3 * classes]``."""
+        classes = np.eye(table.scores.shape[1])
+        actual, said = classes[table.right], classes[table.scores.argmax(-1)]
+        sums = np.concatenate([actual * said, said, actual], axis=-1)
+        note = () if table.labels else ("macro_f1: rows differ in their choices; a class is a place in the row",)
+        return [
+            Score("macro_f1", sums, _macro_f1, "higher", notes=note),
+            Score("kappa", sums, _kappa, "higher", optional=True),
+        ]
+
+
+def _macro_f1(sums: Array) -> Array:
+    both, said, actual = np.split(sums, 3, axis=-1)
+    met = said + actual
+    with np.errstate(divide="ignore", invalid="ignore"):
+        each = np.where(met > 0.0, 2.0 * both / met, 0.0)
+        return 100.0 * each.sum(-1) / (met > 0.0).sum(-1)
+
+
+def _kappa(sums: Array) -> Array:
+    both, said, actual = np.split(sums, 3, axis=-1)
+    rows = actual.sum(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        agreed, chance = both.sum(-1) / rows, (said * actual).sum(-1) / rows**2
+        return np.where(chance < 1.0, (agreed - chance) / (1.0 - chance), np.nan)
+
+
 def _notes(table: ChoiceTable) -> tuple[str, ...]:
     """Say what makes the numbers easy to misread."""
     if len(np.unique(table.right)) > 1 or not table.labels:

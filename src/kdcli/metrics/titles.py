@@ -32,6 +32,8 @@ TITLES = {
     "brier_scaled": ("Brier score, scaled", ""),
     "nll_scaled": ("NLL, scaled", _NATS),
     "accuracy": ("accuracy", _PERCENT),
+    "macro_f1": ("macro F1", ""),
+    "kappa": ("Cohen's kappa", ""),
     "answer_ece": ("answer ECE", ""),
     "answer_mce": ("answer MCE", ""),
     "answer_brier": ("answer Brier score", ""),
