@@ -426,6 +426,16 @@ def disk_error(error: OSError, path: Path) -> KDError:
     )
 
 
+def refuse_link(path: Path) -> None:
+    """Refuse a record that is a link: what a stranger's folder leads to is not read.
+
+    Raises:
+        IntegrityError: it is one.
+    """
+    if path.is_symlink():
+        raise link_error(path)
+
+
 def link_error(path: Path) -> IntegrityError:
     """Return the error that names a link where none is followed."""
     what = "is a link; links are not followed in run folders"

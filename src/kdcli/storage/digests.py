@@ -101,6 +101,7 @@ def _write(path: Path, files: dict[str, str], kind: str = "comparison") -> None:
 
 def _read(path: Path) -> dict[str, str]:
     fix = "remove this file, then run the command that wrote the folder again; what is finished is kept"
+    atomic.refuse_link(path)
     return stored.read_record(path, _Digests, fix=fix).files
 
 

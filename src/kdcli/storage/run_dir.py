@@ -228,6 +228,7 @@ class RunFolder:
         """
         known = self.status().get("files", {})
         for name in names:
+            atomic.refuse_link(self.path / name)
             if name in known and self._has(name) and atomic.digest_file(self.path / name) != known[name]:
                 fix = "restore the file; settings changed on purpose belong in a copy elsewhere, given with -c"
                 where = str(self.path / name)
@@ -284,6 +285,7 @@ class RunFolder:
         return [name for name in names if name not in NOT_CONTENT and not name.startswith(".tmp-")]
 
     def _read(self, name: str) -> dict[str, Any]:
+        atomic.refuse_link(self.path / name)
         return stored.read_record(self.path / name, dict[str, Any], fix=_RESTORE)
 
 

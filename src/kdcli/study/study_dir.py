@@ -110,6 +110,7 @@ def read_study(folder: Path) -> Study:
     if not path.is_file():
         raise InputError("CMP-05", "not a study", where=str(folder), fix="give a folder that kd compare -o wrote")
     fix = f"start the comparison again with kd compare -c {typed(folder / SETTINGS)}: finished runs are kept"
+    atomic.refuse_link(path)
     check_named(folder, (CELLS_FILE,), fix)
     found = stored.read_record(path, dict[str, Any], fix=fix)
     if found.get("schema") != SCHEMA:
