@@ -15,7 +15,7 @@ RESOLVE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --p
 SMOKE := tests/generation/test_answers.py tests/generation/test_company.py tests/models/test_save.py tests/teachers/test_teacher_cache.py \
 	tests/journeys/test_demo.py
 
-.PHONY: demo test test-full teeth check lint types imports docs fast fix lock newest newest-smoke lowest clean
+.PHONY: demo test test-full teeth soak check lint types imports docs fast fix lock newest newest-smoke lowest clean
 
 demo: $(STAMP)
 	$(BIN)/kd demo
@@ -29,6 +29,10 @@ test-full: $(STAMP)
 # Seeds known bugs one at a time and shows which of them the tests see.
 teeth: $(STAMP)
 	$(BIN)/python -m tests.seeded
+
+# Half an hour of trainings, comparisons and caches under kills, two writers and full disks; memory must not grow.
+soak: $(STAMP)
+	$(BIN)/python -m tests.soak
 
 fast: $(STAMP)
 	$(BIN)/pytest -m "not slow and not full"
