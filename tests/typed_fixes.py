@@ -363,10 +363,10 @@ def _fails(*given: object, **named: object) -> None:
 
 SCENARIOS: dict[str, Typed] = {
     "give a folder, --predictions FILE or --server-url URL": typed("eval", "eval --predictions p.jsonl --metric em"),
-    "give --data, or by=magnitude": typed(
-        "student cut:layers=1,by=influence --teacher t -o made",
-        "student cut:layers=1,by=influence --teacher t --data d.jsonl -o made",
-        "student cut:layers=1,by=magnitude --teacher t -o another",
+    "give --data, or {}": typed(
+        "student cut:layers=1,by=influence,sparse=0.5,method=wanda --teacher t -o made",
+        "student cut:layers=1,by=influence,sparse=0.5,method=wanda --teacher t --data d.jsonl -o made",
+        "student cut:layers=1,by=magnitude,sparse=0.5,method=magnitude --teacher t -o another",
     ),
     "give --to safetensors:int8, which keeps it as it is": typed(
         "export t --to gguf --data d.jsonl -o made", "export t --to safetensors:int8 --data d.jsonl -o made"

@@ -57,7 +57,8 @@ def work_of(parts, name):
     if name == "student":
         root.mkdir()
         asked_for = StudentConfig(
-            student="cut:layers=1,ffn=8,by=activation", teacher=str(parts.teacher), output=str(root / "made"),
+            student="cut:layers=1,ffn=8,by=activation,sparse=0.5,method=sparsegpt",
+            teacher=str(parts.teacher), output=str(root / "made"),
             data=parts.data().model_copy(update={"limit": 8}), hardware=parts.common()["hardware"],
         )  # fmt: skip
         return faults.Work(root, lambda: make_student(asked_for, silent), beside)

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+import zlib
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from kdcli.distill.run import distill
 from kdcli.events import Event, silent
 from kdcli.models.checks import model_digest, open_folder
 from kdcli.models.load import load_model
+from kdcli.text import markdown_cell
 from shell import kd
 
 
@@ -116,6 +118,38 @@ def test_a_random_student_can_be_written_too(home):
     )
 
 
+@pytest.mark.parametrize("teacher, method", [("teacher", "sparsegpt"), ("gpt2", "wanda"), ("gpt2", "magnitude")])
+def test_a_sparse_student_says_how_it_was_pruned(home, teacher, method):
+    """The share is in the file, in origin.json, on the card and on the screen; cuts of sizes come first."""
+    name, rows = f"{teacher}-{method}", () if method == "magnitude" else ("--data", "train.jsonl")
+    line = ("student", f"cut:layers=2,ffn=16,sparse=0.5,method={method},pattern=2:4", "--teacher", teacher, *rows)
+    answer = kd(*line, "-o", name, folder=home)
+    assert answer.code == 0, answer.err
+    origin = json.loads((home / name / ORIGIN).read_text(encoding="utf-8"))
+    told, state = origin["sparsity"], load_file(home / name / "model.safetensors")
+    assert (told["share"], told["method"], told["pattern"], told["zeros"]) == (0.5, method, "2:4", 0.5)
+    assert len(told["layers"]) == (14 if teacher == "teacher" else 8)
+    for one in told["layers"]:
+        weight = state[f"{one['name']}.weight"]
+        assert one["zeros"] == int((weight == 0).sum()) == one["weights"] // 2
+        assert 0 < one["error"] < 1
+    pruned = {f"{one['name']}.weight" for one in told["layers"]}
+    assert all(value.all() for key, value in state.items() if key not in pruned)
+    file = (home / name / "model.safetensors").read_bytes()
+    assert told["disk_bytes"] == len(file)
+    assert told["compressed_bytes"] == len(zlib.compress(file, 6))
+    assert told["error_of"] == ("weights" if method == "magnitude" else "outputs")
+    assert "zeros       50.0% of the weights of its linear layers" in answer.out
+    assert f"on disk     {len(file):,} bytes, {told['compressed_bytes']:,} after zlib" in answer.out
+    card = (home / name / "README.md").read_text(encoding="utf-8")
+    assert f"Pruned by {method}, 2:4: 50.0% of the weights of these linear layers are 0." in card
+    assert f"| {markdown_cell(told['layers'][0]['name'])} |" in card
+    again = json.loads(kd(*line, "-o", name, "--json", folder=home).out)
+    assert (again["already"], again["zeros"], again["compressed_bytes"]) == (True, 0.5, told["compressed_bytes"])
+    assert kd(*line, "-o", f"{name}-twin", folder=home).code == 0
+    assert (home / f"{name}-twin" / "manifest.json").read_bytes() == (home / name / "manifest.json").read_bytes()
+
+
 def test_a_dry_run_writes_nothing(home):
     found = kd("student", "cut:params=0.5", "--teacher", "teacher", "--dry-run", "--json", folder=home)
     plan = json.loads(found.out)
@@ -131,6 +165,11 @@ WRONG = [
     ("student cut:layers=2 --teacher teacher", 2, "--output is missing"),
     ("student cut:layers=2 --teacher nowhere -o x", 3, "MOD-01"),
     ("student cut:layers=2,by=influence --teacher teacher -o x", 2, "CUT-04"),
+    ("student cut:sparse=0.5,method=wanda --teacher teacher -o x", 2, "CUT-04]"),
+    ("student cut:sparse=0.5 --teacher teacher --data train.jsonl -o x", 2, "leave it out, or choose method=wanda"),
+    ("student cut:layers=2,skip_mlp=score:1 --teacher teacher -o x", 2, "skip_mlp=score:1 is measured on rows"),
+    ("student cut:sparse=2 --teacher teacher -o x", 2, "CUT-02"),
+    ("student cut:sparse=0.5,pattern=2:4,ffn=10 --teacher gpt2 -o x", 2, "CUT-03"),
     ("student cut:layers=2 --teacher teacher --data train.jsonl -o x", 2, "CLI-09]: --data: has no effect"),
     ("student cut:layers=2 --teacher teacher -o teacher", 3, "CUT-05]: teacher: the folder holds something else"),
     ("student cut:layers=2 --teacher teacher -o student", 3, "the folder holds another student"),

@@ -56,6 +56,31 @@ WRONG = [
     ("llama", "cut:layers=1,keep_first=1,keep_last=1", "keep_first=1 and keep_last=1 are more than layers=1"),
     ("llama", "cut:layers=2,rows=8", "rows has no effect"),
     ("llama", "cut:layers=2,seed=1", "seed has no effect"),
+    ("llama", "cut:sparse=0", 'sparse must be the share of zeros, above 0 and below 1, got "0"'),
+    ("llama", "cut:sparse=1", "sparse must be the share of zeros"),
+    ("llama", "cut:sparse=half", "sparse must be the share of zeros"),
+    ("llama", "cut:sparse=nan", "sparse must be the share of zeros"),
+    ("llama", "cut:sparse=50%", "sparse must be the share of zeros"),
+    ("llama", "cut:sparse=0.5,method=sparse", 'method="sparse" is not known. Fix: did you mean sparsegpt?'),
+    ("llama", "cut:sparse=0.5,method=random", "choose one of magnitude, wanda, sparsegpt"),
+    ("llama", "cut:sparse=0.5,pattern=4:8", 'pattern="4:8" is not known. Fix: choose one of unstructured, 2:4'),
+    ("llama", "cut:sparse=0.7,pattern=2:4", "2:4 makes half of the weights 0, and sparse=0.7 asks for another share"),
+    ("llama", "cut:layers=1,method=wanda", "method has no effect without sparse"),
+    ("llama", "cut:layers=1,pattern=2:4", "pattern has no effect without sparse"),
+    ("llama", "cut:sparse=0.5,by=taylor", "by=taylor has no effect"),
+    (
+        "llama",
+        "cut:sparse=0.5,rows=8",
+        "rows has no effect: nothing is measured on rows. Fix: leave it out, or choose meth",
+    ),
+    ("llama", "cut:sparse=0.5,ffn=22,pattern=2:4", "a linear layer of the student has 22 inputs, which 4 does not div"),
+    (
+        "llama",
+        "cut:sparse=0.01",
+        "sparse=0.01 of 16 inputs is 0 of each output's weights. Fix: give a share nearer to 0",
+    ),
+    ("llama", "cut:sparse=0.99,method=wanda", "sparse=0.99 of 16 inputs is 16 of each output's weights"),
+    ("bloom", "cut:sparse=0.5", "no student can be cut out of the family bloom"),
     ("gpt2", "cut:heads=2", "the heads span the width, and cannot be cut alone. Fix: give width=8"),
     ("gpt2", "cut:width=10", "width=10 is no multiple of the 4 numbers of a head. Fix: give a multiple of 4, such as"),
     ("gpt2", "cut:width=8,heads=3", "heads=3 of 4 numbers do not span width=8"),
@@ -81,8 +106,30 @@ def test_one_spelling_for_one_cut():
     assert str(parse_cut("cut:params=0.50,over=width+ffn")) == "cut:params=0.5,over=ffn+width"
     assert parse_cut("cut:layers=2,ffn=8,by=activation").scores == ("influence", "activation")
     assert parse_cut("cut:layers=0-1").scores == ()
+    assert str(parse_cut("cut:pattern=unstructured,method=wanda,sparse=.50")) == "cut:sparse=0.5,method=wanda"
     assert is_made("cut:layers=1")
     assert not is_made("./cut")
+
+
+@pytest.mark.parametrize(
+    "spec, on_rows, instead",
+    [
+        ("cut:sparse=0.5", (), ""),
+        ("cut:sparse=0.5,method=wanda", ("method=wanda",), "method=magnitude"),
+        ("cut:ffn=8,by=taylor,sparse=0.5,method=sparsegpt", ("by=taylor", "method=sparsegpt"),
+         "by=magnitude and method=magnitude"),
+        ("cut:layers=2,by=taylor,ffn=8", ("by=taylor",), "by=magnitude"),
+        ("cut:layers=2,by=activation,ffn=8", ("layers_by=influence", "by=activation"),
+         "layers_by=magnitude and by=magnitude"),
+        ("cut:layers=1,skip_mlp=score:1", ("skip_mlp=score:1",), "skip_mlp=last:1"),
+    ],
+)  # fmt: skip
+def test_what_is_measured_on_rows_has_another_that_is_not(spec, on_rows, instead):
+    found = parse_cut(spec)
+    assert found.read_on_rows == on_rows
+    assert found.needs_rows == bool(on_rows)
+    assert found.without_rows == instead
+    assert not parse_cut(f"cut:layers=2,ffn=8,sparse=0.5,{instead.replace(' and ', ',')}").needs_rows
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -121,7 +121,7 @@ DataGenerate = Annotated[Text, flag("--data", "FILE", "Rows with prompts; their 
 Count = Annotated[Text, flag("--count", "N", "Texts to generate with prompts=bos.", "Data")]
 StudentStudent = Annotated[Text, argument("SPEC", "What is made: cut:layers=2,by=influence or random:layers=3,..")]
 SeedStudent = Annotated[Text, flag("--seed", "N", "Of random: weights. Default 0.", "Models")]
-DataStudent = Annotated[Text, flag("--data", "FILE", "Rows that scores of the teacher's parts are taken on.", "Data")]
+DataStudent = Annotated[Text, flag("--data", "FILE", "Rows that scores and zeros are measured on.", "Data")]
 OutputStudent = Annotated[Text, flag("--output -o", "FOLDER", "The student's folder.", "Output")]
 DataExport = Annotated[Text, flag("--data", "FILE", "Rows that the exported model is measured on.", "Data")]
 To = Annotated[Text, flag("--to", "FORMAT", "gguf[:q8_0|q4_0], onnx[:int8|int4], safetensors:int8.", "Output")]

@@ -198,6 +198,10 @@ def _student_lines(record: "StudentRecord") -> str:
         lines.append(f"stayed      layers {', '.join(map(str, record.layers))}")
     if record.rows:
         lines.append(f"scored on   {record.rows:,} rows")
+    if record.zeros is not None:
+        lines.append(f"zeros       {record.zeros:.1%} of the weights of its linear layers")
+    if record.disk_bytes is not None and record.compressed_bytes is not None:
+        lines.append(f"on disk     {record.disk_bytes:,} bytes, {record.compressed_bytes:,} after zlib")
     if record.folder is not None:
         lines.append(("it was there already: " if record.already else "") + str(record.folder))
     return "\n".join(lines)

@@ -116,7 +116,7 @@ class DataConfig(Settings):
             on="data-score data-split data-balance data-rationales",
         ),
         Flag("data", "FILE", "Rows: file, folder, hub id.", DATA, on="data-check"),
-        Flag("--data", "FILE", "Rows that scores of the teacher's parts are taken on.", DATA, on="student"),
+        Flag("--data", "FILE", "Rows that scores and zeros are measured on.", DATA, on="student"),
         Flag("--data", "FILE", "Rows that the exported model is measured on.", DATA, on="export"),
         Flag("--data", "FILE", "Rows with prompts; their answers are not read.", DATA, on="generate"),
     )

@@ -22,9 +22,10 @@ from kdcli.models.family_layout import Form
 from kdcli.models.left_out import LeftOut
 from kdcli.models.load import LanguageModel, save_student
 from kdcli.models.sizes import sizes_of
+from kdcli.models.zeros import compressed_bytes
 from kdcli.storage import atomic
 from kdcli.students.made import Cut, is_made, made_config, rows_of_scores
-from kdcli.students.spec import is_cut, parse_cut
+from kdcli.students.spec import METHODS_ON_ROWS, is_cut, parse_cut
 from kdcli.text import markdown_cell, one_line, typed
 from kdcli.version import __version__
 
@@ -44,8 +45,11 @@ class StudentRecord:
         sizes: name -> the teacher's and the student's; of a random student its own alone.
         parameters: of the teacher and of the student.
         layers: the teacher's layers that stayed; empty for a random student.
-        rows: rows that scores were taken on.
+        rows: rows that something was measured on.
         already: whether it was there before.
+        zeros: share of the weights of the pruned linear layers that are 0; None where none was pruned.
+        disk_bytes: size of the weight files of a sparse student; None where nothing was written.
+        compressed_bytes: their size after zlib.
     """
 
     folder: Path | None
@@ -56,6 +60,9 @@ class StudentRecord:
     layers: tuple[int, ...]
     rows: int
     already: bool = False
+    zeros: float | None = None
+    disk_bytes: int | None = None
+    compressed_bytes: int | None = None
 
 
 def make_student(config: StudentConfig, report: Report, session: Session | None = None) -> StudentRecord:
@@ -96,6 +103,10 @@ def make_student(config: StudentConfig, report: Report, session: Session | None 
     def fill(target: Path) -> None:
         torch.nn.Module.to(student.model, "cpu")
         save_student(student, target)
+        if "sparsity" in origin:
+            files = sorted(target.glob("*.safetensors"))
+            origin["sparsity"]["disk_bytes"] = sum(file.stat().st_size for file in files)
+            origin["sparsity"]["compressed_bytes"] = compressed_bytes(files)
         (target / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
         (target / CARD).write_text(_card(origin, pair), encoding="utf-8")
 
@@ -128,14 +139,16 @@ def _pair(config: StudentConfig, session: Session) -> ModelPair:
     pair = session.pair(config.student, config.teacher)
     if pair.student_needs_rows:
         if config.data.train is None:
-            named = ", ".join(dict.fromkeys(parse_cut(config.student).scores))
-            what, fix = f"{named} is taken on rows", "give --data, or by=magnitude"
+            spec = parse_cut(config.student)
+            what = f"{' and '.join(spec.read_on_rows)} is measured on rows"
+            fix = f"give --data, or {spec.without_rows}"
             raise UsageError("CUT-04", what, where=f'student "{one_line(config.student)}"', fix=fix)
         return replace(pair, scored_on=training_rows(config.data, pair.reader, session))
     if config.data.train is not None:
         check_data_path(config.data.train, "--data")
-        what = "has no effect: nothing of this student is scored on rows"
-        raise UsageError("CLI-09", what, where="--data", fix="leave it out, or choose by=activation")
+        what = "has no effect: nothing of this student is measured on rows"
+        other = "method=wanda" if is_cut(config.student) and parse_cut(config.student).sparse else "by=activation"
+        raise UsageError("CLI-09", what, where="--data", fix=f"leave it out, or choose {other}")
     return pair
 
 
@@ -161,9 +174,10 @@ def _already(folder: Path, identity: str) -> StudentRecord | None:
 def _record(origin: Mapping[str, Any], folder: Path) -> StudentRecord:
     parameters: tuple[int, int] = tuple(origin["parameters"])
     sizes = {name: tuple(value) for name, value in origin["sizes"].items()}
+    told = {name: origin.get("sparsity", {}).get(name) for name in ("zeros", "disk_bytes", "compressed_bytes")}
     return StudentRecord(
         folder, origin["student"], origin["teacher"]["name"], sizes, parameters,
-        tuple(origin.get("kept", {}).get("layers", ())), origin["rows"]["count"],
+        tuple(origin.get("kept", {}).get("layers", ())), origin["rows"]["count"], **told,
     )  # fmt: skip
 
 
@@ -191,6 +205,19 @@ def _origin_of_cut(cut: Cut, pair: ModelPair) -> dict[str, Any]:
             for name, (by, values) in scores.items()
             if len(values)
         },
+        **({"sparsity": _sparsity(cut)} if cut.pruned else {}),
+    }
+
+
+def _sparsity(cut: Cut) -> dict[str, Any]:
+    zeros, weights = (sum(getattr(one, name) for one in cut.pruned) for name in ("zeros", "weights"))
+    return {
+        "share": cut.spec.sparse,
+        "method": cut.spec.method,
+        "pattern": cut.spec.pattern,
+        "zeros": zeros / weights,
+        "error_of": "outputs" if cut.spec.method in METHODS_ON_ROWS else "weights",
+        "layers": [asdict(one) | {"error": _rounded(one.error)} for one in cut.pruned],
     }
 
 
@@ -290,7 +317,26 @@ def _why(origin: Mapping[str, Any]) -> list[str]:
         by = next(scores[part]["by"] for part in ("groups", "ffn", "width") if part in scores)
         heads = [f"score ({by})", "stayed", "least of those", "left out", "greatest of those"]
         lines += ["", *table(heads, rows)]
-    return [*lines, "", f"All scores and numbers of what stayed: {ORIGIN}."]
+    return [*lines, *_zeros(origin), "", f"All scores and numbers of what stayed: {ORIGIN}."]
+
+
+def _zeros(origin: Mapping[str, Any]) -> list[str]:
+    """Return how the student was pruned, linear layer by linear layer; nothing where it was not."""
+    found = origin.get("sparsity")
+    if found is None:
+        return []
+    rows = [
+        (one["name"], f"{one['weights']:,}", f"{one['zeros'] / one['weights']:.1%}", f"{one['error']:.4g}")
+        for one in found["layers"]
+    ]
+    said = f"{found['zeros']:.1%} of the weights of these linear layers are 0"
+    return [
+        "",
+        f"Pruned by {found['method']}, {found['pattern']}: {said}. The weights take {found['disk_bytes']:,} bytes, and",
+        f"{found['compressed_bytes']:,} after zlib. Zeros alone make no answer faster.",
+        "",
+        *table(["linear layer", "weights", "zeros", f"relative squared error of its {found['error_of']}"], rows),
+    ]
 
 
 def _gap(values: list[float], chosen: list[int]) -> tuple[str, str, str, str]:

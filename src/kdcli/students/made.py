@@ -22,6 +22,7 @@ from kdcli.models.tokenizer import folder_end_tokens, load_tokenizer
 from kdcli.models.weights import build_config, load_weights
 from kdcli.students.cut import Kept, config_of, counter, slice_model
 from kdcli.students.scores import Scores, batches_of, highest, score, similarities, spaced
+from kdcli.students.sparsity import PrunedLayer, prune
 from kdcli.students.spec import CutSpec, Half, choose_sizes, choose_skipped, is_cut, parse_cut
 from kdcli.text import one_line
 
@@ -106,6 +107,7 @@ class Cut:
         skipped: halves of the student's layers that are left out.
         parameters: of teacher and student; what is left out is not counted.
         rows: rows that scores were taken on.
+        pruned: the linear layers of which a share of the weights was set to 0.
     """
 
     student: LanguageModel
@@ -118,6 +120,7 @@ class Cut:
     skipped: LeftOut
     parameters: tuple[int, int]
     rows: int
+    pruned: tuple[PrunedLayer, ...] = ()
 
 
 def cut_student(
@@ -158,13 +161,14 @@ def cut_student(
         alike = similarities(made, batches, teacher_folder)
     if skipped := _skipped(spec, made.config, alike):
         zero_out(made, skipped)
+    thinned = prune(made, spec, batches, skipped) if spec.sparse is not None else ()
     digest = weights_digest(made)
     student = assemble(
         made, tokenizer, str(spec), digest, device=device, role="student", notes=checked.notes, ends=ends
     )
     sizes = tuple(sum(one.numel() for one in model.parameters()) for model in (teacher, made))
     seen = len(rows_of_scores(spec, rows)) if spec.needs_rows and rows is not None else 0
-    return Cut(student, spec, before, after, kept, scores, alike, skipped, (sizes[0], sizes[1]), seen)
+    return Cut(student, spec, before, after, kept, scores, alike, skipped, (sizes[0], sizes[1]), seen, thinned)
 
 
 def choose(spec: CutSpec, before: Form, after: Form, scores: Scores) -> Kept:
@@ -224,9 +228,9 @@ def _text_config(folder: str) -> PreTrainedConfig:
 
 
 def _without_rows(spec: CutSpec) -> NoReturn:
-    named = ", ".join(dict.fromkeys(spec.scores))
-    what = f"the score {named} is taken on rows, and there are none"
-    raise UsageError("CUT-04", what, where=f'student "{one_line(str(spec))}"', fix="give --data, or by=magnitude")
+    what = f"{' and '.join(spec.read_on_rows)} is measured on rows, and there are none"
+    fix = f"give --data, or {spec.without_rows}"
+    raise UsageError("CUT-04", what, where=f'student "{one_line(str(spec))}"', fix=fix)
 
 
 def _check_positions(teacher: PreTrainedModel, batches: Sequence[Batch], where: str) -> None:

@@ -13,12 +13,19 @@ PREFIX = "cut:"
 Score: TypeAlias = Literal["magnitude", "activation", "taylor", "influence", "loss", "first", "spaced", "random"]
 Unit: TypeAlias = Literal["layers", "heads", "ffn", "width"]
 Half: TypeAlias = Literal["attention", "mlp"]
+Method: TypeAlias = Literal["magnitude", "wanda", "sparsegpt"]
+Pattern: TypeAlias = Literal["unstructured", "2:4"]
 SCORES: tuple[Score, ...] = get_args(Score)
 UNITS: tuple[Unit, ...] = get_args(Unit)
 OF_LAYERS: tuple[Score, ...] = ("magnitude", "taylor", "influence", "loss", "first", "spaced", "random")
 OF_PARTS: tuple[Score, ...] = ("magnitude", "activation", "taylor", "first", "random")
 """Scores of heads, feed-forward units and hidden dimensions."""
 FROM_ROWS: tuple[Score, ...] = ("activation", "taylor", "influence", "loss")
+METHODS: tuple[Method, ...] = get_args(Method)
+METHODS_ON_ROWS: tuple[Method, ...] = ("wanda", "sparsegpt")
+PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
+GROUP = 4
+"""Inputs that follow each other, of which the pattern 2:4 keeps two."""
 _EXAMPLE = "cut:layers=2,by=influence"
 _COUNTS = ("heads", "ffn", "width", "keep_first", "keep_last", "rows", "seed")
 _LARGEST = 1_000_000
@@ -64,6 +71,9 @@ class CutSpec:
         skip_attention: layers of the student that do without attention.
         skip_mlp: layers of the student that do without feed-forward half.
         except_last: the last layer keeps both.
+        sparse: share of the weights of the linear layers inside the decoder's layers that becomes 0.
+        method: what chooses these weights.
+        pattern: where they may lie.
     """
 
     layers: int | tuple[int, ...] | None = None
@@ -81,6 +91,9 @@ class CutSpec:
     skip_attention: Skip | None = None
     skip_mlp: Skip | None = None
     except_last: bool = False
+    sparse: float | None = None
+    method: Method = "magnitude"
+    pattern: Pattern = "unstructured"
 
     def __str__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -112,10 +125,31 @@ class CutSpec:
         return (*([self.layer_score] if self.scores_layers else []), *([self.by] if self.scores_parts else []))
 
     @property
+    def read_on_rows(self) -> tuple[str, ...]:
+        """The options that say something is measured on rows, as they are typed."""
+        of_layers = "by" if self.layer_score == self.by else "layers_by"
+        skips = {"skip_attention": self.skip_attention, "skip_mlp": self.skip_mlp}
+        scored = {
+            of_layers: self.layer_score if self.scores_layers and self.layer_score in FROM_ROWS else None,
+            **({"by": self.by} if self.scores_parts and self.by in FROM_ROWS else {}),
+            **{key: skip if skip is not None and skip.by == "score" else None for key, skip in skips.items()},
+            "method": self.method if self.sparse is not None and self.method in METHODS_ON_ROWS else None,
+        }
+        return tuple(f"{key}={value}" for key, value in scored.items() if value is not None)
+
+    @property
     def needs_rows(self) -> bool:
-        """Whether a score is taken on rows."""
-        skips = (self.skip_attention, self.skip_mlp)
-        return any(score in FROM_ROWS for score in self.scores) or any(one and one.by == "score" for one in skips)
+        """Whether something is measured on rows."""
+        return bool(self.read_on_rows)
+
+    @property
+    def without_rows(self) -> str:
+        """What to choose instead of each option that needs rows."""
+        given = [one.partition("=") for one in self.read_on_rows]
+        return " and ".join(
+            f"{key}={value.replace('score', 'last')}" if key.startswith("skip") else f"{key}=magnitude"
+            for key, _, value in given
+        )
 
 
 def _text(value: object) -> str:
@@ -155,8 +189,8 @@ def parse_cut(text: str) -> CutSpec:
         if key in values:
             _refuse(text, f'"{key}" is given twice', "keep one")
         values[key] = value
-    if not {*UNITS, "params", "skip_attention", "skip_mlp"} & set(values):
-        _refuse(text, "it cuts nothing", f"say what to keep, as in {_EXAMPLE} or cut:params=0.5")
+    if not {*UNITS, "params", "skip_attention", "skip_mlp", "sparse"} & set(values):
+        _refuse(text, "it cuts nothing", f"say what to keep, as in {_EXAMPLE} or cut:params=0.5, or cut:sparse=0.5")
     readers = {**dict.fromkeys(_COUNTS, _number), **_READERS}
     given = {key: readers[key](text, key, value) for key, value in values.items()}
     spec = CutSpec(**given)
@@ -186,12 +220,19 @@ def _check_together(text: str, spec: CutSpec, typed: set[str]) -> None:
     ):
         _refuse(text, "except_last has no effect without skip_attention or skip_mlp by last or score", "leave it out")
     if "rows" in typed and not spec.needs_rows:
-        _refuse(text, "rows has no effect: no score is taken on rows", "leave it out, or choose by=activation")
+        what, other = "rows has no effect: nothing is measured on rows", "by=activation"
+        _refuse(text, what, f"leave it out, or choose {'method=wanda' if spec.sparse is not None else other}")
     if "seed" in typed and "random" not in spec.scores:
         _refuse(text, "seed has no effect: no score is random", "leave it out, or choose by=random")
     if isinstance(spec.layers, int) and spec.keep_first + spec.keep_last > spec.layers:
         what = f"keep_first={spec.keep_first} and keep_last={spec.keep_last} are more than layers={spec.layers}"
         _refuse(text, what, "keep fewer, or more layers")
+    for key in ("method", "pattern"):
+        if key in typed and spec.sparse is None:
+            _refuse(text, f"{key} has no effect without sparse", "add sparse=0.5, or leave it out")
+    if spec.pattern == "2:4" and spec.sparse != 0.5:
+        what = f"pattern=2:4 makes half of the weights 0, and sparse={spec.sparse:g} asks for another share"
+        _refuse(text, what, "write sparse=0.5, or leave pattern out")
 
 
 def _parts(spec: CutSpec) -> str:
@@ -253,6 +294,26 @@ def _share(text: str, key: str, value: str) -> float:
     return share
 
 
+def _sparse(text: str, key: str, value: str) -> float:
+    try:
+        share = float(value)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        what = f'{key} must be the share of zeros, above 0 and below 1, got "{one_line(value, 40)}"'
+        _refuse(text, what, "as in sparse=0.5")
+    return share
+
+
+def _one_of(text: str, key: str, value: str) -> str:
+    allowed: tuple[str, ...] = METHODS if key == "method" else PATTERNS
+    if value not in allowed:
+        near = get_close_matches(value, allowed, 1)
+        fix = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(allowed)}"
+        _refuse(text, f'{key}="{one_line(value, 40)}" is not known', fix)
+    return value
+
+
 def _over(text: str, key: str, value: str) -> tuple[Unit, ...]:
     named = value.split("+")
     if len(set(named)) < len(named) or set(named) - set(UNITS):
@@ -275,6 +336,7 @@ def _score(text: str, key: str, value: str) -> Score:
 _READERS: dict[str, Callable[[str, str, str], object]] = {
     "layers": _layers, "params": _share, "over": _over, "by": _score, "layers_by": _score,
     "skip_attention": _skip, "skip_mlp": _skip, "except_last": _switch,
+    "sparse": _sparse, "method": _one_of, "pattern": _one_of,
 }  # fmt: skip
 
 
@@ -297,6 +359,12 @@ def choose_sizes(spec: CutSpec, form: Form, family: Family, count: Callable[[For
     Raises:
         UsageError: CUT-03, the teacher does not have so many, or cannot be cut there.
     """
+    made = _chosen(spec, form, family, count)
+    _check_share(spec, made)
+    return made
+
+
+def _chosen(spec: CutSpec, form: Form, family: Family, count: Callable[[Form], int]) -> Form:
     asked = _as_asked(spec, form, family)
     if form.width != form.embedding == asked.width:
         what = f"width={spec.width} is the size of its embedding, and the projection between the two would go"
@@ -317,6 +385,21 @@ def choose_sizes(spec: CutSpec, form: Form, family: Family, count: Callable[[For
         what = f"params={spec.params:g} cannot be reached over {'+'.join(sorted(free))}; the least is {least:.3f}"
         _refuse(spec, what, "keep more, or name more in over", "CUT-03")
     return fitting[-1]
+
+
+def _check_share(spec: CutSpec, form: Form) -> None:
+    """Refuse zeros that a matrix of the student cannot have: each reads the width, all heads or all units."""
+    if spec.sparse is None:
+        return
+    inputs = sorted({form.width, form.heads * form.head_size, form.ffn})
+    if spec.pattern == "2:4" and (odd := [one for one in inputs if one % GROUP]):
+        what = f"pattern=2:4, and a linear layer of the student has {odd[0]:,} inputs, which {GROUP} does not divide"
+        _refuse(spec, what, "leave pattern out, or cut to a multiple of 4", "CUT-03")
+    if few := [one for one in inputs if not 0 < round(spec.sparse * one) < one]:
+        what = (
+            f"sparse={spec.sparse:g} of {few[0]:,} inputs is {round(spec.sparse * few[0]):,} of each output's weights"
+        )
+        _refuse(spec, what, "give a share nearer to 0.5", "CUT-03")
 
 
 def _as_asked(spec: CutSpec, form: Form, family: Family) -> Form:
