@@ -96,7 +96,8 @@ class Samples:
             self.threads.append(threading.active_count())
 
     def slope(self) -> float:
-        return float(theilslopes(self.kib, self.steps)[0])
+        found: Any = theilslopes(self.kib, self.steps)
+        return float(found.slope)
 
 
 def _resident() -> int:
