@@ -59,6 +59,13 @@ VERBS = [
     (3, ["eval", "student", "--data", "nope.jsonl"]),
     *((4, [*line, "--device", device]) for device in ABSENT for line in LINES),
     (3, ["cache", "--teacher", "./nope", "--data", "train.jsonl", "-o", "new"]),
+    (3, ["report", "nope"]),
+    (3, ["report", "student", "-o", "page.html"]),
+    (3, ["clean", "nope"]),
+    (3, ["rerun", "student", "-o", "new"]),
+    (3, ["export", "./nope", "--to", "gguf", "-o", "new"]),
+    (3, ["student", "cut:layers=1", "--teacher", "./nope", "-o", "new"]),
+    (3, ["judge", "nope.jsonl", "--scores", "nope.jsonl"]),
 ]
 
 

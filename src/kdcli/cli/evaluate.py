@@ -113,6 +113,7 @@ def judge(typed: Typed, *, config: Texts, sets: Texts, json: bool, quiet: bool) 
     if settings.scores is not None:
         load_config.refuse_unused(typed, ("server_model",), "has no effect on scores given elsewhere", "leave it out")
     load_config.output_folder(settings.output, needed=settings.server.url is not None)
+    load_config.check_inputs(settings, computes=False)
     with terminal.progress() as report:
         from kdcli.cli import render
         from kdcli.evaluation.judge.judge import judge as judge_answers

@@ -34,6 +34,7 @@ def export(typed: Typed, *, config: Texts, sets: Texts, dry_run: bool, json: boo
     settings = load_config.load_config(ExportConfig, config, sets, typed)
     load_config.require(to=settings.to)
     load_config.output_folder(settings.output, needed=not dry_run)
+    load_config.check_inputs(settings)
     with terminal.progress() as report:
         from kdcli.distill import make_export as making
 

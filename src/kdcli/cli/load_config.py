@@ -195,6 +195,9 @@ def check_inputs(settings: Any, *, computes: bool = True) -> None:
     for path in (data.train, data.eval, data.dev, data.corpus) if data is not None else ():
         if path is not None and not path.startswith("@"):
             inspect_path(path)
+    for path in (getattr(settings, "answers", None), getattr(settings, "scores", None)):
+        if path is not None and not Path(path).expanduser().is_dir():
+            inspect_path(path)
     for spec in _objectives(settings):
         check_objective(spec)
     hardware = getattr(settings, "hardware", None)

@@ -57,6 +57,7 @@ def report(
     from kdcli.cli.load_config import output_folder
     from kdcli.cli.terminal import Terminal
     from kdcli.config.resolve import expanded
+    from kdcli.study.study_dir import check_shown
 
     terminal = Terminal(json, quiet)
     paths = [Path(name) for name in folders]
@@ -68,6 +69,7 @@ def report(
         target = target / "report.html"
     if output is not None:
         output_folder(str(target.parent), needed=True)
+    check_shown(paths)
     with terminal.progress():
         from kdcli.study.finished import write_page
 
@@ -118,8 +120,10 @@ def clean(
     does one whose settings say train.keep_finished=true.
     """
     from kdcli.cli.terminal import Terminal
+    from kdcli.study.study_dir import check_folder
 
     terminal = Terminal(json, quiet)
+    check_folder(Path(folder))
     with terminal.progress():
         from kdcli.cli import render_diagnostics
         from kdcli.study.clean import clean as remove
@@ -143,10 +147,12 @@ def rerun(
     from kdcli.cli import load_config
     from kdcli.cli.terminal import Terminal
     from kdcli.config.resolve import expanded
+    from kdcli.storage.run_dir import RunFolder
 
     terminal = Terminal(json, quiet)
     output = expanded(output, "-o") if output is not None else None
     load_config.output_folder(output, needed=True)
+    RunFolder(Path(run)).manifest()
     with terminal.progress() as progress:
         from kdcli.cli import render_diagnostics
         from kdcli.distill.rerun import rerun as again

@@ -20,7 +20,7 @@ from kdcli.registry.plugins import WithheldError
 from kdcli.storage import lock
 from kdcli.study import cell_progress
 from kdcli.study.cell_progress import CellProgress
-from kdcli.study.study_dir import Entry, ReferenceEntry, is_study, read_study
+from kdcli.study.study_dir import RESULTS_FILE, Entry, ReferenceEntry, is_study, read_study
 from kdcli.text import one_line
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def named_study(
     """
     if len(folders) == 1 and is_study(folders[0]):
         return folders[0]
-    if tables and len(folders) == 1 and (folders[0] / "results.parquet").is_file():
+    if tables and len(folders) == 1 and (folders[0] / RESULTS_FILE).is_file():
         return folders[0]
     alone = not (folders or objectives or config)
     return Path(output) if alone and output is not None and is_study(Path(output)) else None

@@ -181,6 +181,7 @@ def student(typed: Typed, *, config: Texts, sets: Texts, dry_run: bool, json: bo
     settings = load_config.load_config(StudentConfig, config, sets, typed)
     load_config.require(teacher=settings.teacher)
     load_config.output_folder(settings.output, needed=not dry_run)
+    load_config.check_inputs(settings)
     with terminal.progress() as report:
         from kdcli.distill import make_student as making
 

@@ -10,7 +10,7 @@ from kdcli.errors import InputError
 from kdcli.evaluation.run_access import exclusive, superseded_files
 from kdcli.storage import atomic
 from kdcli.storage.run_dir import CONFIG, EVAL, RunFolder
-from kdcli.study.study_dir import is_study
+from kdcli.study.study_dir import check_folder, is_study
 from kdcli.teachers.cache_files import is_cache
 
 _DEEP = 4
@@ -43,8 +43,7 @@ def clean(folder: Path, *, keep_checkpoints: bool, dry_run: bool) -> list[Remove
         BusyError: another process works in a run.
         MachineError: something cannot be removed.
     """
-    if not folder.is_dir():
-        raise InputError("RUN-03", "no such folder", where=str(folder), fix="give a run or a study")
+    check_folder(folder)
     removed, ours, places = [], False, list(_folders(folder, _DEEP))
     for inner in places:
         run, temporary = RunFolder(inner), atomic.leftovers(inner)

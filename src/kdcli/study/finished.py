@@ -46,7 +46,7 @@ from kdcli.study.references import (
     read_references,
 )
 from kdcli.study.results import Finished, conclude, read_comparison, tabulate
-from kdcli.study.study_dir import Entry, Study, is_study, read_study
+from kdcli.study.study_dir import Entry, Study, check_shown, is_study, read_study
 from kdcli.text import one_line, typed
 
 # Reference lines of finished runs: from the study that trained them, or measured where the models are here.
@@ -327,17 +327,13 @@ def load(folders: Sequence[Path]) -> tuple[Comparison, list[Group], list[Referen
         InputError: neither; or nothing in it is finished and evaluated.
         IntegrityError: a file is not what its manifest says.
     """
+    check_shown(folders)
     first = folders[0]
-    if not first.is_dir():
-        raise InputError("RUN-03", "no such folder", where=str(first), fix="give a study, or run folders")
     if len(folders) == 1 and (first / RESULTS).is_file():
         if not is_study(first):
             return read_comparison(first), [], []
         study = read_study(first)
         return read_comparison(first), groups_of(study, first), read_references(first, study.references)
-    if len(folders) == 1 and not RunFolder(first).is_run:
-        fix = "give a folder of kd compare -o, or of kd distill"
-        raise InputError("CMP-05", "neither a study nor a run", where=str(first), fix=fix)
     groups, remarks = load_runs(folders, silent)
     made = [Group(label, runs) for label, runs in groups.items()]
     lines = recorded_lines([one for group in made for one in group.runs.values()])

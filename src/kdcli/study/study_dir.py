@@ -1,7 +1,7 @@
 """``study.yaml``, the settings of a study, and ``study.json``, its cells; read without torch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,10 @@ from typing import Any
 from kdcli.errors import ExperimentChangedError, InputError
 from kdcli.storage import atomic, stored
 from kdcli.storage.digests import check_named, replace_file
-from kdcli.text import typed
+from kdcli.storage.run_dir import RunFolder
+from kdcli.text import one_line, typed
 
-SETTINGS, CELLS_FILE = "study.yaml", "study.json"
+SETTINGS, CELLS_FILE, RESULTS_FILE = "study.yaml", "study.json", "results.parquet"
 SCHEMA = 1
 
 
@@ -117,6 +118,32 @@ def read_study(folder: Path) -> Study:
         what = f"schema {found.get('schema')}; this version reads schema {SCHEMA}"
         raise ExperimentChangedError("RUN-02", what, where=str(path), fix="use the version that wrote it")
     return stored.fit(found, Study, path, fix=fix)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that is not there.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not folder.is_dir():
+        raise InputError("RUN-03", "no such folder", where=one_line(str(folder)), fix="give a run or a study")
+
+
+def check_shown(folders: Sequence[Path]) -> None:
+    """Refuse folders of which no comparison can be shown.
+
+    Args:
+        folders: one that kd compare wrote, or run folders.
+
+    Raises:
+        InputError: the first is not there, or a single one is neither.
+    """
+    first = folders[0]
+    check_folder(first)
+    if len(folders) == 1 and not (first / RESULTS_FILE).is_file() and not RunFolder(first).is_run:
+        fix = "give a folder of kd compare -o, or of kd distill"
+        raise InputError("CMP-05", "neither a study nor a run", where=one_line(str(first)), fix=fix)
 
 
 def check_settings(folder: Path) -> None:

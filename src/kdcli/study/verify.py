@@ -8,7 +8,7 @@ from pathlib import Path
 from kdcli.errors import InputError, IntegrityError
 from kdcli.storage import atomic, digests
 from kdcli.storage.run_dir import ADAPTER, BEST, CONFIG, EVAL, MADE, MANIFEST, MODEL, REFERENCES, STATUS, RunFolder
-from kdcli.study.study_dir import is_study
+from kdcli.study.study_dir import check_folder, is_study
 from kdcli.teachers.cache_files import check_cache, is_cache
 
 _DEEP = 4
@@ -55,8 +55,7 @@ def verify(folder: Path) -> list[Checked]:
     Raises:
         InputError: there is no such folder, or nothing in it has digests.
     """
-    if not folder.is_dir():
-        raise InputError("RUN-03", "no such folder", where=str(folder), fix="give a run or a study")
+    check_folder(folder)
     found = [_checked(folder, *one) for one in _pieces(folder, _DEEP)]
     if not found:
         raise InputError("RUN-03", "nothing here has digests", where=str(folder), fix="give a run or a study")
