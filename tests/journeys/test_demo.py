@@ -10,9 +10,10 @@ import study
 from kdcli.config.schema import HardwareConfig, TrainConfig
 from kdcli.demo import demo as demonstration
 from kdcli.demo import synthetic
-from kdcli.demo.demo import LOSSES, demo, study_config
+from kdcli.demo.demo import demo, study_config
 from kdcli.events import silent
 
+LOSSES = demonstration.LOSSES[:2]
 PICTURES = ("curves", "fits", "answers")
 
 
@@ -25,6 +26,7 @@ def small():
         patch.setattr(demonstration, "_hardware", lambda: HardwareConfig(device="cpu", threads=1))
         patch.setattr(demonstration.synthetic, "split", few)
         patch.setattr(demonstration, "fit", only_fkl)
+        patch.setattr(demonstration, "LOSSES", LOSSES)
         yield
 
 

@@ -67,7 +67,7 @@ def test_a_killed_process_leaves_what_the_states_say(parts):
 
 
 @pytest.mark.parametrize(
-    "name, every", [("distill", 100), ("cache", 13), ("eval", 30), ("student", 9), ("export", 13), ("compare", 290)]
+    "name, every", [("distill", 100), ("cache", 20), ("eval", 30), ("student", 14), ("export", 13), ("compare", 290)]
 )
 def test_some_faults_are_mended_by_the_same_command(parts, name, every):
     tried, wrong = check(writers.work_of(parts, name), every)

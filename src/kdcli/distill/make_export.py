@@ -16,8 +16,7 @@ from kdcli.data.tokenize import TokenDataset
 from kdcli.distill.model_card import CARD, license_of, on_hub, shown_name, table
 from kdcli.errors import InputError, UsageError
 from kdcli.events import Event, Report
-from kdcli.exports.difference import Difference, difference
-from kdcli.exports.folder import ABOUT, About, Source, load_export, read_about
+from kdcli.exports.folder import ABOUT, About, Difference, Source, difference, load_export, read_about
 from kdcli.exports.formats import FORMATS
 from kdcli.exports.gguf_file import Rounding
 from kdcli.exports.targets import FORMATS as NEEDS
