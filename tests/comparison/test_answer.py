@@ -1,5 +1,7 @@
 """The answer of a comparison: what it says of who is best, of the student before training, and of what would help."""
 
+from dataclasses import replace
+
 from kdcli.comparison.answer import answer, deciding
 from kdcli.comparison.records import Comparison, ComparisonRow
 from kdcli.evaluation.records import ScoreInfo
@@ -77,3 +79,16 @@ def test_the_score_that_decides_is_the_one_named_else_the_first_with_a_better_si
     assert deciding(found, "nll") == LOSS
     assert next(iter(answer(found))) == "Rouge-L of fkl: 40.0 ± 1.0"
     assert list(answer(comparison(rows, (LENGTH,)))) == []
+
+
+def test_of_a_score_that_nothing_tests_no_difference_is_claimed_or_denied():
+    bare = Estimate(30.0, None, None, 1, "none")
+    rows = [
+        replace(row("fkl", 20.0, tied=("rougeL",), seeds=(0,)), scores={"rougeL": replace(bare, mean=20.0)}),
+        replace(row("akl", 30.0, best=("rougeL",), tied=("rougeL",), seeds=(0,)), scores={"rougeL": bare}),
+    ]
+    rows = [replace(one, before={"rougeL": replace(bare, mean=3.0)}) for one in rows]
+    assert list(answer(comparison(rows)))[:2] == [
+        "Highest Rouge-L 30.00, of akl: no test says whether the others differ.",
+        "Distillation, in Rouge-L: no test says what changed it.",
+    ]

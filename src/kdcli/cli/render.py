@@ -224,7 +224,9 @@ def _column(rows: Sequence[ComparisonRow | ReferenceRow], info: ScoreInfo) -> li
 
 
 def _rank(row: ComparisonRow | ReferenceRow, score: str) -> str:
-    return BEST if score in row.best else TIED if score in row.tied else ""
+    if score in row.best:
+        return BEST
+    return TIED if score in row.tied and row.scores[score].low is not None else ""
 
 
 def _aligned(cells: Sequence[Sequence[tuple[str, str]]], marked: bool) -> list[str]:
@@ -237,7 +239,7 @@ def _aligned(cells: Sequence[Sequence[tuple[str, str]]], marked: bool) -> list[s
 
 
 def verdict(difference: Estimate, better: str) -> str:
-    """Return the mark of a difference: ▲ better, ▼ worse, = not significant.
+    """Return the mark of a difference: ▲ better, ▼ worse, = not significant, ? not tested.
 
     Args:
         difference: contender minus baseline.
@@ -336,7 +338,9 @@ def _legend(found: Comparison) -> str:
     units = {estimate.unit for row in found.rows for estimate in row.scores.values()} - {"none"}
     over = f" over {' or '.join(sorted(units))}" if units else ""
     best = f"{BEST} best, {TIED} not significantly different"
-    marks = "▲ better, ▼ worse, = not significant"
+    differences = [one for row in found.rows for one in row.differences.values() if one is not None]
+    untested = ", ? not tested" if any(one.p_value is None for one in differences) else ""
+    marks = f"▲ better, ▼ worse, = not significant{untested}"
     return f"± or [ ]: 95 % interval{over}; {best}; second line: difference to {one_line(found.baseline)} ({marks})"
 
 

@@ -129,6 +129,9 @@ def _best(found: Comparison, info: ScoreInfo) -> str:
     first = best[0]
     value = f"{info.title} {_value(first.scores[info.name])}"
     lead = _lead(found, info, first)
+    end = "highest" if info.better == "higher" else "lowest"
+    if all(row.scores[info.name].low is None for row in rows):
+        return f"{end.capitalize()} {value}, of {first.label}: no test says whether the others differ."
     if not tied and len(best) == 1:
         said = f"Best: {first.label}, {value}{lead}"
     else:
@@ -136,7 +139,6 @@ def _best(found: Comparison, info: ScoreInfo) -> str:
         everything = len(best) + len(tied) == len(rows)
         ahead = "" if everything else ", and are ahead of the rest"
         said = f"{names} do not differ significantly in {info.title}{ahead}"
-        end = "highest" if info.better == "higher" else "lowest"
         said += f" ({end} mean: {first.label}, {_value(first.scores[info.name])})"
     if min(len(row.seeds) for row in found.rows) == 1:
         return f"{said}. One training seed ranks these models, not the objectives."
@@ -171,7 +173,8 @@ def _helped(found: Comparison, info: ScoreInfo) -> Iterator[str]:
     if worse:
         parts.append(f"{_listed([row.label for row in worse])} made it worse")
     if not parts:
-        parts.append("no objective changed it significantly")
+        tested = any(one.p_value is not None for _, one in known if one is not None)
+        parts.append("no objective changed it significantly" if tested else "no test says what changed it")
     shares = [(row, row.closed.get(info.name)) for row in better]
     closed = [(row, share) for row, share in shares if share is not None]
     if closed:
