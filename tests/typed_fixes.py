@@ -368,6 +368,11 @@ SCENARIOS: dict[str, Typed] = {
         "student cut:layers=1,by=influence,sparse=0.5,method=wanda --teacher t --data d.jsonl -o made",
         "student cut:layers=1,by=magnitude,sparse=0.5,method=magnitude --teacher t -o another",
     ),
+    "leave --lora out, or leave --keep-zeros out": typed(
+        f"distill {RUN} --loss fkl --lora 2 --keep-zeros --dry-run",
+        f"distill {RUN} --loss fkl --keep-zeros --dry-run",
+        f"distill {RUN} --loss fkl --lora 2 --dry-run",
+    ),
     "give --to safetensors:int8, which keeps it as it is": typed(
         "export t --to gguf --data d.jsonl -o made", "export t --to safetensors:int8 --data d.jsonl -o made"
     ),

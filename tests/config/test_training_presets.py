@@ -2,6 +2,7 @@
 
 import json
 import math
+import zlib
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,8 @@ def demo(tmp_path_factory):
 
 
 def trained(name, parts, folder, *more):
+    if "\nstudent: " in preset_path(name).read_text(encoding="utf-8"):
+        parts = {key: value for key, value in parts.items() if key != "student"}
     sets = [*SMALL, *more, *(f"{key}={value}" for key, value in parts.items()), f"output={folder}"]
     config = resolve(DistillConfig, file=preset_path(name), sets=sets)
     record = distill(config, silent)
@@ -62,6 +65,18 @@ def test_it_trains_tiny_models(name, tiny_parts, tmp_path):
 @pytest.mark.parametrize("name", preset_names())
 def test_it_trains_on_the_rows_of_the_demo(name, demo, tmp_path):
     trained(name, demo, tmp_path / "run")
+
+
+def test_sparse_llama_trains_half_of_the_weights_and_ends_with_its_zeros(tiny_parts, tmp_path):
+    config, lines = trained("sparse-llama", tiny_parts, tmp_path / "run")
+    assert config.train.keep_zeros
+    assert config.student == "cut:sparse=0.5,method=sparsegpt,rows=128"
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["ce"] + line["fkl"] + line["hidden"], rel=1e-5)
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["zeros"] == pytest.approx(0.5, abs=1e-3)
+    file = tmp_path / "run" / "model" / "model.safetensors"
+    assert status["compressed_bytes"] == len(zlib.compress(file.read_bytes(), 6))
 
 
 def test_minillm_takes_its_corpus_and_the_published_variant(tiny_parts, tmp_path):

@@ -200,3 +200,10 @@ def test_logits_kept_wider_than_their_matrices_have_a_gradient_of_their_own():
         moments(SEVEN, SEVEN, setup)["the student's forward"]["logits"] for setup in (half, replace(half, wide=True))
     ]
     assert logits == [64_000 * 2 * 2, 64_000 * (2 * 4 + 2)]
+
+
+@pytest.mark.parametrize("shard, processes", [("ddp", 1), ("ddp", 2), ("fsdp2", 4)])
+def test_kept_zeros_take_a_byte_for_each_weight_of_the_linear_layers_at_most(shard, processes):
+    kept = replace(ALONE, shard=shard, processes=processes, keep_zeros=True)
+    assert part(kept, "places of kept zeros") == SEVEN.weights // kept.shards
+    assert part(replace(kept, keep_zeros=False), "places of kept zeros") == 0

@@ -1,5 +1,6 @@
 """From a teacher to a student that is cut out of it, alone and as a contender."""
 
+import csv
 import json
 import os
 import re
@@ -221,6 +222,56 @@ def test_a_run_that_is_killed_goes_on_with_the_same_student(home):
     assert identity["student"].startswith("cut:layers=2,by=influence of ")
     assert " on " in identity["student"]
     assert "cut:layers=2,by=influence" in (home / "whole" / "model" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_sparse_student_is_trained_with_its_zeros_and_says_so(home):
+    """On the spot and from a folder; without the setting the zeros go, and nothing of it is in the run's identity."""
+    common = DistillConfig(
+        teacher=str(home / "teacher"), student="cut:sparse=0.6,method=wanda,rows=8", loss="fkl",
+        data=DataConfig(train=str(home / "train.jsonl")), hardware=HardwareConfig(device="cpu"),
+        train=TrainConfig(max_steps=2, keep_zeros=True),
+    )  # fmt: skip
+    free = common.train.model_copy(update={"keep_zeros": False})
+    found = {}
+    for name, changed in {"kept": {}, "free": {"train": free}}.items():
+        distill(common.model_copy(update={"output": str(home / name), **changed}), silent)
+        manifest = json.loads((home / name / "manifest.json").read_text(encoding="utf-8"))
+        status = json.loads((home / name / "status.json").read_text(encoding="utf-8"))
+        found[name] = manifest["identity"].get("train.keep_zeros"), status["zeros"], "compressed_bytes" in status
+    assert found["kept"] == (True, pytest.approx(0.6, abs=0.05), True)
+    assert found["free"] == (None, pytest.approx(0.0, abs=0.01), False)
+    line = ("--teacher", "teacher", "--student", "kept", "--data", "train.jsonl", "--device", "cpu", "--loss", "fkl")
+    refused = kd("distill", *line, "--keep-zeros", "--lora", "2", "-o", "x", folder=home)
+    assert "LORA-04]: --keep-zeros: an adapter is added to every weight of a matrix" in refused.error_lines[0]
+    planned = kd("plan", *line, "--keep-zeros", "--max-steps", "1", "--json", folder=home)
+    assert planned.code == 0, planned.err
+
+
+def test_zeros_are_costs_where_a_student_has_some(home):
+    """In the table of a comparison, in its files, and in what a model costs on this machine."""
+    line = ("compare", "fkl", "--seeds", "0", "--teacher", "teacher", "--data", "train.jsonl", "--keep-zeros")
+    rest = ("--eval-data", "test.jsonl", "--metric", "perplexity", "--max-steps", "1", "--device", "cpu", "-o", "zeros")
+    made = kd(*line, "--vary", "student=cut:sparse=0.5,cut:ffn=16", *rest, "--verbose", folder=home)
+    assert made.code == 0, made.err
+    rows = json.loads((home / "zeros" / "table.json").read_text(encoding="utf-8"))["rows"]
+    assert sorted(row["zeros"] for row in rows) == [0.0, pytest.approx(0.5, abs=0.01)]
+    assert all(row["compressed_bytes"] > 1000 for row in rows)
+    table = (home / "zeros" / "table.md").read_text(encoding="utf-8")
+    assert "zeros | bytes after zlib" in table
+    assert "50.0%" in table
+    assert "zlib: weights after compression" in made.out
+    with (home / "zeros" / "table.csv").open(encoding="utf-8") as file:
+        assert {line["zeros"] for line in csv.DictReader(file) if line["role"] == "contender"} >= {"0.0"}
+    runs = list((home / "zeros" / "cells").iterdir())
+    cells = {json.loads((one / "status.json").read_text(encoding="utf-8"))["zeros"]: one for one in runs}
+    short = [f"--set=edge.{name}" for name in ("prompt_tokens=8", "new_tokens=4", "repeats=1")]
+    line = ("--edge", "--data", "test.jsonl", "--metric", "perplexity", "--device", "cpu", *short)
+    cost = kd("eval", str(cells[max(cells)]), *line, "-o", "edge", folder=home)
+    assert cost.code == 0, cost.err
+    assert "after zlib" in cost.out
+    assert re.search(r"zeros +50\.\d%", cost.out)
+    dense = kd("eval", "teacher", *line, "-o", "dense", folder=home)
+    assert "zlib" not in dense.out
 
 
 def test_the_page_can_be_followed(home, tmp_path):

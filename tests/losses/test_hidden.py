@@ -135,6 +135,7 @@ def test_maps(text, pairs):
     ("spec", "what"),
     [
         ("hidden:map=last:4", "there are 3 layers in the student and 8 in the teacher"),
+        ("hidden:map=identity", "map=identity is impossible: there are 3 layers in the student and 8 in the teacher"),
         ("hidden:map=1-9", "the teacher has layers 0 to 8, not 9"),
         ("hidden:map=4-1", "the student has layers 0 to 3, not 4"),
         ("attention:map=0-1", "the student has layers 1 to 3, not 0"),
@@ -144,6 +145,11 @@ def test_a_layer_that_does_not_exist_is_refused(spec, what):
     with pytest.raises(UsageError, match=what) as caught:
         build_objective(spec).matches(Dims(ModelShape(3, 64, 4), ModelShape(8, 256, 8)))
     assert caught.value.code == "FEAT-01"
+
+
+def test_the_identity_pairs_each_layer_with_its_own():
+    dims = Dims(ModelShape(3, 64, 4), ModelShape(3, 256, 8))
+    assert HiddenStates(map="identity").pairs(dims) == HiddenStates().pairs(dims) == ((1, 1), (2, 2), (3, 3))
 
 
 @pytest.mark.parametrize("text", ["last:0", "first:2", "1:2", "1-2,", "2", ""])

@@ -28,6 +28,7 @@ Seed = Annotated[Text, flag("--seed", "N", "Seed: order, init, dropout. Default 
 GradientCheckpointing = Annotated[
     bool, switch("--gradient-checkpointing", "Recompute activations to save memory.", "Training")
 ]
+KeepZeros = Annotated[bool, switch("--keep-zeros", "Weights that are 0 stay 0.", "Training")]
 EvalEvery = Annotated[Text, flag("--eval-every", "N", "Steps between evaluations; best/ is kept.", "Training")]
 Metric = Annotated[Texts, flag("--metric", "NAME,..", "Metrics; see kd metrics list.", "Evaluation")]
 MaxNewTokens = Annotated[
@@ -75,6 +76,7 @@ TuneSeeds = Annotated[
 ]
 MetricCompare = Annotated[Texts, flag("--metric", "NAME,..", "Metrics; see kd metrics list.", "Grid")]
 RayAddress = Annotated[Text, flag("--ray-address", "ADDRESS", "A running cluster.", "Grid", hidden=True)]
+KeepZerosCompare = Annotated[bool, switch("--keep-zeros", "Weights that are 0 stay 0.", "Training", hidden=True)]
 ColumnsCompare = Annotated[Text, flag("--columns", "SCORE,..", "Scores to show. Of rows: prompt=question.", "Table")]
 DeviceCompare = Annotated[
     Text, flag("--device", "NAME", "auto, cpu, cuda, mps. Default auto.", "Hardware", hidden=True)
@@ -187,6 +189,7 @@ def distill(run: Run) -> Run:
         lr: Lr = None,
         seed: Seed = None,
         gradient_checkpointing: GradientCheckpointing = False,
+        keep_zeros: KeepZeros = False,
         eval_every: EvalEvery = None,
         metric: Metric = None,
         max_new_tokens: MaxNewTokens = None,
@@ -214,7 +217,7 @@ def distill(run: Run) -> Run:
             "eval_data": eval_data, "columns": columns, "template": template, "max_length": max_length, "limit": limit,
             "eval_limit": eval_limit, "skip_bad": skip_bad, "loss": loss, "epochs": epochs, "max_steps": max_steps,
             "batch_size": batch_size, "lr": lr, "seed": seed, "gradient_checkpointing": gradient_checkpointing,
-            "eval_every": eval_every, "metric": metric, "max_new_tokens": max_new_tokens,
+            "keep_zeros": keep_zeros, "eval_every": eval_every, "metric": metric, "max_new_tokens": max_new_tokens,
             "sampling_seeds": sampling_seeds, "report_to": report_to, "output": output, "device": device,
             "dtype": dtype, "threads": threads, "gpus": gpus, "shard": shard, "matmul_precision": matmul_precision,
         }  # fmt: skip
@@ -256,6 +259,7 @@ def plan(run: Run) -> Run:
         lr: Lr = None,
         seed: Seed = None,
         gradient_checkpointing: GradientCheckpointing = False,
+        keep_zeros: KeepZeros = False,
         eval_every: EvalEvery = None,
         metric: Metric = None,
         max_new_tokens: MaxNewTokens = None,
@@ -282,7 +286,7 @@ def plan(run: Run) -> Run:
             "eval_data": eval_data, "columns": columns, "template": template, "max_length": max_length, "limit": limit,
             "eval_limit": eval_limit, "skip_bad": skip_bad, "loss": loss, "epochs": epochs, "max_steps": max_steps,
             "batch_size": batch_size, "lr": lr, "seed": seed, "gradient_checkpointing": gradient_checkpointing,
-            "eval_every": eval_every, "metric": metric, "max_new_tokens": max_new_tokens,
+            "keep_zeros": keep_zeros, "eval_every": eval_every, "metric": metric, "max_new_tokens": max_new_tokens,
             "sampling_seeds": sampling_seeds, "report_to": report_to, "output": output, "device": device,
             "dtype": dtype, "threads": threads, "gpus": gpus, "shard": shard, "matmul_precision": matmul_precision,
         }  # fmt: skip
@@ -325,6 +329,7 @@ def compare(run: Run) -> Run:
         max_steps: MaxSteps = None,
         batch_size: BatchSize = None,
         lr: Lr = None,
+        keep_zeros: KeepZerosCompare = False,
         max_new_tokens: MaxNewTokens = None,
         sampling_seeds: SamplingSeeds = None,
         report_to: ReportTo = None,
@@ -357,7 +362,7 @@ def compare(run: Run) -> Run:
             "eval_limit": eval_limit, "skip_bad": skip_bad, "baseline": baseline, "seeds": seeds, "vary": vary,
             "tune": tune, "dev_data": dev_data, "jobs": jobs, "executor": executor, "slurm": slurm, "gpus": gpus,
             "tune_by": tune_by, "tune_seeds": tune_seeds, "metric": metric, "ray_address": ray_address,
-            "epochs": epochs, "max_steps": max_steps, "batch_size": batch_size, "lr": lr,
+            "epochs": epochs, "max_steps": max_steps, "batch_size": batch_size, "lr": lr, "keep_zeros": keep_zeros,
             "max_new_tokens": max_new_tokens, "sampling_seeds": sampling_seeds, "report_to": report_to,
             "output": output, "columns": columns, "device": device, "dtype": dtype, "threads": threads,
             "matmul_precision": matmul_precision,

@@ -15,7 +15,7 @@ from kdcli.comparison.records import Comparison, ComparisonRow, ReferenceRow
 from kdcli.data.readers import counted, size_text
 from kdcli.distill.plan import PART, Plan, Shown
 from kdcli.distill.records import RunRecord
-from kdcli.evaluation.records import Edge, EvalRecord, ScoreInfo
+from kdcli.evaluation.records import Edge, EvalRecord, ScoreInfo, is_sparse
 from kdcli.statistics import LEVEL, Estimate
 from kdcli.statistics.rounding import coarser, decimals, plain, with_interval
 from kdcli.text import fold, one_line, visible
@@ -71,9 +71,13 @@ def edge_parts(edge: Edge) -> list[RenderableType]:
     stored = ", ".join(f"{one_line(name, 10)} {size_text(size)}" for name, size in edge.bytes_by_dtype.items())
     first, speed = edge.first_token_range, edge.tokens_per_second_range
     energy = f"{edge.joules_per_token:.3g} J" if edge.joules_per_token is not None else "not reported"
+    zeros = "" if edge.zeros is None else f"{edge.zeros:.1%}"
+    packed = "" if edge.compressed_bytes is None else size_text(edge.compressed_bytes)
+    sparse = [("zeros", zeros, "of the weights of linear layers"), ("after zlib", packed, "the files, compressed")]
     for row in (
         ("parameters", f"{edge.parameters:,}", ""),
         ("on disk", size_text(edge.disk_bytes), stored),
+        *(sparse if edge.compressed_bytes is not None else ()),
         ("on disk as int8", size_text(edge.int8_bytes), "matrices in 8 bits, a scale per row; computed"),
         ("peak memory", size_text(edge.peak_bytes), "beyond what the process held before"),
         ("first token", f"{edge.first_token_seconds * 1e3:,.1f} ms", f"{first[0] * 1e3:,.1f} to {first[1] * 1e3:,.1f}"),
@@ -298,6 +302,8 @@ def _cost_table(rows: Sequence[ComparisonRow]) -> Table:
     """Return the costs of one run; what is the same for all stands once below."""
     table = _table("")
     table.add_column("objective", min_width=len("objective"), max_width=LABEL_WIDTH, overflow="fold")
+    sparse = any(is_sparse(row.zeros) for row in rows)
+    packed = [row.compressed_bytes if sparse else None for row in rows]
     columns = {
         "seeds": [one_line(",".join(map(str, row.seeds)), 12) for row in rows],
         "steps": [f"{row.steps:,}" for row in rows],
@@ -305,6 +311,8 @@ def _cost_table(rows: Sequence[ComparisonRow]) -> Table:
         "passes": ["" if row.teacher_passes is None else f"{row.teacher_passes:.2f}" for row in rows],
         "generated": [f"{row.generated_tokens:,}" if row.generated_tokens else "" for row in rows],
         "FLOPs": ["" if row.flops is None else f"{row.flops:.2g}" for row in rows],
+        "zeros": [f"{row.zeros:.1%}" if row.zeros is not None and sparse else "" for row in rows],
+        "zlib": ["" if one is None else size_text(one) for one in packed],
         "time": [_time(row) for row in rows],
         "memory": [size(row.peak_bytes) for row in rows],
     }
@@ -316,6 +324,7 @@ def _cost_table(rows: Sequence[ComparisonRow]) -> Table:
         table.add_row(_label(row.label, LABEL_WIDTH), *(cells[number] for cells in shown.values()))
     facts = [f"each: {', '.join(f'{name} {columns[name][0]}' for name in same)}"] if same else []
     facts += ["passes: teacher tokens needed per token the student reads"] if "passes" in shown else []
+    facts += ["zlib: weights after compression"] if "zlib" in shown else []
     facts += ["time: least to greatest of the seeds" if any(len(row.seeds) > 1 for row in rows) else _ONE_TIME]
     if facts:
         table.caption = Text("; ".join(facts), style="dim")

@@ -334,9 +334,11 @@ def _row(
         generated_tokens=max((run.get("generated_tokens") or 0 for run in runs), default=0),
         before={name: one.before.get(label) for name, one in verdicts.items()},
         closed={name: one.closed.get(label) for name, one in verdicts.items()},
+        zeros=_largest(runs, "zeros"),
+        compressed_bytes=_largest(runs, "compressed_bytes"),
     )
 
 
 def _largest(runs: Sequence[Mapping[str, Any]], name: str) -> Any:
-    values = [run[name] for run in runs]
+    values: list[Any] = [run.get(name) for run in runs]
     return None if None in values else max(values)

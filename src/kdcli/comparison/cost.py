@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from kdcli.config.yaml_file import read_config
 from kdcli.distill.prepare import objective_of
 from kdcli.distill.records import RunRecord
 from kdcli.errors import KDError
+from kdcli.evaluation.records import is_sparse
 from kdcli.models.checks import ModelFolder, open_folder
+from kdcli.models.zeros import compressed_bytes
 from kdcli.sources.token_counts import TokenCounts
 from kdcli.storage.locate import model_of
 from kdcli.storage.run_dir import CONFIG, RunFolder
@@ -51,6 +53,8 @@ class Cost:
         generated_tokens: tokens that were generated to train on, by the student while training or before it by the
             teacher; filters come later.
         generation_flops: the part of ``flops`` that generation takes.
+        zeros: share of the weights of the student's linear layers that are 0; None if not recorded.
+        compressed_bytes: size of its weight files after zlib; None where nothing asks for it.
     """
 
     steps: int
@@ -62,6 +66,26 @@ class Cost:
     flops: float | None
     generated_tokens: int = 0
     generation_flops: float | None = None
+    zeros: float | None = None
+    compressed_bytes: int | None = None
+
+
+def costs_of(runs: Sequence[RunRecord]) -> list[Cost]:
+    """Return what finished runs ask for; where one of their students is sparse, the compressed size of all."""
+    costs = [cost_of(run) for run in runs]
+    if not any(is_sparse(cost.zeros) for cost in costs):
+        return costs
+    return [
+        cost if cost.compressed_bytes is not None else replace(cost, compressed_bytes=_compressed(run.model))
+        for run, cost in zip(runs, costs, strict=True)
+    ]
+
+
+def _compressed(model: Path) -> int | None:
+    try:
+        return compressed_bytes(open_folder(str(model)).files)
+    except (KDError, OSError):
+        return None
 
 
 def cost_of(run: RunRecord) -> Cost:
@@ -79,6 +103,7 @@ def cost_of(run: RunRecord) -> Cost:
         student.parameters if student else None, teacher.parameters if teacher else None,
         _sum(flops(student, teacher, run.tokens, seen, asked), generation),
         status.get("generated_tokens", 0) + status.get("made_tokens", 0), generation,
+        status.get("zeros"), status.get("compressed_bytes"),
     )  # fmt: skip
 
 

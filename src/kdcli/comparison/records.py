@@ -68,6 +68,8 @@ class ComparisonRow:
             contenders in a family of its own; None where it was not measured.
         closed: score -> share of the gap between the student before training and the teacher that was closed, with
             the interval of Fieller's method; None where there is no clear gap that ends at the teacher.
+        zeros: share of the weights of the student's linear layers that are 0; None if not recorded.
+        compressed_bytes: size of its weight files after zlib; None where no student of the comparison is sparse.
     """
 
     role: ClassVar[str] = CONTENDER
@@ -93,6 +95,8 @@ class ComparisonRow:
     before: Mapping[str, Estimate | None] = field(default_factory=dict)
     closed: Mapping[str, Estimate | None] = field(default_factory=dict)
     seconds_range: tuple[float, float] = (0.0, 0.0)
+    zeros: float | None = None
+    compressed_bytes: int | None = None
 
     @property
     def teacher_passes(self) -> float | None:

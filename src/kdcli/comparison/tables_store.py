@@ -48,6 +48,8 @@ _COLUMNS = pa.schema(
         ("documents", pa.list_(pa.float64())),
         ("generation_flops", pa.float64()),
         ("role", pa.string()),
+        ("zeros", pa.float64()),
+        ("compressed_bytes", pa.int64()),
     ]
 )
 _SHARED = ("example", "where", "prompt", "references", "predictions", "ended")

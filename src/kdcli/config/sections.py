@@ -234,6 +234,11 @@ class TrainConfig(Settings):
         "recompute trunk activations to save memory",
         Flag("--gradient-checkpointing", "", "Recompute activations to save memory.", TRAINING, on="distill"),
     )
+    keep_zeros: bool = setting(
+        False,
+        "weights of the student's linear layers that are 0 at the start stay 0",
+        Flag("--keep-zeros", "", "Weights that are 0 stay 0.", TRAINING, on="distill compare", hidden="compare"),
+    )
     chunk_tokens: Positive | None = Field(
         default=None, description="tokens whose logits exist at once; default by device"
     )

@@ -57,6 +57,7 @@ class Combination:
         monitor: what is measured while training.
         pair: student and teacher; None until they were looked at.
         view: what the student sees of the teacher; None until that is known, or where it asks for nothing.
+        keep_zeros: whether the student's weights that are 0 stay 0.
     """
 
     loss: DistillLoss
@@ -72,6 +73,7 @@ class Combination:
     monitor: MonitorConfig
     pair: ModelPair | None
     view: TeacherView | None = None
+    keep_zeros: bool = False
 
     @property
     def needs_teacher(self) -> bool:
@@ -196,6 +198,12 @@ def _adapter(run: Combination) -> Faults:
     if run.pair is not None:
         random = run.pair.student_is_random
         yield from faults_of(lambda: check_adapter(run.lora, student_is_random=random))
+
+
+def _adapter_fills_zeros(run: Combination) -> Faults:
+    if run.keep_zeros and run.lora.rank is not None:
+        what = "an adapter is added to every weight of a matrix, those that are 0 too, and train.keep_zeros keeps them"
+        yield UsageError("LORA-04", what, where="--keep-zeros", fix="leave --lora out, or leave --keep-zeros out")
 
 
 # The teacher: that there is one, how many, behind a cache or a server.
@@ -489,6 +497,7 @@ RULES: tuple[Callable[[Combination], Faults], ...] = (
     _equal_tokens_in_metrics,
     _served_rows,
     _adapter,
+    _adapter_fills_zeros,
     _known_tokens,
 )
 """Every rule, the one whose fault is told first before the others."""

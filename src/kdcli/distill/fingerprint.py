@@ -31,6 +31,9 @@ from kdcli.version import __version__
 MAY_DIFFER = frozenset({"save_every", "keep", "keep_finished", "log_every", "report_to", "epochs", "max_steps"})
 """Training settings that change no bit of the student; epochs and max_steps enter as ``steps``."""
 
+ONLY_WHEN_SET = frozenset({"keep_zeros"})
+"""Training settings that are part of an identity only where they are on, so that those of older runs stay."""
+
 OWN = ("loss", "loss.code", "train.seed")
 """What tells the cells of one comparison apart; everything else must be equal."""
 
@@ -62,9 +65,8 @@ def fingerprint(
     seen = str(run.view) if run.view is not None else None
     follows = validation is not None and (validation.config.patience is not None or source.needs().monitor != "")
     code, needs = guest_code(source), source.needs()
-    trained = {
-        f"train.{name}": value for name, value in train.model_dump(mode="json").items() if name not in MAY_DIFFER
-    }
+    left_out = MAY_DIFFER if train.keep_zeros else MAY_DIFFER | ONLY_WHEN_SET
+    trained = {f"train.{name}": value for name, value in train.model_dump(mode="json").items() if name not in left_out}
     return {
         "loss": run.label,
         "loss.code": guest_code(loss),

@@ -5,7 +5,8 @@ fsdp2 and zero3, 1 under ddp), R the parameters outside the layers, B those of t
 number in fp32:
 
 * throughout: weights :math:`4 P / S`, AdamW's two moments :math:`8 T / S`, weights of a live teacher, the buffers of
-  logits; under ddp the buckets in which gradients are exchanged, :math:`4 T`
+  logits; under ddp the buckets in which gradients are exchanged, :math:`4 T`; where zeros are kept, at most a byte for
+  each weight of the student's linear layers, over S
 * from a backward on: gradients :math:`4 T / S`
 * in shards: R gathered from a micro-batch's forward to its backward; a layer in the forward as it runs, and once more
   in the buffer it was gathered into; in the backward four times: weights, the next layer's buffer, gradients, and
@@ -66,6 +67,7 @@ class Setup:
         alone: whether a live teacher reads one sequence at a time, as on a CPU.
         lends: whether a teacher in shards is used outside the steps, too, and gathered whole for it.
         wide: whether head products of bf16 matrices are kept in fp32, their gradient in a buffer of its own.
+        keep_zeros: whether the student's weights that are 0 stay 0.
     """
 
     shard: str
@@ -85,6 +87,7 @@ class Setup:
     alone: bool = False
     lends: bool = False
     wide: bool = False
+    keep_zeros: bool = False
 
     @property
     def shards(self) -> int:
@@ -176,6 +179,8 @@ class _Count:
         }
         if setup.shard == "ddp" and setup.processes > 1:
             parts["buckets of gradients"] = self.trained * _FP32
+        if setup.keep_zeros:
+            parts["places of kept zeros"] = student.weights // setup.shards
         if self.teacher is not None:
             parts["teacher's weights"] = self._teacher_weights()
         if setup.accumulates:

@@ -235,6 +235,7 @@ def setup_of(prepared: Prepared, rows: int, length: int, *, several: bool, execu
         length=length,
         accumulates=several,
         checkpointing=prepared.train.gradient_checkpointing,
+        keep_zeros=prepared.train.keep_zeros,
         half=half,
         wide=wide,
         vocab=vocab,

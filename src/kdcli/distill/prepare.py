@@ -148,7 +148,7 @@ def combine(config: DistillConfig, session: Session, device: Device | None = Non
     run = Combination(
         loss=loss, label=label, source=source, teacher=config.teacher, teacher_cache=config.teacher_cache,
         quantization=config.teacher_quantization, data=config.data, hardware=config.hardware, lora=config.lora,
-        evaluation=config.evaluation, monitor=config.monitor, pair=None,
+        evaluation=config.evaluation, monitor=config.monitor, pair=None, keep_zeros=config.train.keep_zeros,
     )  # fmt: skip
     others = [
         lambda: check_data_path(config.data.train, "--data"),

@@ -24,10 +24,13 @@ from kdcli.distill.records import RunRecord
 from kdcli.distill.setup import assemble_training, load_models
 from kdcli.errors import IntegrityError, UsageError
 from kdcli.evaluation.evaluate import evaluate_student
-from kdcli.evaluation.records import EvalRecord
+from kdcli.evaluation.records import EvalRecord, is_sparse
 from kdcli.evaluation.run_access import locked, record_failure, remove_superseded, superseded_files
 from kdcli.events import Event, Report
 from kdcli.loading.session import Session
+from kdcli.models.checks import open_folder
+from kdcli.models.load import LanguageModel
+from kdcli.models.zeros import compressed_bytes, zero_share
 from kdcli.registry import plugins
 from kdcli.sources.token_counts import Made, TokenCounts
 from kdcli.storage import stored
@@ -170,10 +173,19 @@ def _train(folder: RunFolder, prepared: Prepared, session: Session, report: Repo
         spent = folder.status().get("cpu_seconds", 0.0) + time.process_time() - started
         readers = 0 if models.teacher is None else models.teacher.readers
         taught = None if prepared.teacher_rows else outcome.student_tokens * readers
-        facts = {"teacher_tokens": taught, "asks_teacher": prepared.needs_teacher}
+        facts = {"teacher_tokens": taught, "asks_teacher": prepared.needs_teacher, **_zeros(models.student, folder)}
         folder.set_status("done", **vars(outcome), **facts, cpu_seconds=round(spent, 2))
         remove_superseded(folder.path, keep_checkpoints=prepared.train.keep_finished)
     return outcome
+
+
+def _zeros(student: LanguageModel, folder: RunFolder) -> dict[str, Any]:
+    """Return how many weights of a trained student are 0, and what the file of a sparse one takes compressed."""
+    if student.adapter is not None:
+        return {}
+    share = zero_share(student.model)
+    packed = {"compressed_bytes": compressed_bytes(open_folder(str(folder.model)).files)} if is_sparse(share) else {}
+    return {"zeros": share, **packed}
 
 
 def _note_text(folder: RunFolder, made: Made) -> None:

@@ -17,15 +17,16 @@ from kdcli.config.sections import BenchmarkConfig, EdgeConfig
 from kdcli.errors import InputError
 from kdcli.evaluation.lm_eval.run import Benchmarked, load_tasks, run_tasks
 from kdcli.evaluation.lm_eval.tasks import Harness, LmEval, Tasks
-from kdcli.evaluation.records import Edge, EvalRecord
+from kdcli.evaluation.records import Edge, EvalRecord, is_sparse
 from kdcli.events import Event, Report
-from kdcli.exports.folder import open_measured, runner_of, stored_types
+from kdcli.exports.folder import is_export, open_measured, runner_of, stored_types
 from kdcli.loading.session import load_measured
 from kdcli.models.devices import Device, peak_memory, process_bytes, reset_peak_memory
 from kdcli.models.head import trunk_of
 from kdcli.models.headers import TensorInfo
 from kdcli.models.internals import cache_in
 from kdcli.models.load import LanguageModel
+from kdcli.models.zeros import compressed_bytes, zero_share
 from kdcli.storage.locate import model_of
 
 # Reads the energy counters that a platform offers; where it offers none, energy is unknown, never 0.
@@ -174,6 +175,7 @@ def measure_edge(path: str, config: EdgeConfig, device: Device, report: Report) 
     gc.collect()
     reset_peak_memory(device.device)
     times, joules, source = _repeated(model, config, device, report)
+    zeros = None if is_export(path) else zero_share(model.model)
     first, speed = [one.first for one in times], [(config.new_tokens - 1) / one.rest for one in times]
     return Edge(
         parameters=sum(one.numel() for one in model.model.parameters()),
@@ -191,6 +193,8 @@ def measure_edge(path: str, config: EdgeConfig, device: Device, report: Report) 
         new_tokens=config.new_tokens,
         repeats=config.repeats,
         hardware=_hardware(device) + runner_of(path),
+        zeros=zeros,
+        compressed_bytes=compressed_bytes(checked.files) if is_sparse(zeros) else None,
     )
 
 

@@ -44,6 +44,18 @@ class ScoreInfo:
         return f"{self.title} ({unit(self.name)})" if unit(self.name) else self.title
 
 
+_FEW_ZEROS = 0.01
+
+
+def is_sparse(zeros: float | None) -> bool:
+    """Whether a share of zeros is more than chance; None stands for one that is not known.
+
+    >>> is_sparse(0.5), is_sparse(1e-6), is_sparse(None)
+    (True, False, False)
+    """
+    return zeros is not None and zeros >= _FEW_ZEROS
+
+
 @dataclass(frozen=True)
 class Edge:
     """What a model costs on one machine, one request at a time.
@@ -64,6 +76,8 @@ class Edge:
         new_tokens: tokens generated.
         repeats: measurements behind the medians.
         hardware: device, dtype and threads.
+        zeros: share of the weights of the linear layers that are 0; None for an exported model.
+        compressed_bytes: size of the weight files after zlib, of a model with zeros.
     """
 
     parameters: int
@@ -81,6 +95,8 @@ class Edge:
     new_tokens: int
     repeats: int
     hardware: str
+    zeros: float | None = None
+    compressed_bytes: int | None = None
 
 
 @dataclass(frozen=True)

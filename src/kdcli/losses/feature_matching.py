@@ -29,16 +29,17 @@ def check_map(text: str) -> str:
     Raises:
         ValueError: it cannot be read.
     """
-    if text == "uniform" or _LAST.match(text) or _PAIRS.match(text):
+    if text in ("uniform", "identity") or _LAST.match(text) or _PAIRS.match(text):
         return text
-    raise ValueError(f'map must be uniform, last:K or pairs such as 1-2/3-8, got "{one_line(text, 60)}"')
+    raise ValueError(f'map must be uniform, identity, last:K or pairs such as 1-2/3-8, got "{one_line(text, 60)}"')
 
 
 def layer_pairs(text: str, dims: Dims, *, first: int, name: str) -> tuple[Pair, ...]:
     """Return the pairs of layers that a map names.
 
     ``uniform`` pairs every block s of the student with block ceil(s T / S) of the teacher, of S and T
-    blocks; ``last:K`` pairs the last K of both; ``1-2/3-8`` names pairs, student first.
+    blocks; ``identity`` does the same where both have equally many; ``last:K`` pairs the last K of both;
+    ``1-2/3-8`` names pairs, student first.
 
     Args:
         text: as typed.
@@ -55,7 +56,9 @@ def layer_pairs(text: str, dims: Dims, *, first: int, name: str) -> tuple[Pair, 
     (((1, 3), (2, 6), (3, 8)), ((2, 7), (3, 8)))
     """
     ours, theirs = dims.student.layers, dims.teacher.layers
-    if text == "uniform":
+    if text == "identity" and ours != theirs:
+        raise _refuse(name, text, f"there are {ours} layers in the student and {theirs} in the teacher", dims)
+    if text in ("uniform", "identity"):
         return tuple((layer, math.ceil(layer * theirs / ours)) for layer in range(1, ours + 1))
     last = _LAST.match(text)
     if last:
@@ -82,7 +85,7 @@ def _refuse(name: str, text: str, why: str, dims: Dims) -> UsageError:
 LayerMap = Annotated[
     str,
     AfterValidator(check_map),
-    Field(description="layers compared: uniform, last:K, or pairs student-teacher such as 1-2/3-8"),
+    Field(description="layers compared: uniform, identity, last:K, or pairs student-teacher such as 1-2/3-8"),
 ]
 
 

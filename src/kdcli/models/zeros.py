@@ -10,8 +10,6 @@ from transformers import PreTrainedModel
 from kdcli.models.head import trunk_of
 from kdcli.models.internals import Conv1D
 
-WORTH_TELLING = 0.01
-"""A share of zeros below this is chance."""
 _LEVEL = 6
 _PIECE = 2**20
 

@@ -7,7 +7,7 @@ from kdcli.comparison.against_start import percent_parts
 from kdcli.comparison.answer import circumstances, subject
 from kdcli.comparison.records import Comparison, ComparisonRow, ReferenceRow
 from kdcli.distill.records import BEFORE
-from kdcli.evaluation.records import ScoreInfo
+from kdcli.evaluation.records import ScoreInfo, is_sparse
 from kdcli.statistics import LEVEL, Estimate
 from kdcli.statistics.rounding import ABSENT, DIGITS, bracketed, coarser, decimals, interval, plain
 
@@ -15,6 +15,7 @@ ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 SURE = "*"
 COSTS = ("seeds", "steps", "response tokens", "teacher passes", "parameters", "FLOPs")
 GENERATED = "generated tokens"
+SPARSE = ("zeros", "bytes after zlib")
 BEFORE_TITLE = "Difference to the student before training, paired"
 CLOSED_TITLE = "Share of the gap from the student before training to the teacher that was closed"
 LAYOUTS = ("wide", "two-rows", "value-delta")
@@ -129,6 +130,7 @@ def make_table_view(comparison: Comparison, style: TableStyle = PLAIN) -> TableV
     """
     rows, others = comparison.rows, comparison.references
     generates = any(row.generated_tokens for row in rows)
+    sparse = any(is_sparse(row.zeros) for row in rows)
     known = {info.name: info for info in comparison.scores}
     infos = tuple(known[name] for name in style.columns or known)
     places = {info.name: _places(rows, info.name, style.digits or DIGITS) for info in infos}
@@ -147,11 +149,11 @@ def make_table_view(comparison: Comparison, style: TableStyle = PLAIN) -> TableV
         means=tuple(TableRow(row.label, tuple(_mean(row, name, places[name]) for name in places)) for row in rows),
         differences=changes([*outside, *(row for row in rows if row.label != comparison.baseline)], "differences"),
         costs=(
-            *((row.label, _size(row) + (ABSENT,) * generates) for row in others),
-            *((row.label, _costs(row) + _generated(row) * generates) for row in rows),
+            *((row.label, _size(row) + (ABSENT,) * (generates + 2 * sparse)) for row in others),
+            *((row.label, _costs(row) + _generated(row) * generates + _zeros(row) * sparse) for row in rows),
         ),
         baseline=comparison.baseline,
-        cost_names=COSTS + (GENERATED,) * generates,
+        cost_names=COSTS + (GENERATED,) * generates + SPARSE * sparse,
         references=tuple(
             TableRow(row.label, tuple(_mean(row, name, places[name]) for name in places)) for row in others
         ),
@@ -219,6 +221,10 @@ def _costs(row: ComparisonRow) -> tuple[str, ...]:
 
 def _generated(row: ComparisonRow) -> tuple[str, ...]:
     return (count(row.generated_tokens),)
+
+
+def _zeros(row: ComparisonRow) -> tuple[str, ...]:
+    return ABSENT if row.zeros is None else f"{row.zeros:.1%}", count(row.compressed_bytes)
 
 
 # The tables of a comparison as blocks of lines, in the layout asked for; every form prints these.

@@ -15,7 +15,17 @@ from typing import Any
 from kdcli.comparison.records import Comparison, ComparisonRow, Failure, ReferenceRow
 from kdcli.evaluation.records import ScoreInfo
 from kdcli.report.latex import latex
-from kdcli.report.table_view import PLAIN, TableCell, TableRow, TableStyle, TableView, blocks, caption, make_table_view
+from kdcli.report.table_view import (
+    PLAIN,
+    SPARSE,
+    TableCell,
+    TableRow,
+    TableStyle,
+    TableView,
+    blocks,
+    caption,
+    make_table_view,
+)
 from kdcli.statistics import Estimate
 from kdcli.statistics.rounding import ABSENT
 from kdcli.storage import atomic
@@ -164,9 +174,10 @@ def comma_separated(comparison: Comparison, sheet: TableView) -> str:
     models = ["models_low", "models_high", "models_p"]
     shown = ["shown", "shown_difference"]
     costs = ["steps", "tokens", "teacher_passes", "parameters", "flops", "generated_tokens"]
+    sparse = ["zeros", "compressed_bytes"] if set(SPARSE) <= set(sheet.cost_names) else []
     start = ["before_difference", "before_low", "before_high", "before_p", "gap_closed", "gap_low", "gap_high"]
     heads = ["objective", "seeds", "score", "better", *_ESTIMATE, *changes, *models, "best", "tied", *shown, *costs]
-    heads += ["role", *start]
+    heads += ["role", *start, *sparse]
     writer.writerow(heads)
     changed = {line.label: line for line in sheet.differences}
     lines = zip((*comparison.rows, *comparison.references), (*sheet.means, *sheet.references), strict=True)
@@ -178,7 +189,7 @@ def comma_separated(comparison: Comparison, sheet: TableView) -> str:
             texts = [line.cells[index].text, changed[row.label].cells[index].text if row.label in changed else ""]
             spent = [getattr(row, name, None) for name in costs]
             name, numbers = csv_cell(info.name), _numbers(row, info)
-            after = [row.role, *_against_start(row, info)]
+            after = [row.role, *_against_start(row, info), *(getattr(row, one, None) for one in sparse)]
             cells = [*numbers, *map(csv_cell, texts), *spent, *after]
             writer.writerow([csv_cell(row.label), seeds, name, info.better, *cells])
     return buffer.getvalue()

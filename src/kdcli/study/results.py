@@ -9,7 +9,7 @@ from typing import TypeAlias
 from kdcli.comparison import conclusions
 from kdcli.comparison.against_start import against_start
 from kdcli.comparison.aggregate import Group, Machine, make_references, make_rows, pareto, test_of_score
-from kdcli.comparison.cost import cost_of, machine_table, read_machine
+from kdcli.comparison.cost import costs_of, machine_table, read_machine
 from kdcli.comparison.records import COSTS, Comparison, Failure
 from kdcli.comparison.tables_store import (
     Cell,
@@ -46,11 +46,9 @@ def conclude(
     """
     infos = shared_scores([found for group in groups for _, found in group.runs.values()])
     about = replace(about, setup=setup_of_runs(groups))
-    cells = [
-        Cell(group.label, run, found, cost_of(run))
-        for group in groups
-        for _, (run, found) in sorted(group.runs.items())
-    ]
+    lines = [(group.label, *one) for group in groups for _, one in sorted(group.runs.items())]
+    costs = costs_of([run for _, run, _ in lines])
+    cells = [Cell(label, run, found, cost) for (label, run, found), cost in zip(lines, costs, strict=True)]
     tidy = make_tidy(cells, infos, about, references)
     machine = {(cell.label, cell.run.seed): (cell.run.seconds, cell.run.peak_bytes) for cell in cells}
     if folder is None:

@@ -1,12 +1,14 @@
-"""AdamW and the learning-rate schedule."""
+"""AdamW, the learning-rate schedule, and weights that stay 0."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 from kdcli.config.sections import TrainConfig
 from kdcli.errors import InputError
+from kdcli.training.placement import of_this_process
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -60,3 +62,45 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every group the same learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+class KeptZeros:
+    """Keeps weights at 0 that are 0 now, whole or in shards.
+
+    Their gradients become 0 before the gradients' norm is taken, so that AdamW's moments of them are 0 from the first
+    step on, and decay and momentum move nothing; after the step the weights are set to 0 once more.
+
+    Args:
+        weights: the matrices whose zeros are kept; one without any is left alone.
+
+    Attributes:
+        any: whether this process holds one that is 0.
+
+    >>> weight = nn.Parameter(torch.tensor([[0.0, 2.0]]))
+    >>> kept, optimizer = KeptZeros([weight]), torch.optim.AdamW([weight], lr=0.5, weight_decay=0.0)
+    >>> weight.sum().backward()
+    >>> kept.in_gradients()
+    >>> optimizer.step()
+    >>> kept.in_weights()
+    >>> weight.tolist()
+    [[0.0, 1.5]]
+    """
+
+    @torch.no_grad()
+    def __init__(self, weights: Iterable[nn.Parameter]) -> None:
+        found = [(weight, of_this_process(weight) == 0) for weight in weights]
+        self._zeros = [(weight, zero) for weight, zero in found if zero.any()]
+        self.any = bool(self._zeros)
+
+    @torch.no_grad()
+    def in_gradients(self) -> None:
+        """Set the gradients of these weights to 0."""
+        for weight, zero in self._zeros:
+            if weight.grad is not None:
+                of_this_process(weight.grad).masked_fill_(zero, 0.0)
+
+    @torch.no_grad()
+    def in_weights(self) -> None:
+        """Set these weights to 0."""
+        for weight, zero in self._zeros:
+            of_this_process(weight).masked_fill_(zero, 0.0)

@@ -89,6 +89,11 @@ def together(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+def of_this_process(value: Tensor) -> Tensor:
+    """Return what this process holds of a tensor that may lie in shards, in the same memory; without gradient."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def like(value: Tensor, model: Tensor) -> Tensor:
     """Return a whole tensor the way another one lies: in shards, if that one does."""
     if isinstance(model, DTensor):

@@ -20,6 +20,7 @@ from kdcli.errors import InterruptedRunError, MachineError, NumericsError
 from kdcli.events import Event
 from kdcli.models.devices import peak_memory, reset_peak_memory
 from kdcli.models.load import LanguageModel
+from kdcli.models.zeros import linear_weights
 from kdcli.signals import StopRequest
 from kdcli.sources.token_counts import TokenCounts
 from kdcli.storage import atomic
@@ -30,7 +31,7 @@ from kdcli.training.compile import CompiledLayers
 from kdcli.training.fsdp import Sharded
 from kdcli.training.job import TrainJob, TrainResult
 from kdcli.training.metrics_log import MetricsLog
-from kdcli.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from kdcli.training.optimizer import KeptZeros, learning_rate, make_optimizer, set_learning_rate
 from kdcli.training.placement import Placement, Replicated, clip_gradients
 from kdcli.training.ranks import Processes, is_lost_peer, lost_peer
 from kdcli.training.step import DistillStep
@@ -125,6 +126,7 @@ class _Loop:
         self.place = make_placement(training, self.accelerator)
         self.model, self.step, self.trained = self.place.model, self.place.step, self.place.trained
         self.optimizer = make_optimizer(self.trained, config)
+        self.zeros = KeptZeros(linear_weights(self.model) if config.keep_zeros else ())
         self.total = training.windows.total_steps
         self.monitor = training.monitor if self.ranks.main else None
         self.kept = TrainState(
@@ -136,6 +138,9 @@ class _Loop:
     def run(self) -> TrainResult:
         """Run every remaining step."""
         training = self.training
+        if training.train.keep_zeros and not self.ranks.greatest(int(self.zeros.any)):
+            what = "train.keep_zeros changes nothing: no weight of the student's linear layers is 0"
+            training.report(Event("warning", what))
         state = checkpoint.restore(training.folder, self.kept, training.report)
         if self.ranks.main:
             checkpoint.prune(training.folder, state.step, training.train.keep)
@@ -231,11 +236,13 @@ class _Loop:
                 (loss * self.ranks.size).backward()
             for name, value in {"loss": loss.detach(), **sums}.items():
                 parts[name] = parts[name] + value if name in parts else value
+        self.zeros.in_gradients()
         norm = clip_gradients(self.trained, self.training.train.clip)
         values = {**self.ranks.totals(parts), "gradient_norm": norm.item()}
         refuse_infinite(window, step, values, self.training.folder, self.ranks)
         self.reached = None
         self.optimizer.step()
+        self.zeros.in_weights()
         self.optimizer.zero_grad(set_to_none=True)
         return values
 
