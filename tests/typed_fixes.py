@@ -104,6 +104,8 @@ SCORE = "data score --student s --data d.jsonl --device cpu -o scored"
 SPLIT = "data split --data d.jsonl -o parts"
 STAGE = "data balance --data d.jsonl --by completion"
 WRITE = "generate --teacher t --device cpu --data d.jsonl --source teacher:max_new_tokens=4"
+SUPERNET = "supernet --teacher t --data d.jsonl --device cpu --max-steps 1"
+MADE_SUPERNET = f"{TRAIN.replace('student s', 'student supernet:widths=0.5+1')} -o made"
 EDGE = "--set edge.prompt_tokens=4 --set edge.new_tokens=2 --set edge.repeats=1"
 SERVED = "--server-url URL/toy/v1 --set server.wait=0 --set server.retries=0"
 ASKED = "--set server.wait=0 --set server.retries=0"
@@ -372,6 +374,59 @@ SCENARIOS: dict[str, Typed] = {
         f"distill {RUN} --loss fkl --lora 2 --keep-zeros --dry-run",
         f"distill {RUN} --loss fkl --keep-zeros --dry-run",
         f"distill {RUN} --loss fkl --lora 2 --dry-run",
+    ),
+    "add --update low-rank": typed(f"{SUPERNET} --rank 2 -o made", f"{SUPERNET} --rank 2 --update low-rank -o made"),
+    "choose --depths among {}": typed(f"{SUPERNET} --depths 0.3,1 -o made", f"{SUPERNET} --depths {{0}} -o made"),
+    "choose --widths among {}": typed(f"{SUPERNET} --widths 0.3,1 -o made", f"{SUPERNET} --widths {{0}} -o made"),
+    "give --widths 0.5,1": typed(f"{SUPERNET} --widths 1 -o made", f"{SUPERNET} --widths 0.5,1 -o made"),
+    "give --loss akl or another objective of one pass": typed(
+        f"{SUPERNET} --loss atkd -o made", f"{SUPERNET} --loss akl -o made"
+    ),
+    "give --loss fkl, and --set supernet.alpha=0 where only cross-entropy is wanted": typed(
+        f"{SUPERNET} --loss ce -o made", f"{SUPERNET} --loss fkl --set supernet.alpha=0 -o made"
+    ),
+    "give --set supernet.stages=0,0.5,0.5": typed(
+        f"{SUPERNET} --set supernet.stages=1,0,0 -o made", f"{SUPERNET} --set supernet.stages=0,0.5,0.5 -o made"
+    ),
+    'give --pick "params<={}"': typed(
+        "student SN --pick params<=9 -o made",
+        "student SN --pick params<={0} -o made",
+        before=lines(f"{SUPERNET} -o SN"),
+    ),
+    'write --pick "params<=1e6" or --pick width=0.5,depth=1': typed(
+        "student SN --pick heads=1 -o made",
+        "student SN --pick params<=1e6 -o made",
+        "student SN --pick width=0.5,depth=1 -o small",
+        before=lines(f"{SUPERNET} -o SN"),
+    ),
+    "give its folder: kd student FOLDER --pick width=0.5 -o small": typed(
+        "student --pick width=0.5 -o small", "student SN --pick width=0.5 -o small", before=lines(f"{SUPERNET} -o SN")
+    ),
+    "give the folder that kd supernet wrote": typed(
+        "student t --pick width=0.5 -o made",
+        f"{SUPERNET} -o SN",
+        "student SN --pick width=0.5 -o made",
+    ),
+    "train it with kd supernet; kd student FOLDER --pick makes a student of one of its sizes": typed(
+        f"distill {RUN.replace('student s', 'student supernet:widths=0.5+1')} --dry-run",
+        f"{SUPERNET} -o SN",
+        "student SN --pick width=0.5 -o made",
+    ),
+    "leave it out; kd supernet has --update low-rank": typed(
+        f"{MADE_SUPERNET} --lora 2", MADE_SUPERNET, f"{SUPERNET} --update low-rank -o SN"
+    ),
+    "leave --teacher-cache out": typed(f"{MADE_SUPERNET} --teacher-cache c", MADE_SUPERNET),
+    "leave hardware.gpus out, and start one process": typed(
+        f"{SUPERNET} --set hardware.gpus=2 -o made", f"{SUPERNET} -o made"
+    ),
+    "leave train.gradient_checkpointing out": typed(
+        f"{SUPERNET} --set train.gradient_checkpointing=true -o made", f"{SUPERNET} -o made"
+    ),
+    "leave monitor.every out, or train all weights": typed(
+        f"{MADE_SUPERNET.replace('0.5+1', '0.5+1,update=low-rank')} --set data.dev=e.jsonl --set monitor.every=1 "
+        "--set monitor.metrics=perplexity",
+        MADE_SUPERNET.replace("0.5+1", "0.5+1,update=low-rank"),
+        f"{MADE_SUPERNET} --set data.dev=e.jsonl --set monitor.every=1 --set monitor.metrics=perplexity -o another",
     ),
     "give --to safetensors:int8, which keeps it as it is": typed(
         "export t --to gguf --data d.jsonl -o made", "export t --to safetensors:int8 --data d.jsonl -o made"

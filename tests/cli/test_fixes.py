@@ -13,7 +13,15 @@ import kdcli
 import tiny
 from kdcli.cli.app import app
 from kdcli.config.resolve import iter_settings
-from kdcli.config.schema import CacheConfig, CompareConfig, DistillConfig, DoctorConfig, EvalConfig, GenerateConfig
+from kdcli.config.schema import (
+    CacheConfig,
+    CompareConfig,
+    DistillConfig,
+    DoctorConfig,
+    EvalConfig,
+    GenerateConfig,
+    SupernetConfig,
+)
 from shell import kd
 
 HOME = Path(kdcli.__file__).parent
@@ -25,7 +33,15 @@ OF_OTHERS = {"--max-logprobs"}
 DATA_COMMANDS = ("distill", "plan", "eval", "compare", "cache", "generate", "doctor", "inspect batch")
 SETTINGS = {
     name
-    for kind in (DistillConfig, EvalConfig, CompareConfig, CacheConfig, GenerateConfig, DoctorConfig)
+    for kind in (
+        DistillConfig,
+        EvalConfig,
+        CompareConfig,
+        CacheConfig,
+        GenerateConfig,
+        DoctorConfig,
+        SupernetConfig,
+    )
     for name in iter_settings(kind)
 }
 

@@ -30,6 +30,7 @@ from kdcli.config.schema import (
     EvalConfig,
     GenerateConfig,
     JudgeConfig,
+    SupernetConfig,
 )
 from kdcli.errors import KDError
 from kdcli.storage.run_dir import RunFolder
@@ -37,12 +38,14 @@ from shell import kd
 from typed_fixes import SCENARIOS, build, server
 
 HOME = Path(kdcli.__file__).parent
-KINDS = (DistillConfig, EvalConfig, CompareConfig, CacheConfig, GenerateConfig, DoctorConfig, JudgeConfig)
+KINDS = (
+    DistillConfig, EvalConfig, CompareConfig, CacheConfig, GenerateConfig, DoctorConfig, JudgeConfig, SupernetConfig,
+)  # fmt: skip
 SETTINGS = {name for kind in KINDS for name in iter_settings(kind)}
 FLAG = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
 COMMAND = re.compile(r"(?:^|[ (:;`'])kd ([a-z]+(?: (?:list|show|check|batch))?)\b")
 SETTING = re.compile(
-    r"--set ([a-z_.]+)=|\b((?:data|train|hardware|evaluation|monitor|server|lora|edge)\.[a-z_.]+[a-z])"
+    r"--set ([a-z_.]+)=|\b((?:data|train|hardware|evaluation|monitor|server|lora|edge|supernet)\.[a-z_.]+[a-z])"
 )
 
 

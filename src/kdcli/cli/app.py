@@ -25,6 +25,7 @@ from kdcli.cli import (
     schedule,
     settings,
     streams,
+    supernet,
     switches,
     teacher,
 )
@@ -108,6 +109,7 @@ teacher.register(app)
 teacher.register_generate(app)
 data.register(app, Commands)
 teacher.register_student(app)
+supernet.register(app)
 export.register(app)
 reproduce.register(app)
 diagnose.register_inspect(app, Commands)

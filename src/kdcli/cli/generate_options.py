@@ -28,6 +28,7 @@ from kdcli.config.schema import (
     ScoreConfig,
     SplitConfig,
     StudentConfig,
+    SupernetConfig,
 )
 from kdcli.config.sections import Flag
 
@@ -71,6 +72,9 @@ COMMANDS = {
     "cache": Command(CacheConfig, "Config Sets DryRun Json Quiet Debug"),
     "generate": Command(GenerateConfig, "Config Sets HiddenPlugin DryRun Json Quiet Debug", order="data"),
     "student": Command(StudentConfig, "Config Sets DryRun Json Quiet Debug", order="teacher"),
+    "supernet": Command(
+        SupernetConfig, "Resume Config Sets HiddenPlugin Json Quiet Debug", order="teacher widths depths by"
+    ),
     "export": Command(ExportConfig, "Config Sets DryRun Json Quiet Debug", order="data"),
     "doctor": Command(DoctorConfig, "Config Sets Json Quiet Debug"),
     "data check": Command(CheckConfig, "Config Sets Json Quiet Debug"),

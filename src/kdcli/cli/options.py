@@ -122,9 +122,20 @@ Source = Annotated[
 DataGenerate = Annotated[Text, flag("--data", "FILE", "Rows with prompts; their answers are not read.", "Data")]
 Count = Annotated[Text, flag("--count", "N", "Texts to generate with prompts=bos.", "Data")]
 StudentStudent = Annotated[Text, argument("SPEC", "What is made: cut:layers=2,by=influence or random:layers=3,..")]
+Pick = Annotated[Text, flag("--pick", "WHAT", "Of a supernet: params<=N, or width=X,depth=X.", "Models")]
 SeedStudent = Annotated[Text, flag("--seed", "N", "Of random: weights. Default 0.", "Models")]
 DataStudent = Annotated[Text, flag("--data", "FILE", "Rows that scores and zeros are measured on.", "Data")]
 OutputStudent = Annotated[Text, flag("--output -o", "FOLDER", "The student's folder.", "Output")]
+Widths = Annotated[Text, flag("--widths", "X,..,1", "Shares of heads, units, dimensions. Default 0.5,1.0.", "Models")]
+Depths = Annotated[Text, flag("--depths", "X,..,1", "Shares of the layers. Default 1.0.", "Models")]
+By = Annotated[Text, flag("--by", "SCORE", "Score that orders what a width keeps. Default magnitude.", "Models")]
+LossSupernet = Annotated[
+    Text, flag("--loss", "OBJECTIVE", "What smaller sizes learn from the largest. Default fkl.", "Objective")
+]
+Update = Annotated[Text, flag("--update", "full|low-rank", "All weights, or low-rank pairs. Default full.", "Training")]
+Rank = Annotated[Text, flag("--rank", "N", "Of low-rank pairs. Default 8.", "Training")]
+Sizes = Annotated[Text, flag("--sizes", "N", "Sizes trained in a step. Default 4.", "Training")]
+Gamma = Annotated[Text, flag("--gamma", "X", "Power of a smaller size's gradient scale. Default 0.5.", "Training")]
 DataExport = Annotated[Text, flag("--data", "FILE", "Rows that the exported model is measured on.", "Data")]
 To = Annotated[Text, flag("--to", "FORMAT", "gguf[:q8_0|q4_0], onnx[:int8|int4], safetensors:int8.", "Output")]
 OutputExport = Annotated[Text, flag("--output -o", "FOLDER", "The exported model's folder.", "Output")]
@@ -136,7 +147,9 @@ StudentDataScore = Annotated[Text, flag("--student", "MODEL", "Model folder or h
 DataDataScore = Annotated[Text, flag("--data", "FILE", "Rows: file, folder, hub id.", "Data")]
 EvalDataDataScore = Annotated[Text, flag("--eval-data", "FILE", "Held-out rows, for scores that read them.", "Data")]
 EvalLimitDataScore = Annotated[Text, flag("--eval-limit", "N", "Use the first N held-out rows.", "Data")]
-By = Annotated[Texts, flag("--by", "SCORE", "As nll or nll:of=teacher, see kd scores; repeatable.", "Objective")]
+ByDataScore = Annotated[
+    Texts, flag("--by", "SCORE", "As nll or nll:of=teacher, see kd scores; repeatable.", "Objective")
+]
 Keep = Annotated[Text, flag("--keep", "X", "Keep this share, of the highest first score.", "Objective")]
 Low = Annotated[Text, flag("--low", "X", "Keep ranks from X on, 0 the lowest score.", "Objective")]
 High = Annotated[Text, flag("--high", "X", "Keep ranks below X, 1 the highest score.", "Objective")]
@@ -548,6 +561,7 @@ def student(run: Run) -> Run:
     def command(
         student: StudentStudent = None,
         teacher: Teacher = None,
+        pick: Pick = None,
         seed: SeedStudent = None,
         data: DataStudent = None,
         columns: Columns = None,
@@ -567,11 +581,66 @@ def student(run: Run) -> Run:
         debug: switches.Debug = False,
     ) -> None:
         typed = {
-            "student": student, "teacher": teacher, "seed": seed, "data": data, "columns": columns,
+            "student": student, "teacher": teacher, "pick": pick, "seed": seed, "data": data, "columns": columns,
             "template": template, "max_length": max_length, "skip_bad": skip_bad, "output": output, "device": device,
             "dtype": dtype, "threads": threads, "matmul_precision": matmul_precision,
         }  # fmt: skip
         run(typed, config=config, sets=sets, dry_run=dry_run, json=json, quiet=quiet)
+
+    command.__doc__ = run.__doc__
+    return command
+
+
+def supernet(run: Run) -> Run:
+    """Return ``kd supernet``, which calls ``run`` with the settings as typed and the switches by name."""
+
+    def command(
+        teacher: Teacher = None,
+        widths: Widths = None,
+        depths: Depths = None,
+        by: By = None,
+        data: Data = None,
+        eval_data: EvalData = None,
+        columns: Columns = None,
+        template: Template = None,
+        max_length: MaxLength = None,
+        limit: Limit = None,
+        skip_bad: SkipBadEval = False,
+        loss: LossSupernet = None,
+        update: Update = None,
+        rank: Rank = None,
+        sizes: Sizes = None,
+        gamma: Gamma = None,
+        epochs: Epochs = None,
+        max_steps: MaxSteps = None,
+        batch_size: BatchSize = None,
+        lr: Lr = None,
+        seed: Seed = None,
+        metric: Metric = None,
+        max_new_tokens: MaxNewTokensEval = None,
+        sampling_seeds: SamplingSeedsEval = None,
+        output: Output = None,
+        device: Device = None,
+        dtype: Dtype = None,
+        threads: Threads = None,
+        matmul_precision: MatmulPrecision = None,
+        resume: switches.Resume = None,
+        config: switches.Config = None,
+        sets: switches.Sets = None,
+        plugin: switches.HiddenPlugin = None,
+        json: switches.Json = False,
+        quiet: switches.Quiet = False,
+        debug: switches.Debug = False,
+    ) -> None:
+        typed = {
+            "teacher": teacher, "widths": widths, "depths": depths, "by": by, "data": data, "eval_data": eval_data,
+            "columns": columns, "template": template, "max_length": max_length, "limit": limit, "skip_bad": skip_bad,
+            "loss": loss, "update": update, "rank": rank, "sizes": sizes, "gamma": gamma, "epochs": epochs,
+            "max_steps": max_steps, "batch_size": batch_size, "lr": lr, "seed": seed, "metric": metric,
+            "max_new_tokens": max_new_tokens, "sampling_seeds": sampling_seeds, "output": output, "device": device,
+            "dtype": dtype, "threads": threads, "matmul_precision": matmul_precision,
+        }  # fmt: skip
+        run(typed, resume=resume, config=config, sets=sets, json=json, quiet=quiet)
 
     command.__doc__ = run.__doc__
     return command
@@ -690,7 +759,7 @@ def data_score(run: Run) -> Run:
         limit: Limit = None,
         eval_limit: EvalLimitDataScore = None,
         skip_bad: SkipBadEval = False,
-        by: By = None,
+        by: ByDataScore = None,
         keep: Keep = None,
         low: Low = None,
         high: High = None,

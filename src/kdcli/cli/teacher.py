@@ -42,7 +42,7 @@ def cache(typed: Typed, *, config: Texts, sets: Texts, dry_run: bool, json: bool
     terminal = Terminal(json, quiet)
     settings = load_config.load_config(CacheConfig, config, sets, typed)
     load_config.require(teacher=settings.teacher, data=settings.data.train)
-    if settings.student is not None and settings.student.startswith(("random:", "cut:")):
+    if settings.student is not None and settings.student.startswith(("random:", "cut:", "supernet:")):
         settings = settings.model_copy(update={"student": None})
     if settings.kind == "exact":
         load_config.refuse_unused(
@@ -162,6 +162,8 @@ EPILOG_STUDENT = """Example: kd student cut:layers=4,by=influence --teacher ./T 
 
 Example: kd student cut:params=0.5 --teacher ./T -o student
 
+Example: kd student SN --pick "params<=1e6" -o small
+
 Options of cut: and the scores: docs/students.md. --student of kd distill takes the same."""
 
 
@@ -179,7 +181,11 @@ def student(typed: Typed, *, config: Texts, sets: Texts, dry_run: bool, json: bo
 
     terminal = Terminal(json, quiet)
     settings = load_config.load_config(StudentConfig, config, sets, typed)
-    load_config.require(teacher=settings.teacher)
+    if settings.pick is None:
+        load_config.require(teacher=settings.teacher)
+    else:
+        names = ("teacher", "seed", "data", "columns", "template", "max_length")
+        load_config.refuse_unused(typed, names, "has no effect on a size of a supernet", "leave it out")
     load_config.output_folder(settings.output, needed=not dry_run)
     load_config.check_inputs(settings)
     with terminal.progress() as report:

@@ -27,6 +27,7 @@ from kdcli.config.sections import (
     ServerConfig,
     Settings,
     Spaced,
+    SupernetSettings,
     TrainConfig,
     setting,
 )
@@ -139,8 +140,13 @@ class StudentConfig(CommandConfig):
     command: ClassVar[str] = "student"
     student: str | None = setting(
         None,
-        "what is made: cut:layers=..,ffn=..,by=.. or random:layers=..,width=..,heads=..",
+        "what is made: cut:layers=..,ffn=..,by=.., random:layers=..,width=..,heads=.., or the folder of a supernet",
         Flag("student", "SPEC", "What is made: cut:layers=2,by=influence or random:layers=3,..", MODELS),
+    )
+    pick: str | None = setting(
+        None,
+        "which size of a supernet",
+        Flag("--pick", "WHAT", "Of a supernet: params<=N, or width=X,depth=X.", MODELS),
     )
     teacher: FilePath = setting(
         None, "teacher that it is made from", Flag("--teacher", "MODEL", "Model folder or hub id.", MODELS)
@@ -151,6 +157,33 @@ class StudentConfig(CommandConfig):
     output: FilePath = setting(
         None, "folder of the student", Flag("--output -o", "FOLDER", "The student's folder.", OUTPUT)
     )
+
+
+class SupernetConfig(CommandConfig):
+    """One training of several sizes of a network."""
+
+    command: ClassVar[str] = "supernet"
+    objectives: ClassVar[tuple[str, ...]] = ("loss",)
+    teacher: FilePath = setting(
+        None, "teacher that the sizes are slices of", Flag("--teacher", "MODEL", "Model folder or hub id.", MODELS)
+    )
+    supernet: SupernetSettings = SupernetSettings()
+    loss: str = setting(
+        "fkl",
+        "what smaller sizes learn from the largest",
+        Flag("--loss", "OBJECTIVE", "What smaller sizes learn from the largest.", OBJECTIVE),
+    )
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    evaluation: EvalSettings = EvalSettings()
+    output: FilePath = setting(None, "run folder", _OUTPUT)
+
+    @property
+    def training(self) -> DistillConfig:
+        """The same as a training run, whose student is the supernet."""
+        shared = {name: getattr(self, name) for name in ("teacher", "loss", "data", "train", "hardware", "evaluation")}
+        return DistillConfig(**shared, student=self.supernet.text, output=self.output)
 
 
 class ExportConfig(CommandConfig):
@@ -488,6 +521,7 @@ KINDS: tuple[type[CommandConfig], ...] = (
     CacheConfig,
     GenerateConfig,
     StudentConfig,
+    SupernetConfig,
     ExportConfig,
     JudgeConfig,
     DoctorConfig,

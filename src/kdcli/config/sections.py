@@ -107,7 +107,9 @@ class DataConfig(Settings):
     train: FilePath = setting(
         None,
         "training rows: file, folder or hub id",
-        Flag("--data", "FILE", "Training rows: file, folder, hub id.", DATA, on="distill compare cache doctor"),
+        Flag(
+            "--data", "FILE", "Training rows: file, folder, hub id.", DATA, on="distill supernet compare cache doctor"
+        ),
         Flag(
             "--data",
             "FILE",
@@ -123,7 +125,9 @@ class DataConfig(Settings):
     eval: FilePath = setting(
         None,
         "held-out rows, evaluated after training",
-        Flag("--eval-data", "FILE", "Held-out rows, measured after training.", DATA, on="distill compare cache"),
+        Flag(
+            "--eval-data", "FILE", "Held-out rows, measured after training.", DATA, on="distill supernet compare cache"
+        ),
         Flag("--data", "FILE", "Rows to evaluate on, as for kd distill.", DATA, on="eval"),
         Flag("--eval-data", "FILE", "Held-out rows, for scores that read them.", DATA, on="data-score"),
     )
@@ -152,7 +156,8 @@ class DataConfig(Settings):
             "N",
             "Use the first N rows.",
             DATA,
-            on="distill compare cache generate doctor data-check data-score data-split data-balance data-rationales",
+            on="distill supernet compare cache generate doctor data-check data-score data-split data-balance "
+            "data-rationales",
             hidden="compare",
         ),
     )
@@ -224,7 +229,7 @@ class TrainConfig(Settings):
     seed: Seed = setting(
         0,
         "seed of order, initialisation and dropout",
-        Flag("--seed", "N", "Seed: order, init, dropout.", TRAINING, on="distill"),
+        Flag("--seed", "N", "Seed: order, init, dropout.", TRAINING, on="distill supernet"),
     )
     reduce: Literal["token", "sequence"] = Field(
         default="token", description="mean over tokens, or over sequences' means"
@@ -432,6 +437,71 @@ class EdgeConfig(Settings):
     prompt_tokens: Positive = Field(default=64, description="tokens of the prompt that is read")
     new_tokens: Annotated[int, Field(ge=2)] = Field(default=64, description="tokens that are added to it")
     repeats: Positive = Field(default=5, description="measurements, of which the median is reported")
+
+
+_Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class SupernetSettings(Settings):
+    """The sizes of a supernet, and how they are trained together."""
+
+    widths: Annotated[tuple[_Share, ...], Field(min_length=1)] = setting(
+        (0.5, 1.0),
+        "shares of heads, feed-forward units and hidden dimensions",
+        Flag("--widths", "X,..,1", "Shares of heads, units, dimensions.", MODELS),
+    )
+    depths: Annotated[tuple[_Share, ...], Field(min_length=1)] = setting(
+        (1.0,), "shares of the layers", Flag("--depths", "X,..,1", "Shares of the layers.", MODELS)
+    )
+    by: str = setting(
+        "magnitude",
+        "score that orders heads, units and dimensions: magnitude, activation, taylor, first, random",
+        Flag("--by", "SCORE", "Score that orders what a width keeps.", MODELS),
+    )
+    layers_by: str = Field(default="spaced", description="score of the layers that a depth keeps")
+    rows: Positive = Field(default=64, description="rows that scores are taken on")
+    update: Literal["full", "low-rank"] = setting(
+        "full",
+        "what is trained: all weights, or a low-rank pair for each matrix of the layers",
+        Flag("--update", "full|low-rank", "All weights, or low-rank pairs.", TRAINING),
+    )
+    rank: Positive = setting(8, "rank of the pairs", Flag("--rank", "N", "Of low-rank pairs.", TRAINING))
+    sizes: Annotated[int, Field(ge=2)] = setting(
+        4, "sizes trained in a step at most", Flag("--sizes", "N", "Sizes trained in a step.", TRAINING)
+    )
+    stages: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        default=(0.0, 0.5, 0.5), description="shares of the steps: largest size alone, all widths, all sizes"
+    )
+    alpha: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.9, description="share of the distillation from the largest size; the rest is cross-entropy"
+    )
+    beta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        default=0.1, description="weight of the term on hidden states"
+    )
+    gamma: Annotated[float, Field(ge=-4, le=4)] = setting(
+        0.5,
+        "power of the scale of a smaller size's gradient",
+        Flag("--gamma", "X", "Power of a smaller size's gradient scale.", TRAINING),
+    )
+
+    @property
+    def text(self) -> str:
+        """The student that is made of a teacher, as ``kd distill --student`` takes it.
+
+        >>> SupernetSettings(widths=(0.5, 0.75, 1.0), rank=4).text
+        'supernet:widths=0.5+0.75+1,rank=4'
+        """
+        given = [(name, getattr(self, name)) for name in type(self).model_fields]
+        told = [
+            (name, value) for name, value in given if name == "widths" or value != type(self).model_fields[name].default
+        ]
+        return "supernet:" + ",".join(f"{name}={_joined(value)}" for name, value in told)
+
+
+def _joined(value: object) -> str:
+    if isinstance(value, tuple):
+        return "+".join(map(_joined, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 class ExecutionConfig(Settings):

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from transformers import PreTrainedConfig
 
+from kdcli import distributed
 from kdcli.config.sections import DataConfig, EvalSettings, HardwareConfig, LoraConfig, MonitorConfig
 from kdcli.data.tokenize import TokenDataset
 from kdcli.distill.validation import deciding_score
@@ -35,6 +36,7 @@ from kdcli.sources.base import Source
 from kdcli.sources.build import cards, supplying, writing
 from kdcli.storage.locate import model_of
 from kdcli.students.made import made_config
+from kdcli.students.supernet_spec import is_supernet, parse_supernet
 from kdcli.teachers.cached import TeacherView
 from kdcli.text import one_line
 
@@ -77,8 +79,13 @@ class Combination:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether training reads the teacher's weights."""
-        return self.loss.needs().anything_of_teacher
+        """Whether training reads the teacher's outputs; the sizes of a supernet learn from the largest of them."""
+        return self.loss.needs().anything_of_teacher and not self.has_several_sizes
+
+    @property
+    def has_several_sizes(self) -> bool:
+        """Whether the student is a supernet."""
+        return self.pair is not None and is_supernet(self.pair.student)
 
     @property
     def is_measured(self) -> bool:
@@ -204,6 +211,44 @@ def _adapter_fills_zeros(run: Combination) -> Faults:
     if run.keep_zeros and run.lora.rank is not None:
         what = "an adapter is added to every weight of a matrix, those that are 0 too, and train.keep_zeros keeps them"
         yield UsageError("LORA-04", what, where="--keep-zeros", fix="leave --lora out, or leave --keep-zeros out")
+
+
+def _several_sizes(run: Combination) -> Faults:
+    """What a supernet does not go with."""
+    if not run.has_several_sizes or run.pair is None:
+        return
+    needs, low_rank = run.loss.needs(), parse_supernet(run.pair.student).update == "low-rank"
+    where = one_line(run.pair.student, 80)
+
+    def refused(what: str, *, fix: str) -> UsageError:
+        return UsageError("SUP-06", what, where=where, fix=fix)
+
+    if not needs.anything_of_teacher:
+        what = f"{run.label} asks nothing of the largest size"
+        yield refused(what, fix="give --loss fkl, and --set supernet.alpha=0 where only cross-entropy is wanted")
+    if needs.features:
+        yield refused(f"{run.label} compares layers of two models", fix="leave hidden and attention out")
+    if needs.survey != "none":
+        what = f"{run.label} looks at the largest size's logits twice"
+        yield refused(what, fix="give --loss akl or another objective of one pass")
+    if needs.drawn or not run.source.needs().offline:
+        yield refused(f"{run.label} trains on sequences that models write", fix="leave the source out")
+    if run.lora.rank is not None:
+        yield refused("an adapter has the form of one size", fix="leave it out; kd supernet has --update low-rank")
+    if run.hardware.gpus > 1 or distributed.world() > 1:
+        yield refused("one process trains all sizes", fix="leave hardware.gpus out, and start one process")
+    if run.hardware.compile:
+        yield refused("compiled layers have one size", fix="leave hardware.compile out")
+    if run.teacher_cache is not None:
+        yield refused("sizes learn from the largest, not from a cache", fix="leave --teacher-cache out")
+    if run.quantization != "none":
+        yield refused("its weights are the teacher's, not rounded ones", fix="leave teacher_quantization out")
+    if low_rank and run.monitor.every is not None:
+        what = "an evaluation while training would not see the low-rank pairs"
+        yield refused(what, fix="leave monitor.every out, or train all weights")
+    if low_rank and run.keep_zeros:
+        what = "low-rank pairs are added to weights that are 0, too, and train.keep_zeros keeps them"
+        yield refused(what, fix="leave one of the two out")
 
 
 # The teacher: that there is one, how many, behind a cache or a server.
@@ -498,6 +543,7 @@ RULES: tuple[Callable[[Combination], Faults], ...] = (
     _served_rows,
     _adapter,
     _adapter_fills_zeros,
+    _several_sizes,
     _known_tokens,
 )
 """Every rule, the one whose fault is told first before the others."""

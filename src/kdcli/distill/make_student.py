@@ -14,18 +14,23 @@ from kdcli.data.tokenize import TokenDataset
 from kdcli.distill.model_card import CARD, on_hub, shown_name, table
 from kdcli.errors import InputError, UsageError
 from kdcli.events import Event, Report
-from kdcli.loading.info import ModelPair
+from kdcli.loading.info import ModelInfo, ModelPair
 from kdcli.loading.session import Session, check_data_path
 from kdcli.loading.splits import training_rows
 from kdcli.models.devices import prepare
-from kdcli.models.family_layout import Form
+from kdcli.models.family_layout import Form, form_of
 from kdcli.models.left_out import LeftOut
-from kdcli.models.load import LanguageModel, save_student
+from kdcli.models.load import LanguageModel, assemble, load_model, save_student
+from kdcli.models.random_init import weights_digest
 from kdcli.models.sizes import sizes_of
 from kdcli.models.zeros import compressed_bytes
 from kdcli.storage import atomic
-from kdcli.students.made import Cut, is_made, made_config, rows_of_scores
+from kdcli.storage.locate import model_of
+from kdcli.students.cut import Kept, slice_model
+from kdcli.students.made import Cut, config_in, is_made, made_config, rows_of_scores
+from kdcli.students.palette import Size, palette_of, parse_pick, pick_size
 from kdcli.students.spec import METHODS_ON_ROWS, is_cut, parse_cut
+from kdcli.students.supernet_spec import refuse_several_sizes
 from kdcli.text import markdown_cell, one_line, typed
 from kdcli.version import __version__
 
@@ -79,14 +84,14 @@ def make_student(config: StudentConfig, report: Report, session: Session | None 
         KDError: of the kind that fits; a mistake in the settings is found before weights are read.
     """
     session = session or Session()
-    pair, name = _pair(config, session), str(config.student)
     if config.output is None:
         raise UsageError("CLI-20", "no folder", where="-o", fix="name one")
     folder, device = Path(config.output), prepare(config.hardware).device
+    if config.pick is not None:
+        return _write_picked(_picked(config, session), folder, report)
+    pair, name = _pair(config, session), str(config.student)
     made_config(name, pair.reader.path)
     identity = f"{pair.student_identity} seed {config.seed}" if pair.student_is_random else pair.student_identity
-    if folder.parent.is_dir():
-        atomic.remove_temporaries(folder.parent)
     if (found := _already(folder, identity)) is not None:
         return found
     for note in pair.notes:
@@ -98,6 +103,13 @@ def make_student(config: StudentConfig, report: Report, session: Session | None 
     else:
         student = session.load_student(pair, seed=config.seed, device=device)
         origin = _origin_of_random(student, pair, config.seed)
+    return _write(student, origin, pair.reader.path, folder, identity)
+
+
+def _write(
+    student: LanguageModel, origin: dict[str, Any], made_from: str, folder: Path, identity: str
+) -> StudentRecord:
+    """Write a student with its origin and its card as a folder that appears whole or not at all."""
     atomic.make_folder(folder.parent)
 
     def fill(target: Path) -> None:
@@ -108,15 +120,82 @@ def make_student(config: StudentConfig, report: Report, session: Session | None 
             origin["sparsity"]["disk_bytes"] = sum(file.stat().st_size for file in files)
             origin["sparsity"]["compressed_bytes"] = compressed_bytes(files)
         (target / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
-        (target / CARD).write_text(_card(origin, pair), encoding="utf-8")
+        (target / CARD).write_text(_card(origin, made_from), encoding="utf-8")
 
     atomic.commit_folder(folder, fill, {"kind": "model", "student": identity})
     return _record(origin, folder)
 
 
+# One size of a supernet.
+
+
+@dataclass(frozen=True)
+class _Picked:
+    """A size of a supernet that is wanted; its weights are not read yet."""
+
+    supernet: ModelInfo
+    size: Size
+    kept: Kept
+    origin: dict[str, Any]
+
+    @property
+    def identity(self) -> str:
+        """What tells the folder of this student from others."""
+        return f"{self.size} of {self.supernet.digest}"
+
+
+def _picked(config: StudentConfig, session: Session) -> _Picked:
+    """Return the size that is wanted.
+
+    Raises:
+        UsageError: nothing is named to pick from, or no size is as wanted.
+        InputError: the folder holds no supernet.
+    """
+    if config.student is None or is_made(config.student):
+        what = "a size is picked from a supernet that was trained"
+        raise UsageError(
+            "CLI-20", what, where="--pick", fix="give its folder: kd student FOLDER --pick width=0.5 -o small"
+        )
+    pick, found = parse_pick(str(config.pick)), session.inspect(config.student)
+    settings = config_in(model_of(config.student))
+    palette, form = palette_of(settings, config.student), form_of(settings, config.student)
+    size, number = pick_size(pick, palette, settings, config.student)
+    kept = palette.kept(size, form)
+    before, after = _sizes(form), _sizes(kept.form(form))
+    origin = {
+        "kd": __version__,
+        "student": f"the size {size}",
+        "teacher": {"name": shown_name(found.path), "sha256": found.digest},
+        "rows": _rows(None, 0),
+        "parameters": (found.parameters, number),
+        "sizes": {name: (before[name], after[name]) for name in before},
+        "kept": asdict(kept),
+        "left_out": {},
+        "similarities": {},
+        "scores": {},
+        "supernet": True,
+    }
+    return _Picked(found, size, kept, origin)
+
+
+def _write_picked(picked: _Picked, folder: Path, report: Report) -> StudentRecord:
+    if (found := _already(folder, picked.identity)) is not None:
+        return found
+    report(Event("stage", "making the student"))
+    whole = load_model(model_of(picked.supernet.path), device=torch.device("cpu"), role="student")
+    made = slice_model(whole.model, picked.kept, picked.supernet.path)
+    student = assemble(
+        made, whole.tokenizer, str(picked.size), weights_digest(made), device=torch.device("cpu"), role="student",
+        ends=whole.ends,
+    )  # fmt: skip
+    return _write(student, picked.origin, picked.supernet.path, folder, picked.identity)
+
+
 def plan_student(config: StudentConfig) -> StudentRecord:
     """Say what would be made; nothing is written, no weight is read."""
     session = Session(planning=True)
+    if config.pick is not None:
+        return replace(_record(_picked(config, session).origin, Path()), folder=None)
     pair, name = _pair(config, session), str(config.student)
     made, teacher = made_config(name, pair.reader.path), pair.reader
     sizes = _sizes_of(made)
@@ -136,6 +215,7 @@ def _pair(config: StudentConfig, session: Session) -> ModelPair:
         raise UsageError(
             "CLI-20", what, where="kd student", fix="give cut:layers=2 or random:layers=3,width=64,heads=4"
         )
+    refuse_several_sizes(config.student, "a supernet is trained before a size is picked from it")
     pair = session.pair(config.student, config.teacher)
     if pair.student_needs_rows:
         if config.data.train is None:
@@ -159,6 +239,8 @@ def _already(folder: Path, identity: str) -> StudentRecord | None:
         InputError: CUT-05, the folder holds something else.
         IntegrityError: it holds this student, and a file is not what it was.
     """
+    if folder.parent.is_dir():
+        atomic.remove_temporaries(folder.parent)
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
     manifest = atomic.read_manifest(folder) if (folder / atomic.MANIFEST).is_file() else {}
@@ -261,27 +343,29 @@ def _sizes_of(config: Any) -> dict[str, tuple[int, ...]]:
 # The card.
 
 
-def _card(origin: Mapping[str, Any], pair: ModelPair) -> str:
+def _card(origin: Mapping[str, Any], path: str) -> str:
     """Return the model card: what the student was made from, what stayed, and why."""
-    name = f"{shown_name(pair.reader.path)}, {origin['student']}"
+    name = f"{shown_name(path)}, {origin['student']}"
     data = ModelCardData(
-        base_model=[pair.reader.path] if on_hub(pair.reader.path) else None,
+        base_model=[path] if on_hub(path) else None,
         library_name="transformers", pipeline_tag="text-generation", tags=["distillation", "kd"],
     )  # fmt: skip
     before, after = origin["parameters"]
-    made_from = [("teacher", origin["teacher"]["name"], origin["teacher"]["sha256"])]
+    trained = origin.get("supernet", False)
+    made_from = [("supernet" if trained else "teacher", origin["teacher"]["name"], origin["teacher"]["sha256"])]
     if "sha256" in origin["rows"]:
         made_from.append(("rows of the scores", f"{origin['rows']['count']:,}", origin["rows"]["sha256"]))
     sizes = [(key, *map("{:,}".format, value)) for key, value in origin["sizes"].items()]
     if "kept" in origin:
         sizes.append(("parameters", f"{before:,}", f"{after:,}"))
-        heads = ["size", "teacher", "student"]
+        heads = ["size", made_from[0][0], "student"]
     else:
         sizes.append(("parameters", f"{after:,}"))
         heads = ["size", "student"]
     lines = [
         f"# {markdown_cell(one_line(name, 200))}", "",
-        "A student made from a teacher by kd; it was not trained yet.", "",
+        "One size of a supernet that kd trained." if trained
+        else "A student made from a teacher by kd; it was not trained yet.", "",
         *table(["made from", "what", "sha256"], made_from), "", *table(heads, sizes), *_why(origin),
     ]  # fmt: skip
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n").content

@@ -37,6 +37,7 @@ from kdcli.models.sizes import Footprint, together
 from kdcli.storage.locate import model_of
 from kdcli.storage.run_dir import RunFolder
 from kdcli.students.made import footprint
+from kdcli.students.supernet_spec import refuse_several_sizes
 from kdcli.text import visible
 
 
@@ -328,6 +329,7 @@ def plan_distill(config: DistillConfig, gpu_memory: int | None = None) -> Plan:
     Raises:
         KDError: what training would stop at before its first step, weights aside.
     """
+    refuse_several_sizes(config.student, "a plan knows the cost of one size alone")
     device = None if gpu_memory is None else planned_device(config.hardware, gpu_memory)
     prepared = prepare_run(config, Session(planning=device is not None), device)
     facts, cost = describe_run(prepared), estimate(prepared)

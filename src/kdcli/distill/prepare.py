@@ -30,6 +30,7 @@ from kdcli.sources.base import Source, SourceContext, StepBatches
 from kdcli.sources.build import build_source, opened, tail_of
 from kdcli.teachers.cache_files import read_key
 from kdcli.teachers.cached import TeacherView, cache_key, check_key
+from kdcli.text import one_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +165,10 @@ def combine(config: DistillConfig, session: Session, device: Device | None = Non
     pair = session.pair(config.student, config.teacher, config.teacher_quantization, server_of(config), across=True)
     run = replace(run, pair=pair)
     raise_all(check(run))
+    if run.has_several_sizes and config.train.gradient_checkpointing:
+        what = "a smaller size has no weights any more when activations would be recomputed"
+        fix = "leave train.gradient_checkpointing out"
+        raise UsageError("SUP-06", what, where=one_line(pair.student, 80), fix=fix)
     if run.needs_teacher and pair.teacher is not None:
         fixed = source.needs().offline
         view = view_of(config.teacher_cache, pair.teacher, config.data, config.hardware, device, fixed=fixed)

@@ -25,6 +25,7 @@ from kdcli.models.load import LanguageModel
 from kdcli.sources.base import StepBatches, TextGenerator
 from kdcli.sources.teacher_text.remote import RemoteGenerator
 from kdcli.storage.run_dir import MADE, RunFolder
+from kdcli.students.supernet_spec import is_supernet, parse_supernet
 from kdcli.teachers.base import Teacher, live_models
 from kdcli.teachers.cross_tokenizer import CrossTokenizerTeacher
 from kdcli.teachers.load import evaluation_teacher, live_teacher, teacher_for
@@ -209,6 +210,7 @@ def assemble_training(
         resume_command=command,
         monitor=_monitor(folder, prepared, session, models.student, report),
         hardware=prepared.hardware,
+        supernet=parse_supernet(prepared.pair.student) if is_supernet(prepared.pair.student) else None,
         **_whole_outside(prepared),
     )
 

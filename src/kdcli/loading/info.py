@@ -21,8 +21,7 @@ from kdcli.models.sizes import sizes_of
 from kdcli.models.tokenizer import ends_differ, folder_end_tokens, shared_vocabulary, templates_differ
 from kdcli.models.weights import build_config, read_generation_config
 from kdcli.storage import atomic
-from kdcli.students.made import cut_identity, is_made
-from kdcli.students.spec import is_cut, parse_cut
+from kdcli.students.made import cut_identity, is_made, keeps_weights, scoring_of
 from kdcli.text import one_line
 
 # Several teachers given as one: how they are written, and what identifies them together.
@@ -190,12 +189,12 @@ class ModelPair:
     @property
     def student_needs_rows(self) -> bool:
         """Whether the student is cut out of the teacher by scores that are taken on rows."""
-        return is_cut(self.student) and parse_cut(self.student).needs_rows
+        return keeps_weights(self.student) and scoring_of(self.student)[0].needs_rows
 
     @property
     def student_identity(self) -> str:
         """What identifies the student at the start."""
-        if is_cut(self.student):
+        if keeps_weights(self.student):
             return cut_identity(self.student, self.reader.digest, self.scored_on)
         return self.student if is_random(self.student) else self.reader.digest
 

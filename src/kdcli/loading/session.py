@@ -38,9 +38,10 @@ from kdcli.models.tokenizer import (
 from kdcli.remote.address import address_of, is_url, served_identity
 from kdcli.remote.client import Client
 from kdcli.storage.locate import model_of
-from kdcli.students.made import Cut, cut_student, is_made
+from kdcli.students.made import Cut, cut_student, is_made, keeps_weights
 from kdcli.students.scores import Scores
-from kdcli.students.spec import is_cut
+from kdcli.students.supernet import make_supernet
+from kdcli.students.supernet_spec import is_supernet
 
 
 @dataclass
@@ -150,8 +151,9 @@ class Session:
                 "CLI-20", f"a {kind} student takes its family and tokenizer from a teacher",
                 where=f"--student {student}", fix="give --teacher",
             )  # fmt: skip
-        if is_cut(student):
-            require_single(teacher, "a cut student has the weights of one teacher", "--teacher", "give one of them")
+        if keeps_weights(student):
+            what = f"a {kind} student has the weights of one teacher"
+            require_single(teacher, what, "--teacher", "give one of them")
         if teacher is not None and not made:
             blend = read_ensemble(teacher)
             for one in blend.members if blend is not None else (teacher,):
@@ -213,7 +215,9 @@ class Session:
         """Return a fresh student: its weights, or those of its adapter, are about to change."""
         if pair.student_is_random:
             return random_student(pair.student, model_of(pair.reader.path), seed=seed, device=device)
-        if pair.student_is_made:
+        if is_supernet(pair.student):
+            found = make_supernet(pair.student, model_of(pair.reader.path), rows=pair.scored_on, device=device)
+        elif pair.student_is_made:
             found = self.cut(pair, device).student
         else:
             found = load_model(model_of(pair.student), device=device, role="student")

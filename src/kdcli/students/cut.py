@@ -5,7 +5,7 @@ is the same as keeping those entries in their place, which is what is done here.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from kdcli.models.family_layout import Axis, Form, axes_of, family_of, form_of
 from kdcli.models.weights import model_class_of, silence_transformers
 
 _BY_LAYER = ("layer_types",)
+PALETTE = "kd_supernet"
+"""The entry of config.json that holds the sizes of a supernet; a slice is one of them and has none."""
 
 
 @dataclass(frozen=True)
@@ -87,19 +89,57 @@ def slice_state(
     Raises:
         InputError: CUT-01.
     """
+    found = ((part, part.of(state[part.source])) for part in slice_parts(state, config, kept, where))
+    return {part.name: value.contiguous() for part, value in found}
+
+
+@dataclass(frozen=True)
+class SlicePart:
+    """Where a tensor of a slice comes from.
+
+    Args:
+        name: its name in the slice.
+        source: the model's tensor that it is a part of.
+        entries: dimension -> the entries that stay; all of the other dimensions do.
+    """
+
+    name: str
+    source: str
+    entries: Mapping[int, Tensor]
+
+    def of(self, value: Tensor) -> Tensor:
+        """Return the part of a tensor; its gradient goes back to these entries."""
+        for dimension, index in self.entries.items():
+            value = value.index_select(dimension, index.to(value.device))
+        return value
+
+
+def slice_parts(
+    names: Iterable[str], config: PreTrainedConfig, kept: Kept, where: str = "the model"
+) -> list[SlicePart]:
+    """Return where each tensor of a slice comes from.
+
+    Args:
+        names: the model's tensors.
+        config: the model's config.
+        kept: what stays.
+        where: the model, for messages.
+
+    Raises:
+        InputError: CUT-01.
+    """
     family, form = family_of(config, where), form_of(config, where)
     places = {layer: place for place, layer in enumerate(kept.layers)}
-    found: dict[str, Tensor] = {}
-    for name, value in state.items():
+    found: list[SlicePart] = []
+    for name in names:
         layer, axes = axes_of(family, name, where)
         if layer is not None and layer not in places:
             continue
         place = 0 if layer is None else places[layer]
-        for dimension, axis in enumerate(axes):
-            if (index := _entries(axis, kept, place, form)) is not None:
-                value = value.index_select(dimension, index.to(value.device))
+        given = {dimension: _entries(axis, kept, place, form) for dimension, axis in enumerate(axes)}
+        entries = {dimension: index for dimension, index in given.items() if index is not None}
         new = name if layer is None else name.replace(f"{family.layers}{layer}.", f"{family.layers}{place}.", 1)
-        found[new] = value.contiguous()
+        found.append(SlicePart(new, name, entries))
     return found
 
 
@@ -142,7 +182,7 @@ def config_of(
     for name in _BY_LAYER:
         if made.get(name):
             made[name] = [made[name][layer] for layer in (layers or range(form.layers))]
-    for name in ("architectures", "transformers_version"):
+    for name in ("architectures", "transformers_version", PALETTE):
         made.pop(name, None)
     with silence_transformers():
         return CONFIG_MAPPING[config.model_type](**made)

@@ -1,4 +1,4 @@
-"""Students that are made on the spot from a teacher: ``random:`` in its form, or ``cut:`` out of it."""
+"""Students made on the spot from a teacher: ``random:`` in its form, ``cut:`` out of it, or a ``supernet:`` of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,10 +6,11 @@ from functools import cache
 from typing import NoReturn
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.data.batching import Batch
 from kdcli.data.tokenize import TokenDataset
+from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, UsageError
 from kdcli.models.checks import open_folder, open_settings
 from kdcli.models.family_layout import Form, family_of, form_of
@@ -24,28 +25,33 @@ from kdcli.students.cut import Kept, config_of, counter, slice_model
 from kdcli.students.scores import Scores, batches_of, highest, score, similarities, spaced
 from kdcli.students.sparsity import PrunedLayer, prune
 from kdcli.students.spec import CutSpec, Half, choose_sizes, choose_skipped, is_cut, parse_cut
+from kdcli.students.supernet_spec import is_supernet, parse_supernet
 from kdcli.text import one_line
 
 
 def is_made(student: str) -> bool:
     """Whether a student is a spec from which it is made, rather than a folder or hub id."""
-    return is_random(student) or is_cut(student)
+    return is_random(student) or is_cut(student) or is_supernet(student)
 
 
 def made_config(student: str, teacher_folder: str) -> PreTrainedConfig:
     """Return the config of a student that would be made; nothing is built.
 
     Args:
-        student: ``random:`` or ``cut:`` spec.
+        student: ``random:``, ``cut:`` or ``supernet:`` spec; of a supernet the whole size.
         teacher_folder: folder or hub id of the teacher.
 
     Raises:
         UsageError: the spec cannot be used.
         InputError: the teacher's folder cannot be used.
     """
+    if is_supernet(student):
+        config = config_in(teacher_folder)
+        parse_supernet(student).check_on(config, teacher_folder)
+        return config
     if is_random(student):
         return random_config(student, teacher_folder)
-    spec, teacher = parse_cut(student), _text_config(teacher_folder)
+    spec, teacher = parse_cut(student), config_in(teacher_folder)
     layers = spec.layers if isinstance(spec.layers, tuple) else None
     made = config_of(teacher, _sizes(spec, teacher, teacher_folder), layers, teacher_folder)
     if halves := _skipped(spec, made, {}):
@@ -75,16 +81,37 @@ def footprint(
 
 
 def cut_identity(student: str, teacher_digest: str, rows: TokenDataset | None) -> str:
-    """Return what identifies a student that is cut out of a teacher: spec, teacher, and the rows its scores need.
+    """Return what identifies a student that has a teacher's weights: spec, teacher, and the rows its scores need.
 
     Args:
-        student: ``cut:`` spec.
+        student: ``cut:`` or ``supernet:`` spec.
         teacher_digest: sha256 that identifies the teacher's weights.
         rows: what scores are taken on; None where no score needs rows, or none are known yet.
     """
-    spec = parse_cut(student)
-    seen = f" on {rows_of_scores(spec, rows).digest}" if spec.needs_rows and rows is not None else ""
+    scoring, spec = scoring_of(student)
+    seen = f" on {rows_of_scores(scoring, rows).digest}" if scoring.needs_rows and rows is not None else ""
     return f"{spec} of {teacher_digest}{seen}"
+
+
+def keeps_weights(student: str) -> bool:
+    """Whether a student is a spec that takes its teacher's weights: ``cut:`` or ``supernet:``."""
+    return is_cut(student) or is_supernet(student)
+
+
+def scoring_of(student: str) -> tuple[CutSpec, str]:
+    """Return what names the scores that a student needs, and its spec in canonical form.
+
+    Args:
+        student: ``cut:`` or ``supernet:`` spec.
+
+    Raises:
+        UsageError: the spec cannot be used.
+    """
+    if is_supernet(student):
+        spec = parse_supernet(student)
+        return spec.scoring, str(spec)
+    cut = parse_cut(student)
+    return cut, str(cut)
 
 
 def rows_of_scores(spec: CutSpec, rows: TokenDataset) -> TokenDataset:
@@ -123,6 +150,62 @@ class Cut:
     pruned: tuple[PrunedLayer, ...] = ()
 
 
+@dataclass(frozen=True)
+class OpenedTeacher:
+    """A teacher that a student is made from, with its weights.
+
+    Args:
+        model: the teacher, on the device that scores are computed on.
+        tokenizer: its tokenizer.
+        ends: the tokens that end its texts.
+        notes: what was ignored while loading.
+        batches: the rows that scores are taken on; none where no score needs rows.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    ends: EndTokens
+    notes: tuple[str, ...]
+    batches: Sequence[Batch]
+
+    def assembled(self, made: PreTrainedModel, name: str, device: torch.device) -> LanguageModel:
+        """Return a model made of its weights as a student with its tokenizer."""
+        return assemble(
+            made, self.tokenizer, name, weights_digest(made), device=device, role="student", notes=self.notes,
+            ends=self.ends,
+        )  # fmt: skip
+
+
+def open_teacher(
+    spec: CutSpec, teacher_folder: str, rows: TokenDataset | None, device: torch.device, text: str
+) -> OpenedTeacher:
+    """Load a teacher and the batches that its scores need.
+
+    Args:
+        spec: names the scores.
+        teacher_folder: folder or hub id of the teacher.
+        rows: what scores are taken on.
+        device: where they are computed.
+        text: the student's spec, for messages.
+
+    Raises:
+        UsageError: CUT-04, rows are missing.
+        InputError: the teacher cannot be used.
+    """
+    if spec.needs_rows and rows is None:
+        _without_rows(spec, text)
+    checked = open_folder(teacher_folder)
+    tokenizer = load_tokenizer(teacher_folder)
+    teacher = load_weights(checked, build_config(checked.settings, str(checked.folder)), torch.float32)
+    torch.nn.Module.to(teacher, device)
+    ends, _ = folder_end_tokens(checked, tokenizer, int(teacher.config.vocab_size), teacher_folder)
+    batches: Sequence[Batch] = []
+    if spec.needs_rows and rows is not None:
+        batches = batches_of(rows, spec.rows, ends.default, device)
+        _check_positions(teacher, batches, teacher_folder)
+    return OpenedTeacher(teacher, tokenizer, ends, checked.notes, batches)
+
+
 def cut_student(
     text: str, teacher_folder: str, *, rows: TokenDataset | None, device: torch.device, known: Scores | None = None
 ) -> Cut:
@@ -140,19 +223,10 @@ def cut_student(
         InputError: the teacher cannot be used, or its family cannot be cut.
     """
     spec = parse_cut(text)
-    if spec.needs_rows and rows is None:
-        _without_rows(spec)
-    checked = open_folder(teacher_folder)
-    before = form_of(_text_config(teacher_folder), teacher_folder)
-    after = _sizes(spec, _text_config(teacher_folder), teacher_folder)
-    tokenizer = load_tokenizer(teacher_folder)
-    teacher = load_weights(checked, build_config(checked.settings, str(checked.folder)), torch.float32)
-    torch.nn.Module.to(teacher, device)
-    ends, _ = folder_end_tokens(checked, tokenizer, int(teacher.config.vocab_size), teacher_folder)
-    batches: Sequence[Batch] = []
-    if spec.needs_rows and rows is not None:
-        batches = batches_of(rows, spec.rows, ends.default, device)
-        _check_positions(teacher, batches, teacher_folder)
+    before = form_of(config_in(teacher_folder), teacher_folder)
+    after = _sizes(spec, config_in(teacher_folder), teacher_folder)
+    opened = open_teacher(spec, teacher_folder, rows, device, text)
+    teacher, batches = opened.model, opened.batches
     scores = known or score(teacher, spec, batches, teacher_folder)
     kept = choose(spec, before, after, scores)
     made = slice_model(teacher, kept, teacher_folder)
@@ -162,10 +236,7 @@ def cut_student(
     if skipped := _skipped(spec, made.config, alike):
         zero_out(made, skipped)
     thinned = prune(made, spec, batches, skipped) if spec.sparse is not None else ()
-    digest = weights_digest(made)
-    student = assemble(
-        made, tokenizer, str(spec), digest, device=device, role="student", notes=checked.notes, ends=ends
-    )
+    student = opened.assembled(made, str(spec), device)
     sizes = tuple(sum(one.numel() for one in model.parameters()) for model in (teacher, made))
     seen = len(rows_of_scores(spec, rows)) if spec.needs_rows and rows is not None else 0
     return Cut(student, spec, before, after, kept, scores, alike, skipped, (sizes[0], sizes[1]), seen, thinned)
@@ -223,14 +294,15 @@ def _config(folder: str) -> PreTrainedConfig:
     return build_config(settings, str(place))
 
 
-def _text_config(folder: str) -> PreTrainedConfig:
+def config_in(folder: str) -> PreTrainedConfig:
+    """Return the config of the language model in a folder; no weight is read."""
     return _config(folder).get_text_config(decoder=True)
 
 
-def _without_rows(spec: CutSpec) -> NoReturn:
+def _without_rows(spec: CutSpec, text: str) -> NoReturn:
     what = f"{' and '.join(spec.read_on_rows)} is measured on rows, and there are none"
     fix = f"give --data, or {spec.without_rows}"
-    raise UsageError("CUT-04", what, where=f'student "{one_line(str(spec))}"', fix=fix)
+    raise UsageError("CUT-04", what, where=f'student "{one_line(text)}"', fix=fix)
 
 
 def _check_positions(teacher: PreTrainedModel, batches: Sequence[Batch], where: str) -> None:

@@ -29,6 +29,7 @@ from kdcli.loading.splits import leaves_answers_out
 from kdcli.metrics.describe import MetricCard, cards, describe
 from kdcli.metrics.titles import current
 from kdcli.storage.run_dir import MADE, RunFolder
+from kdcli.students.supernet_spec import refuse_several_sizes
 from kdcli.study.study_dir import is_study, read_study
 from kdcli.text import one_line
 
@@ -290,6 +291,7 @@ def slug(label: str) -> str:
 
 
 def _run_config(config: CompareConfig, line: Variant, tried: Choice, seed: int, by: str | None) -> DistillConfig:
+    refuse_several_sizes(line.student or config.student, "a line of a comparison trains one size")
     data, evaluation = config.data, config.evaluation
     if by is not None:
         share = 0.0 if data.dev else data.dev_share or SHARE

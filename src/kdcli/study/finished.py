@@ -34,6 +34,7 @@ from kdcli.storage import atomic
 from kdcli.storage.digests import update_digest
 from kdcli.storage.run_dir import CONFIG, RunFolder
 from kdcli.students.made import is_made
+from kdcli.students.supernet_spec import refuse_several_sizes
 from kdcli.study.cells import CELLS
 from kdcli.study.references import (
     LABELS,
@@ -233,6 +234,8 @@ def compare_runs(
     if output is not None:
         atomic.make_folder(output)
     finished = [one for runs in groups.values() for one in runs.values()]
+    for run, _ in finished:
+        refuse_several_sizes(run.identity["student"], "the run trained several sizes, whose cost is not that of one")
     with nullcontext(output) if output is not None else TemporaryDirectory() as place:
         lines = lines_of(finished, models, Path(str(place)), rows, report)
         said, failed = (*remarks, *lines.remarks), tuple(lines.failed)

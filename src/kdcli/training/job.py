@@ -11,6 +11,7 @@ from kdcli.losses.base import DistillLoss
 from kdcli.models.devices import Device
 from kdcli.models.load import LanguageModel
 from kdcli.sources.base import StepBatches
+from kdcli.students.supernet_spec import SupernetSpec
 from kdcli.teachers.base import Teacher
 from kdcli.training.placement import Side
 
@@ -63,6 +64,7 @@ class TrainJob:
         hardware: how the models lie among several processes, and how long one waits for the others.
         generates_with: models that write sequences of a window.
         evaluates_with: models that the monitor reads.
+        supernet: how several sizes of the student are trained together; None for one size.
     """
 
     student: LanguageModel
@@ -80,6 +82,7 @@ class TrainJob:
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     generates_with: frozenset[Side] = frozenset()
     evaluates_with: frozenset[Side] = frozenset({"student"})
+    supernet: SupernetSpec | None = None
 
 
 @dataclass(frozen=True)

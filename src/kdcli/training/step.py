@@ -158,6 +158,17 @@ class DistillStep(nn.Module):
             parts = parts | {name: part.detach() for name, part in inner.items()}
         return total, {name: (part * weights).sum() for name, part in {**work.logged, **parts}.items()}
 
+    def begin(self, step: int, total: int) -> None:
+        """Get ready for the micro-batches of an optimizer step; does nothing where all steps are alike.
+
+        Args:
+            step: from 0.
+            total: steps of the run.
+        """
+
+    def finish(self) -> None:
+        """Leave in the student all that was trained, after the last step."""
+
     def rehearse(self, batch: Batch, *, teacher: bool) -> None:
         """Run the trunks over a batch as a step does, and the student's backward; drops no gradient.
 

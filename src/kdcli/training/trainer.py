@@ -36,6 +36,7 @@ from kdcli.training.placement import Placement, Replicated, clip_gradients
 from kdcli.training.ranks import Processes, is_lost_peer, lost_peer
 from kdcli.training.step import DistillStep
 from kdcli.training.step_logger import StepLogger, logging_steps
+from kdcli.training.supernet import SupernetStep
 
 # Ends a run whose loss or gradient is not finite, and keeps which rows made it so.
 
@@ -84,17 +85,15 @@ def make_placement(training: TrainJob, accelerator: Accelerator) -> Placement:
     """
     device, shard, size = training.device.device, training.hardware.shard, accelerator.num_processes
 
+    options: dict[str, Any] = {
+        "vocab": training.vocab, "reduce": training.train.reduce, "autocast": training.device.autocast,
+        "chunk_tokens": training.train.chunk_tokens, "seed": training.train.seed,
+    }  # fmt: skip
+
     def step(student: LanguageModel, teacher: Teacher | None) -> DistillStep:
-        return DistillStep(
-            student,
-            teacher,
-            training.loss,
-            vocab=training.vocab,
-            reduce=training.train.reduce,
-            autocast=training.device.autocast,
-            chunk_tokens=training.train.chunk_tokens,
-            seed=training.train.seed,
-        )
+        if training.supernet is not None:
+            return SupernetStep(student, training.loss, training.supernet, **options)
+        return DistillStep(student, teacher, training.loss, **options)
 
     if shard != "ddp" and size > 1:
         return Sharded(device, size, step, training.student, training.teacher, keep=shard == "fsdp2")
@@ -160,6 +159,7 @@ class _Loop:
                     raise
                 raise self._save_after_lost_rank(step_logger.metrics_log) from error
             self.place.finish()
+            self.trained.finish()
             files = step_logger.metrics_log.digests()
         self.model.eval()
         made = training.windows.made
@@ -227,6 +227,7 @@ class _Loop:
     def _update(self, window: list[Batch], step: int, denominator: int) -> dict[str, float]:
         """Accumulate the window's gradients and, if all is finite, update."""
         parts: dict[str, Tensor] = {}
+        self.trained.begin(step, self.total)
         for index, batch in enumerate(window):
             torch.manual_seed(_seed(self.training.train.seed, step, index, self.ranks.index))
             with self.place.accumulating(index == len(window) - 1), self._at_work():
