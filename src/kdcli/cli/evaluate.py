@@ -10,6 +10,7 @@ from kdcli.cli.switches import Texts, Typed
 from kdcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from kdcli.cli.terminal import Terminal
     from kdcli.config.schema import EvalConfig
 
 
@@ -17,7 +18,9 @@ EPILOG = """Example: kd eval runs/akl --data test.jsonl --metric rougeL,ece
 
 Example: kd eval --predictions answers.jsonl --protocol minillm --metric rougeL
 
-Example: kd eval runs/akl --edge --tasks arc_easy"""
+Example: kd eval runs/akl --edge --tasks arc_easy
+
+Example: kd eval SN --palette 8 --data test.jsonl"""
 
 
 def register(app: typer.Typer) -> None:
@@ -39,12 +42,30 @@ def evaluate(typed: Typed, *, config: Texts, sets: Texts, json: bool, quiet: boo
     _refuse_unused(settings, typed)
     load_config.output_folder(settings.output, needed=False)
     load_config.check_inputs(settings)
+    if settings.palette is not None:
+        _palette(settings, typed, terminal)
+        return
     with terminal.progress() as report:
         from kdcli import interface
         from kdcli.cli import render
 
         record = interface.evaluate(settings, report=report).record
     terminal.result(record, render.evaluation)
+
+
+def _palette(settings: "EvalConfig", typed: Mapping[str, Any], terminal: "Terminal") -> None:
+    """Measure sizes of a supernet."""
+    from kdcli.cli.load_config import refuse_unused
+
+    names = ("teacher", "dev_data", "predictions", "server_url", "protocol", "metric", "tasks", "edge")
+    names += ("rouge_tokenizer", "sampling_seeds", "max_new_tokens")
+    refuse_unused(typed, names, "has no effect with --palette", "leave one of the two out")
+    with terminal.progress() as report:
+        from kdcli.cli import render
+        from kdcli.evaluation.palette import evaluate_palette
+
+        record = evaluate_palette(settings, report)
+    terminal.result(record, render.palette)
 
 
 _OF_MODELS = ("teacher", "dev_data", "device", "dtype", "threads", "matmul_precision")

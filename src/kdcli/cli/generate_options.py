@@ -66,7 +66,7 @@ COMMANDS = {
     "eval": Command(
         EvalConfig,
         "Config Sets HiddenPlugin Json Quiet Debug",
-        order="data dev_data predictions protocol metric tasks edge rouge_tokenizer sampling_seeds",
+        order="data dev_data predictions protocol metric tasks edge palette rouge_tokenizer sampling_seeds",
     ),
     "judge": Command(JudgeConfig, "Config Sets Json Quiet Debug", panels=(DATA, MODELS, OUTPUT)),
     "cache": Command(CacheConfig, "Config Sets DryRun Json Quiet Debug"),

@@ -98,6 +98,7 @@ Protocol = Annotated[
 ]
 Tasks = Annotated[Text, flag("--tasks", "NAME,..", "Of lm-evaluation-harness, task files or folders.", "Evaluation")]
 Edge = Annotated[bool, switch("--edge", "Size, memory, speed and energy on this machine.", "Evaluation")]
+Palette = Annotated[Text, flag("--palette", "N", "N sizes of a supernet: perplexity, speed.", "Evaluation")]
 RougeTokenizer = Annotated[
     Text, flag("--rouge-tokenizer", "NAME", "words, or char for any script. Default words.", "Evaluation")
 ]
@@ -422,6 +423,7 @@ def eval(run: Run) -> Run:
         metric: Metric = None,
         tasks: Tasks = None,
         edge: Edge = False,
+        palette: Palette = None,
         rouge_tokenizer: RougeTokenizer = None,
         sampling_seeds: SamplingSeedsEval = None,
         max_new_tokens: MaxNewTokensEval = None,
@@ -441,9 +443,9 @@ def eval(run: Run) -> Run:
             "model": model, "teacher": teacher, "server_url": server_url, "server_model": server_model, "data": data,
             "dev_data": dev_data, "predictions": predictions, "columns": columns, "template": template,
             "max_length": max_length, "limit": limit, "skip_bad": skip_bad, "protocol": protocol, "metric": metric,
-            "tasks": tasks, "edge": edge, "rouge_tokenizer": rouge_tokenizer, "sampling_seeds": sampling_seeds,
-            "max_new_tokens": max_new_tokens, "output": output, "device": device, "dtype": dtype, "threads": threads,
-            "matmul_precision": matmul_precision,
+            "tasks": tasks, "edge": edge, "palette": palette, "rouge_tokenizer": rouge_tokenizer,
+            "sampling_seeds": sampling_seeds, "max_new_tokens": max_new_tokens, "output": output, "device": device,
+            "dtype": dtype, "threads": threads, "matmul_precision": matmul_precision,
         }  # fmt: skip
         run(typed, config=config, sets=sets, json=json, quiet=quiet)
 

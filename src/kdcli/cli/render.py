@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -19,6 +20,9 @@ from kdcli.evaluation.records import Edge, EvalRecord, ScoreInfo, is_sparse
 from kdcli.statistics import LEVEL, Estimate
 from kdcli.statistics.rounding import coarser, decimals, plain, with_interval
 from kdcli.text import fold, one_line, visible
+
+if TYPE_CHECKING:
+    from kdcli.evaluation.palette import PaletteRecord
 
 REPORT = "report.html"
 
@@ -179,6 +183,33 @@ def evaluation(record: EvalRecord) -> Group:
     parts += [Text(one_line(line, 2000), style="dim", no_wrap=True) for line in signatures]
     parts += edge_parts(record.edge) if record.edge is not None else []
     parts += [Text(f"· {one_line(note, 500)}") for note in record.remarks]
+    if record.folder is not None:
+        parts.append(Text(f"written to {one_line(str(record.folder), 500)}", overflow="fold"))
+    return Group(*parts)
+
+
+def palette(record: "PaletteRecord") -> Group:
+    """Return the table of a supernet's sizes.
+
+    Args:
+        record: what was measured.
+    """
+    table = _table("")
+    for heading in ("width", "depth", "parameters", "perplexity ↓", "95 % interval", "first token", "each further"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for one in record.sizes:
+        interval = "" if one.low is None or one.high is None else f"{one.low:.4g} to {one.high:.4g}"
+        marks = ["*" if cost in one.unbeaten else "" for cost in ("parameters", "seconds_per_token")]
+        table.add_row(
+            f"{one.width:.3g}", f"{one.depth:.3g}", f"{one.parameters:,}{marks[0]}", f"{one.perplexity:.4g}", interval,
+            f"{1000 * one.first_token_seconds:.3g} ms", f"{1000 * one.seconds_per_token:.3g} ms{marks[1]}",
+        )  # fmt: skip
+    said = (
+        f"one prompt of {record.prompt_tokens} tokens, {record.new_tokens} more, median of {record.repeats}; "
+        f"{record.hardware}. * no other size is as good and costs less"
+    )
+    title = f"{one_line(record.model, 60)} on {one_line(record.name, 30)}, {record.examples:,} examples"
+    parts: list[RenderableType] = [Text(title, style="italic"), table, Text(one_line(said, 500), style="dim")]
     if record.folder is not None:
         parts.append(Text(f"written to {one_line(str(record.folder), 500)}", overflow="fold"))
     return Group(*parts)

@@ -120,6 +120,7 @@ SCHEMA_VERSION = 2
 KINDS = {
     "kdcli.distill.records:RunRecord": "run",
     "kdcli.evaluation.records:EvalRecord": "evaluation",
+    "kdcli.evaluation.palette:PaletteRecord": "palette",
     "kdcli.comparison.records:Comparison": "comparison",
     "kdcli.distill.plan:Plan": "plan",
     "kdcli.cli.study:Status": "status",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from kdcli.config.names import DATA, GRID, MODELS, OBJECTIVE, OUTPUT
+from kdcli.config.names import DATA, EVALUATION, GRID, MODELS, OBJECTIVE, OUTPUT
 from kdcli.config.sections import (
     EVERY,
     BenchmarkConfig,
@@ -125,6 +125,11 @@ class EvalConfig(CommandConfig):
     )
     server: ServerConfig = ServerConfig()
     edge: EdgeConfig = EdgeConfig()
+    palette: Positive | None = setting(
+        None,
+        "measure so many sizes of a supernet: perplexity, parameters and speed",
+        Flag("--palette", "N", "N sizes of a supernet: perplexity, speed.", EVALUATION),
+    )
     benchmarks: BenchmarkConfig = BenchmarkConfig()
     teacher_quantization: Quantization = TEACHER_QUANTIZATION
     data: DataConfig = DataConfig()

@@ -147,6 +147,34 @@ class _Timed:
     rest: float
 
 
+@dataclass(frozen=True)
+class Speed:
+    """How fast a model answers one request at a time.
+
+    Args:
+        first_token_seconds: median time from prompt to first token.
+        tokens_per_second: median speed after the first token.
+        hardware: device, type and threads.
+    """
+
+    first_token_seconds: float
+    tokens_per_second: float
+    hardware: str
+
+
+def measure_speed(model: LanguageModel, config: EdgeConfig, device: Device, report: Report) -> Speed:
+    """Measure the speed of a model that is loaded, as :func:`measure_edge` does.
+
+    Raises:
+        InputError: its context is too short, or it keeps no cache.
+    """
+    _check_room(model, config)
+    times, _, _ = _repeated(model, config, device, report)
+    speeds = [(config.new_tokens - 1) / one.rest for one in times]
+    first = statistics.median(one.first for one in times)
+    return Speed(first, statistics.median(speeds), _hardware(device))
+
+
 def measure_edge(path: str, config: EdgeConfig, device: Device, report: Report) -> Edge:
     """Measure a model that answers one request at a time.
 
