@@ -4,11 +4,11 @@ import pytest
 
 import tiny
 from kdcli.config.schema import DataConfig
+from kdcli.data.choices import check_choices, encode_choices
 from kdcli.data.dataset import load_dataset
 from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
-from kdcli.evaluation.classification import check_choices, encode_choices
 
 
 def row(choices=("ab", "cd"), answer=None, reference="cd"):

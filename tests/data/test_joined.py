@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 import tiny
 from cutters import KINDS, cutter
 from kdcli.config.schema import DataConfig
+from kdcli.data.choices import encode_choices
 from kdcli.data.dataset import load_dataset
 from kdcli.data.tokenize import decode_after, encode_pairs, follow, without_prefix
 from kdcli.distill.plan import preview
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
-from kdcli.evaluation.classification import encode_choices
 
 CHAT = (
     "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"

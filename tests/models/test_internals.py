@@ -364,7 +364,11 @@ def test_the_versions_that_were_tried_are_the_ones_allowed():
 def test_transformers_still_makes_models_of_all_these_names():
     assert internals.tokenizer_class_from_name("LlamaTokenizer") is not None
     assert internals.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["llama"] == "LlamaForCausalLM"
-    assert internals.MODEL_FOR_CAUSAL_LM_MAPPING[type(tiny.model().config)].__name__ == "LlamaForCausalLM"
+    config = type(tiny.model().config)
+    assert internals.MODEL_FOR_CAUSAL_LM_MAPPING[config].__name__ == "LlamaForCausalLM"
+    classifier = internals.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[config]
+    assert classifier.__name__ == "LlamaForSequenceClassification"
+    assert internals.SequenceClassifierOutput(logits=torch.ones(1, 2)).logits.shape == (1, 2)
     gpt2 = tiny.model("gpt2")
     assert any(type(module) is internals.Conv1D for module in gpt2.modules())
     assert any(isinstance(module, internals.NewGELUActivation) for module in gpt2.modules())

@@ -174,7 +174,7 @@ def command_line() -> str:
 # Files, models and objectives that the settings name.
 
 
-_MADE = ("random:", "cut:", "supernet:")
+_MADE = ("random:", "cut:", "supernet:", "tiny:")
 _SEVERAL = ("+", "*")
 """What stands in the text of a teacher that is a sum of teachers."""
 

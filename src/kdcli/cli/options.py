@@ -9,7 +9,7 @@ Teacher = Annotated[Text, flag("--teacher", "MODEL", "Model folder or hub id.", 
 TeacherCache = Annotated[
     Text, flag("--teacher-cache", "FOLDER", "Folder of kd cache, in place of a teacher.", "Models")
 ]
-Student = Annotated[Text, flag("--student", "MODEL", "Folder, hub id, cut:layers=3, random:..", "Models")]
+Student = Annotated[Text, flag("--student", "MODEL", "Folder, hub id, cut:layers=3, random:.., tiny:..", "Models")]
 Lora = Annotated[Text, flag("--lora", "RANK", "Train a LoRA adapter only; merged when saved.", "Models")]
 Data = Annotated[Text, flag("--data", "FILE", "Training rows: file, folder, hub id.", "Data")]
 EvalData = Annotated[Text, flag("--eval-data", "FILE", "Held-out rows, measured after training.", "Data")]

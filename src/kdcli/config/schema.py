@@ -34,7 +34,7 @@ from kdcli.config.sections import (
 from kdcli.config.sections import GenerationConfig as GenerationConfig
 
 _TEACHER = Flag("--teacher", "MODEL", "Model folder or hub id.", MODELS)
-_STUDENT = Flag("--student", "MODEL", "Folder, hub id, cut:layers=3, random:..", MODELS)
+_STUDENT = Flag("--student", "MODEL", "Folder, hub id, cut:layers=3, random:.., tiny:..", MODELS)
 _OUTPUT = Flag("--output -o", "FOLDER", "Folder for everything the command writes.", OUTPUT)
 TEACHER = setting(None, "teacher: model folder, hub id, or a server's http address", _TEACHER)
 TEACHER_CACHE = setting(
@@ -42,7 +42,11 @@ TEACHER_CACHE = setting(
     "folder that kd cache made of this teacher and data",
     Flag("--teacher-cache", "FOLDER", "Folder of kd cache, in place of a teacher.", MODELS, on="distill"),
 )
-STUDENT = setting(None, "student: folder, hub id, random:layers=..,width=..,heads=.. or cut:layers=..,by=..", _STUDENT)
+STUDENT = setting(
+    None,
+    "student: folder, hub id, random:layers=..,width=..,heads=.., cut:layers=..,by=.. or tiny:kind=..",
+    _STUDENT,
+)
 TEACHER_QUANTIZATION: Any = Field(
     default="none", description="teacher's linear layers below the head: none, int8 (torchao), nf4 (bitsandbytes)"
 )

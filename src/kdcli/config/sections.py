@@ -189,6 +189,15 @@ class DataConfig(Settings):
         default=0.0, description="share of the training rows kept out of training as development rows"
     )
     corpus: str | None = Field(default=None, description="rows of a second corpus, for sources that read one")
+    class_prompt: str = Field(
+        default="{text} Category:", description="what a causal teacher reads before the name of a class"
+    )
+    class_names: dict[str, str] = Field(
+        default={}, description="label=words that a causal teacher's class is read by, where not the label itself"
+    )
+    class_score: Literal["sum", "mean"] = Field(
+        default="sum", description="log-probability of a class's words for a causal teacher: sum, or mean over tokens"
+    )
     teacher_text: str | None = Field(
         default=None, description="folder for text that the teacher generates once; default in the run or study folder"
     )

@@ -8,7 +8,7 @@ from typing import Literal
 from kdcli.errors import InputError, UsageError
 from kdcli.text import one_line
 
-FormName = Literal["messages", "instruction", "prompt", "text"]
+FormName = Literal["messages", "instruction", "prompt", "text", "class"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,27 @@ FORMS = (
 )
 """Forms in the order in which they are tried."""
 
-KNOWN = tuple(dict.fromkeys(name for form in FORMS for field, names in form.fields.items() for name in (field, *names)))
+CLASS_FORMS = (
+    RowFormat(
+        "class",
+        {"text": ("text",), "label": ("label",), "teacher_trust": ("teacher_trust",)},
+        frozenset({"teacher_trust"}),
+    ),
+)
+"""The form of rows for a classifier: a text, and the class that it belongs to."""
+
+
+def fields_of(forms: Sequence[RowFormat]) -> tuple[str, ...]:
+    """Return every field of some forms, and every column name that it may have.
+
+    >>> fields_of(CLASS_FORMS)
+    ('text', 'label', 'teacher_trust')
+    """
+    pairs = [(field, names) for form in forms for field, names in form.fields.items()]
+    return tuple(dict.fromkeys(name for field, names in pairs for name in (field, *names)))
+
+
+KNOWN = fields_of(FORMS)
 
 
 @dataclass(frozen=True)
@@ -88,7 +108,14 @@ class RowSchema:
         return f"{self.form.name} rows ({self.names})"
 
 
-def infer_schema(columns: Sequence[str], mapping: Mapping[str, str], where: str, *, answered: bool = True) -> RowSchema:
+def infer_schema(
+    columns: Sequence[str],
+    mapping: Mapping[str, str],
+    where: str,
+    *,
+    answered: bool = True,
+    forms: Sequence[RowFormat] = FORMS,
+) -> RowSchema:
     """Return the first form whose fields the columns hold.
 
     Args:
@@ -96,6 +123,7 @@ def infer_schema(columns: Sequence[str], mapping: Mapping[str, str], where: str,
         mapping: field -> column, as the user said.
         where: the file, for messages.
         answered: whether rows need answers; prompts alone do not.
+        forms: the forms that are tried, in this order.
 
     Raises:
         UsageError: the mapping names a field that does not exist.
@@ -104,22 +132,22 @@ def infer_schema(columns: Sequence[str], mapping: Mapping[str, str], where: str,
     >>> print(infer_schema(["instruction", "context", "response"], {}, "train.jsonl"))
     instruction rows (instruction, context, response)
     """
-    _check_mapping(columns, mapping, where)
-    for form in FORMS:
+    _check_mapping(columns, mapping, where, fields_of(forms))
+    for form in forms:
         found = _fit(form, columns, mapping, frozenset() if answered else frozenset({"response"}))
         if found is not None:
             return RowSchema(form, found, answered)
-    raise _nothing_fits(columns, mapping, where)
+    raise _nothing_fits(columns, mapping, where, forms)
 
 
-def _check_mapping(columns: Sequence[str], mapping: Mapping[str, str], where: str) -> None:
+def _check_mapping(columns: Sequence[str], mapping: Mapping[str, str], where: str, known: Sequence[str]) -> None:
     for field, column in mapping.items():
-        if field not in KNOWN:
+        if field not in known:
             raise UsageError(
                 "DATA-05",
                 f'unknown field "{one_line(field, 40)}" in the column map',
                 where="columns",
-                fix=f"{_nearest(field, KNOWN)}use one of {', '.join(KNOWN)}",
+                fix=f"{_nearest(field, known)}use one of {', '.join(known)}",
             )
         if column not in columns:
             raise InputError(
@@ -146,10 +174,12 @@ def _fit(
     return found if used == set(mapping) else None
 
 
-def _nothing_fits(columns: Sequence[str], mapping: Mapping[str, str], where: str) -> InputError:
+def _nothing_fits(
+    columns: Sequence[str], mapping: Mapping[str, str], where: str, forms: Sequence[RowFormat]
+) -> InputError:
     there = name_columns(columns)
     almost: list[InputError] = []
-    for form in FORMS:
+    for form in forms:
         names = [mapping.get(field) or _first(names, columns) for field, names in form.fields.items()]
         lacking = [field for field, name in zip(form.fields, names, strict=True) if not name]
         lacking = [field for field in lacking if field not in form.optional]
@@ -165,17 +195,28 @@ def _nothing_fits(columns: Sequence[str], mapping: Mapping[str, str], where: str
             almost.insert(0 if near else len(almost), error)
     if almost:
         return almost[0]
-    guesses = {near[0]: column for column in columns if (near := difflib.get_close_matches(column, KNOWN, 1, 0.75))}
+    known, named = fields_of(forms), {form.name: _needed(form) for form in reversed(forms)}
+    guesses = {near[0]: column for column in columns if (near := difflib.get_close_matches(column, known, 1, 0.75))}
     if guesses:
         fix = "did you mean --columns " + ",".join(f"{field}={one_line(c, 40)}" for field, c in guesses.items()) + "?"
     else:
         fix = "say which is which, as in --columns prompt=question,completion=answer"
+        fix = fix if forms is FORMS else "call the columns text and label"
     return InputError(
         "DATA-05",
-        f"columns {there} are no known form (messages; instruction and output; prompt and completion; text)",
+        f"columns {there} are no known form ({'; '.join(reversed(named.values()))})",
         where=where,
         fix=fix,
     )
+
+
+def _needed(form: RowFormat) -> str:
+    """Name the columns that a form needs, each by its usual name.
+
+    >>> [_needed(form) for form in FORMS[1:4]], _needed(CLASS_FORMS[0])
+    (['instruction and output', 'prompt and completion', 'text'], 'text and label')
+    """
+    return " and ".join(names[0] for field, names in form.fields.items() if field not in form.optional)
 
 
 def _first(names: Iterable[str], columns: Sequence[str]) -> str | None:

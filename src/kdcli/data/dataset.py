@@ -30,7 +30,7 @@ from kdcli.errors import InputError
 __all__ = ["Example", "TokenDataset", "load_dataset", "overlap", "overlap_note"]
 
 
-_SPLITS = {"train": ("train",), "prompts": ("train",), "eval": ("test", "validation", "valid", "dev", "eval")}
+SPLITS = {"train": ("train",), "prompts": ("train",), "eval": ("test", "validation", "valid", "dev", "eval")}
 _SHOWN = 3
 Role = Literal["train", "eval", "prompts"]
 
@@ -60,7 +60,7 @@ def load_dataset(
         MachineError: not permitted.
     """
     check_template(config.template)
-    report = read_rows(path, config, limit=limit, splits=_SPLITS[role], answered=role != "prompts")
+    report = read_rows(path, config, limit=limit, splits=SPLITS[role], answered=role != "prompts")
     texts, refused = _render_all(report.rows, config, tokenizer)
     maker = _Maker(tokenizer, config, ends)
     examples = maker.make(texts)

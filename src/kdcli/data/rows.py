@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kdcli.config.sections import DataConfig
-from kdcli.data.columns import KNOWN, FormName, RowSchema, infer_schema
+from kdcli.data.columns import FORMS, FormName, RowFormat, RowSchema, fields_of, infer_schema
 from kdcli.data.files import inspect_path
 from kdcli.data.parquet import open_hub, open_parquet, open_saved
 from kdcli.data.readers import Record, Records, Table, counted, kind_of, open_csv, open_json, short_place
@@ -80,6 +80,8 @@ def check_record(record: Record, layout: RowSchema) -> Row:
 def _row(reader: "_Reader", form: FormName) -> Row:
     if form == "messages":
         return _conversation(reader) if reader.answered else _open_conversation(reader)
+    if form == "class":
+        return Row(reader.text("text"), (reader.label(),), reader.where, "class")
     if form == "text":
         return Row("", (reader.text("text") if reader.answered else "",), reader.where, "text")
     if form == "prompt":
@@ -112,6 +114,11 @@ class _Reader:
 
     def text(self, field: str) -> str:
         return self.clean(self.value(field), self.columns[field])
+
+    def label(self) -> str:
+        """Return the class of a row: text, or a whole number."""
+        value = self.value("label")
+        return str(value) if type(value) is int else self.clean(value, self.columns["label"]).strip()
 
     def optional(self, field: str) -> Any:
         """Look up, unchecked, what a row may lack."""
@@ -288,6 +295,7 @@ def read_rows(
     limit: int | None = None,
     splits: Sequence[str] = ("train",),
     answered: bool = True,
+    forms: Sequence[RowFormat] = FORMS,
 ) -> RowReport:
     """Read and check rows.
 
@@ -297,13 +305,14 @@ def read_rows(
         limit: read no further than this many good rows.
         splits: split to take where there are several, in order of preference.
         answered: whether rows need answers; where they need none, those they have are not read.
+        forms: what rows may look like.
 
     Raises:
         InputError: the file, or with ``skip_bad`` off any row, cannot be used.
         MachineError: not permitted.
     """
-    table = _open(path, config, splits)
-    layout, records = _recognise(table, config, answered)
+    table = _open(path, config, splits, forms=forms)
+    layout, records = _recognise(table, config, answered, forms)
     gathered = _gather(records, layout, limit, config.skip_bad)
     if gathered.bad and not config.skip_bad:
         raise _several(gathered.bad)
@@ -338,18 +347,27 @@ def raw_records(path: str, config: DataConfig, *, splits: Sequence[str] = ("trai
     return _open(path, config, splits, every_column=True)
 
 
-def _open(path: str, config: DataConfig, splits: Sequence[str], *, every_column: bool = False) -> Table:
-    found = inspect_path(path)
+def _open(
+    path: str,
+    config: DataConfig,
+    splits: Sequence[str],
+    *,
+    every_column: bool = False,
+    forms: Sequence[RowFormat] = FORMS,
+) -> Table:
+    found, known = inspect_path(path), {*fields_of(forms), *config.columns.values()}
     if found.kind == "parquet":
-        return open_parquet(found.path, None if every_column else {*KNOWN, *config.columns.values(), "id"})
+        return open_parquet(found.path, None if every_column else {*known, "id"})
     if found.kind == "saved":
         return open_saved(found.path, splits)
     if found.kind == "hub":
         return open_hub(path, splits)
-    return open_csv(found) if found.kind in ("csv", "tsv") else open_json(found, {*KNOWN, *config.columns.values()})
+    return open_csv(found) if found.kind in ("csv", "tsv") else open_json(found, known)
 
 
-def _recognise(table: Table, config: DataConfig, answered: bool) -> tuple[RowSchema, Records]:
+def _recognise(
+    table: Table, config: DataConfig, answered: bool, forms: Sequence[RowFormat]
+) -> tuple[RowSchema, Records]:
     """Detect the form from a header, or from the first rows where there is none."""
     records = table.records
     columns = table.columns
@@ -360,7 +378,7 @@ def _recognise(table: Table, config: DataConfig, answered: bool) -> tuple[RowSch
             raise _several([item for item in first if isinstance(item, InputError)] or [_no_rows(table)])
         columns = tuple(dict.fromkeys(name for item in good for name in item.fields))
         records = itertools.chain(first, records)
-    return infer_schema(columns, config.columns, table.name, answered=answered), records
+    return infer_schema(columns, config.columns, table.name, answered=answered, forms=forms), records
 
 
 def _no_rows(table: Table) -> InputError:

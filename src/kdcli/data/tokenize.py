@@ -61,6 +61,7 @@ class TokenDataset:
         files: sha256 over the files' bytes.
         template: eight hex digits that name the texts of the templates rows were put into.
         cut: the note on responses that were cut at the longest length; empty where none was.
+        labels: the classes, where every row is a text and its class; empty for rows of text alone.
     """
 
     examples: tuple[Example, ...]
@@ -68,6 +69,7 @@ class TokenDataset:
     files: str = ""
     template: str = ""
     cut: str = ""
+    labels: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -11,11 +11,14 @@ from typing import TypeAlias
 from transformers import PreTrainedConfig
 
 from kdcli import distributed
+from kdcli.classifiers.model import classifier_config
+from kdcli.classifiers.tiny import is_tiny
 from kdcli.config.sections import DataConfig, EvalSettings, HardwareConfig, LoraConfig, MonitorConfig
+from kdcli.data.choices import encode_choices
 from kdcli.data.tokenize import TokenDataset
 from kdcli.distill.validation import deciding_score
 from kdcli.errors import InputError, KDError, UsageError
-from kdcli.evaluation.classification import encode_choices
+from kdcli.evaluation.classes import check_class_metrics
 from kdcli.evaluation.on_policy import check_on_policy
 from kdcli.evaluation.scoring import MetricSet, choose_metrics
 from kdcli.loading import splits
@@ -38,6 +41,7 @@ from kdcli.storage.locate import model_of
 from kdcli.students.made import made_config
 from kdcli.students.supernet_spec import is_supernet, parse_supernet
 from kdcli.teachers.cached import TeacherView
+from kdcli.teachers.class_view import check_class_view
 from kdcli.text import one_line
 
 
@@ -176,6 +180,32 @@ def _monitored_score(run: Combination) -> Faults:
         yield UsageError("CLI-20", what, where="monitor.every", fix="give --set monitor.every=N")
 
 
+# Classes of texts.
+
+
+def _classes(run: Combination) -> Faults:
+    """A classifier learns from rows as they are, reads logits of its teacher, and has scores of classes."""
+    if run.pair is None or not run.pair.classifies:
+        return
+    wanted = run.source.needs()
+    if wanted.teacher or wanted.student or wanted.corpus or wanted.monitor or not wanted.offline:
+        what = f"@{run.source.name} writes or mixes texts, and a classifier learns from the rows as they are"
+        yield UsageError("CLS-03", what, where=run.label, fix="leave the source out")
+    if run.loss.needs().features:
+        what = f"{run.label} compares layers inside the models, and classifiers show their logits alone"
+        yield UsageError("CLS-03", what, where=run.label, fix="use an objective on logits, such as ce+fkl")
+    refused = {
+        "--lora": ("an adapter is trained in a causal LM alone", run.lora.rank is not None),
+        "--teacher-cache": ("a cache holds what a teacher says of tokens", run.teacher_cache is not None),
+        "--shard": ("a classifier is kept whole in every process", run.hardware.shard != "ddp"),
+        "--keep-zeros": ("zeros are kept in a causal LM alone", run.keep_zeros),
+        "monitor.every": ("a classifier is measured after training only", run.monitor.every is not None),
+    }
+    for where, (what, holds) in refused.items():
+        if holds:
+            yield UsageError("CLS-03", what, where=where, fix="leave it out")
+
+
 # Placement.
 
 
@@ -202,7 +232,7 @@ def _compiled_layers(run: Combination) -> Faults:
 
 
 def _adapter(run: Combination) -> Faults:
-    if run.pair is not None:
+    if run.pair is not None and not run.pair.classifies:
         random = run.pair.student_is_random
         yield from faults_of(lambda: check_adapter(run.lora, student_is_random=random))
 
@@ -336,6 +366,8 @@ def _metrics_can_be_had(run: Combination) -> Faults:
 
 
 def _metrics(run: Combination) -> MetricSet:
+    if run.pair is not None and run.pair.classifies:
+        check_class_metrics(run.evaluation)
     fitted_on = splits.has_development_apart(run.data, run.evaluation.split)
     return choose_metrics(run.evaluation, teacher=run.teacher is not None, development=fitted_on)
 
@@ -483,6 +515,8 @@ def check_rows(run: Combination, trained: TokenDataset, measured: TokenDataset |
         measured: the rows measured after training, if any are.
     """
     assert run.pair is not None, "rows are read by a model's tokenizer"
+    if run.pair.classifies:
+        return faults_of(lambda: _check_classes(run, trained, measured))
     longest, pair = max(trained.lengths), run.pair
     student, bound = pair.student, _positions_of_student(pair)
     reading, positions = {student: bound}, {student: bound}
@@ -497,6 +531,18 @@ def check_rows(run: Combination, trained: TokenDataset, measured: TokenDataset |
     if measured is not None:
         works += _measurable(run, measured, positions)
     return faults_of(*works)
+
+
+def _check_classes(run: Combination, trained: TokenDataset, measured: TokenDataset | None) -> None:
+    """Refuse rows that a classifier cannot read, and settings of a class view that cannot be meant."""
+    pair = run.pair
+    assert pair is not None, "see check_rows"
+    if not is_tiny(pair.student):
+        bound = positions_in(classifier_config(model_of(pair.student)))
+        longest = max(max(rows.lengths) for rows in (trained, measured) if rows is not None)
+        check_length(longest - 1, bound, pair.student)
+    if pair.teacher is not None and pair.teacher.labels is None and run.needs_teacher:
+        check_class_view(run.data, trained.labels)
 
 
 def _positions_of_student(pair: ModelPair) -> int | None:
@@ -523,6 +569,7 @@ def _measurable(
 
 
 RULES: tuple[Callable[[Combination], Faults], ...] = (
+    _classes,
     _source_supplies,
     _shards,
     _compiled_layers,

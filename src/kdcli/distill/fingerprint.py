@@ -82,6 +82,7 @@ def fingerprint(
         "threads": run.hardware.threads,
         **({"compile": _compiled(run, seen)} if run.hardware.compile else {}),
         **({"monitor": validation.identity} if validation is not None and follows else {}),
+        **_classes(run, pair, needs=needs_teacher(loss, pair, source)),
         **_adapter(run.lora),
         **trained,
         **({"source.code": code} if code else {}),
@@ -96,6 +97,19 @@ def _other_tokenizer(pair: ModelPair, loss: DistillLoss, source: Source) -> dict
     if pair.teacher is None or pair.teacher_vocab is None or not needs_teacher(loss, pair, source):
         return {}
     return {"teacher.tokenizer": pair.teacher.tokenizer_digest}
+
+
+def _classes(run: Combination, pair: ModelPair, *, needs: bool) -> dict[str, Any]:
+    """Return what classes add to the identity, and how a causal teacher is asked for them; nothing without classes."""
+    if pair.reader.labels is None:
+        return {}
+    found: dict[str, Any] = {"classes": list(pair.reader.labels)}
+    if needs and pair.teacher is not None:
+        found["data.max_length"] = run.data.max_length
+        if pair.teacher.labels is None:
+            words = dict(sorted(run.data.class_names.items()))
+            found |= {"class_prompt": run.data.class_prompt, "class_names": words, "class_score": run.data.class_score}
+    return found
 
 
 def _compiled(run: Combination, seen: str | None) -> str:

@@ -11,10 +11,12 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from kdcli.classifiers.tiny import is_tiny
 from kdcli.distill.prepare import Prepared
 from kdcli.errors import MachineError, UsageError
 from kdcli.evaluation.records import EvalRecord, ScoreInfo
 from kdcli.events import Event, Report
+from kdcli.loading.info import ModelPair
 from kdcli.losses.base import DistillLoss
 from kdcli.models.adapters import alpha_of, save_adapter
 from kdcli.models.load import LanguageModel, rehearse_saving, save_student
@@ -48,16 +50,16 @@ def model_card(prepared: Prepared, evaluation: EvalRecord | None = None) -> str:
         license=license_of(student),
         datasets=rows,
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=_task(prepared.pair),
         tags=["distillation", "kd"],
         model_name=name if evaluation is not None else None,
-        eval_results=_results(evaluation) if evaluation is not None else None,
+        eval_results=_results(evaluation, _task(prepared.pair)) if evaluation is not None else None,
     )
     lines = [f"# {markdown_cell(name)}", "", *_made_from(prepared), "", *_objective(prepared.loss), ""]
     lines += _training(prepared)
     if evaluation is not None:
         lines += ["", *_scores(evaluation)]
-    lines += ["", *_usage(license_of(student))]
+    lines += ["", *_usage(license_of(student), prepared.pair)]
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n")
     return card.content
 
@@ -105,6 +107,8 @@ def _share(source: Path, target: Path) -> None:
 
 def on_hub(name: str) -> bool:
     """Whether a name can only mean a repository of the hub."""
+    if is_tiny(name):
+        return False
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -181,10 +185,15 @@ def _scores(evaluation: EvalRecord) -> list[str]:
     return ["## Scores", "", where, "", *scores, *([""] if said else []), *said]
 
 
-def _results(evaluation: EvalRecord) -> list[EvalResult]:
+def _task(pair: ModelPair) -> str:
+    """Return the hub's name for what a student does."""
+    return "text-classification" if pair.classifies else "text-generation"
+
+
+def _results(evaluation: EvalRecord, task: str) -> list[EvalResult]:
     name = one_line(evaluation.name, 80)
     return [
-        EvalResult("text-generation", name, name, one_line(info.metric, 80), evaluation.estimates[info.name].mean,
+        EvalResult(task, name, name, one_line(info.metric, 80), evaluation.estimates[info.name].mean,
                    metric_name=one_line(info.name, 80), metric_args=_taken(evaluation, info))
         for info in evaluation.infos
     ]  # fmt: skip
@@ -218,20 +227,42 @@ def license_of(student: str | None) -> str | None:
     return found if isinstance(found, str) and _PLAIN_WORD.fullmatch(found) else None
 
 
-def _usage(licence: str | None) -> list[str]:
+def _usage(licence: str | None, pair: ModelPair) -> list[str]:
     """Return lines of Python that load the student, and what to do where its licence is not known."""
-    code = [
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        'model = AutoModelForCausalLM.from_pretrained("THIS FOLDER OR REPOSITORY")',
-        'tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER OR REPOSITORY")',
-        'inputs = tokenizer("Once upon a time", return_tensors="pt")',
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0], skip_special_tokens=True))",
-        "```",
-    ]
+    code = (
+        _classifying(pair)
+        if pair.classifies
+        else [
+            "```python",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            'model = AutoModelForCausalLM.from_pretrained("THIS FOLDER OR REPOSITORY")',
+            'tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER OR REPOSITORY")',
+            'inputs = tokenizer("Once upon a time", return_tensors="pt")',
+            "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0], skip_special_tokens=True))",
+            "```",
+        ]
+    )
     unknown = "The licences of teacher, student and rows hold for what is made of them; check them before you share it."
     return ["## Use", "", *code, *([] if licence else ["", unknown])]
+
+
+def _classifying(pair: ModelPair) -> list[str]:
+    tiny = is_tiny(pair.student)
+    code = [
+        "import torch",
+        "from kdcli.classifiers.model import load_classifier",
+        "",
+        'model = load_classifier("THIS FOLDER", device=torch.device("cpu"), role="teacher")',
+        'print(model.labels[model.class_logits(["Once upon a time"], [""], 512).argmax()])',
+    ]
+    if not tiny:
+        code = [
+            "from transformers import pipeline",
+            "",
+            'print(pipeline("text-classification", "THIS FOLDER OR REPOSITORY")("Once upon a time"))',
+        ]
+    return ["```python", *code, "```"]
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

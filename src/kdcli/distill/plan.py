@@ -14,6 +14,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from kdcli import distributed
+from kdcli.classifiers.model import classifier_footprint
+from kdcli.classifiers.tiny import is_tiny
 from kdcli.config.schema import DistillConfig
 from kdcli.config.sections import HardwareConfig
 from kdcli.data.batching import IGNORED, collate, micro_batches
@@ -38,7 +40,7 @@ from kdcli.storage.locate import model_of
 from kdcli.storage.run_dir import RunFolder
 from kdcli.students.made import footprint
 from kdcli.students.supernet_spec import refuse_several_sizes
-from kdcli.text import visible
+from kdcli.text import one_line, visible
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,8 @@ def estimate(prepared: Prepared) -> CostEstimate:
     """
     rows, length, several = largest_micro_batch(prepared)
     pair, device = prepared.pair, prepared.device
+    if pair.classifies:
+        return _estimate_of_classifier(prepared, rows, length, several=several)
     there = pair.teacher if pair.teacher is not None and pair.teacher.server is None else None
     named = [] if there is None else [model_of(one.path) for one in there.members or (there,)]
     student = footprint(
@@ -203,6 +207,19 @@ def estimate(prepared: Prepared) -> CostEstimate:
         peak = Peak(peak.moment, {"process": process, **peak.parts})
     rate = None if device.planned else matrix_rate(str(device.device), device.compute)
     return CostEstimate(peak, flops(prepared, student, teacher), rate, student, teacher, setup)
+
+
+def _estimate_of_classifier(prepared: Prepared, rows: int, length: int, *, several: bool) -> CostEstimate:
+    """Estimate the cost of training a classifier; what its teacher takes to read the rows once is not counted."""
+    pair, device = prepared.pair, prepared.device
+    path = pair.student if is_tiny(pair.student) else model_of(pair.student)
+    student = classifier_footprint(path, pair.reader.labels or (), rows=rows, length=length, autocast=device.autocast)
+    setup = setup_of(prepared, rows, length, several=several, execution=_execution(device, 0))
+    peak = peak_of(student, None, setup)
+    if process := process_bytes(device):
+        peak = Peak(peak.moment, {"process": process, **peak.parts})
+    rate = None if device.planned else matrix_rate(str(device.device), device.compute)
+    return CostEstimate(peak, flops(prepared, student, None), rate, student, None, setup)
 
 
 def _execution(device: Device, free: int) -> Execution:
@@ -474,7 +491,7 @@ def describe_run(prepared: Prepared) -> dict[str, Fact]:
         "objective": Fact(f"{prepared.label}: {prepared.loss.formula}", {"objective": prepared.label}),
         "teacher": _model(prepared.pair, teacher=True),
         "student": _model(prepared.pair, teacher=False),
-        "vocabulary": _vocabulary(prepared.pair),
+        **_entries(prepared.pair),
         "training rows": Fact(
             f"{len(data):,} rows, {total:,} tokens, {learnt:,} of them learnt ({learnt / total:.0%})",
             {"rows": len(data), "tokens": total, "learnt_tokens": learnt},
@@ -495,6 +512,14 @@ def describe_run(prepared: Prepared) -> dict[str, Fact]:
         known: dict[str, Any] = {"rows": len(prepared.test), "metrics": names}
         facts["held-out rows"] = Fact(f"{len(prepared.test):,} rows; {', '.join(names)}", known)
     return facts
+
+
+def _entries(pair: ModelPair) -> dict[str, Fact]:
+    """Return what there is to choose from: classes, or tokens."""
+    if pair.reader.labels is not None:
+        known: dict[str, Any] = {"classes": list(pair.reader.labels)}
+        return {"classes": Fact(f"{pair.vocab}: {one_line(', '.join(pair.reader.labels), 200)}", known)}
+    return {"vocabulary": _vocabulary(pair)}
 
 
 def _vocabulary(pair: ModelPair) -> Fact:
@@ -553,6 +578,12 @@ def folder_state(folder: RunFolder, prepared: Prepared) -> FolderState:
 
 def shown_examples(prepared: Prepared) -> tuple[Shown, ...]:
     """Return the first training examples, decoded."""
+    if prepared.dataset.labels:
+        rows = prepared.dataset.examples[:_EXAMPLES]
+        return tuple(
+            Shown(one.where, ((visible(f"{one.prompt} "), False), (visible(one.response), True)), len(one.ids), 1)
+            for one in rows
+        )
     return tuple(_shown(item) for item in preview(prepared.dataset, prepared.pair.reader.tokenizer, _EXAMPLES))
 
 

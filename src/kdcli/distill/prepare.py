@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.config.schema import DistillConfig, EvalConfig
-from kdcli.config.sections import BenchmarkConfig, DataConfig, HardwareConfig, ServerConfig, TrainConfig
+from kdcli.config.sections import BenchmarkConfig, DataConfig, EvalSettings, HardwareConfig, ServerConfig, TrainConfig
 from kdcli.config.trackers import check_trackers
 from kdcli.data.tokenize import TokenDataset, overlap_note
 from kdcli.distill.compat import Combination, check, check_rows, faults_of, own_words_note
 from kdcli.distill.fingerprint import fingerprint, guest_code
 from kdcli.distill.validation import ValidationPlan, validation_plan
 from kdcli.errors import UsageError, raise_all
+from kdcli.evaluation.classes import class_settings
 from kdcli.evaluation.lm_eval.run import check_tasks
 from kdcli.loading import splits
 from kdcli.loading.info import ModelInfo, ModelPair
-from kdcli.loading.session import Session, check_data_path
+from kdcli.loading.session import Session, check_data_path, classifies
 from kdcli.loading.splits import rows_of_teacher, watching_warning
 from kdcli.losses.base import DistillLoss
 from kdcli.losses.build import build_objective
@@ -108,6 +109,7 @@ def prepare_run(config: DistillConfig, session: Session, device: Device | None =
         MachineError: the device is missing.
     """
     run, device = combine(config, session, device)
+    config = config.model_copy(update={"evaluation": run.evaluation})
     source, pair, data = run.source, run.pair, config.data
     assert pair is not None, "combine looked at both models"
     dataset = splits.training_rows(data, pair.reader, session)
@@ -130,6 +132,17 @@ def prepare_run(config: DistillConfig, session: Session, device: Device | None =
     )  # fmt: skip
 
 
+def class_metrics(evaluation: EvalSettings, student: str | None, teacher: str | None) -> EvalSettings:
+    """Return the metrics of classes, where a student is a classifier and none was asked for; else the settings given.
+
+    Args:
+        evaluation: what is measured.
+        student: as named.
+        teacher: as named; None for none.
+    """
+    return class_settings(evaluation, teacher=teacher is not None) if classifies(student) else evaluation
+
+
 def combine(config: DistillConfig, session: Session, device: Device | None = None) -> tuple[Combination, Device]:
     """Build what a run's settings name, look at both models, and check that all of it goes together.
 
@@ -141,6 +154,8 @@ def combine(config: DistillConfig, session: Session, device: Device | None = Non
     Raises:
         KDError: the first fault; the others that could be found with it are in ``also``.
     """
+    evaluation = class_metrics(config.evaluation, config.student, config.teacher)
+    config = config.model_copy(update={"evaluation": evaluation})
     loss, label, source = objective_of(config.loss)
     if guest_code(loss) is not None:
         try_loss(loss, spec_of(loss))
@@ -162,7 +177,9 @@ def combine(config: DistillConfig, session: Session, device: Device | None = Non
     device = device or prepare(config.hardware)
     if config.hardware.compile and here:
         check_toolchain(device.device.type)
-    pair = session.pair(config.student, config.teacher, config.teacher_quantization, server_of(config), across=True)
+    pair = session.pair(
+        config.student, config.teacher, config.teacher_quantization, server_of(config), across=True, data=config.data
+    )
     run = replace(run, pair=pair)
     raise_all(check(run))
     if run.has_several_sizes and config.train.gradient_checkpointing:

@@ -181,7 +181,7 @@ def _train(folder: RunFolder, prepared: Prepared, session: Session, report: Repo
 
 def _zeros(student: LanguageModel, folder: RunFolder) -> dict[str, Any]:
     """Return how many weights of a trained student are 0, and what the file of a sparse one takes compressed."""
-    if student.adapter is not None:
+    if student.adapter is not None or not student.has_trunk:
         return {}
     share = zero_share(student.model)
     packed = {"compressed_bytes": compressed_bytes(open_folder(str(folder.model)).files)} if is_sparse(share) else {}

@@ -220,7 +220,7 @@ def measure_edge(path: str, config: EdgeConfig, device: Device, report: Report) 
         prompt_tokens=config.prompt_tokens,
         new_tokens=config.new_tokens,
         repeats=config.repeats,
-        hardware=_hardware(device) + runner_of(path),
+        hardware=hardware_of(device) + runner_of(path),
         zeros=zeros,
         compressed_bytes=compressed_bytes(checked.files) if is_sparse(zeros) else None,
     )
@@ -240,7 +240,8 @@ def _repeated(
     return (times, None, "") if meter is None else (times, meter.joules(), meter.source)
 
 
-def _hardware(device: Device) -> str:
+def hardware_of(device: Device) -> str:
+    """Return what computes: the device, its threads and the type of the numbers."""
     name = torch.cuda.get_device_name(device.device) if device.device.type == "cuda" else ""
     where = name or f"{device.device.type}, {torch.get_num_threads()} threads"
     return f"{where}, {str(device.compute).removeprefix('torch.')}"

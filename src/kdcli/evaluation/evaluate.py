@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
+from kdcli.classifiers.model import ClassReader
 from kdcli.config.schema import EvalConfig
 from kdcli.config.sections import EvalSettings
 from kdcli.data.rows import read_rows
@@ -18,8 +20,9 @@ from kdcli.errors import InputError, IntegrityError, UsageError
 from kdcli.evaluation import scoring
 from kdcli.evaluation.answer_sources import LocalAnswers, ServedAnswers
 from kdcli.evaluation.answers import AnswerKey, AnswerStore, TextSamples, answer, remove_leftovers
+from kdcli.evaluation.classes import score_classes, timing_note
 from kdcli.evaluation.classification import score_choices
-from kdcli.evaluation.edge import ExtraMeasurements, load_extra_tools, measure_extras
+from kdcli.evaluation.edge import ExtraMeasurements, hardware_of, load_extra_tools, measure_extras
 from kdcli.evaluation.on_policy import DecoderPair, check_on_policy, live_teacher, score_on_policy
 from kdcli.evaluation.predictions import read_predictions
 from kdcli.evaluation.prepare import (
@@ -39,11 +42,12 @@ from kdcli.evaluation.together import other_protocols, place_of
 from kdcli.events import Event, Report
 from kdcli.loading import splits
 from kdcli.loading.session import Session, check_data_path, evaluation_digest
-from kdcli.models.devices import prepare
+from kdcli.models.devices import Device, prepare
 from kdcli.models.load import LanguageModel
 from kdcli.models.tokenizer import shared_vocabulary
 from kdcli.statistics import over_examples
 from kdcli.storage import atomic
+from kdcli.teachers.class_view import class_reader
 from kdcli.teachers.load import evaluation_teacher
 
 # From what was measured to the record that is handed back and kept.
@@ -293,7 +297,9 @@ def _score(model: str, asked: PreparedEvaluation, report: Report, session: Sessi
         report(Event("note", note))
     inside = asked.folder is not None and asked.output is None
     with exclusive(Path(model)) if inside else nullcontext():
-        beside = measure_extras(asked.edge, asked.benchmarks, model, asked.device, report, ready)
+        beside = ExtraMeasurements()
+        if asked.subject.classes is None:
+            beside = measure_extras(asked.edge, asked.benchmarks, model, asked.device, report, ready)
         scored, texts, kept = _measure(asked, report, session)
         examples = Rows([example.where for example in asked.data.examples], texts, kept)
         measured = Measured(
@@ -308,6 +314,8 @@ _Measurement: TypeAlias = tuple[Scores, TextSamples | None, AnswerStore | None]
 
 def _measure(asked: PreparedEvaluation, report: Report, session: Session) -> _Measurement:
     """Load what is needed, ask, and score."""
+    if asked.subject.classes is not None:
+        return _measure_classes(asked, asked.subject.classes, report, session), None, None
     facts, other, data, chosen = asked.facts, asked.teacher, asked.data, asked.chosen
     against = other or asked.subject.reader
     vocab = shared_vocabulary(facts.tokenizer, against.tokenizer, facts.rows, against.rows)
@@ -331,6 +339,19 @@ def _measure(asked: PreparedEvaluation, report: Report, session: Session) -> _Me
     if decoders is not None:
         scored += score_on_policy(chosen.own, data, decoders, texts.answers if texts else None)
     return scored, texts, kept
+
+
+def _measure_classes(
+    asked: PreparedEvaluation, load: Callable[[Device], ClassReader], report: Report, session: Session
+) -> Scores:
+    reader, teacher, longest = load(asked.device), None, asked.rows.max_length
+    if asked.teacher is not None:
+        teacher = class_reader(asked.teacher, asked.data.labels, asked.rows, asked.device, session)
+    found = score_classes(asked.chosen, reader, teacher, asked.data, asked.development, longest, report)
+    if asked.edge.measure:
+        said = timing_note(reader, asked.data, longest, asked.edge.repeats, hardware_of(asked.device))
+        found = replace(found, notes=(*found.notes, said))
+    return found
 
 
 def _answers(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdcli.classifiers.model import ClassReader
 from kdcli.config import resolve
 from kdcli.config.schema import DistillConfig, EvalConfig
 from kdcli.config.sections import (
@@ -15,10 +16,12 @@ from kdcli.config.sections import (
     HardwareConfig,
     ServerConfig,
 )
+from kdcli.data.class_rows import check_label
 from kdcli.data.tokenize import TokenDataset
 from kdcli.errors import KDError
 from kdcli.evaluation import scoring
 from kdcli.evaluation.answer_sources import served_by
+from kdcli.evaluation.classes import check_class_metrics, class_settings
 from kdcli.evaluation.lm_eval.tasks import asked_of
 from kdcli.evaluation.protocol import protocol_of
 from kdcli.evaluation.records import EvalRecord
@@ -28,7 +31,7 @@ from kdcli.evaluation.together import holds, only, place_of
 from kdcli.events import Report, silent
 from kdcli.loading import splits
 from kdcli.loading.info import ModelInfo
-from kdcli.loading.session import Session, evaluation_digest, load_measured
+from kdcli.loading.session import Session, evaluation_digest, load_class_reader, load_measured
 from kdcli.loading.splits import evaluation_name, watches_held_out
 from kdcli.metrics.describe import describe
 from kdcli.models.devices import Device, prepare
@@ -37,6 +40,8 @@ from kdcli.models.tokenizer import answer_key, difference
 from kdcli.remote.address import is_url
 from kdcli.remote.client import Client
 from kdcli.storage.run_dir import BEST, CONFIG, MODEL, RunFolder
+from kdcli.teachers.class_view import check_class_view
+from kdcli.text import one_line
 
 ENDINGS = "text"
 """Where a record's protocol says which tokens end answers, and which of their tokens are no words."""
@@ -50,11 +55,13 @@ class Subject:
         facts: what is known of it before its weights are loaded.
         reader: the model whose tokenizer and template read the rows.
         load: gives the model on a device.
+        classes: gives what reads the classes of texts, where the rows have some; None for a language model.
     """
 
     facts: ModelInfo
     reader: ModelInfo
     load: Callable[[Device], LanguageModel]
+    classes: Callable[[Device], ClassReader] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,16 +142,22 @@ def prepare_evaluation(
     """
     fitted_on = splits.has_development_apart(config.data, config.evaluation.split)
     own = Session(exports=True)  # not the shared one: a run's student may have changed since
-    apart = _has_other_tokens(config, lambda: subject.reader if subject is not None else own.inspect(model), session)
+    known = subject.reader if subject is not None else own.inspect(model, classifiers=True)
+    if known.labels is not None:
+        config = config.model_copy(
+            update={"evaluation": class_settings(config.evaluation, teacher=config.teacher is not None)}
+        )
+        check_class_metrics(config.evaluation)
+    apart = known.labels is None and _has_other_tokens(config, known, session)
     compared = config.teacher is not None and not apart
     chosen = scoring.choose_metrics(config.evaluation, teacher=compared, development=fitted_on, other_tokens=apart)
     path = splits.check_measured(config.data, config.evaluation.split)
     device = prepare(config.hardware)
     teacher = config.teacher if chosen.needs_teacher else None
     base, given = _folder(config, model), subject is not None
-    subject = subject or _subject(own.inspect(model))
+    subject = subject or _subject(known)
     reader = subject.reader
-    other = session.inspect_teacher(teacher, config.teacher_quantization) if teacher else None
+    other = _teacher(config, teacher, reader, session) if teacher else None
     data = splits.measured_rows(config.data, config.evaluation.split, reader, session)
     chosen = scoring.without_prompts(chosen, config.evaluation, data)
     protocol = _protocol(config, chosen, data, device, reader, other)
@@ -169,17 +182,35 @@ def results_in(folder: Path) -> EvalRecord | None:
     return read_results(folder) if (folder / RESULTS).is_file() else None
 
 
+def _teacher(config: EvalConfig, teacher: str, reader: ModelInfo, session: Session) -> ModelInfo:
+    """Return what identifies the teacher; one of classes must know those of the model."""
+    if reader.labels is None:
+        return session.inspect_teacher(teacher, config.teacher_quantization)
+    found = session.inspect(teacher, classifiers=True)
+    if found.labels is None:
+        check_class_view(config.data, reader.labels)
+        return session.inspect_teacher(teacher, config.teacher_quantization)
+    for label in reader.labels:
+        check_label(label, found.labels, f"--teacher {one_line(teacher)}", "the teacher's classes are")
+    return found
+
+
 def _subject(facts: ModelInfo) -> Subject:
     """Return a model that reads its own tokens and lies in a folder."""
+    if facts.labels is not None:
+        return Subject(
+            facts, facts, lambda device: load_class_reader(facts, device.device),
+            lambda device: load_class_reader(facts, device.device),
+        )  # fmt: skip
     return Subject(facts, facts, lambda device: load_measured(facts.path, device.device))
 
 
-def _has_other_tokens(config: EvalConfig, reader: Callable[[], ModelInfo], session: Session) -> bool:
+def _has_other_tokens(config: EvalConfig, reader: ModelInfo, session: Session) -> bool:
     """Whether a metric asks for the teacher, and the teacher's tokenizer is not the model's."""
     asked = any(describe(name).needs_teacher for name in config.evaluation.metrics)
     if config.teacher is None or is_url(config.teacher) or not asked:
         return False
-    return difference(reader().tokenizer, session.inspect(config.teacher).tokenizer) is not None
+    return difference(reader.tokenizer, session.inspect(config.teacher).tokenizer) is not None
 
 
 def _protocol(

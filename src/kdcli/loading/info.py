@@ -9,6 +9,8 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from kdcli.classifiers.model import labels_of, tokenizer_digest, tokenizer_of
+from kdcli.classifiers.tiny import HashedWords, is_tiny, parse_tiny, tiny_parameters
 from kdcli.config.sections import ServerConfig
 from kdcli.data.tokenize import TokenDataset
 from kdcli.end_tokens import EndTokens
@@ -125,6 +127,7 @@ class ModelInfo:
         notes: what its files do not agree on.
         passed_over: settings of its generation_config.json that no way of writing applies.
         vocab: how many leading ids it shares with its partner; None where all its rows count.
+        labels: a classifier's classes, empty until rows have told them; None for a language model.
     """
 
     path: str
@@ -142,6 +145,7 @@ class ModelInfo:
     notes: tuple[str, ...] = ()
     vocab: int | None = None
     passed_over: tuple[str, ...] = ()
+    labels: tuple[str, ...] | None = None
 
     @property
     def writing_notes(self) -> tuple[str, ...]:
@@ -177,6 +181,11 @@ class ModelPair:
     scored_on: TokenDataset | None = None
 
     @property
+    def classifies(self) -> bool:
+        """Whether the student is a classifier of texts."""
+        return self.reader.labels is not None
+
+    @property
     def student_is_made(self) -> bool:
         """Whether the student is made on the spot, from the reader."""
         return is_made(self.student)
@@ -184,7 +193,7 @@ class ModelPair:
     @property
     def student_is_random(self) -> bool:
         """Whether the student's weights are drawn from a seed."""
-        return is_random(self.student)
+        return is_random(self.student) or is_tiny(self.student)
 
     @property
     def student_needs_rows(self) -> bool:
@@ -196,7 +205,7 @@ class ModelPair:
         """What identifies the student at the start."""
         if keeps_weights(self.student):
             return cut_identity(self.student, self.reader.digest, self.scored_on)
-        return self.student if is_random(self.student) else self.reader.digest
+        return self.student if self.student_is_random else self.reader.digest
 
 
 def facts_of(path: str, checked: ModelFolder, tokenizer: PreTrainedTokenizerBase) -> ModelInfo:
@@ -226,6 +235,49 @@ def facts_of(path: str, checked: ModelFolder, tokenizer: PreTrainedTokenizerBase
         notes=notes if checked.files else (*checked.notes, *notes),
         passed_over=ignored_generation_settings(read_generation_config(checked.folder)),
     )
+
+
+def facts_of_classifier(path: str, checked: ModelFolder) -> ModelInfo:
+    """Return what the files of a classifier's folder say of it; its weights are not read.
+
+    Args:
+        path: folder or hub id, as it was given.
+        checked: the folder.
+
+    Raises:
+        IntegrityError: a file is not what the folder's manifest says.
+    """
+    tokenizer, labels = tokenizer_of(checked), labels_of(checked)
+    files = [checked.folder / name for name in _TOKENIZER_FILES if (checked.folder / name).is_file()]
+    return ModelInfo(
+        path=path,
+        tokenizer=tokenizer,
+        rows=len(labels),
+        ends=EndTokens(),
+        digest=model_digest(checked),
+        tokenizer_digest=atomic.digest_files(files) if files else tokenizer_digest(tokenizer),
+        parameters=sum(info.numel for info in checked.tensors.values()),
+        notes=checked.notes,
+        labels=labels,
+    )
+
+
+def facts_of_tiny(spec: str, labels: tuple[str, ...] = ()) -> ModelInfo:
+    """Return what a ``tiny:`` spec says of the classifier that it stands for.
+
+    Args:
+        spec: as typed.
+        labels: its classes, as far as they are known.
+
+    Raises:
+        UsageError: SPEC-02.
+    """
+    words = HashedWords(parse_tiny(spec)["vocab"])
+    digest = hashlib.sha256(spec.encode()).hexdigest()
+    return ModelInfo(
+        spec, words, len(labels), EndTokens(), digest, tokenizer_digest(words), tiny_parameters(spec, len(labels)),
+        labels=labels,
+    )  # fmt: skip
 
 
 def _counted(checked: ModelFolder) -> int:

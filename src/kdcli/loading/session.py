@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdcli.classifiers.model import ClassModel, load_classifier, settled, tiny_student
+from kdcli.classifiers.tiny import is_tiny
 from kdcli.config.sections import DataConfig, LoraConfig, ServerConfig
-from kdcli.data.dataset import Role, load_dataset
+from kdcli.data.class_rows import check_label, class_dataset, labels_in, read_class_rows
+from kdcli.data.dataset import SPLITS, Role, load_dataset
 from kdcli.data.files import inspect_path
+from kdcli.data.rows import RowReport
 from kdcli.data.tokenize import TokenDataset, refuse_rowless
 from kdcli.errors import UsageError
 from kdcli.exports.folder import is_export, load_export, open_export, refuse_export
@@ -18,13 +22,22 @@ from kdcli.loading.info import (
     ModelInfo,
     ModelPair,
     facts_of,
+    facts_of_classifier,
     facts_of_several,
+    facts_of_tiny,
     notes_on_pair,
     read_ensemble,
     require_single,
 )
 from kdcli.models.adapters import NONE, attach, check_quantization
-from kdcli.models.checks import ModelFolder, check_manifest, has_weights, open_config_only, open_folder
+from kdcli.models.checks import (
+    ModelFolder,
+    check_manifest,
+    has_weights,
+    is_classifier,
+    open_config_only,
+    open_folder,
+)
 from kdcli.models.load import LanguageModel, load_model
 from kdcli.models.random_init import random_student
 from kdcli.models.tokenizer import (
@@ -42,6 +55,7 @@ from kdcli.students.made import Cut, cut_student, is_made, keeps_weights
 from kdcli.students.scores import Scores
 from kdcli.students.supernet import make_supernet
 from kdcli.students.supernet_spec import is_supernet
+from kdcli.text import one_line
 
 
 @dataclass
@@ -61,11 +75,21 @@ class Session:
     _teachers: dict[tuple[str, torch.device, str], LanguageModel] = field(default_factory=dict)
     _names: dict[str, str] = field(default_factory=dict)
     _scores: dict[tuple[str, torch.device], Scores] = field(default_factory=dict)
+    _class_rows: dict[tuple[str, ...], RowReport] = field(default_factory=dict)
     caches: dict[Path, Any] = field(default_factory=dict)
     """Teacher caches opened and checked before."""
+    class_tables: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    """What teachers said of the classes of rows."""
 
-    def inspect(self, path: str) -> ModelInfo:
-        """Return what identifies a model; its tokenizer is loaded, its weights are not."""
+    def inspect(self, path: str, *, classifiers: bool = False) -> ModelInfo:
+        """Return what identifies a model; its tokenizer is loaded, its weights are not.
+
+        Args:
+            path: folder, hub id, or several of them.
+            classifiers: whether it may be a classifier of texts, rather than a language model.
+        """
+        if classifiers and read_ensemble(path) is None and is_classifier(model_of(path)):
+            return self._inspect_classifier(path)
         blend = read_ensemble(path)
         if path not in self._facts and blend is not None:
             self._facts[path] = facts_of_several(path, blend, tuple(self.inspect(one) for one in blend.members))
@@ -76,6 +100,15 @@ class Session:
                 check_manifest(checked.folder)
             tokenizer = load_tokenizer(folder)
             self._facts[path] = facts_of(path, checked, tokenizer)
+        return self._facts[path]
+
+    def _inspect_classifier(self, path: str) -> ModelInfo:
+        if path not in self._facts:
+            folder = model_of(path)
+            checked = open_folder(folder, classifier=True)
+            if folder != path:
+                check_manifest(checked.folder)
+            self._facts[path] = facts_of_classifier(path, checked)
         return self._facts[path]
 
     def _open(self, folder: str) -> ModelFolder:
@@ -119,15 +152,19 @@ class Session:
         server: ServerConfig | None = None,
         *,
         across: bool = False,
+        data: DataConfig | None = None,
     ) -> ModelPair:
         """Inspect both models, and check that their vocabularies agree or say how they differ.
 
+        A student that classifies texts has the classes of its training rows, and no vocabulary to share.
+
         Args:
-            student: folder, hub id, ``random:`` or ``cut:`` spec.
+            student: folder, hub id, ``random:``, ``cut:`` or ``tiny:`` spec.
             teacher: folder, hub id, several of them, or the address of a server.
             quantization: what the teacher's weights are rounded to.
             server: how a served teacher is asked.
             across: let different tokenizers pass, for the caller to judge.
+            data: where the training rows of a classifier come from.
 
         Raises:
             UsageError: no student, or one that is made from a teacher without one.
@@ -135,6 +172,8 @@ class Session:
         """
         if student is None:
             raise UsageError("CLI-20", "no student", where="--student", fix="give a folder, a hub id or random:...")
+        if classifies(student):
+            return self._class_pair(student, teacher, quantization, data or DataConfig())
         made, kind = is_made(student), student.partition(":")[0]
         if teacher is not None and is_url(teacher):
             if made:
@@ -177,11 +216,51 @@ class Session:
         notes = (*((note,) if note else ()), *notes_on_pair(here, other))
         return ModelPair(student, replace(here, vocab=vocab), there, vocab, notes)
 
+    def _class_pair(self, student: str, teacher: str | None, quantization: str, data: DataConfig) -> ModelPair:
+        """Inspect a student that classifies texts, and its teacher, a classifier or a causal LM."""
+        if teacher is not None and is_url(teacher):
+            what = "a server shows no probability of a class"
+            raise UsageError("CLS-03", what, where=f"--teacher {teacher}", fix="give the teacher's folder")
+        require_single(teacher, "classes are learnt from one teacher", "--teacher", "give one of them")
+        path = check_data_path(data.train, "--data")
+        given = labels_in(self._rows_of_classes(path, data, "train"), path)
+        if is_tiny(student):
+            here = facts_of_tiny(student, given)
+        else:
+            found = self.inspect(student, classifiers=True)
+            here = replace(found, labels=settled(found.labels or (), given, student))
+        labels = here.labels or ()
+        if teacher is None:
+            return ModelPair(student, here, None, len(labels), here.notes)
+        refuse_same_model(model_of(teacher), model_of(student))
+        there = self.inspect(teacher, classifiers=True)
+        if there.labels is None:
+            there = self.inspect_teacher(teacher, quantization)
+        elif quantization != NONE:
+            what = "a classifier's layers are not rounded"
+            raise UsageError("CLS-03", what, where="teacher_quantization", fix="leave it out")
+        for label in labels if there.labels is not None else ():
+            check_label(label, there.labels or (), f"--teacher {one_line(teacher)}", "the teacher's classes are")
+        return ModelPair(student, here, there, len(labels), tuple(dict.fromkeys([*here.notes, *there.notes])))
+
+    def _rows_of_classes(self, path: str, config: DataConfig, role: Role) -> RowReport:
+        limit = config.eval_limit if role == "eval" else config.limit
+        key = (path, role, str(limit), str(sorted(config.columns.items())), str(config.skip_bad))
+        if key not in self._class_rows:
+            self._class_rows[key] = read_class_rows(path, config, limit=limit, splits=SPLITS[role])
+        return self._class_rows[key]
+
     def data(self, path: str, reader: ModelInfo, config: DataConfig, *, role: Role) -> TokenDataset:
         """Return tokenised rows; ``role`` is "train", "prompts" or "eval" and chooses split and limit."""
         limit = config.eval_limit if role == "eval" else config.limit
         shape = config.model_copy(update=dict.fromkeys(("train", "eval", "limit", "eval_limit", "corpus", "made")))
         key = (path, reader.tokenizer_digest, str(reader.ends.ids), role, str(limit), shape.model_dump_json())
+        if reader.labels is not None:
+            key = (*key, *reader.labels)
+            if key not in self._data:
+                rows = self._rows_of_classes(path, config, role)
+                self._data[key] = class_dataset(rows, reader.tokenizer, reader.labels, config.max_length)
+            return self._data[key]
         if key not in self._data:
             self._data[key] = load_dataset(
                 path, reader.tokenizer, config, ends=reader.ends, limit=limit,
@@ -213,6 +292,11 @@ class Session:
         self, pair: ModelPair, *, seed: int, device: torch.device, lora: LoraConfig | None = None
     ) -> LanguageModel:
         """Return a fresh student: its weights, or those of its adapter, are about to change."""
+        if pair.classifies:
+            labels = pair.reader.labels or ()
+            if is_tiny(pair.student):
+                return tiny_student(pair.student, labels, seed=seed, device=device)
+            return load_classifier(model_of(pair.student), device=device, role="student", labels=labels)
         if pair.student_is_random:
             return random_student(pair.student, model_of(pair.reader.path), seed=seed, device=device)
         if is_supernet(pair.student):
@@ -233,6 +317,27 @@ class Session:
         )
         self._scores[key] = found.scores
         return found
+
+
+def classifies(student: str | None) -> bool:
+    """Whether a student is a classifier of texts: a ``tiny:`` spec, or a folder of one.
+
+    Args:
+        student: as typed; None for none.
+    """
+    if student is None or is_made(student) or is_url(student):
+        return False
+    return is_tiny(student) or is_classifier(model_of(student))
+
+
+def load_class_reader(facts: ModelInfo, device: torch.device) -> ClassModel:
+    """Return a classifier that is measured or learnt from, and not trained.
+
+    Args:
+        facts: what is known of it; its classes are called as they say.
+        device: where it computes.
+    """
+    return load_classifier(model_of(facts.path), device=device, role="teacher", labels=facts.labels)
 
 
 def load_measured(path: str, device: torch.device, dtype: torch.dtype = torch.float32) -> LanguageModel:

@@ -40,23 +40,42 @@ _INTERNAL = ("_attn_implementation", "_experts_implementation", "_name_or_path",
 _SPECIAL_FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
 
 
-def check_settings(raw: dict[str, Any], path: Path) -> None:
+CLASSIFIES = "ForSequenceClassification"
+"""How the architecture of a classifier is called at the end, in its config.json."""
+
+
+def is_classifier(path: str) -> bool:
+    """Whether a folder or hub id holds a classifier of texts."""
+    try:
+        config = locate(path) / "config.json"
+        return config.is_file() and _architecture(read_table(config, "MOD-02")).endswith(CLASSIFIES)
+    except InputError:
+        return False
+
+
+def _architecture(raw: dict[str, Any]) -> str:
+    named = raw.get("architectures")
+    return named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
+
+
+def check_settings(raw: dict[str, Any], path: Path, *, classifier: bool = False) -> None:
     """Check the raw contents of config.json.
 
     Args:
         raw: the JSON object.
         path: the file, for messages.
+        classifier: whether it must be one of a classifier, rather than of a causal LM.
 
     Raises:
         InputError: MOD-04, MOD-14, MOD-16 or MOD-17.
     """
-    _check_family(raw, path)
+    _check_family(raw, path, classifier=classifier)
     _check_quantization(raw, path)
     for table in (raw, *(value for value in raw.values() if isinstance(value, dict))):
         _check_sizes(table, path)
 
 
-def _check_family(raw: dict[str, Any], path: Path) -> None:
+def _check_family(raw: dict[str, Any], path: Path, *, classifier: bool) -> None:
     family = raw.get("model_type")
     if not isinstance(family, str) or family not in CONFIG_MAPPING:
         shown = one_line(str(family), 60)
@@ -71,9 +90,14 @@ def _check_family(raw: dict[str, Any], path: Path) -> None:
         fix = f"did you mean {near[0]}?" if near else "use a family that transformers knows"
         what = f'unknown model type "{shown}"' if family is not None else "model_type is missing"
         raise InputError("MOD-17", what, where=str(path), fix=fix)
-    named = raw.get("architectures")
-    name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else family
-    if family not in CAUSAL or raw.get("is_encoder_decoder") is True or "MaskedLM" in name:
+    name = _architecture(raw) or family
+    if classifier:
+        if not name.endswith(CLASSIFIES):
+            what = f"needs a classifier of texts, got {one_line(name, 60)}"
+            raise InputError("MOD-17", what, where=str(path), fix=f"give a folder of a model ...{CLASSIFIES}")
+        return
+    other = name.endswith(CLASSIFIES) or "MaskedLM" in name
+    if family not in CAUSAL or raw.get("is_encoder_decoder") is True or other:
         raise InputError(
             "MOD-17", f"needs a causal LM, got {one_line(name, 60)}", where=str(path), fix="give a decoder-only model"
         )
@@ -164,16 +188,17 @@ class ModelFolder:
     notes: tuple[str, ...] = ()
 
 
-def open_folder(path: str) -> ModelFolder:
+def open_folder(path: str, *, classifier: bool = False) -> ModelFolder:
     """Find a model folder and check its config and weight files without loading a tensor.
 
     Args:
         path: folder or hub id as typed.
+        classifier: whether it must hold a classifier, rather than a causal LM.
 
     Raises:
         InputError: with the identifier of the first check that fails.
     """
-    settings, folder, notes = open_settings(path)
+    settings, folder, notes = open_settings(path, classifier=classifier)
     files = weight_files(folder)
     tensors = _merge_headers(files)
     _check_index(folder, files, tensors)
@@ -198,7 +223,7 @@ def has_weights(path: str) -> bool:
     return any(item.suffix in kinds or item.name == INDEX for item in locate(path).iterdir())
 
 
-def open_settings(path: str) -> tuple[dict[str, Any], Path, tuple[str, ...]]:
+def open_settings(path: str, *, classifier: bool = False) -> tuple[dict[str, Any], Path, tuple[str, ...]]:
     """Find a model folder and check its config.json alone; return settings, folder and notes."""
     folder = locate(path)
     _refuse_adapter(folder)
@@ -208,7 +233,7 @@ def open_settings(path: str) -> tuple[dict[str, Any], Path, tuple[str, ...]]:
         fix = f"use {folder / 'model'}" if inner.is_file() else "give the folder that holds config.json and the weights"
         raise InputError("MOD-01", f"no model at {one_line(path)} (looked for {one_line(str(config))})", fix=fix)
     raw = read_table(config, "MOD-02")
-    check_settings(raw, config)
+    check_settings(raw, config, classifier=classifier)
     settings, ignored = drop_unsafe_keys(raw)
     notes = (f"{one_line(path)}: config.json's {', '.join(ignored)} ignored",) if ignored else ()
     return settings, folder, notes

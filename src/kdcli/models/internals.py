@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+)
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.pytorch_utils import Conv1D
 
@@ -26,6 +31,7 @@ from kdcli.text import one_line
 __all__ = [
     "MODEL_FOR_CAUSAL_LM_MAPPING",
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
     "PLAIN",
     "RUN_ERRORS",
     "CacheInterface",
@@ -34,6 +40,7 @@ __all__ = [
     "FastGELUActivation",
     "NewGELUActivation",
     "NoLayer",
+    "SequenceClassifierOutput",
     "attention_of",
     "cache_in",
     "cache_interface_of",

@@ -60,6 +60,11 @@ class LanguageModel:
     reading: CacheInterface = field(default_factory=CacheInterface)
 
     @property
+    def has_trunk(self) -> bool:
+        """Whether what its head reads comes from a trunk below it."""
+        return True
+
+    @property
     def positions(self) -> int | None:
         """Longest sequence the model can take; None where its config states no bound."""
         return positions_of(self.model)
@@ -83,6 +88,18 @@ class LanguageModel:
             hidden states ``[b s d]``.
         """
         return trunk_output(trunk_of(self.model), input_ids, attention_mask)
+
+    def save(self, folder: Path, *, weights: bool) -> None:
+        """Write config, generation config, tokenizer and weights into a folder; an adapter is added to the weights.
+
+        Args:
+            folder: existing or new folder; the caller makes it durable.
+            weights: whether the weights are written, too.
+        """
+        if weights:
+            _save(self.model if self.adapter is None else merged(self.adapter), self, folder)
+        else:
+            _save(self.model, self, folder, state_dict={})
 
     def check_length(self, length: int) -> None:
         """Refuse sequences longer than the model's positions.
@@ -210,7 +227,7 @@ def save_student(model: LanguageModel, folder: Path) -> None:
         model: the student.
         folder: existing or new folder; the caller makes it durable.
     """
-    _save(model.model if model.adapter is None else merged(model.adapter), model, folder)
+    model.save(folder, weights=True)
 
 
 def save_settings(model: LanguageModel, folder: Path) -> None:
@@ -245,7 +262,7 @@ def rehearse_saving(model: LanguageModel, folder: Path) -> None:
         MachineError: the disk refuses.
     """
     try:
-        _save(model.model, model, folder, state_dict={})
+        model.save(folder, weights=False)
     except Exception as error:
         # transformers, its config classes and tokenizers each refuse in their own way.
         raise_machine_fault(error, str(folder))

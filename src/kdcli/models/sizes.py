@@ -4,18 +4,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from kdcli.models.head import trunk_of
 from kdcli.models.internals import Conv1D, layers_of
 from kdcli.models.kernels import fuse_activations
 from kdcli.models.known_sizes import Counts
 from kdcli.models.skipping import leave_out
-from kdcli.models.weights import silence_transformers
+from kdcli.models.weights import CAUSAL, ModelKind, silence_transformers
 
 _WALKED = 2
 _HALF = 2
@@ -82,9 +83,9 @@ def together(sizes: Sequence[Footprint]) -> Footprint:
 
 def sizes_of(
     config: PreTrainedConfig, *, rows: int = 1, length: int = 1, keep: bool = False,
-    autocast: torch.dtype | None = None,
+    autocast: torch.dtype | None = None, kind: ModelKind = CAUSAL,
 ) -> Footprint:  # fmt: skip
-    """Return the sizes of the model that a config describes.
+    """Return the sizes of the model that a config describes; a classifier has no layers and no head of its own here.
 
     Args:
         config: of the model.
@@ -92,9 +93,12 @@ def sizes_of(
         length: its padded tokens per sequence.
         keep: whether activations are walked through; without, they count as nothing.
         autocast: dtype of the forward pass; None computes in fp32.
+        kind: what the model is built as.
     """
     with torch.device("meta"), silence_transformers():
-        built = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+        built = kind.auto.from_config(config, dtype=torch.float32).train()
+    if kind is not CAUSAL:
+        return _whole_sizes(built, _kept(built, built, None, rows, length, autocast) if keep else Counter())
     leave_out(built)
     fuse_activations(built)
     trunk = trunk_of(built)
@@ -103,7 +107,7 @@ def sizes_of(
     head, embedding = built.get_output_embeddings().weight, built.get_input_embeddings().weight
     blocks = [sum(one.numel() for one in layer.parameters()) for layer in layers]
     parameters = sum(one.numel() for one in built.parameters())
-    kept = _kept(built, rows, length, autocast) if keep else Counter()
+    kept = _kept(built, trunk, layers_of(built, trunk), rows, length, autocast) if keep else Counter()
     return Footprint(
         parameters=parameters,
         head=head.numel(),
@@ -121,6 +125,17 @@ def sizes_of(
     )
 
 
+def _whole_sizes(built: PreTrainedModel, kept: Counter[int | None]) -> Footprint:
+    """Return the sizes of a model that is not cut into layers and head."""
+    embedding: Any = built.get_input_embeddings()
+    head = embedding.weight
+    return Footprint(
+        parameters=sum(one.numel() for one in built.parameters()), head=head.numel(), tied=True, linear=0, rows=0,
+        weights=0, matrix=0, width=int(head.shape[-1]), layers=0, blocks=0, block=0,
+        activations=sum(kept.values()), inner=0,
+    )  # fmt: skip
+
+
 def _linear(module: nn.Module) -> list[tuple[Tensor, int]]:
     """Return weight and number of outputs of each linear layer."""
     return [
@@ -134,7 +149,14 @@ def _shapes(layer: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple((name, tuple(one.shape)) for name, one in layer.named_parameters())
 
 
-def _kept(model: PreTrainedModel, rows: int, length: int, autocast: torch.dtype | None) -> Counter[int | None]:
+def _kept(
+    model: PreTrainedModel,
+    trunk: nn.Module,
+    layers: nn.ModuleList | None,
+    rows: int,
+    length: int,
+    autocast: torch.dtype | None,
+) -> Counter[int | None]:
     """Return the bytes that autograd keeps of one pass through the trunk, by layer; None is what lies outside them.
 
     Parameters and their copies in another dtype are not counted. Where all layers have the same shapes, two of them are
@@ -142,12 +164,12 @@ def _kept(model: PreTrainedModel, rows: int, length: int, autocast: torch.dtype 
 
     Args:
         model: on the meta device; changed.
+        trunk: what of it is run.
+        layers: those of the trunk; None where it is walked through as a whole.
         rows: sequences.
         length: tokens of each.
         autocast: dtype of the pass; None for that of the parameters.
     """
-    trunk = trunk_of(model)
-    layers = layers_of(model, trunk)
     count = len(layers or ())
     if layers is not None and len({_shapes(layer) for layer in layers}) == 1:
         del layers[_WALKED:]
@@ -176,7 +198,8 @@ def _kept(model: PreTrainedModel, rows: int, length: int, autocast: torch.dtype 
             torch.autograd.graph.saved_tensors_hooks(note, lambda value: value),
             torch.autocast("cpu", autocast, enabled=autocast is not None),
         ):
-            trunk(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            options = {} if trunk is model else {"use_cache": False}
+            trunk(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
     for index, layer in enumerate(layers or ()) if autocast is not None else ():
         found[index] -= _HALF * sum(weight.numel() for weight, _ in _linear(layer))
     walked = len(layers or ())

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from logging import CRITICAL
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,7 +24,7 @@ from transformers import (
 from kdcli.errors import InputError, raise_machine_fault
 from kdcli.models.checks import ModelFolder
 from kdcli.models.headers import TensorInfo, read_table
-from kdcli.models.internals import MODEL_FOR_CAUSAL_LM_MAPPING
+from kdcli.models.internals import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 from kdcli.text import one_line
 
 # Keeps transformers' progress bars, log lines and warnings off the user's terminal.
@@ -44,12 +46,33 @@ def silence_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+@dataclass(frozen=True)
+class ModelKind:
+    """What a model is built as.
+
+    Args:
+        auto: transformers' class that builds one of a config.
+        classes: config class -> model class.
+    """
+
+    auto: Any
+    classes: Any
+
+
+CAUSAL = ModelKind(AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING)
+CLASSIFIER = ModelKind(AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
+
 _FREE_ELEMENTS = 1_000_000
 _FREE_BYTES = 2**30
 
 
-def build_config(settings: dict[str, Any], where: str) -> PreTrainedConfig:
-    """Return the config object of checked settings, for a causal LM.
+def build_config(settings: dict[str, Any], where: str, kind: ModelKind = CAUSAL) -> PreTrainedConfig:
+    """Return the config object of checked settings.
+
+    Args:
+        settings: of config.json.
+        where: the folder, for messages.
+        kind: what the model is built as.
 
     Raises:
         InputError: MOD-14 where the family refuses a value.
@@ -57,7 +80,7 @@ def build_config(settings: dict[str, Any], where: str) -> PreTrainedConfig:
     try:
         with silence_transformers():
             config = CONFIG_MAPPING[settings["model_type"]](**settings)
-            model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+            model_class = kind.classes[type(config)]
     except Exception as error:
         # Each family checks its values in its own way, with its own kinds of error.
         raise_machine_fault(error, where)
@@ -66,29 +89,36 @@ def build_config(settings: dict[str, Any], where: str) -> PreTrainedConfig:
     return config.get_text_config() if own is type(config.get_text_config()) else config
 
 
-def model_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """Return the causal LM class of a config."""
-    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+def model_class_of(config: PreTrainedConfig, kind: ModelKind = CAUSAL) -> type[PreTrainedModel]:
+    """Return the model class of a config."""
+    found: Any = kind.classes[type(config)]
     return found
 
 
-def load_weights(checked: ModelFolder, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def load_weights(
+    checked: ModelFolder, config: PreTrainedConfig, dtype: torch.dtype, kind: ModelKind = CAUSAL
+) -> PreTrainedModel:
     """Load a checked folder's weights into a model on the CPU, in eval mode.
 
     Args:
         checked: the folder.
         config: its config object.
         dtype: type of the parameters.
+        kind: what the model is built as.
 
     Raises:
         InputError: MOD-09 to MOD-12, naming tensors.
     """
-    check_shapes(config, checked.tensors, str(checked.folder))
-    return fill_model(checked.folder, config, _read(checked.files), dtype)
+    check_shapes(config, checked.tensors, str(checked.folder), kind)
+    return fill_model(checked.folder, config, _read(checked.files), dtype, kind)
 
 
 def fill_model(
-    folder: Path, config: PreTrainedConfig, tensors: dict[str, Tensor], dtype: torch.dtype
+    folder: Path,
+    config: PreTrainedConfig,
+    tensors: dict[str, Tensor],
+    dtype: torch.dtype,
+    kind: ModelKind = CAUSAL,
 ) -> PreTrainedModel:
     """Make a model of weights that were read, on the CPU, in eval mode.
 
@@ -97,6 +127,7 @@ def fill_model(
         config: the model's.
         tensors: the weights, by transformers' names.
         dtype: type of the parameters.
+        kind: what the model is built as.
 
     Raises:
         InputError: MOD-09 to MOD-12, naming tensors.
@@ -104,7 +135,7 @@ def fill_model(
     where = str(folder)
     try:
         with silence_transformers():
-            loaded: Any = model_class_of(config).from_pretrained(
+            loaded: Any = model_class_of(config, kind).from_pretrained(
                 None,
                 config=config,
                 state_dict=dict(tensors),
@@ -121,7 +152,8 @@ def fill_model(
     _check_info(info, tensors, where)
     _check_arrived(model, tensors, where)
     _check_finite(model, where)
-    model.generation_config = read_generation_config(folder) or model.generation_config
+    if kind is CAUSAL:
+        model.generation_config = read_generation_config(folder) or model.generation_config
     return model.eval()
 
 
@@ -145,7 +177,9 @@ def read_generation_config(folder: Path) -> GenerationConfig | None:
         ) from error
 
 
-def check_shapes(config: PreTrainedConfig, tensors: dict[str, TensorInfo], where: str) -> None:
+def check_shapes(
+    config: PreTrainedConfig, tensors: dict[str, TensorInfo], where: str, kind: ModelKind = CAUSAL
+) -> None:
     """Compare the shapes a config asks for with those in the files, before memory is taken for them.
 
     Raises:
@@ -153,7 +187,7 @@ def check_shapes(config: PreTrainedConfig, tensors: dict[str, TensorInfo], where
     """
     try:
         with silence_transformers(), torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(config)
+            empty = kind.auto.from_config(config)
     except Exception as error:
         # A family's constructor fails in its own ways on values that contradict each other.
         raise_machine_fault(error, where)

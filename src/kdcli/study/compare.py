@@ -10,7 +10,7 @@ from kdcli.comparison import conclusions
 from kdcli.comparison.records import Comparison, Failure
 from kdcli.config import resolve
 from kdcli.config.schema import CompareConfig
-from kdcli.config.sweep import format_choice, read_axes
+from kdcli.config.sweep import STUDENT, format_choice, read_axes
 from kdcli.distill.plan import (
     CellState,
     CostEstimate,
@@ -24,7 +24,7 @@ from kdcli.distill.plan import (
     estimate,
     shown_examples,
 )
-from kdcli.distill.prepare import Prepared
+from kdcli.distill.prepare import Prepared, class_metrics
 from kdcli.distill.records import BEFORE
 from kdcli.distill.run import report_notes
 from kdcli.errors import MachineError, UsageError
@@ -54,7 +54,7 @@ __all__ = ["compare", "compare_runs", "named", "plan_compare"]
 def plan_compare(config: CompareConfig) -> Plan:
     """Check a comparison's settings and say what it would do; nothing is written."""
     hardware, said = with_threads(config.execution, config.hardware)
-    config = config.model_copy(update={"hardware": hardware})
+    config = _measuring_classes(config.model_copy(update={"hardware": hardware}))
     session = Session()
     cells = make_cells(config, session)
     later = _reported(config, cells, session)
@@ -172,6 +172,7 @@ def compare(
     session = session or Session()
     hardware, said = with_threads(config.execution, config.hardware)
     config = config.model_copy(update={"tune_seeds": tuning_seeds(config) or None, "hardware": hardware})
+    config = _measuring_classes(config)
     for note in said:
         report(Event("note", note))
     cells = make_cells(config, session)
@@ -213,6 +214,14 @@ def _check(config: CompareConfig) -> Path:
         raise UsageError("CLI-20", "nothing to compare on", where="--eval-data", fix="give held-out rows")
     check_executor(config.execution, config.hardware)
     return Path(config.output)
+
+
+def _measuring_classes(config: CompareConfig) -> CompareConfig:
+    """Return settings with the metrics of classes, where the first student classifies and none was asked for."""
+    axes = {axis.name: axis.values for axis in read_axes(config.vary, "--vary")}
+    first = config.student or next(iter(axes.get(STUDENT, ())), None)
+    evaluation = class_metrics(config.evaluation, first, config.teacher)
+    return config.model_copy(update={"evaluation": evaluation})
 
 
 def _again(output: Path) -> str:

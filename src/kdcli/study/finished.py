@@ -159,7 +159,7 @@ def _models_of(
     if not is_made(student) and not Path(student).expanduser().is_dir():
         raise InputError("CMP-06", f"the student before training, {student}, is no folder here", where=str(run.folder))
     changes = {"teacher": teacher, "evaluation": measured, "data": data, "teacher_cache": None}
-    pair = session.pair(config.student, teacher, config.teacher_quantization, across=True)
+    pair = session.pair(config.student, teacher, config.teacher_quantization, across=True, data=config.data)
     if pair.student_needs_rows:
         if config.data.train is None or not Path(config.data.train).expanduser().exists():
             what = "the rows that the student's scores were taken on are not here"

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from kdcli.classifiers.logistic import fit_logistic, logistic_digest
+from kdcli.classifiers.model import ClassReader
 from kdcli.comparison.records import Failure
 from kdcli.config.schema import EvalConfig
 from kdcli.config.sections import BenchmarkConfig
@@ -30,11 +32,14 @@ from kdcli.registry import plugins
 from kdcli.storage import atomic
 from kdcli.storage.run_dir import REFERENCES
 from kdcli.study.study_dir import ReferenceEntry
+from kdcli.teachers.class_view import class_reader
 
 _NOT_POSSIBLE = (UsageError.exit_code, InputError.exit_code)
 """Exit codes of what no other start would mend: the model does not go with the rows or the metrics."""
 
 Load: TypeAlias = Callable[[Device], LanguageModel]
+LOGISTIC = "logistic regression"
+"""The label of a regression on word counts, beside students that classify texts."""
 LABELS = {BEFORE: "student, before", TEACHER: "teacher"}
 
 
@@ -109,7 +114,22 @@ def plan_references(students: Mapping[str, Prepared], seeds: Sequence[int], sess
     ]
     measurements = [one for plan in plans for one in plan.measurements if one.role == BEFORE]
     measurements += [one for plan in plans[:1] for one in plan.measurements if one.role != BEFORE]
+    first = next((one for one in students.values() if one.test is not None and one.pair.classifies), None)
+    measurements += [_logistic(first)] if first is not None else []
     return Planned(tuple(measurements), tuple(dict.fromkeys(remark for plan in plans for remark in plan.remarks)))
+
+
+def _logistic(run: Prepared) -> Measurement:
+    """Return a logistic regression that is fitted on a run's training rows, measured as its student is."""
+    rows, labels = run.dataset, run.dataset.labels
+    facts = replace(run.pair.reader, path=LOGISTIC, digest=logistic_digest(rows.digest), parameters=0)
+
+    def load(device: Device) -> ClassReader:
+        return fit_logistic([one.prompt for one in rows.examples], [one.ids[-1] for one in rows.examples], labels)
+
+    subject = Subject(facts, run.pair.reader, _in_folder(facts), load)
+    measured = run.measuring.model_copy(update={"model": LOGISTIC, "benchmarks": BenchmarkConfig()})
+    return Measurement(MODEL, LOGISTIC, None, f"{REFERENCES}/logistic", subject, measured)
 
 
 def start_label(student: str) -> str:
@@ -231,13 +251,25 @@ def _before(measuring: EvalConfig, pair: ModelPair, seed: int | None, session: S
     measured = measuring.model_copy(update={"model": pair.student})
     name = BEFORE if label == LABELS[BEFORE] else f"{BEFORE}-{short_hash({'student': pair.student})}"
     name += "" if seed is None else f"-s{seed}"
-    subject = Subject(pair.reader, pair.reader, _in_folder(pair.reader))
-    if pair.student_is_made:
+    subject = Subject(pair.reader, pair.reader, _in_folder(pair.reader), _classes_before(pair, seed, session))
+    if pair.student_is_made or pair.student_is_random:
         digest = pair.student_identity if seed is None else f"{pair.student} seed {seed}"
         facts = replace(pair.reader, path=pair.student, digest=digest, parameters=0)
-        subject = Subject(facts, pair.reader, _on_the_spot(pair, seed or 0, session))
+        subject = Subject(facts, pair.reader, _on_the_spot(pair, seed or 0, session), subject.classes)
         measured = measured.model_copy(update={"benchmarks": BenchmarkConfig()})
     return Measurement(BEFORE, label, seed, f"{REFERENCES}/{name}", subject, measured)
+
+
+def _classes_before(pair: ModelPair, seed: int | None, session: Session) -> Callable[[Device], ClassReader] | None:
+    """Return what reads the classes of texts as a student does before training; None for a language model."""
+    if not pair.classifies:
+        return None
+
+    def load(device: Device) -> ClassReader:
+        student: Any = session.load_student(pair, seed=seed or 0, device=device.device)
+        return student
+
+    return load
 
 
 def _teacher(measuring: EvalConfig, pair: ModelPair, session: Session) -> tuple[Measurement | None, str]:
@@ -272,10 +304,12 @@ def _teacher(measuring: EvalConfig, pair: ModelPair, session: Session) -> tuple[
     def load(device: Device) -> LanguageModel:
         return session.load_teacher(facts.path, device.device, facts.quantization)
 
+    def read(device: Device) -> ClassReader:
+        return class_reader(facts, pair.reader.labels or (), measuring.data, device, session)
+
     measured = measuring.model_copy(update=changes)
-    return Measurement(
-        TEACHER, LABELS[TEACHER], None, f"{REFERENCES}/{TEACHER}", Subject(facts, reader, load), measured
-    ), said
+    subject = Subject(facts, reader, load, read if pair.classifies else None)
+    return Measurement(TEACHER, LABELS[TEACHER], None, f"{REFERENCES}/{TEACHER}", subject, measured), said
 
 
 def _reduced(one: Measurement, beside: EvalRecord) -> EvalConfig:

@@ -29,6 +29,7 @@ def with_cache(output: Path, cells: list[Cell], report: Report, session: Session
     The cells stay the same experiments: nothing is lost by the cache, and on a CPU not a bit changes.
     """
     needing = [cell for cell in cells if cell.state().state is not CellState.DONE and cell.prepared.needs_teacher]
+    needing = [cell for cell in needing if not cell.prepared.pair.classifies]  # their teacher reads each row once
     open_cells = [cell for cell in needing if _knows(cell)]
     if len(open_cells) < len(needing):
         live = len(needing) - len(open_cells)

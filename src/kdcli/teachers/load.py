@@ -27,6 +27,7 @@ from kdcli.teachers.cached import (
     missing_rows,
     open_cache,
 )
+from kdcli.teachers.class_view import class_teacher
 from kdcli.teachers.ensemble import EnsembleTeacher
 
 
@@ -45,6 +46,8 @@ def teacher_for(
         InputError: the cache lacks rows.
         IntegrityError: a file of it is damaged.
     """
+    if dataset.labels:
+        return class_teacher(facts, dataset, data, device, session)
     if cache is None:
         teacher = live_teacher(facts, device, session)
         for model in live_models(teacher):
