@@ -290,11 +290,12 @@ def test_the_page_can_be_followed(home, tmp_path):
 
 
 def test_plan_and_doctor_and_adapters_know_a_cut_student(home):
-    line = ("--teacher", "teacher", "--student", "cut:ffn=8,by=activation", "--data", "train.jsonl", "--device", "cpu")
+    spec = "cut:ffn=8,by=activation,sparse=0.5,method=wanda"
+    line = ("--teacher", "teacher", "--student", spec, "--data", "train.jsonl", "--device", "cpu")
     planned = kd("plan", *line, "--max-steps", "3", "--lora", "2", "--json", folder=home)
     assert planned.code == 0, planned.err
     facts = json.loads(planned.out)["facts"]
-    assert facts["student"]["values"]["model"] == "cut:ffn=8,by=activation"
+    assert facts["student"]["values"]["model"] == spec
     looked = kd("doctor", *line, folder=home)
     assert "split into layers and head verified" in looked.out
     assert not [text for text in looked.out.splitlines() if text.startswith("fail")]

@@ -126,6 +126,29 @@ def test_a_stopped_run_goes_on_with_the_same_zeros(tmp_path, step):
     assert kept_in(tmp_path / "stopped", zeros) == [[total] * 3] * 4
 
 
+def test_a_run_that_goes_on_where_other_zeros_would_be_chosen_keeps_its_own(tmp_path):
+    """A machine that rounds otherwise prunes a few other weights; those of the checkpoint count."""
+
+    def stop(event):
+        if event.kind == "progress" and event.done == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    first = job(tmp_path / "run")
+    zeros = zeros_of(first.student)
+    with pytest.raises(InterruptedRunError):
+        train(replace(first, report=stop))
+    again = job(tmp_path / "run")
+    with torch.no_grad():
+        for weight in linear_weights(again.student.model):
+            weight.copy_(weight.roll(1, dims=1))
+    train(again)
+    total = sum(int(one.sum()) for one in zeros.values())
+    assert kept_in(tmp_path / "run", zeros) == [[total] * 3] * 4
+    whole = job(tmp_path / "whole")
+    train(whole)
+    assert running.same(running.weights(whole), running.weights(again))
+
+
 def test_without_zeros_it_is_ordinary_training_bit_for_bit_and_says_so(tmp_path):
     said, ended = [], []
     for keep in (True, False):

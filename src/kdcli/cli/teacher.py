@@ -164,6 +164,8 @@ Example: kd student cut:params=0.5 --teacher ./T -o student
 
 Example: kd student SN --pick "params<=1e6" -o small
 
+Example: kd student cut:sparse=0.5,method=sparsegpt --teacher ./T --data train.jsonl -o student
+
 Options of cut: and the scores: docs/students.md. --student of kd distill takes the same."""
 
 

@@ -93,6 +93,15 @@ class KeptZeros:
         self.any = bool(self._zeros)
 
     @torch.no_grad()
+    def as_restored(self) -> None:
+        """Take the zeros of a checkpoint that was just loaded, where they are others.
+
+        Zeros chosen on rows may differ by rounding between machines, and a run may go on where it did not begin.
+        """
+        held = [(weight, zero, of_this_process(weight)) for weight, zero in self._zeros]
+        self._zeros = [(weight, now == 0 if now[zero].any() else zero) for weight, zero, now in held]
+
+    @torch.no_grad()
     def in_gradients(self) -> None:
         """Set the gradients of these weights to 0."""
         for weight, zero in self._zeros:

@@ -141,6 +141,7 @@ class _Loop:
             what = "train.keep_zeros changes nothing: no weight of the student's linear layers is 0"
             training.report(Event("warning", what))
         state = checkpoint.restore(training.folder, self.kept, training.report)
+        self.zeros.as_restored()
         if self.ranks.main:
             checkpoint.prune(training.folder, state.step, training.train.keep)
         self.model.train()
