@@ -163,7 +163,7 @@ class Cut(BaseException):
     pass
 
 
-@pytest.mark.parametrize("update", ["full", "low-rank"])
+@pytest.mark.parametrize("update", ["full", pytest.param("low-rank", marks=pytest.mark.full)])
 def test_a_run_that_was_cut_off_ends_with_the_same_bits(home, update):
     def stop(event):
         if event.kind == "saved" and event.done == 2:

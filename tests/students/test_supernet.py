@@ -16,7 +16,10 @@ from kdcli.students.supernet import SharedSlice, make_supernet
 from kdcli.students.supernet_spec import parse_supernet
 
 CPU = torch.device("cpu")
-families = pytest.mark.parametrize("family", FAMILIES)
+SAMPLE = ("llama", "gpt2", "gemma2")
+families = pytest.mark.parametrize(
+    "family", [one if one in SAMPLE else pytest.param(one, marks=pytest.mark.full) for one in FAMILIES]
+)
 
 
 def supernet(tmp_path, family="llama", spec="widths=0.5+1,depths=0.333+1", **sizes):

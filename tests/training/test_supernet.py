@@ -186,19 +186,19 @@ def job(folder, tmp_path, spec=SPEC, loss="fkl", report=None, **settings):
     return replace(made, teacher=None, supernet=parse_supernet(spec), **({} if report is None else {"report": report}))
 
 
-@pytest.mark.parametrize("update", ["full", "low-rank"])
+@pytest.mark.parametrize("update", [pytest.param("full", marks=pytest.mark.full), "low-rank"])
 def test_a_training_that_was_stopped_ends_with_the_same_bits(tmp_path, update):
     spec = f"{SPEC},update={update}"
-    whole = job(tmp_path / "whole", tmp_path, spec, save_every=2)
+    whole = job(tmp_path / "whole", tmp_path, spec, save_every=2, max_steps=6)
     train(whole)
 
     def stop(event):
-        if event.kind == "progress" and event.done == 7:
+        if event.kind == "progress" and event.done == 4:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(InterruptedRunError):
-        train(job(tmp_path / "cut", tmp_path, spec, save_every=2, report=stop))
-    again = job(tmp_path / "cut", tmp_path, spec, save_every=2)
+        train(job(tmp_path / "cut", tmp_path, spec, save_every=2, max_steps=6, report=stop))
+    again = job(tmp_path / "cut", tmp_path, spec, save_every=2, max_steps=6)
     train(again)
     assert running.same(running.weights(whole), running.weights(again))
     assert running.metrics(tmp_path / "whole") == running.metrics(tmp_path / "cut")
@@ -208,7 +208,7 @@ def test_a_training_that_was_stopped_ends_with_the_same_bits(tmp_path, update):
 
 def test_every_divergence_of_one_pass_trains_the_smaller_sizes(tmp_path):
     for loss in ("rkl", "jsd", "akl"):
-        made = job(tmp_path / loss, tmp_path, loss=loss, max_steps=2)
+        made = job(tmp_path / loss, tmp_path, loss=loss, max_steps=1)
         train(made)
         told = [line for line in running.metrics(tmp_path / loss).decode().splitlines() if f"smallest/{loss}" in line]
-        assert len(told) == 2
+        assert len(told) == 1
