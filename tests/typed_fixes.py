@@ -27,6 +27,7 @@ from kdcli.config.schema import (
     DataConfig,
     DistillConfig,
     EvalConfig,
+    FederateConfig,
     GenerateConfig,
     HardwareConfig,
     JudgeConfig,
@@ -41,6 +42,7 @@ from kdcli.evaluation.evaluate import evaluate_run
 from kdcli.evaluation.judge.judge import judge
 from kdcli.evaluation.results import read_curves, read_results
 from kdcli.events import silent
+from kdcli.federated.federate import federate
 from kdcli.rows.balance import balance
 from kdcli.rows.rationales import rationales
 from kdcli.rows.score import score
@@ -106,6 +108,7 @@ STAGE = "data balance --data d.jsonl --by completion"
 WRITE = "generate --teacher t --device cpu --data d.jsonl --source teacher:max_new_tokens=4"
 SUPERNET = "supernet --teacher t --data d.jsonl --device cpu --max-steps 1"
 MADE_SUPERNET = f"{TRAIN.replace('student s', 'student supernet:widths=0.5+1')} -o made"
+FEDERATE = "federate --teacher t --student s --data d.jsonl --device cpu --max-steps 1 --rounds 1"
 EDGE = "--set edge.prompt_tokens=4 --set edge.new_tokens=2 --set edge.repeats=1"
 SERVED = "--server-url URL/toy/v1 --set server.wait=0 --set server.retries=0"
 ASKED = "--set server.wait=0 --set server.retries=0"
@@ -669,6 +672,42 @@ SCENARIOS: dict[str, Typed] = {
     "leave --gpus out under a launcher": typed(
         f"{TRAIN} --gpus 3 -o three",
         f"{TRAIN} -o three",
+        before=environ(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0"),
+        mended=undone,
+    ),
+    # ---- federations
+    "give one, such as --clients 8": typed(f"{FEDERATE} -o f", f"{FEDERATE} --clients 2 -o f"),
+    "add --lora 8, or leave it out": typed(
+        f"{FEDERATE} --clients 2 --lora-mean product -o f",
+        f"{FEDERATE} --clients 2 --lora-mean product --lora 8 -o f",
+        f"{FEDERATE} --clients 2 -o f2",
+    ),
+    "leave it out, or give --lora-mean freeze_a": typed(
+        f"{FEDERATE} --clients 2 --lora 8 --set lora.freeze_a=true -o f",
+        f"{FEDERATE} --clients 2 --lora 8 --lora-mean freeze_a -o f",
+    ),
+    "leave --server out, or give --lora-mean factors": typed(
+        f"{FEDERATE} --clients 2 --lora 8 --lora-mean exact --server fedadam -o f",
+        f"{FEDERATE} --clients 2 --lora 8 --lora-mean exact -o f",
+        f"{FEDERATE} --clients 2 --lora 8 --lora-mean factors --server fedadam -o f2",
+    ),
+    "leave --clients out": typed(
+        f"{FEDERATE.replace('d.jsonl', 'kinds.jsonl')} --split column:kind --clients 3 -o f",
+        f"{FEDERATE.replace('d.jsonl', 'kinds.jsonl')} --split column:kind -o f",
+        before=rows("kinds.jsonl", *({"prompt": "a", "completion": "b", "kind": kind} for kind in "xy")),
+    ),
+    "give one, such as -o federation": typed(
+        lambda: federate(_settings(FederateConfig), silent), f"{FEDERATE} --clients 2 -o f"
+    ),
+    "give --rounds {}, or choose another -o": typed(
+        f"{FEDERATE} --clients 2 -o f",
+        f"{FEDERATE.replace('--rounds 1', '')} --clients 2 -o f --rounds {{0}}",
+        f"{FEDERATE} --clients 2 -o f2",
+        before=lines(f"{FEDERATE.replace('--rounds 1', '--rounds 2')} --clients 2 -o f"),
+    ),
+    "start kd federate once; --gpus N gives each run of a client N processes": typed(
+        f"{FEDERATE} --clients 2 -o f",
+        f"{FEDERATE} --clients 2 -o f --gpus 1",
         before=environ(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0"),
         mended=undone,
     ),

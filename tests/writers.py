@@ -4,12 +4,14 @@ import shutil
 
 import exported
 import faults
-from kdcli.config.schema import CacheConfig, ExportConfig, GenerationConfig, StudentConfig
+from kdcli.config.schema import CacheConfig, ExportConfig, FederateConfig, GenerationConfig, StudentConfig
+from kdcli.config.sections import FederationConfig
 from kdcli.distill.make_export import make_export
 from kdcli.distill.make_student import make_student
 from kdcli.distill.run import distill
 from kdcli.evaluation.evaluate import evaluate_run
 from kdcli.events import silent
+from kdcli.federated.federate import federate
 from kdcli.storage.digests import write_digests
 from kdcli.study import results
 from kdcli.study.compare import compare
@@ -49,6 +51,13 @@ def work_of(parts, name):
     if name == "compare":
         settings = _asked(parts.study("fkl", "ce", name=root.name, **_SHORT | {"max_steps": 2}))
         return faults.Work(root, lambda: compare(settings, silent, repeat="kd compare"), beside)
+    if name == "federate":
+        asked_for = FederateConfig(
+            teacher=str(parts.teacher), student=str(parts.student), data=parts.data(), output=str(root),
+            hardware=parts.common()["hardware"], train=parts.common(**_SHORT | {"max_steps": 2})["train"],
+            federation=FederationConfig(clients=2, rounds=2, server="fedadam", keep=1),
+        )  # fmt: skip
+        return faults.Work(root, lambda: federate(asked_for, silent), beside)
     if name == "eval":
         made = faults.Work(root, lambda: distill(parts.run(root.name, **_SHORT), silent), beside / "made")
         assert made.attempt()["code"] == 0

@@ -252,6 +252,8 @@ DEAR = {fix for fix, one in SCENARIOS.items() if one.before is not None or len(o
     "set a smaller --max-new-tokens",
     "lower edge.prompt_tokens and edge.new_tokens",
     "choose with --set server.model=NAME",
+    "leave it out, or give --lora-mean freeze_a",
+    "give one, such as -o federation",
 }
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdcli.errors import InputError
-from kdcli.federated.low_rank import Pair, factorise, gap, mean_product, pairs_of, residual_numbers
+from kdcli.federated.low_rank import Pair, factorise, gap, mean_product, pairs_of, residual_numbers, squares
 from kdcli.federated.server import weighted_mean
 
 PAIR = Pair("m", "m.lora_A.weight", "m.lora_B.weight")
@@ -25,7 +25,7 @@ def adapters(*, frozen=False, rank=2, count=3):
 
 def gap_of(found):
     means = {name: weighted_mean([one[name] for one in found], WEIGHTS) for name in found[0]}
-    return gap({"m": mean_product(found, PAIR, WEIGHTS)}, means, [PAIR])
+    return gap([squares(mean_product(found, PAIR, WEIGHTS), means[PAIR.a], means[PAIR.b])])
 
 
 def test_the_gap_is_that_of_the_definition_and_nothing_where_a_is_frozen():

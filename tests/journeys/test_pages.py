@@ -73,13 +73,9 @@ def small(line):
     command, *rest = line
     if command in ("distill", "compare") and "--status" not in rest and not any("/" in word for word in rest[:1]):
         needed = NEEDED | ({"--eval-data": "test.jsonl"} if command == "compare" else {})
-        if any(word.startswith("student=") for word in rest):
-            needed = {flag: value for flag, value in needed.items() if flag != "--student"}
         rest += [word for flag, value in needed.items() if flag not in rest for word in (flag, value)]
         rest += ["--max-steps", "1", "--batch-size", "4", "--set", "evaluation.generation.max_new_tokens=2", *LITTLE]
-    elif command == "supernet":
-        rest += ["--max-steps", "1", "--batch-size", "4", "--metric", "perplexity", *LITTLE]
-    elif command == "eval" and not {"--edge", "--palette"} & set(rest):
+    elif command == "eval" and "--edge" not in rest:
         length = [] if "exposure_bias" in " ".join(rest) else ["--max-new-tokens", "2"]
         rest += [*length, "--sampling-seeds", "1", "--limit", "2", *LITTLE]
     elif command in ("cache", "eval"):

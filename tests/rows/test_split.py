@@ -66,6 +66,7 @@ def test_a_seed_changes_the_draw(rows):
 
 def test_a_column_makes_a_part_of_each_value(rows):
     record = split(config(rows, "column:by=kind", None), silent)
+    assert build_split("column:kind") == build_split("column:by=kind")
     assert {part.file.stem: part.rows for part in record.parts} == {"list": 30, "poem": 10, "qa": 60}
 
 

@@ -70,12 +70,15 @@ def cells(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_folders(monkeypatch):
     monkeypatch.setattr(Scripted, "finished", set())
-    monkeypatch.setattr(running, "collect", lambda cell, session: RECORDS if cell.name in Scripted.finished else None)
     monkeypatch.setattr(running.time, "sleep", lambda seconds: None)
 
 
+def collect(cell, session):
+    return RECORDS if cell.name in Scripted.finished else None
+
+
 def run(cells, executor, tmp_path, report=silent):
-    return Scheduler(executor, tmp_path, report, Session(), "kd compare -o study").run(cells)
+    return Scheduler(executor, tmp_path, report, Session(), "kd compare -o study", collect).run(cells)
 
 
 def test_one_failure_stops_no_other_and_says_where(cells, tmp_path):

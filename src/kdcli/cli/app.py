@@ -20,6 +20,7 @@ from kdcli.cli import (
     distill,
     evaluate,
     export,
+    federate,
     init,
     reproduce,
     schedule,
@@ -104,6 +105,7 @@ schedule.register(app)
 evaluate.register(app)
 judge.register_judge(app)
 compare.register(app)
+federate.register(app)
 init.register(app)
 teacher.register(app)
 teacher.register_generate(app)

@@ -35,6 +35,7 @@ _LESS_TRAINING = "try a smaller --batch-size, --set train.micro_tokens=1024, or 
 _LESS = {
     "distill": _LESS_TRAINING,
     "compare": _LESS_TRAINING,
+    "federate": _LESS_TRAINING,
     "eval": "try a smaller --max-length, or --set evaluation.generation.batch_tokens=1024",
     "cache": "try a smaller --max-length",
     "generate": "try a smaller --max-length",

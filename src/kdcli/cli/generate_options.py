@@ -22,6 +22,7 @@ from kdcli.config.schema import (
     DoctorConfig,
     EvalConfig,
     ExportConfig,
+    FederateConfig,
     GenerateConfig,
     JudgeConfig,
     RationalesConfig,
@@ -82,6 +83,11 @@ COMMANDS = {
     "data split": Command(SplitConfig, "Config Sets Json Quiet Debug", order="data"),
     "data balance": Command(BalanceConfig, "Config Sets Json Quiet Debug", order="data"),
     "data rationales": Command(RationalesConfig, "Config Sets Json Quiet Debug", order="data"),
+    "federate": Command(
+        FederateConfig,
+        "Config Sets HiddenPlugin Json Quiet Debug",
+        order="clients split rounds server lora_mean",
+    ),
     "inspect batch": Command(
         DistillConfig,
         "Objectives Rows Config Sets HiddenPlugin Json Quiet Debug",

@@ -178,6 +178,27 @@ HintDropout = Annotated[
     Text, flag("--hint-dropout", "X", "Share of rows without one, with --into input. Default 0.5.", "Objective")
 ]
 SeedDataRationales = Annotated[Text, flag("--seed", "N", "Of the dropout. Default 0.", "Objective")]
+EvalDataFederate = Annotated[Text, flag("--eval-data", "FILE", "Held-out rows, measured after every round.", "Data")]
+Clients = Annotated[Text, flag("--clients", "N", "Number of clients.", "Federation")]
+Split = Annotated[
+    Text, flag("--split", "HOW", "iid, dirichlet:alpha=.3,by=NAME, column:by=NAME. Default iid.", "Federation")
+]
+Rounds = Annotated[Text, flag("--rounds", "N", "Rounds. Default 10.", "Federation")]
+Server = Annotated[
+    Text, flag("--server", "NAME", "fedavg, fedavgm, fedadam:eta=.03, fedadamw. Default fedavg.", "Federation")
+]
+LoraMean = Annotated[
+    Text, flag("--lora-mean", "NAME", "factors, product, freeze_a, exact. Default factors.", "Federation")
+]
+Weigh = Annotated[Text, flag("--weigh", "NAME", "Clients count by rows or tokens. Default rows.", "Federation")]
+Fraction = Annotated[Text, flag("--fraction", "X", "Share of the clients of a round. Default 1.", "Federation")]
+Drop = Annotated[Text, flag("--drop", "X", "Probability that a client is lost. Default 0.", "Federation")]
+Bandwidth = Annotated[Text, flag("--bandwidth", "MBPS", "Megabits per second of a client's link.", "Federation")]
+EpochsFederate = Annotated[
+    Text, flag("--epochs", "X", "Passes of a client over its rows, each round. Default 3.", "Training")
+]
+MaxStepsFederate = Annotated[Text, flag("--max-steps", "N", "Optimizer steps of a client, each round.", "Training")]
+SeedFederate = Annotated[Text, flag("--seed", "N", "Seed: split, order, init, who takes part. Default 0.", "Training")]
 
 
 def distill(run: Run) -> Run:
@@ -886,6 +907,70 @@ def data_rationales(run: Run) -> Run:
         typed = {
             "teacher": teacher, "data": data, "columns": columns, "template": template, "max_length": max_length,
             "limit": limit, "skip_bad": skip_bad, "by": by, "words": words, "into": into, "hint_dropout": hint_dropout,
+            "seed": seed, "output": output, "device": device, "dtype": dtype, "threads": threads,
+            "matmul_precision": matmul_precision,
+        }  # fmt: skip
+        run(typed, config=config, sets=sets, json=json, quiet=quiet)
+
+    command.__doc__ = run.__doc__
+    return command
+
+
+def federate(run: Run) -> Run:
+    """Return ``kd federate``, which calls ``run`` with the settings as typed and the switches by name."""
+
+    def command(
+        teacher: Teacher = None,
+        teacher_cache: TeacherCache = None,
+        student: Student = None,
+        lora: Lora = None,
+        data: Data = None,
+        eval_data: EvalDataFederate = None,
+        columns: Columns = None,
+        template: Template = None,
+        max_length: MaxLength = None,
+        limit: LimitCompare = None,
+        eval_limit: EvalLimit = None,
+        skip_bad: SkipBadEval = False,
+        loss: Loss = None,
+        clients: Clients = None,
+        split: Split = None,
+        rounds: Rounds = None,
+        server: Server = None,
+        lora_mean: LoraMean = None,
+        weigh: Weigh = None,
+        fraction: Fraction = None,
+        drop: Drop = None,
+        bandwidth: Bandwidth = None,
+        gpus: GpusCompare = None,
+        executor: Executor = None,
+        jobs: Jobs = None,
+        slurm: Slurm = None,
+        ray_address: RayAddress = None,
+        epochs: EpochsFederate = None,
+        max_steps: MaxStepsFederate = None,
+        batch_size: BatchSize = None,
+        lr: Lr = None,
+        seed: SeedFederate = None,
+        output: Output = None,
+        device: Device = None,
+        dtype: Dtype = None,
+        threads: Threads = None,
+        matmul_precision: MatmulPrecision = None,
+        config: switches.Config = None,
+        sets: switches.Sets = None,
+        plugin: switches.HiddenPlugin = None,
+        json: switches.Json = False,
+        quiet: switches.Quiet = False,
+        debug: switches.Debug = False,
+    ) -> None:
+        typed = {
+            "teacher": teacher, "teacher_cache": teacher_cache, "student": student, "lora": lora, "data": data,
+            "eval_data": eval_data, "columns": columns, "template": template, "max_length": max_length, "limit": limit,
+            "eval_limit": eval_limit, "skip_bad": skip_bad, "loss": loss, "clients": clients, "split": split,
+            "rounds": rounds, "server": server, "lora_mean": lora_mean, "weigh": weigh, "fraction": fraction,
+            "drop": drop, "bandwidth": bandwidth, "gpus": gpus, "executor": executor, "jobs": jobs, "slurm": slurm,
+            "ray_address": ray_address, "epochs": epochs, "max_steps": max_steps, "batch_size": batch_size, "lr": lr,
             "seed": seed, "output": output, "device": device, "dtype": dtype, "threads": threads,
             "matmul_precision": matmul_precision,
         }  # fmt: skip

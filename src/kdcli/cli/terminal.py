@@ -136,6 +136,7 @@ KINDS = {
     "kdcli.sources.teacher_text.rows:TextPlan": "text-plan",
     "kdcli.distill.make_student:StudentRecord": "student",
     "kdcli.distill.make_export:ExportRecord": "export",
+    "kdcli.federated.federate:FederationRecord": "federation",
     "kdcli.demo.toy:ToyReport": "toy",
     "kdcli.rows.check:Checked": "rows",
     "kdcli.rows.score:ScoreRecord": "row-scores",

@@ -3,10 +3,10 @@
 import difflib
 from collections.abc import Mapping
 
-MODELS, DATA, OBJECTIVE, GRID = "Models", "Data", "Objective", "Grid"
+MODELS, DATA, OBJECTIVE, GRID, FEDERATION = "Models", "Data", "Objective", "Grid", "Federation"
 TRAINING, EVALUATION, OUTPUT, HARDWARE = "Training", "Evaluation", "Output", "Hardware"
 TABLE = "Table"
-PANELS = (MODELS, DATA, OBJECTIVE, GRID, TRAINING, EVALUATION, OUTPUT, TABLE, HARDWARE)
+PANELS = (MODELS, DATA, OBJECTIVE, FEDERATION, GRID, TRAINING, EVALUATION, OUTPUT, TABLE, HARDWARE)
 """Headings of a command's help, in their order."""
 
 

@@ -15,6 +15,7 @@ from kdcli.config.sections import (
     EdgeConfig,
     EvalSettings,
     ExecutionConfig,
+    FederationConfig,
     FilePath,
     Flag,
     FromText,
@@ -40,7 +41,7 @@ TEACHER = setting(None, "teacher: model folder, hub id, or a server's http addre
 TEACHER_CACHE = setting(
     None,
     "folder that kd cache made of this teacher and data",
-    Flag("--teacher-cache", "FOLDER", "Folder of kd cache, in place of a teacher.", MODELS, on="distill"),
+    Flag("--teacher-cache", "FOLDER", "Folder of kd cache, in place of a teacher.", MODELS, on="distill federate"),
 )
 STUDENT = setting(
     None,
@@ -523,6 +524,26 @@ class CompareConfig(TrainingConfig, ModelsConfig, ContendersConfig):
         return self
 
 
+class FederateConfig(ObjectiveConfig):
+    """One student, trained by clients that have rows of their own."""
+
+    command: ClassVar[str] = "federate"
+    federation: FederationConfig = FederationConfig()
+    lora: LoraConfig = LoraConfig()
+    teacher_quantization: Quantization = TEACHER_QUANTIZATION
+    server: ServerConfig = ServerConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+    output: FilePath = setting(None, "folder of the federation", _OUTPUT)
+
+    @property
+    def cluster(self) -> str | None:
+        """The address of the cluster that runs it; None for this machine."""
+        return self.execution.ray_address
+
+
 KINDS: tuple[type[CommandConfig], ...] = (
     DistillConfig,
     EvalConfig,
@@ -539,5 +560,6 @@ KINDS: tuple[type[CommandConfig], ...] = (
     SplitConfig,
     BalanceConfig,
     RationalesConfig,
+    FederateConfig,
 )
 """The settings of every command that has some."""

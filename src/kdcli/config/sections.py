@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kdcli.config.names import DATA, EVALUATION, GRID, HARDWARE, MODELS, OUTPUT, TABLE, TRAINING
+from kdcli.config.names import DATA, EVALUATION, FEDERATION, GRID, HARDWARE, MODELS, OUTPUT, TABLE, TRAINING
 
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -108,7 +108,11 @@ class DataConfig(Settings):
         None,
         "training rows: file, folder or hub id",
         Flag(
-            "--data", "FILE", "Training rows: file, folder, hub id.", DATA, on="distill supernet compare cache doctor"
+            "--data",
+            "FILE",
+            "Training rows: file, folder, hub id.",
+            DATA,
+            on="distill supernet compare cache doctor federate",
         ),
         Flag(
             "--data",
@@ -128,6 +132,7 @@ class DataConfig(Settings):
         Flag(
             "--eval-data", "FILE", "Held-out rows, measured after training.", DATA, on="distill supernet compare cache"
         ),
+        Flag("--eval-data", "FILE", "Held-out rows, measured after every round.", DATA, on="federate"),
         Flag("--data", "FILE", "Rows to evaluate on, as for kd distill.", DATA, on="eval"),
         Flag("--eval-data", "FILE", "Held-out rows, for scores that read them.", DATA, on="data-score"),
     )
@@ -156,9 +161,9 @@ class DataConfig(Settings):
             "N",
             "Use the first N rows.",
             DATA,
-            on="distill supernet compare cache generate doctor data-check data-score data-split data-balance "
+            on="distill supernet compare cache generate doctor federate data-check data-score data-split data-balance "
             "data-rationales",
-            hidden="compare",
+            hidden="compare federate",
         ),
     )
     eval_limit: Positive | None = setting(
@@ -169,8 +174,8 @@ class DataConfig(Settings):
             "N",
             "Use the first N held-out rows.",
             DATA,
-            on="distill compare cache data-score",
-            hidden="distill compare cache",
+            on="distill compare cache data-score federate",
+            hidden="distill compare cache federate",
         ),
         Flag("--limit", "N", "Use the first N rows.", DATA, on="eval"),
     )
@@ -207,12 +212,16 @@ class TrainConfig(Settings):
     """How the student is trained."""
 
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = setting(
-        3.0, "passes over the rows", Flag("--epochs", "X", "Passes over the rows.", TRAINING)
+        3.0,
+        "passes over the rows",
+        Flag("--epochs", "X", "Passes over the rows.", TRAINING),
+        Flag("--epochs", "X", "Passes of a client over its rows, each round.", TRAINING, on="federate"),
     )
     max_steps: Positive | None = setting(
         None,
         "optimizer steps; overrides epochs",
         Flag("--max-steps", "N", "Optimizer steps; overrides --epochs.", TRAINING),
+        Flag("--max-steps", "N", "Optimizer steps of a client, each round.", TRAINING, on="federate"),
     )
     batch_size: Positive = setting(
         8,
@@ -239,6 +248,7 @@ class TrainConfig(Settings):
         0,
         "seed of order, initialisation and dropout",
         Flag("--seed", "N", "Seed: order, init, dropout.", TRAINING, on="distill supernet"),
+        Flag("--seed", "N", "Seed: split, order, init, who takes part.", TRAINING, on="federate"),
     )
     reduce: Literal["token", "sequence"] = Field(
         default="token", description="mean over tokens, or over sequences' means"
@@ -285,7 +295,7 @@ class HardwareConfig(Settings):
         1,
         "processes that train one run together: one GPU each, or a CPU's",
         Flag("--gpus", "N", "Processes, a GPU each.", HARDWARE, on="distill"),
-        Flag("--gpus", "N", "GPUs of one run.", GRID, on="compare"),
+        Flag("--gpus", "N", "GPUs of one run.", GRID, on="compare federate"),
     )
     shard: Literal["ddp", "fsdp2", "zero3"] = setting(
         "ddp",
@@ -374,6 +384,61 @@ class LoraConfig(Settings):
         default=("all-linear",), min_length=1, description="linear layers by name, such as q_proj,v_proj"
     )
     keep: bool = Field(default=False, description="keep the adapter alone too, in adapter/ of the run folder")
+    start: FilePath = Field(default=None, description="folder of an adapter to begin with; none begins with B = 0")
+    freeze_a: bool = Field(default=False, description="train B alone; A stays as it was drawn")
+
+
+class FederationConfig(Settings):
+    """Clients that train on rows of their own, and a server that averages what they learnt."""
+
+    clients: Annotated[int, Field(ge=1, le=10_000)] | None = setting(
+        None,
+        "number of clients; with column, as many as the column has values",
+        Flag("--clients", "N", "Number of clients.", FEDERATION),
+    )
+    split: str = setting(
+        "iid",
+        "which client has which rows: iid, column:by=NAME or dirichlet:alpha=X,by=NAME",
+        Flag("--split", "HOW", "iid, dirichlet:alpha=.3,by=NAME, column:by=NAME.", FEDERATION),
+    )
+    rounds: Annotated[int, Field(ge=1, le=9999)] = setting(
+        10, "rounds in all; more may follow", Flag("--rounds", "N", "Rounds.", FEDERATION)
+    )
+    server: str = setting(
+        "fedavg",
+        "server optimizer: fedavg, fedavgm, fedadam or fedadamw, with its options",
+        Flag("--server", "NAME", "fedavg, fedavgm, fedadam:eta=.03, fedadamw.", FEDERATION),
+    )
+    lora_mean: Literal["factors", "product", "freeze_a", "exact"] = setting(
+        "factors",
+        "mean of LoRA adapters: of A and B, of B A, of B alone, or of A and B with the rest in the frozen weights",
+        Flag("--lora-mean", "NAME", "factors, product, freeze_a, exact.", FEDERATION),
+    )
+    weigh: Literal["rows", "tokens"] = setting(
+        "rows",
+        "what a client counts by: its rows, or the response tokens that it trained on in the round",
+        Flag("--weigh", "NAME", "Clients count by rows or tokens.", FEDERATION),
+    )
+    fraction: Annotated[float, Field(gt=0, le=1)] = setting(
+        1.0,
+        "share of the clients that a round asks",
+        Flag("--fraction", "X", "Share of the clients of a round.", FEDERATION),
+    )
+    drop: Annotated[float, Field(ge=0, lt=1)] = setting(
+        0.0,
+        "probability that a client asked does not return",
+        Flag("--drop", "X", "Probability that a client is lost.", FEDERATION),
+    )
+    bandwidth: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = setting(
+        None,
+        "megabits per second of a client's link, for times of communication",
+        Flag("--bandwidth", "MBPS", "Megabits per second of a client's link.", FEDERATION),
+    )
+    keep: Positive = Field(default=2, description="rounds whose models and runs of clients are kept")
+    without_failed: bool = Field(
+        default=False,
+        description="go on without a client whose run fails for whatever reason, not only for its numbers",
+    )
 
 
 class MonitorConfig(Settings):

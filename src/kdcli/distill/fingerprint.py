@@ -19,7 +19,7 @@ from kdcli.distill.compat import Combination
 from kdcli.distill.validation import ValidationPlan
 from kdcli.loading.info import ModelPair
 from kdcli.losses.base import DistillLoss
-from kdcli.models.adapters import alpha_of
+from kdcli.models.adapters import ADAPTER_WEIGHTS, alpha_of
 from kdcli.models.devices import Device
 from kdcli.registry.options import Plugin
 from kdcli.remote.address import is_url
@@ -121,7 +121,11 @@ def _adapter(lora: LoraConfig) -> dict[str, Any]:
     """Return what an adapter adds to the identity; nothing without one."""
     if lora.rank is None:
         return {}
-    settings = lora.model_dump(mode="json", exclude={"keep"}) | {"alpha": alpha_of(lora)}
+    settings = lora.model_dump(mode="json", exclude={"keep", "start", "freeze_a"}) | {"alpha": alpha_of(lora)}
+    if lora.start is not None:
+        settings["start"] = atomic.digest_file(Path(lora.start) / ADAPTER_WEIGHTS)
+    if lora.freeze_a:
+        settings["freeze_a"] = True
     return {f"lora.{name}": value for name, value in settings.items()}
 
 

@@ -66,19 +66,30 @@ def mean_product(adapters: Sequence[Mapping[str, Tensor]], pair: Pair, weights: 
     return weighted_mean([one[pair.b].double() @ one[pair.a].double() for one in adapters], weights)
 
 
-def gap(products: Mapping[str, Tensor], means: Mapping[str, Tensor], pairs: Sequence[Pair]) -> float:
-    """Return how far the product of the mean factors is from the mean of the products, relative to the latter.
+def squares(product: Tensor, a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Return ``||bar(B A) - b a||^2`` and ``||bar(B A)||^2`` of one layer, for :func:`gap`.
 
     Args:
-        products: layer -> bar(B A).
-        means: name -> bar of each factor.
-        pairs: the layers.
+        product: bar(B A), ``[out, in]``.
+        a: ``[r, in]``.
+        b: ``[out, r]``.
+    """
+    return float((product - b @ a).square().sum()), float(product.square().sum())
+
+
+def gap(parts: Sequence[tuple[float, float]]) -> float:
+    """Return how far products are from the mean of the updates, over all layers, relative to the latter.
+
+    Args:
+        parts: of each layer, what :func:`squares` returned.
 
     Returns:
         0 where they are equal, or where no client changed anything.
+
+    >>> gap([(3.0, 40.0), (6.0, 60.0)])
+    0.3
     """
-    lost = sum(float((products[one.layer] - means[one.b] @ means[one.a]).square().sum()) for one in pairs)
-    whole = sum(float(products[one.layer].square().sum()) for one in pairs)
+    lost, whole = (sum(column) for column in zip(*parts, strict=True))
     return (lost / whole) ** 0.5 if whole else 0.0
 
 

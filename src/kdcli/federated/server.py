@@ -167,7 +167,7 @@ def build_server(text: str) -> ServerOptimizer:
     if term is None or term.name not in SERVERS:
         what = f'"{one_line(text, 60)}" is no server optimizer'
         fix = "give fedavg, fedavgm, fedadam or fedadamw, as in fedadam:eta=0.03"
-        raise UsageError("CLI-06", what, where="server optimizer", fix=fix)
+        raise UsageError("CLI-06", what, where="--server", fix=fix)
     return build_term(SERVERS[term.name], term)
 
 

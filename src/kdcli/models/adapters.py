@@ -2,11 +2,14 @@
 
 import copy
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kdcli.config.sections import LoraConfig
@@ -18,6 +21,7 @@ from kdcli.models.weights import silence_transformers
 from kdcli.text import one_line
 
 ALL_LINEAR = "all-linear"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _FIX = "name linear layers below the head, such as q_proj,v_proj, or leave lora.targets out"
 
 
@@ -31,6 +35,7 @@ def check_adapter(settings: LoraConfig, *, student_is_random: bool) -> None:
     Raises:
         UsageError: LORA-01, an adapter on random weights that would stay random, or options without a rank.
         MachineError: LORA-02, peft is not installed.
+        InputError: LORA-04, there is no adapter to begin with.
     """
     if settings.rank is None:
         if settings != LoraConfig():
@@ -41,16 +46,20 @@ def check_adapter(settings: LoraConfig, *, student_is_random: bool) -> None:
         raise UsageError("LORA-01", what, where="--lora", fix="leave it out, or start from a trained student")
     if importlib.util.find_spec("peft") is None:
         raise MachineError("LORA-02", "peft is not installed", where="--lora", fix="pip install 'kdcli[lora]'")
+    if settings.start is not None and not (Path(settings.start) / ADAPTER_WEIGHTS).is_file():
+        what = f"there is no {ADAPTER_WEIGHTS} in {one_line(settings.start, 200)}"
+        raise InputError("LORA-04", what, where="lora.start", fix="give the folder of an adapter, or leave it out")
 
 
 def attach(model: PreTrainedModel, settings: LoraConfig, *, seed: int, name: str) -> nn.Module:
     """Put an adapter into a model: ``y = W x + (alpha / rank) B A x``, of which only A and B take gradient.
 
-    A is drawn from the seed and B is zero, so that the model's numbers do not change yet.
+    A is drawn from the seed and B is zero, so that the model's numbers do not change yet; or both are those of the
+    adapter in ``settings.start``.
 
     Args:
         model: changed in place; its weights are frozen.
-        settings: rank, alpha, dropout and targets.
+        settings: rank, alpha, dropout, targets, what to begin with and whether A trains.
         seed: of A.
         name: the model as typed, for messages and the adapter's own record of its base.
 
@@ -58,7 +67,7 @@ def attach(model: PreTrainedModel, settings: LoraConfig, *, seed: int, name: str
         peft's model around it, which knows how to merge and to save.
 
     Raises:
-        InputError: LORA-03, targets that name no linear layer below the head.
+        InputError: LORA-03, targets that name no linear layer below the head; LORA-04, an adapter of another form.
     """
     import peft
 
@@ -77,8 +86,63 @@ def attach(model: PreTrainedModel, settings: LoraConfig, *, seed: int, name: str
         raise InputError("LORA-03", one_line(str(error), 160), where="lora.targets", fix=_FIX) from error
     wrapped.peft_config["default"].base_model_name_or_path = name
     _check_places(model)
+    if settings.start is not None:
+        _begin_with(wrapped, Path(settings.start))
+    if settings.freeze_a:
+        for layer in _adapted(model):
+            layer.lora_A.requires_grad_(False)
     use_onednn(model)
     return wrapped
+
+
+def _adapted(model: nn.Module) -> list[Any]:
+    """Return the layers that have an adapter."""
+    from peft.tuners.lora.layer import LoraLayer
+
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def _begin_with(wrapped: Any, folder: Path) -> None:
+    """Give an adapter the numbers of one that was saved.
+
+    Raises:
+        InputError: LORA-04, it has other layers or another rank.
+    """
+    import peft
+
+    path = folder / ADAPTER_WEIGHTS
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise_machine_fault(error, str(path))
+        raise InputError("LORA-04", one_line(str(error), 160), where=str(path), fix="restore it") from error
+    wanted = {name: value.shape for name, value in peft.get_peft_model_state_dict(wrapped).items()}
+    odd = sorted(name for name in {*wanted, *found} if name not in found or found[name].shape != wanted.get(name))
+    if odd:
+        what = f"{one_line(odd[0], 120)} is not as this adapter needs it"
+        raise InputError("LORA-04", what, where=str(path), fix="give the rank and targets that it was made with")
+    with silence_transformers():
+        peft.set_peft_model_state_dict(wrapped, found)
+
+
+@torch.no_grad()
+def change_frozen(wrapped: Any, changes: Mapping[str, Tensor], scale: float) -> None:
+    """Add to the frozen weights below an adapter, in float64.
+
+    Args:
+        wrapped: what :func:`attach` returned; changed in place.
+        changes: a layer, as the names in its file begin -> what is added, ``[out, in]``.
+        scale: what it is multiplied by.
+    """
+    for name, change in changes.items():
+        base = wrapped.get_submodule(name).get_base_layer()
+        moved = (change.T if isinstance(base, Conv1D) else change) * scale
+        base.weight.copy_((base.weight.double() + moved.to(base.weight.device)).to(base.weight.dtype))
+
+
+def without_adapter(wrapped: Any) -> PreTrainedModel:
+    """Return the model that an adapter was put into, with its weights as they are now and no adapter; not a copy."""
+    return wrapped.unload()
 
 
 def alpha_of(settings: LoraConfig) -> float:

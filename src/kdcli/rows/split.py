@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from kdcli.config.schema import SplitConfig
+from kdcli.config.sections import DataConfig
 from kdcli.data.files import inspect_path
 from kdcli.data.rows import Row, read_rows
 from kdcli.errors import InputError, UsageError
@@ -166,7 +167,7 @@ class Dirichlet(Split):
             if min(map(len, found)) >= self.least:
                 return _numbered(found)
         what = f"in {_TRIES} draws some part had fewer than {self.least} of {len(rows):,} rows"
-        where, fix = f"--by dirichlet:alpha={self.alpha:g}", "raise alpha, or cut fewer parts"
+        where, fix = f"dirichlet:alpha={self.alpha:g}", "raise alpha, or cut fewer parts"
         raise InputError("ROWS-05", what, where=where, fix=fix)
 
 
@@ -174,8 +175,12 @@ SPLITS: dict[str, type[Split]] = {kind.name: kind for kind in (Iid, ByColumn, Di
 """Ways to cut rows, by name."""
 
 
-def build_split(text: str) -> Split:
+def build_split(text: str, flag: str = "--by") -> Split:
     """Build the way to cut that a spec string names.
+
+    Args:
+        text: as typed; ``column:NAME`` stands for ``column:by=NAME``.
+        flag: where it was typed.
 
     Raises:
         UsageError: no such way, or options that it does not have.
@@ -183,11 +188,14 @@ def build_split(text: str) -> Split:
     >>> build_split("dirichlet:by=category").alpha
     0.3
     """
+    name, _, column = text.partition(":")
+    if name.strip() == ByColumn.name and column and "=" not in column:
+        return ByColumn(by=column)
     term = single(parse_objective(text))
     if term is None or term.name not in SPLITS:
         what = f'"{one_line(text, 60)}" is no way to cut rows'
         fix = "give iid, column:by=NAME or dirichlet:alpha=.3,by=NAME"
-        raise UsageError("CLI-06", what, where="--by", fix=fix)
+        raise UsageError("CLI-06", what, where=flag, fix=fix)
     return build_term(SPLITS[term.name], term)
 
 
@@ -237,30 +245,80 @@ def split(config: SplitConfig, report: Report) -> SplitRecord:
         raise UsageError("CLI-20", "no data", where="--data", fix="give a file, a folder or a hub id")
     inspect_path(config.data.train)
     way, shares = build_split(config.by), shares_of(config.parts)
-    read = read_rows(config.data.train, config.data, limit=config.data.limit)
+    return write_parts(cut_rows(config.data, way, shares, config.seed, report), Path(config.output))
+
+
+@dataclass(frozen=True)
+class CutRows:
+    """Rows and the part that each goes to.
+
+    Args:
+        rows: all of them.
+        parts: name of a part -> places of its rows.
+        made_of: what the parts follow from, as JSON.
+        data: where the rows came from.
+        by: the column that they were cut by, if there is one.
+    """
+
+    rows: Sequence[SplitRow]
+    parts: Mapping[str, Sequence[int]]
+    made_of: Mapping[str, Any]
+    data: str
+    by: str | None
+
+
+def cut_rows(data: DataConfig, way: Split, shares: Sequence[float], seed: int, report: Report) -> CutRows:
+    """Say which row of a file goes to which part; nothing is written.
+
+    Args:
+        data: the rows, of which ``train`` names the file.
+        way: how they are cut.
+        shares: of each part, sum 1; empty where their number is not given.
+        seed: of the draw.
+        report: called with notes.
+
+    Raises:
+        InputError: rows that cannot be cut so.
+    """
+    assert data.train is not None, "checked before"
+    read = read_rows(data.train, data, limit=data.limit)
     for note in read.notes:
         report(Event("note", note))
-    columns = columns_of(config.data.train, config.data)
+    columns = columns_of(data.train, data)
     rows = [SplitRow(_prompt(row), columns[row.where], row.where) for row in read.rows]
-    found = way.cut(rows, shares, config.seed)
+    found = way.cut(rows, shares, seed)
     empty = [name for name, places in found.items() if not places]
     if empty:
         what = f"{len(empty)} of {len(found)} parts would be empty: {len(rows):,} rows, {_groups(rows):,} prompts"
-        raise InputError("ROWS-05", what, where=config.data.train, fix="cut fewer parts, or give more rows")
-    folder, by = Path(config.output), getattr(way, "by", None)
+        raise InputError("ROWS-05", what, where=data.train, fix="cut fewer parts, or give more rows")
+    made_of = {
+        "files": read.digest, "by": way.name, "options": way.model_dump(mode="json"), "shares": list(shares),
+        "seed": seed, "rows": len(rows), "columns": data.columns,
+    }  # fmt: skip
+    return CutRows(rows, found, made_of, data.train, getattr(way, "by", None))
+
+
+def write_parts(cut: CutRows, folder: Path) -> SplitRecord:
+    """Write each part as a file of rows.
+
+    Args:
+        cut: the rows and where they go.
+        folder: of the parts; made if need be.
+
+    Raises:
+        ExperimentChangedError: it holds another split.
+        MachineError: it may not be written.
+    """
+    rows, found = cut.rows, cut.parts
     atomic.make_folder(folder)
     with lock.hold(folder):
         atomic.remove_temporaries(folder)
-        made_of = {
-            "files": read.digest, "by": way.name, "options": way.model_dump(mode="json"), "shares": list(shares),
-            "seed": config.seed, "rows": len(rows), "columns": config.data.columns,
-        }  # fmt: skip
-        check_same(folder, made_of, "the folder holds another split")
+        check_same(folder, cut.made_of, "the folder holds another split")
         files = {f"{name}.jsonl": [dict(rows[at].fields) for at in places] for name, places in found.items()}
-        about = {"kind": "split", "kd": __version__, "data": config.data.train, "made_of": made_of}
+        about = {"kind": "split", "kd": __version__, "data": cut.data, "made_of": cut.made_of}
         write_rows(folder, files, {**about, "parts": {name: len(places) for name, places in found.items()}})
     parts = tuple(
-        Part(folder / f"{name}.jsonl", len(places), _counts(rows, places, by)) for name, places in found.items()
+        Part(folder / f"{name}.jsonl", len(places), _counts(rows, places, cut.by)) for name, places in found.items()
     )
     return SplitRecord(folder, len(rows), parts)
 

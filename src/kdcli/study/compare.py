@@ -38,7 +38,7 @@ from kdcli.study.executors.select import check_executor, executor_name, make_exe
 from kdcli.study.finished import compare_runs
 from kdcli.study.references import LABELS, Measured, measure_references, plan_references, start_label
 from kdcli.study.results import Finished, tabulate
-from kdcli.study.scheduler import LOGS, PLAN, Outcome, Scheduler, named
+from kdcli.study.scheduler import LOGS, PLAN, Outcome, Scheduler, collect, named
 from kdcli.study.shared_cache import with_cache
 from kdcli.study.study_dir import Entry, ReferenceEntry, Study, is_study, read_study, write_study
 from kdcli.study.tracking import log_table
@@ -190,7 +190,7 @@ def compare(
         cells = with_cache(output, cells, report, session, again)
     executor = make_executor(config.execution, hardware, output, cells[0].prepared.device, session, again)
     try:
-        grid = Scheduler(executor, output, report, session, again)
+        grid = Scheduler(executor, output, report, session, again, collect)
         cells, outcome, tuning, lost = _tuned(config, output, cells, grid, report, session)
     finally:
         executor.close()
@@ -229,8 +229,8 @@ def _again(output: Path) -> str:
 
 
 def _tuned(
-    config: CompareConfig, output: Path, cells: list[Cell], grid: Scheduler, report: Report, session: Session
-) -> tuple[list[Cell], Outcome, Tuning | None, list[Failure]]:
+    config: CompareConfig, output: Path, cells: list[Cell], grid: Scheduler[Finished], report: Report, session: Session
+) -> tuple[list[Cell], Outcome[Finished], Tuning | None, list[Failure]]:
     """Run the cells; with ``--tune``, choose on development rows, then measure the chosen ones on the test rows."""
     outcome = grid.run(cells)
     if not config.tune:
@@ -251,14 +251,19 @@ def _tuned(
     return final, found, tuning, lost
 
 
-def _measured(cells: Sequence[Cell], outcome: Outcome) -> dict[str, Path]:
+def _measured(cells: Sequence[Cell], outcome: Outcome[Finished]) -> dict[str, Path]:
     """Return the folder of each finished cell's evaluation, which another protocol may have made a second one."""
     found = {cells[index].name: record.folder for index, (_, record) in outcome.finished.items()}
     return {name: folder for name, folder in found.items() if folder is not None}
 
 
 def _references(
-    config: CompareConfig, output: Path, cells: Sequence[Cell], outcome: Outcome, report: Report, session: Session
+    config: CompareConfig,
+    output: Path,
+    cells: Sequence[Cell],
+    outcome: Outcome[Finished],
+    report: Report,
+    session: Session,
 ) -> Measured:
     """Measure the student before training and the teacher on the rows that the finished cells were measured on."""
     if not outcome.finished:
@@ -311,7 +316,7 @@ def _conclude(
     config: CompareConfig,
     output: Path,
     cells: Sequence[Cell],
-    outcome: Outcome,
+    outcome: Outcome[Finished],
     failed: Sequence[Failure],
     tuning: Tuning | None,
     repeat: str,

@@ -2,10 +2,11 @@
 
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from kdcli.comparison.records import Failure
 from kdcli.config import resolve
@@ -20,7 +21,7 @@ from kdcli.registry import plugins
 from kdcli.signals import StopRequest
 from kdcli.storage import atomic, lock
 from kdcli.study import cell_progress
-from kdcli.study.cells import CELLS, Cell
+from kdcli.study.cells import Cell
 from kdcli.study.executors.base import Executor, Job, JobResult
 
 
@@ -53,6 +54,7 @@ def _error_line(log: Path) -> str:
 
 
 Finished = tuple[RunRecord, EvalRecord]
+FoundT = TypeVar("FoundT", bound=tuple[RunRecord, Any])
 
 PLAN, LOGS = "plan", "logs"
 BUSY = 5
@@ -74,7 +76,7 @@ class _ScheduledJob:
 
 
 @dataclass
-class Outcome:
+class Outcome(Generic[FoundT]):
     """What became of cells.
 
     Args:
@@ -82,32 +84,36 @@ class Outcome:
         failed: the others, by place.
     """
 
-    finished: dict[int, Finished] = field(default_factory=dict)
+    finished: dict[int, FoundT] = field(default_factory=dict)
     failed: dict[int, Failure] = field(default_factory=dict)
 
 
-class Scheduler:
-    """One comparison's cells under way.
+class Scheduler(Generic[FoundT]):
+    """Cells under way: those of a comparison, or others.
 
     Args:
         executor: where they run.
-        folder: the study's folder, for settings and logs of cells that run elsewhere.
+        folder: the folder around all cells, for settings and logs of those that run elsewhere.
         report: called with the progress of every cell.
         session: what is loaded already.
         command: what to type to go on after an interruption.
+        collect: returns the record of a cell that is done, with what was measured of it; None for one that is not.
     """
 
-    def __init__(self, executor: Executor, folder: Path, report: Report, session: Session, command: str) -> None:
+    def __init__(
+        self, executor: Executor, folder: Path, report: Report, session: Session, command: str,
+        collect: Callable[[Cell, Session], FoundT | None],
+    ) -> None:  # fmt: skip
         self.executor, self.folder, self.report = executor, folder, report
-        self.session, self.command = session, command
+        self.session, self.command, self.collect = session, command, collect
         self._cells: list[Cell] = []
-        self._outcome = Outcome()
+        self._outcome: Outcome[FoundT] = Outcome()
         self._waiting: list[_ScheduledJob] = []
         self._running: list[_ScheduledJob] = []
         self._last_read = 0.0
         self._stopping = 0
 
-    def run(self, cells: Sequence[Cell]) -> Outcome:
+    def run(self, cells: Sequence[Cell]) -> Outcome[FoundT]:
         """Run what is missing of some cells; one that fails does not stop the others.
 
         Raises:
@@ -116,7 +122,7 @@ class Scheduler:
         self._cells, self._outcome = list(cells), Outcome()
         for index, cell in enumerate(cells):
             self._report_state(cell, "waiting", total=cell.prepared.steps)
-            found = collect(cell, self.session)
+            found = self.collect(cell, self.session)
             if found is not None and is_complete(cell.folder, cell.prepared):
                 self._outcome.finished[index] = found
                 self._report_state(cell, "done", cell.prepared.steps, cell.prepared.steps)
@@ -152,7 +158,7 @@ class Scheduler:
         self._running.append(scheduled)
         scheduled.starts += 1
         cell = scheduled.job.cell
-        atomic.make_inside(self.folder, CELLS, cell.folder.path.name)
+        atomic.make_inside(self.folder, cell.folder.path.parent.name, cell.folder.path.name)
         self._report_state(cell, "running", total=cell.prepared.steps)
         place = self.executor.submit(scheduled.job, self._cell_report(cell))
         if place and scheduled.starts == 1:
@@ -167,7 +173,7 @@ class Scheduler:
         if self._stopping and ended.exit_code:
             self._report_state(cell, "stopped")
         elif ended.exit_code == 0:
-            found = collect(cell, self.session)
+            found = self.collect(cell, self.session)
             if found is None:
                 self._fail(index, JobResult(ended.job, 1, RuntimeError("ended without results")))
                 return

@@ -13,7 +13,7 @@ from kdcli.metrics.titles import title
 from kdcli.storage import stored
 from kdcli.storage.digests import check_named, remove_file, replace_file
 from kdcli.study.cells import Cell, TunedBy
-from kdcli.study.scheduler import Outcome
+from kdcli.study.scheduler import Finished, Outcome
 from kdcli.text import markdown_cell
 
 FILE, TABLE = "tuning.json", "tuning.md"
@@ -84,7 +84,7 @@ class Tuning:
         return said
 
 
-def choose(cells: Sequence[Cell], outcome: Outcome, by: TunedBy, reported: Sequence[int]) -> Tuning:
+def choose(cells: Sequence[Cell], outcome: Outcome[Finished], by: TunedBy, reported: Sequence[int]) -> Tuning:
     """Choose each contender's value: the best mean development score over seeds, the first of equal ones.
 
     Args:
