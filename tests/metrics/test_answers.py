@@ -14,6 +14,7 @@ from torchmetrics.functional.classification import (
 )
 
 from kdcli.errors import InputError, NumericsError
+from kdcli.evaluation.scoring import MetricSet, forms
 from kdcli.metrics.classification import AnswerBins, AnswerBrierParts, Answers, AnswerTemperature, ChoiceTable, MacroF1
 from kdcli.statistics import over_examples
 
@@ -229,3 +230,7 @@ def test_a_class_that_no_row_has_and_no_model_says_does_not_count_and_one_class_
     assert values(MacroF1(), labelled([0, 1], [0, 1])) == {"macro_f1": 100.0, "kappa": 1.0}
     assert values(MacroF1(), labelled([0, 0], [0, 0])) == {"macro_f1": 100.0}
     assert values(MacroF1(), labelled([0, 1], [1, 0], 2)) == {"macro_f1": 0.0, "kappa": -1.0}
+
+
+def test_a_comparison_can_put_every_score_of_classes_together_again_from_its_sums():
+    assert {"macro_f1", "kappa"} <= set(forms(MetricSet((), (), (), (MacroF1(),))))

@@ -268,7 +268,7 @@ def score_tokens(
 
 
 def forms(chosen: MetricSet) -> dict[str, Score]:
-    """Return each score of one made-up example: what turns stored sums into it, and its bounds."""
+    """Return each score of made-up examples: what turns stored sums into it, and its bounds."""
     also = {"ended": [[True]], "reference_tokens": [1]}
     scores = [
         metric.bounded(score)
@@ -280,7 +280,8 @@ def forms(chosen: MetricSet) -> dict[str, Score]:
         scores += metric.scores_from_tokens(facts, np.array([0]), 1)
     for metric in chosen.own:
         scores += metric.scores_from_own(dict.fromkeys(metric.samplers, one_token(metric.facts)))
-    one = ChoiceTable(np.log([[0.75, 0.25]]), np.ones((1, 2), dtype=np.int64), np.array([0]))
+    two = np.log([[0.75, 0.25], [0.25, 0.75]])  # one row of each class: with one alone there is no kappa
+    one = ChoiceTable(two, np.ones((2, 2), dtype=np.int64), np.array([0, 1]))
     for metric in chosen.choices:
         scores += metric.scores_from_choices(replace(one, development=one))
     return {score.name: score for score in scores}
