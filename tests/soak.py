@@ -257,7 +257,7 @@ def held() -> dict[str, Any]:
     return {
         "processes": len(children.read_text().split()) if children.is_file() else 0,
         "open files": len(os.listdir("/proc/self/fd")),
-        "temporary files": sorted(path.name for path in Path(tempfile.gettempdir()).glob("kd-*")),
+        "temporary files": sorted(path.name for path in Path(tempfile.gettempdir()).iterdir()),
         "shared memory": len(list(shared.iterdir())) if shared.is_dir() else 0,
     }
 
@@ -280,6 +280,8 @@ def main() -> int:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        (Path(folder) / "tmp").mkdir()
+        os.environ["TMPDIR"] = tempfile.tempdir = str(Path(folder, "tmp"))  # other processes use the common one
         soak = Soak(Path(folder), asked.seed)
         config = soak.parts.run("long", max_steps=asked.steps, save_every=500, keep=1)
         config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"metrics": ()})})

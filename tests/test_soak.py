@@ -1,5 +1,7 @@
 """The soak can fail: what grows, is left behind or differs is said."""
 
+import tempfile
+
 import pytest
 
 import soak
@@ -35,13 +37,15 @@ def test_a_training_that_keeps_a_little_at_every_step_is_seen(tmp_path):
     assert found.complaints()[0].startswith("memory grows by")
 
 
-def test_what_is_left_behind_is_said(tmp_path):
+def test_what_is_left_behind_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = soak.held()
-    with open(tmp_path / "open", "w"):
+    with open("/dev/null"):
         assert soak.left_behind(before) == [
             f"open files: {before['open files']} before, {before['open files'] + 1} now"
         ]
-    assert soak.left_behind(before) == []
+    (tmp_path / "forgotten").touch()
+    assert soak.left_behind(before) == ["temporary files: [] before, ['forgotten'] now"]
 
 
 @pytest.mark.full
