@@ -18,9 +18,7 @@ EPILOG = """Example: kd eval runs/akl --data test.jsonl --metric rougeL,ece
 
 Example: kd eval --predictions answers.jsonl --protocol minillm --metric rougeL
 
-Example: kd eval runs/akl --edge --tasks arc_easy
-
-Example: kd eval SN --palette 8 --data test.jsonl"""
+Example: kd eval runs/akl --edge --tasks arc_easy"""
 
 
 def register(app: typer.Typer) -> None:

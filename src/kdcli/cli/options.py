@@ -9,7 +9,7 @@ Teacher = Annotated[Text, flag("--teacher", "MODEL", "Model folder or hub id.", 
 TeacherCache = Annotated[
     Text, flag("--teacher-cache", "FOLDER", "Folder of kd cache, in place of a teacher.", "Models")
 ]
-Student = Annotated[Text, flag("--student", "MODEL", "Folder, hub id, cut:layers=3, random:.., tiny:..", "Models")]
+Student = Annotated[Text, flag("--student", "MODEL", "Folder, hub id, cut:.., random:.., tiny:..", "Models")]
 Lora = Annotated[Text, flag("--lora", "RANK", "Train a LoRA adapter only; merged when saved.", "Models")]
 Data = Annotated[Text, flag("--data", "FILE", "Training rows: file, folder, hub id.", "Data")]
 EvalData = Annotated[Text, flag("--eval-data", "FILE", "Held-out rows, measured after training.", "Data")]
@@ -28,7 +28,7 @@ Seed = Annotated[Text, flag("--seed", "N", "Seed: order, init, dropout. Default 
 GradientCheckpointing = Annotated[
     bool, switch("--gradient-checkpointing", "Recompute activations to save memory.", "Training")
 ]
-KeepZeros = Annotated[bool, switch("--keep-zeros", "Weights that are 0 stay 0.", "Training")]
+KeepZeros = Annotated[bool, switch("--keep-zeros", "Weights that are 0 stay 0.", "Training", hidden=True)]
 EvalEvery = Annotated[Text, flag("--eval-every", "N", "Steps between evaluations; best/ is kept.", "Training")]
 Metric = Annotated[Texts, flag("--metric", "NAME,..", "Metrics; see kd metrics list.", "Evaluation")]
 MaxNewTokens = Annotated[
@@ -76,7 +76,6 @@ TuneSeeds = Annotated[
 ]
 MetricCompare = Annotated[Texts, flag("--metric", "NAME,..", "Metrics; see kd metrics list.", "Grid")]
 RayAddress = Annotated[Text, flag("--ray-address", "ADDRESS", "A running cluster.", "Grid", hidden=True)]
-KeepZerosCompare = Annotated[bool, switch("--keep-zeros", "Weights that are 0 stay 0.", "Training", hidden=True)]
 ColumnsCompare = Annotated[Text, flag("--columns", "SCORE,..", "Scores to show. Of rows: prompt=question.", "Table")]
 DeviceCompare = Annotated[
     Text, flag("--device", "NAME", "auto, cpu, cuda, mps. Default auto.", "Hardware", hidden=True)
@@ -97,7 +96,7 @@ Protocol = Annotated[
     Text, flag("--protocol", "NAME", "minillm, greedy or a YAML file; flags win over it.", "Evaluation")
 ]
 Tasks = Annotated[Text, flag("--tasks", "NAME,..", "Of lm-evaluation-harness, task files or folders.", "Evaluation")]
-Edge = Annotated[bool, switch("--edge", "Size, memory, speed and energy on this machine.", "Evaluation")]
+Edge = Annotated[bool, switch("--edge", "Size, memory, speed, energy here.", "Evaluation")]
 Palette = Annotated[Text, flag("--palette", "N", "N sizes of a supernet: perplexity, speed.", "Evaluation")]
 RougeTokenizer = Annotated[
     Text, flag("--rouge-tokenizer", "NAME", "words, or char for any script. Default words.", "Evaluation")
@@ -364,7 +363,7 @@ def compare(run: Run) -> Run:
         max_steps: MaxSteps = None,
         batch_size: BatchSize = None,
         lr: Lr = None,
-        keep_zeros: KeepZerosCompare = False,
+        keep_zeros: KeepZeros = False,
         max_new_tokens: MaxNewTokens = None,
         sampling_seeds: SamplingSeeds = None,
         report_to: ReportTo = None,

@@ -35,7 +35,7 @@ from kdcli.config.sections import (
 from kdcli.config.sections import GenerationConfig as GenerationConfig
 
 _TEACHER = Flag("--teacher", "MODEL", "Model folder or hub id.", MODELS)
-_STUDENT = Flag("--student", "MODEL", "Folder, hub id, cut:layers=3, random:.., tiny:..", MODELS)
+_STUDENT = Flag("--student", "MODEL", "Folder, hub id, cut:.., random:.., tiny:..", MODELS)
 _OUTPUT = Flag("--output -o", "FOLDER", "Folder for everything the command writes.", OUTPUT)
 TEACHER = setting(None, "teacher: model folder, hub id, or a server's http address", _TEACHER)
 TEACHER_CACHE = setting(

@@ -261,7 +261,7 @@ class TrainConfig(Settings):
     keep_zeros: bool = setting(
         False,
         "weights of the student's linear layers that are 0 at the start stay 0",
-        Flag("--keep-zeros", "", "Weights that are 0 stay 0.", TRAINING, on="distill compare", hidden="compare"),
+        Flag("--keep-zeros", "", "Weights that are 0 stay 0.", TRAINING, on="distill compare", hidden=EVERY),
     )
     chunk_tokens: Positive | None = Field(
         default=None, description="tokens whose logits exist at once; default by device"
@@ -506,7 +506,7 @@ class EdgeConfig(Settings):
     measure: bool = setting(
         False,
         "measure size, memory, speed and energy on this machine",
-        Flag("--edge", "", "Size, memory, speed and energy on this machine.", EVALUATION),
+        Flag("--edge", "", "Size, memory, speed, energy here.", EVALUATION),
     )
     prompt_tokens: Positive = Field(default=64, description="tokens of the prompt that is read")
     new_tokens: Annotated[int, Field(ge=2)] = Field(default=64, description="tokens that are added to it")

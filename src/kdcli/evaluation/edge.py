@@ -172,7 +172,7 @@ def measure_speed(model: LanguageModel, config: EdgeConfig, device: Device, repo
     times, _, _ = _repeated(model, config, device, report)
     speeds = [(config.new_tokens - 1) / one.rest for one in times]
     first = statistics.median(one.first for one in times)
-    return Speed(first, statistics.median(speeds), _hardware(device))
+    return Speed(first, statistics.median(speeds), hardware_of(device))
 
 
 def measure_edge(path: str, config: EdgeConfig, device: Device, report: Report) -> Edge:
