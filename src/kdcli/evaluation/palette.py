@@ -123,8 +123,8 @@ def evaluate_palette(config: EvalConfig, report: Report = silent) -> PaletteReco
         hardware = speed.hardware
         measured.append(_row(size, counted[size], (found.mean, found.low, found.high), speed))
     report(Event("progress", "measuring sizes", done=len(chosen), total=len(chosen)))
-    spoken = (config.edge.prompt_tokens, config.edge.new_tokens, config.edge.repeats)
-    record = PaletteRecord(where, asked.name, len(asked.data), _marked(measured), *spoken, hardware)
+    measured_on = (config.edge.prompt_tokens, config.edge.new_tokens, config.edge.repeats)
+    record = PaletteRecord(where, asked.name, len(asked.data), _marked(measured), *measured_on, hardware)
     folder = _folder(config, where)
     return record if folder is None else _write(record, folder, config)
 
