@@ -1,5 +1,6 @@
 """Two and three processes give the numbers of one, whole or in shards, and one goes on where two stopped."""
 
+import gc
 import json
 import os
 import signal
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate.utils import gather_object
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 import running
 from kdcli.config.schema import HardwareConfig, LoraConfig
@@ -113,6 +116,29 @@ def test_another_number_of_processes_goes_on(tmp_path, alone, shard, first, seco
     assert f"saved by {first} process" in told.read_text()
     assert f"goes on with {second}" in told.read_text()
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("ending, codes", [("whole", (0,)), ("interrupted", (1,))])
+def test_ddp_is_gone_before_its_processes_part(tmp_path, ending, codes):
+    """Else the last process group is released by DDP's reducer, which may wait for gloo's threads for ever."""
+
+    def watching(rank, training):
+        destroy = dist.destroy_process_group
+
+        def asked(group=None):
+            left = sum(isinstance(thing, DistributedDataParallel) for thing in gc.get_objects())
+            (tmp_path / f"left-{rank}").write_text(str(left))
+            destroy(group)
+
+        def report(event):
+            if ending == "interrupted" and event.kind == "progress" and event.done == 2 and rank == 0:
+                signal.raise_signal(signal.SIGINT)
+
+        dist.destroy_process_group = asked
+        return replace(training, report=report)
+
+    run(tmp_path / "run", 2, "ddp", before=watching, codes=codes)
+    assert [(tmp_path / f"left-{rank}").read_text() for rank in range(2)] == ["0", "0"]
 
 
 @pytest.mark.parametrize("shard, kept", [("ddp", 3), ("fsdp2", 2)])

@@ -96,6 +96,9 @@ class Sharded(Placement):
         """Gather the student for good."""
         self._pairs["student"].fill()
 
+    def close(self) -> None:
+        """Do nothing: no part of FSDP2 holds the process group but through Python."""
+
 
 class ShardedTeacher(nn.Module, Teacher):
     """A teacher whose weights lie in shards; a micro-batch goes through it together, in every process at once.

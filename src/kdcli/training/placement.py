@@ -48,6 +48,10 @@ class Placement(ABC):
     def finish(self) -> None:
         """Leave the student whole, in all processes, for good."""
 
+    @abstractmethod
+    def close(self) -> None:
+        """Release what exchanges gradients; no step is run any more."""
+
 
 class Replicated(Placement):
     """Everything whole in every process: one process, or several under DDP.
@@ -82,6 +86,16 @@ class Replicated(Placement):
 
     def finish(self) -> None:
         """Do nothing."""
+
+    def close(self) -> None:
+        """Release DDP.
+
+        Its reducer must not be the last to hold the process group: it would join gloo's threads while it holds the
+        interpreter's lock, and one of them may wait for that lock to release a tensor.
+        """
+        if self.step is not self.trained:
+            self.step = self.trained
+            self._accelerator.free_memory()
 
 
 def together(value: Tensor) -> Tensor:

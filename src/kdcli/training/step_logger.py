@@ -89,6 +89,7 @@ def logging_steps(training: TrainJob, accelerator: Accelerator, state: State) ->
         try:
             yield StepLogger(training, accelerator, metrics_log)
         finally:
-            accelerator.end_training()
+            for tracker in accelerator.trackers:
+                tracker.finish()
     finally:
         metrics_log.close()

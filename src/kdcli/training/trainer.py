@@ -109,7 +109,14 @@ def train(training: TrainJob) -> TrainResult:
         NumericsError: loss or gradient is not finite; no update was made.
     """
     with StopRequest() as stop:
-        return _Loop(training, stop).run()
+        loop = _Loop(training, stop)
+        try:
+            result = loop.run()
+        except InterruptedRunError:
+            loop.close()
+            raise
+        loop.close()
+        return result
 
 
 class _Loop:
@@ -123,7 +130,7 @@ class _Loop:
         )
         self.ranks = Processes(self.accelerator, training.device.device)
         self.place = make_placement(training, self.accelerator)
-        self.model, self.step, self.trained = self.place.model, self.place.step, self.place.trained
+        self.model, self.trained = self.place.model, self.place.trained
         self.optimizer = make_optimizer(self.trained, config)
         self.zeros = KeptZeros(linear_weights(self.model) if config.keep_zeros else ())
         self.total = training.windows.total_steps
@@ -169,6 +176,11 @@ class _Loop:
             state.generation_seconds, asdict(TokenCounts.of_counts(state.effort)), made.tokens, asdict(made.effort),
             files,
         )  # fmt: skip
+
+    def close(self) -> None:
+        """Leave the group of processes, which nothing needs any more."""
+        self.place.close()
+        self.accelerator.state.destroy_process_group()
 
     def _compile(self) -> None:
         training, device = self.training, self.training.device.device
@@ -232,7 +244,7 @@ class _Loop:
         for index, batch in enumerate(window):
             torch.manual_seed(_seed(self.training.train.seed, step, index, self.ranks.index))
             with self.place.accumulating(index == len(window) - 1), self._at_work():
-                loss, sums = self.step(
+                loss, sums = self.place.step(
                     batch.to(self.training.device.device), denominator, step / max(self.total - 1, 1)
                 )
                 (loss * self.ranks.size).backward()
