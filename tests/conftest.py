@@ -1,5 +1,6 @@
 """One thread per worker, no network, no leftovers of the user's environment."""
 
+import gc
 import importlib
 import os
 
@@ -19,3 +20,11 @@ importlib.import_module("torch").set_num_threads(1)
 # Copying a process that holds all libraries of the tests for every small file costs a fifth of their time. What is
 # guarded is so done in place, but in the tests of the guard, in those of spoilt files, and in processes of their own.
 importlib.import_module("kdcli.storage.forked").CHILDREN = False
+
+gc.disable()  # while the tests are collected, nothing that is made is garbage
+
+
+def pytest_collection_finish() -> None:
+    """Leave the modules and tests, a million objects that stay, out of every later collection of garbage."""
+    gc.freeze()
+    gc.enable()

@@ -69,8 +69,29 @@ def panels(count: int, *, width: float = 3.0, height: float = 2.4, columns: int 
     return figure, axes
 
 
+def lines_panel(count: int, *, width: float = 3.9) -> tuple[Figure, Axes]:
+    """Return a figure of one panel for ``count`` lines whose names stand inside it.
+
+    Its margins in inches are known beforehand, so that no layout is computed.
+    """
+    height = 0.75 + 0.4 * count
+    figure = Figure(figsize=(width, height), layout="none")
+    FigureCanvasAgg(figure)
+    figure.subplots_adjust(left=0.15 / width, right=1 - 0.15 / width, bottom=0.3 / height, top=1 - 0.26 / height)
+    return figure, figure.add_subplot()
+
+
+def fix_layout(figure: Figure) -> None:
+    """Compute a figure's layout now and keep it; each saving would draw everything once more to compute it anew."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+
+
 def save(figure: Figure, folder: Path, name: str) -> None:
     """Write ``name.png`` and ``name.svg``; equal figures give equal bytes."""
+    fix_layout(figure)
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, dpi=160, metadata=metadata)

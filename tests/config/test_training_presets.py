@@ -54,7 +54,11 @@ def trained(name, parts, folder, *more):
     return config, lines
 
 
-@pytest.mark.parametrize("name", preset_names())
+ANYBODY = [name for name in preset_names() if "agree=true" not in describe(name).objective]
+"""Presets that train with any teacher; where it has to be right, a test of the preset's own has one that is."""
+
+
+@pytest.mark.parametrize("name", ANYBODY)
 def test_it_trains_tiny_models(name, tiny_parts, tmp_path):
     config, lines = trained(name, tiny_parts, tmp_path / "run")
     assert config.loss == describe(name).objective
@@ -62,7 +66,7 @@ def test_it_trains_tiny_models(name, tiny_parts, tmp_path):
         assert any("generated_tokens" in line for line in lines)
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", ANYBODY)
 def test_it_trains_on_the_rows_of_the_demo(name, demo, tmp_path):
     trained(name, demo, tmp_path / "run")
 

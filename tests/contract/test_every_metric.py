@@ -25,7 +25,7 @@ def texts(seed: int) -> tuple[list[list[str]], list[list[str]]]:
 
     def sentence() -> str:
         words = draw.choices(["red", "green", "blue", "Runs", "4."], k=draw.randint(1, 8))
-        return " ".join(words * draw.choice([1, 1, 2]))
+        return " ".join(words * draw.choice([1, 1, 2])) + draw.choice(["", " ### 4", " ### 5"])
 
     references = [[sentence()] for _ in range(EXAMPLES)]
     return [[sentence(), valid[0] if i % 3 else sentence()] for i, valid in enumerate(references)], references

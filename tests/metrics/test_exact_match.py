@@ -3,7 +3,8 @@ import string
 
 import pytest
 
-from kdcli.metrics.qa import ExactMatch, exact_match, normalise
+from kdcli.metrics.matching import exact_match, normalise
+from kdcli.metrics.qa import ExactMatch
 
 
 def reference_normalise(text: str) -> str:

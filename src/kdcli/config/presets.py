@@ -109,7 +109,7 @@ def preset_names() -> list[str]:
     """Return the presets that come with the package.
 
     >>> preset_names()
-    ['akl', 'atkd', 'distillm', 'f-distill', 'gkd', 'imitkd', 'minillm', 'seqkd', 'sparse-llama']
+    ['akl', 'atkd', 'distillm', 'f-distill', 'gkd', 'imitkd', 'minillm', 'rationale-seqkd', 'seqkd', 'sparse-llama']
     """
     return sorted(path.stem for path in _RECIPES.glob("*.yaml"))
 

@@ -6,8 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from kdcli.config.schema import GenerateConfig
 from kdcli.config.sections import TrainConfig
+from kdcli.data.dataset import Role
 from kdcli.data.tokenize import Example, TokenDataset
 from kdcli.distill.compat import wordless
 from kdcli.errors import InterruptedRunError, UsageError, raise_all
@@ -35,7 +38,15 @@ from kdcli.sources.teacher_text.rows import (
     original_rows,
     write_rows,
 )
-from kdcli.sources.teacher_text.store import TeacherText, folder_name, generator_of, made_of, prompts_of, teacher_text
+from kdcli.sources.teacher_text.store import (
+    FILTERS,
+    TeacherText,
+    folder_name,
+    generator_of,
+    made_of,
+    prompts_of,
+    teacher_text,
+)
 from kdcli.storage import atomic, lock
 from kdcli.storage.locate import model_of
 from kdcli.students.made import is_made
@@ -109,7 +120,7 @@ def prepare_task(config: GenerateConfig, session: Session) -> Task:
         pair = session.pair(student, config.teacher, server=config.server, across=True)
     teacher, across = pair.teacher, pair.teacher_vocab is not None
     assert teacher is not None, "one is named"
-    dataset = _prompts(config, path, pair, session)
+    dataset = _prompts(config, path, pair, session, role="train" if source.agree else "prompts")
     vocab, reader = pair.teacher_vocab or pair.vocab, teacher if across else pair.reader
     longest = positions_stated(model_of(teacher.path)) if across else _longest(config, (config.teacher, student))
     return Task(source, teacher, reader, dataset, vocab, longest, device, path, _notes(pair, teacher))
@@ -119,13 +130,15 @@ def _notes(pair: ModelPair, teacher: ModelInfo) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*pair.notes, *teacher.writing_notes]))
 
 
-def _prompts(config: GenerateConfig, path: str | None, pair: ModelPair, session: Session) -> TokenDataset:
-    """Return the prompts as the teacher reads them, each that the student can read too."""
+def _prompts(
+    config: GenerateConfig, path: str | None, pair: ModelPair, session: Session, *, role: Role
+) -> TokenDataset:
+    """Return the prompts as the teacher reads them, each that the student can read too; answers only where needed."""
     if path is None:
         nothing = Example((pair.reader.ends.default,), 1, "", (), "no prompt")
         return TokenDataset((nothing,) * (config.count or 1))
-    own = session.data(path, pair.reader, config.data, role="prompts")
-    return rows_of_teacher(pair, own, config.data, session, role="prompts") or own
+    own = session.data(path, pair.reader, config.data, role=role)
+    return rows_of_teacher(pair, own, config.data, session, role=role) or own
 
 
 def _source(config: GenerateConfig) -> TeacherSource:
@@ -247,11 +260,12 @@ def _laid_out(
 ) -> TextRecord:
     """Write the rows and the note on them."""
     assert made.folder is not None, "a folder was given"
-    kept, generator = task.source.kept(made), generator_of(context)
+    generator = generator_of(context)
+    kept = task.source.kept(made, generator.tokenizer)
     written = write_rows(
         folder / ROWS, kept, original_rows(task.path, config.data), generator.tokenizer, config.data, generator.ends
     )
-    dropped = _dropped(task, made, kept, written)
+    dropped = _dropped(task, made, kept, written, generator.tokenizer)
     tokens = sum(one.targets for one in made.sentences)
     about = {
         "kind": "teacher text",
@@ -261,7 +275,7 @@ def _laid_out(
         "template": config.data.template,
         "made_of": made_of(task.source, context),
         "processors": "server" if task.teacher.server is not None else "none",
-        "filters": task.source.model_dump(mode="json", include={"min_tokens", "max_nll", "ended"}),
+        "filters": task.source.model_dump(mode="json", include=set(FILTERS)),
         "text": made.folder.name,
         "answers": len(made.sentences),
         "tokens": tokens,
@@ -275,9 +289,15 @@ def _laid_out(
     )  # fmt: skip
 
 
-def _dropped(task: Task, made: TeacherText, kept: list[TeacherCompletion], written: Written) -> dict[str, int]:
+def _dropped(
+    task: Task,
+    made: TeacherText,
+    kept: list[TeacherCompletion],
+    written: Written,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, int]:
     """Count why answers are no rows."""
-    faults = Counter(task.source.fault(one) for one in made.sentences)
+    faults = Counter(task.source.fault(one, tokenizer) for one in made.sentences)
     counts = {fault: count for fault, count in faults.items() if fault is not None}
     twice = len(made.sentences) - sum(counts.values()) - len(kept)
     return {name: count for name, count in {**counts, "twice": twice, "empty": written.empty}.items() if count}

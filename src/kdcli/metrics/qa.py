@@ -1,7 +1,6 @@
-"""Exact match and token F1 after SQuAD's normalisation."""
+"""Exact match, the accuracy of final answers, and token F1 after SQuAD's normalisation."""
 
 import re
-import string
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -10,9 +9,8 @@ import numpy as np
 
 from kdcli.bounded import PERCENT, Bounds
 from kdcli.metrics.base import TextMetric
+from kdcli.metrics.matching import NO_PUNCTUATION, exact_match, final_answer, same_final_answer
 from kdcli.metrics.score import Better, Score, over_answers, ratio
-
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class ExactMatch(TextMetric):
@@ -44,23 +42,34 @@ class ExactMatch(TextMetric):
         return [Score("exact_match", answers.sum(1), ratio(100.0), "higher", answers=answers * count)]
 
 
-def exact_match(prediction: str, references: Iterable[str]) -> bool:
-    """Say whether an answer equals one of its references after normalisation.
+class FinalAnswer(TextMetric):
+    """Accuracy of what follows ``###`` in answers that explain first, and the share that has one.
 
-    >>> exact_match("It's  4.", ["its 4"])
-    True
+    ``final_answer`` is the share of answers whose text after the last ``###`` equals that of a reference, or a
+    reference without one, as exact match compares them, times 100; an answer without one is wrong.
+    ``parsed`` is the share of answers with a ``###`` and something behind it, times 100.
+
+    >>> FinalAnswer().compute(predictions=["2 + 2 ### 4", "4"], references=["4", "4"])
+    {'final_answer': 50.0, 'parsed': 50.0}
     """
-    answer = normalise(prediction)
-    return any(answer == normalise(reference) for reference in references)
 
+    name: ClassVar[str] = "final_answer"
+    description: ClassVar[str] = "share of answers whose text after ### equals a reference's"
+    scores: ClassVar[dict[str, Better]] = {"final_answer": "higher", "parsed": "higher"}
+    bounds: ClassVar[dict[str, Bounds]] = {"final_answer": PERCENT, "parsed": PERCENT}
+    settings: ClassVar[str] = "after:###|case:lower|punct:removed|space:one|articles:kept|refs:max|agg:mean|x100"
 
-def normalise(text: str) -> str:
-    """Lower-case, remove ASCII punctuation, and reduce runs of spaces to one.
-
-    >>> normalise(" The  End. ")
-    'the end'
-    """
-    return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
+    def measure(self, predictions: list[list[str]], references: list[list[str]], **also: Any) -> list[Score]:
+        """Count the answers of each example whose end is right, and those that have one."""
+        right = [
+            [float(same_final_answer(answer, valid)) for answer in answers]
+            for answers, valid in zip(predictions, references, strict=True)
+        ]
+        parsed = [[float(final_answer(answer) is not None) for answer in answers] for answers in predictions]
+        return [
+            over_answers("final_answer", np.array(right), "higher", scale=100.0),
+            over_answers("parsed", np.array(parsed), "higher", scale=100.0),
+        ]
 
 
 # Token F1, as SQuAD defines it.
@@ -113,7 +122,7 @@ def squad_words(text: str) -> list[str]:
     >>> squad_words("The U.S., an  ally")
     ['us', 'ally']
     """
-    return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()
+    return _ARTICLES.sub(" ", text.lower().translate(NO_PUNCTUATION)).split()
 
 
 def _f1(answer: list[str], reference: list[str]) -> float:

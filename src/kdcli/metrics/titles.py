@@ -15,6 +15,8 @@ TITLES = {
     "rouge2": ("Rouge-2", ""),
     "exact_match": ("exact match", _PERCENT),
     "token_f1": ("token F1", ""),
+    "final_answer": ("final answer", _PERCENT),
+    "parsed": ("answers with separator", _PERCENT),
     "perplexity": ("perplexity", ""),
     "nll": ("NLL", _NATS),
     "ece": ("ECE", ""),

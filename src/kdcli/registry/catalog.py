@@ -81,6 +81,7 @@ METRICS = {
     "rougeL_by_length": "kdcli.metrics.rouge:RougeLByLength",
     "exact_match": "kdcli.metrics.qa:ExactMatch",
     "token_f1": "kdcli.metrics.qa:TokenF1",
+    "final_answer": "kdcli.metrics.qa:FinalAnswer",
     "perplexity": "kdcli.metrics.teacher_agreement:Perplexity",
     "ece": "kdcli.metrics.calibration:Calibration",
     "token_bins": "kdcli.metrics.calibration:TokenBins",

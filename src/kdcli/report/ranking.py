@@ -11,7 +11,7 @@ from kdcli.comparison.against_start import percent
 from kdcli.comparison.records import ComparisonRow, ReferenceRow
 from kdcli.distill.records import BEFORE
 from kdcli.evaluation.records import ScoreInfo
-from kdcli.plots import GREY, panels, plot_style
+from kdcli.plots import GREY, lines_panel, panels, plot_style
 from kdcli.report.sections import Picture, ReportData, Section, Table, legend_of, short
 from kdcli.report.svg import inline
 from kdcli.report.table_view import BEFORE_TITLE, CLOSED_TITLE
@@ -105,7 +105,7 @@ def _draw(material: ReportData, info: ScoreInfo, index: int) -> Picture:
     first = next((row for row in rows if not row.is_reference), rows[0])
     seeds = {group.label: group.values(info.name) for group in material.groups}
     with plot_style():
-        figure, (ax,) = panels(1, width=3.9, height=0.75 + 0.4 * len(rows))
+        figure, ax = lines_panel(len(rows))
         for place, row in enumerate(rows):
             colour = material.colour(row.label)
             values = seeds.get(row.label, {})
@@ -123,7 +123,7 @@ def _forest(
 ) -> Picture:
     shown = [(row, change) for row in rows if (change := getattr(row, against).get(info.name)) is not None]
     with plot_style():
-        figure, (ax,) = panels(1, width=3.9, height=0.75 + 0.4 * len(shown))
+        figure, ax = lines_panel(len(shown))
         ax.axvline(0.0, color="#333333", linewidth=0.9)
         for place, (row, change) in enumerate(shown):
             sure = change.p_value is not None and change.p_value < SIGNIFICANT

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from kdcli.plots import fix_layout
 from kdcli.text import one_line
 
 _LINKS = ("href", "clip-path", "fill", "mask")
@@ -37,6 +38,7 @@ def inline(figure: Figure, key: str, title: str) -> Markup:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         warnings.filterwarnings("ignore", message="constrained_layout not applied")
+        fix_layout(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     root = ElementTree.fromstring(buffer.getvalue())
     names = {name for element in root.iter() for name in _references(element)}

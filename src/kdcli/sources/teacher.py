@@ -5,6 +5,8 @@ from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
 
+from transformers import PreTrainedTokenizerBase
+
 from kdcli.data.tokenize import Example, first_context, follow, refuse_rowless
 from kdcli.errors import InputError
 from kdcli.models.load import LanguageModel
@@ -12,7 +14,7 @@ from kdcli.sources.base import SourceContext, SourceNeeds
 from kdcli.sources.completions import TeacherCompletion, completion_text
 from kdcli.sources.sequences import KNOWN, RowWindows, TrainingSequence, row_uniforms
 from kdcli.sources.teacher_text.options import TeacherTextOptions
-from kdcli.sources.teacher_text.store import TeacherText, teacher_text
+from kdcli.sources.teacher_text.store import TeacherText, generator_of, teacher_text
 from kdcli.sources.token_counts import Made, TokenCounts
 
 # What a teacher of another tokenizer wrote, in the student's tokens.
@@ -116,20 +118,24 @@ class TeacherSource(TeacherTextOptions):
         """Return the windows of a run; what is not made yet is made now, if the teacher is there."""
         return TeacherWindows(context, self)
 
-    def kept(self, text: TeacherText) -> list[TeacherCompletion]:
+    def kept(self, text: TeacherText, tokenizer: PreTrainedTokenizerBase) -> list[TeacherCompletion]:
         """Return the sentences that pass the filters, each once.
 
+        Args:
+            text: everything that was written.
+            tokenizer: the teacher's.
+
         Raises:
-            InputError: none does, or one without a likelihood is to be judged by it.
+            InputError: none does, or one is to be judged by a likelihood or an answer that is unknown.
         """
         found: dict[tuple[int, ...], TeacherCompletion] = {}
         for one in text.sentences:
-            if self.fault(one) is None:
+            if self.fault(one, tokenizer) is None:
                 found.setdefault(one.example.ids, one)
         if not found:
             what = f"none of the teacher's {len(text.sentences):,} answers passes the filters"
             raise InputError(
-                "SRC-01", what, where=str(text.folder or "@teacher"), fix="widen min_tokens, max_nll or ended"
+                "SRC-01", what, where=str(text.folder or "@teacher"), fix="widen min_tokens, max_nll, ended or agree"
             )
         return list(found.values())
 
@@ -155,7 +161,8 @@ class TeacherWindows(RowWindows):
     @cached_property
     def pool(self) -> list[TeacherCompletion]:
         """Every answer that may be trained on."""
-        return retokenized(self.source.kept(self._text), self.context)
+        tokenizer = generator_of(teacher_view(self.context)).tokenizer
+        return retokenized(self.source.kept(self._text, tokenizer), self.context)
 
     @property
     def made(self) -> Made:

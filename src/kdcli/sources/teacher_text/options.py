@@ -3,11 +3,13 @@
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
+from transformers import PreTrainedTokenizerBase
 
 from kdcli.config.sections import GenerationConfig
 from kdcli.errors import InputError
+from kdcli.metrics.matching import same_final_answer
 from kdcli.sources.base import Source
-from kdcli.sources.completions import TeacherCompletion
+from kdcli.sources.completions import TeacherCompletion, completion_text
 
 
 class TeacherTextOptions(Source):
@@ -27,6 +29,7 @@ class TeacherTextOptions(Source):
         float | None, Field(gt=0, description="drop answers the teacher finds less likely, mean nats per token")
     ] = None
     ended: Annotated[bool, Field(description="drop answers that were cut at max_new_tokens")] = False
+    agree: Annotated[bool, Field(description="drop answers whose text after ### is not the row's own answer")] = False
     seed: Annotated[int, Field(ge=0, description="of sampling; not the run's seed, so that runs share answers")] = 0
 
     @model_validator(mode="after")
@@ -39,6 +42,8 @@ class TeacherTextOptions(Source):
             raise ValueError(f"beam search of width {self.beams} has at most {self.beams} answers; raise beams")
         if self.decode == "beam" and self.prompts == "bos":
             raise ValueError("beam search from BOS makes one and the same text; set decode=sample")
+        if self.agree and self.prompts == "bos":
+            raise ValueError("a text from BOS has no row whose answer it could agree with; set prompts=rows")
         return self
 
     @property
@@ -49,18 +54,31 @@ class TeacherTextOptions(Source):
             max_new_tokens=self.max_new_tokens, temperature=temperature, top_p=self.top_p, seeds=(0,)
         )
 
-    def fault(self, one: TeacherCompletion) -> str | None:
+    def fault(self, one: TeacherCompletion, tokenizer: PreTrainedTokenizerBase) -> str | None:
         """Return the filter that an answer does not pass; None if it passes all.
 
+        Args:
+            one: the answer, and the references of its row.
+            tokenizer: the teacher's.
+
         Raises:
-            InputError: its likelihood is asked for and unknown.
+            InputError: its likelihood is asked for and unknown, or the row's answer, which it has none of.
         """
         self.check_likelihood(one)
         if one.targets < self.min_tokens:
             return "too short"
         if self.max_nll is not None and one.nll is not None and one.nll > self.max_nll:
             return "too unlikely"
-        return "not ended" if self.ended and not one.ended else None
+        if self.ended and not one.ended:
+            return "not ended"
+        return "disagrees" if self.agree and not self._agrees(one, tokenizer) else None
+
+    def _agrees(self, one: TeacherCompletion, tokenizer: PreTrainedTokenizerBase) -> bool:
+        own = [reference for reference in one.example.references if reference.strip()]
+        if not own:
+            what = "agree compares with the row's own answer, and the row has none"
+            raise InputError("SRC-03", what, where=one.example.where, fix="leave agree out, or give rows with answers")
+        return same_final_answer(completion_text(one, tokenizer), own)
 
     def check_likelihood(self, one: TeacherCompletion) -> None:
         """Refuse to filter an answer by a likelihood that is unknown.

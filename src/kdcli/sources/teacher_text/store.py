@@ -85,7 +85,8 @@ class LocalGenerator:
 
 
 TEXT = "text.jsonl"
-_FILTERS = frozenset({"min_tokens", "max_nll", "ended"})
+FILTERS = frozenset({"min_tokens", "max_nll", "ended", "agree"})
+"""Options that choose among what was written; a text does not follow from them."""
 _SECONDS_BETWEEN_FLUSHES = 5.0
 
 
@@ -162,7 +163,7 @@ def made_of(source: TeacherTextOptions, context: SourceContext) -> dict[str, Any
     generator = generator_of(context)
     return {
         "teacher": generator.digest,
-        "options": source.model_dump(mode="json", exclude=set(_FILTERS)),
+        "options": source.model_dump(mode="json", exclude=set(FILTERS)),
         "ids": context.vocab,
         "longest": context.longest,
         "precision": generator.precision,
