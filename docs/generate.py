@@ -11,6 +11,7 @@ import argparse
 import ast
 import contextlib
 import io
+import json
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 from kdcli import errors
@@ -78,7 +80,7 @@ def refreshed(text: str) -> tuple[str, list[str]]:
         command = re.fullmatch(r"help( [\w ]+)?", name)
         if not command and name not in PARTS:
             raise SystemExit(f"no part is called {name}; there are: help, {', '.join(PARTS)}")
-        body = help_text((command[1] or "").split()) if command else PARTS[name]()
+        body = help_text((command[1] or "").strip()) if command else PARTS[name]()
         fresh = f"<!-- begin {name} -->\n{body}\n<!-- end {name} -->"
         if fresh != found[0]:
             changed.append(name)
@@ -108,17 +110,39 @@ def packages() -> str:
     return table(["layer", "package", "what it holds"], rows)
 
 
-def help_text(command: list[str]) -> str:
-    """Return what ``kd COMMAND --help`` prints, 80 columns wide."""
+HELP = """
+import contextlib, io, json, sys
+from kdcli.cli.app import run
+found = {}
+for command in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        code = run([*command.split(), "--help"])
+    assert code == 0, command
+    found[command] = out.getvalue()
+print(json.dumps(found))
+"""
+
+
+@cache
+def help_texts() -> dict[str, str]:
+    """Return what ``kd COMMAND --help`` prints, 80 columns wide, for each command that a page shows."""
+    pages = [page.read_text(encoding="utf-8") for page in (HERE.parent / "README.md", *HERE.rglob("*.md"))]
+    commands = {name for page in pages for name in re.findall(r"<!-- begin help ?([\w ]*?) -->", page)}
     environ = {name: value for name, value in os.environ.items() if name not in COLOURS}
     done = subprocess.run(
-        [sys.executable, "-m", "kdcli", *command, "--help"],
+        [sys.executable, "-c", HELP, *sorted(commands)],
         env={**environ, "COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"},
         capture_output=True,
         text=True,
         check=True,
     )
-    return "```text\n" + "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines()) + "\n```"
+    return json.loads(done.stdout)
+
+
+def help_text(command: str) -> str:
+    """Return a command's help as a block of text."""
+    lines = help_texts()[command].strip("\n").splitlines()
+    return "```text\n" + "\n".join(line.rstrip() for line in lines) + "\n```"
 
 
 STORIES = (

@@ -75,7 +75,8 @@ def lines_panel(count: int, *, width: float = 3.9) -> tuple[Figure, Axes]:
     Its margins in inches are known beforehand, so that no layout is computed.
     """
     height = 0.75 + 0.4 * count
-    figure = Figure(figsize=(width, height), layout="none")
+    figure = Figure(figsize=(width, height))
+    _without_layout(figure)
     FigureCanvasAgg(figure)
     figure.subplots_adjust(left=0.15 / width, right=1 - 0.15 / width, bottom=0.3 / height, top=1 - 0.26 / height)
     return figure, figure.add_subplot()
@@ -86,7 +87,13 @@ def fix_layout(figure: Figure) -> None:
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
-        figure.set_layout_engine("none")
+        _without_layout(figure)
+
+
+def _without_layout(figure: Figure) -> None:
+    """Remove the layout engine; "none" would leave a substitute, for which each saving draws twice all the same."""
+    with mpl.rc_context({"figure.constrained_layout.use": False, "figure.autolayout": False}):
+        figure.set_layout_engine(None)
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:

@@ -29,6 +29,7 @@ def home(tmp_path_factory):
     return folder
 
 
+@pytest.mark.full
 def test_the_commands_of_the_page_work_in_their_order(home, capsys, monkeypatch):
     assert len(LINES) >= 5
     for line in LINES:

@@ -45,7 +45,7 @@ def test_slurm_gives_the_same_table(parts, inline):
     assert tables(parts, "slurm", "--executor", "slurm", "--slurm", "cluster=local", "--jobs", "2") == inline
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_ray_gives_the_same_table(parts, inline):
     pytest.importorskip("ray")
     assert tables(parts, "ray", "--executor", "ray") == inline

@@ -34,8 +34,8 @@ ELSEWHERE = (
     "agree=true",
     "rationale-seqkd",
 )
-"""What a line names that is not here: a server, GPUs, a cluster, a library that is an extra, a device's sheet, a teacher
-that is right, which test_rationale_seqkd.py has."""
+"""What a line names that is not here: a server, GPUs, a cluster, a library that is an extra, a device's sheet; and a
+teacher that is right, which test_rationale_seqkd.py has."""
 SOON = ("presets", "cache", "rows")
 """Pages that run with every change; the others in ``make test-full``."""
 

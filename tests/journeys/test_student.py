@@ -274,6 +274,7 @@ def test_zeros_are_costs_where_a_student_has_some(home):
     assert "zlib" not in dense.out
 
 
+@pytest.mark.full
 def test_the_page_can_be_followed(home, tmp_path):
     """Every command of docs/students.md, in order, on a small teacher."""
     page = (Path(__file__).parents[2] / "docs" / "students.md").read_text(encoding="utf-8")
