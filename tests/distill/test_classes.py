@@ -142,6 +142,10 @@ REFUSED = {
         {"teacher": "{place}/L", "loss": "fkl", "data": {"class_prompt": "x"}}, "CLS-03", "the prompt has no {text}",
     ),
     "no teacher": ({"loss": "fkl"}, "CLI-20", "learns from a teacher"),
+    "a task of text": ({"data": {"task": "text"}}, "CLS-04", "is a classifier, and text is learnt by a language model"),
+    "a task of classes": (
+        {"student": "{place}/L", "data": {"task": "class"}}, "CLS-04", "is a language model, and classes are learnt by",
+    ),
 }  # fmt: skip
 
 
@@ -172,3 +176,19 @@ def test_a_classifier_is_no_language_model(place):
     path = tiny.rows(place / "lm.jsonl")
     with pytest.raises(InputError, match=r"MOD-17.*needs a causal LM, got BertForSequenceClassification"):
         distill(classes.config(place, student=student, teacher=teacher, loss="fkl", data={"train": str(path)}), silent)
+
+
+def test_a_language_model_learns_the_texts_and_a_note_says_that_labels_are_not_read(place):
+    student = str(tiny.folder(place / "S"))
+
+    def notes(**data):
+        return " ".join(plan_distill(classes.config(place, student=student, output=None, data=data)).notes)
+
+    assert (
+        "train.jsonl: the labels are not read, the student learns the texts; a classifier learns the labels" in notes()
+    )
+    assert "labels are not read" not in notes(task="text")
+
+
+def test_the_task_may_be_said(place):
+    assert distill(classes.config(place, data={"task": "class"}), silent).steps > 0

@@ -19,6 +19,9 @@ MaxLength = Annotated[Text, flag("--max-length", "N", "Tokens of a whole row. De
 Limit = Annotated[Text, flag("--limit", "N", "Use the first N rows.", "Data")]
 EvalLimit = Annotated[Text, flag("--eval-limit", "N", "Use the first N held-out rows.", "Data", hidden=True)]
 SkipBad = Annotated[bool, switch("--skip-bad", "Leave out rows that cannot be read.", "Data", hidden=True)]
+Task = Annotated[
+    Text, flag("--task", "NAME", "class or text; auto: as the student is. Default auto.", "Data", hidden=True)
+]
 Loss = Annotated[Text, flag("--loss", "OBJECTIVE", "As in akl or '0.5*ce+0.5*akl:mu=0.6'. Default fkl.", "Objective")]
 Epochs = Annotated[Text, flag("--epochs", "X", "Passes over the rows. Default 3.", "Training")]
 MaxSteps = Annotated[Text, flag("--max-steps", "N", "Optimizer steps; overrides --epochs.", "Training")]
@@ -216,6 +219,7 @@ def distill(run: Run) -> Run:
         limit: Limit = None,
         eval_limit: EvalLimit = None,
         skip_bad: SkipBad = False,
+        task: Task = None,
         loss: Loss = None,
         epochs: Epochs = None,
         max_steps: MaxSteps = None,
@@ -249,11 +253,12 @@ def distill(run: Run) -> Run:
         typed = {
             "teacher": teacher, "teacher_cache": teacher_cache, "student": student, "lora": lora, "data": data,
             "eval_data": eval_data, "columns": columns, "template": template, "max_length": max_length, "limit": limit,
-            "eval_limit": eval_limit, "skip_bad": skip_bad, "loss": loss, "epochs": epochs, "max_steps": max_steps,
-            "batch_size": batch_size, "lr": lr, "seed": seed, "gradient_checkpointing": gradient_checkpointing,
-            "keep_zeros": keep_zeros, "eval_every": eval_every, "metric": metric, "max_new_tokens": max_new_tokens,
-            "sampling_seeds": sampling_seeds, "report_to": report_to, "output": output, "device": device,
-            "dtype": dtype, "threads": threads, "gpus": gpus, "shard": shard, "matmul_precision": matmul_precision,
+            "eval_limit": eval_limit, "skip_bad": skip_bad, "task": task, "loss": loss, "epochs": epochs,
+            "max_steps": max_steps, "batch_size": batch_size, "lr": lr, "seed": seed,
+            "gradient_checkpointing": gradient_checkpointing, "keep_zeros": keep_zeros, "eval_every": eval_every,
+            "metric": metric, "max_new_tokens": max_new_tokens, "sampling_seeds": sampling_seeds,
+            "report_to": report_to, "output": output, "device": device, "dtype": dtype, "threads": threads,
+            "gpus": gpus, "shard": shard, "matmul_precision": matmul_precision,
         }  # fmt: skip
         run(
             typed,
@@ -286,6 +291,7 @@ def plan(run: Run) -> Run:
         limit: Limit = None,
         eval_limit: EvalLimit = None,
         skip_bad: SkipBad = False,
+        task: Task = None,
         loss: Loss = None,
         epochs: Epochs = None,
         max_steps: MaxSteps = None,
@@ -318,11 +324,12 @@ def plan(run: Run) -> Run:
         typed = {
             "teacher": teacher, "teacher_cache": teacher_cache, "student": student, "lora": lora, "data": data,
             "eval_data": eval_data, "columns": columns, "template": template, "max_length": max_length, "limit": limit,
-            "eval_limit": eval_limit, "skip_bad": skip_bad, "loss": loss, "epochs": epochs, "max_steps": max_steps,
-            "batch_size": batch_size, "lr": lr, "seed": seed, "gradient_checkpointing": gradient_checkpointing,
-            "keep_zeros": keep_zeros, "eval_every": eval_every, "metric": metric, "max_new_tokens": max_new_tokens,
-            "sampling_seeds": sampling_seeds, "report_to": report_to, "output": output, "device": device,
-            "dtype": dtype, "threads": threads, "gpus": gpus, "shard": shard, "matmul_precision": matmul_precision,
+            "eval_limit": eval_limit, "skip_bad": skip_bad, "task": task, "loss": loss, "epochs": epochs,
+            "max_steps": max_steps, "batch_size": batch_size, "lr": lr, "seed": seed,
+            "gradient_checkpointing": gradient_checkpointing, "keep_zeros": keep_zeros, "eval_every": eval_every,
+            "metric": metric, "max_new_tokens": max_new_tokens, "sampling_seeds": sampling_seeds,
+            "report_to": report_to, "output": output, "device": device, "dtype": dtype, "threads": threads,
+            "gpus": gpus, "shard": shard, "matmul_precision": matmul_precision,
         }  # fmt: skip
         run(typed, push_to_hub=push_to_hub, config=config, sets=sets, json=json, quiet=quiet, gpu_memory=gpu_memory)
 
@@ -346,6 +353,7 @@ def compare(run: Run) -> Run:
         limit: LimitCompare = None,
         eval_limit: EvalLimit = None,
         skip_bad: SkipBad = False,
+        task: Task = None,
         baseline: Baseline = None,
         seeds: Seeds = None,
         vary: Vary = None,
@@ -393,9 +401,9 @@ def compare(run: Run) -> Run:
         typed = {
             "losses": losses, "teacher": teacher, "teacher_cache": teacher_cache, "student": student, "lora": lora,
             "data": data, "eval_data": eval_data, "template": template, "max_length": max_length, "limit": limit,
-            "eval_limit": eval_limit, "skip_bad": skip_bad, "baseline": baseline, "seeds": seeds, "vary": vary,
-            "tune": tune, "dev_data": dev_data, "jobs": jobs, "executor": executor, "slurm": slurm, "gpus": gpus,
-            "tune_by": tune_by, "tune_seeds": tune_seeds, "metric": metric, "ray_address": ray_address,
+            "eval_limit": eval_limit, "skip_bad": skip_bad, "task": task, "baseline": baseline, "seeds": seeds,
+            "vary": vary, "tune": tune, "dev_data": dev_data, "jobs": jobs, "executor": executor, "slurm": slurm,
+            "gpus": gpus, "tune_by": tune_by, "tune_seeds": tune_seeds, "metric": metric, "ray_address": ray_address,
             "epochs": epochs, "max_steps": max_steps, "batch_size": batch_size, "lr": lr, "keep_zeros": keep_zeros,
             "max_new_tokens": max_new_tokens, "sampling_seeds": sampling_seeds, "report_to": report_to,
             "output": output, "columns": columns, "device": device, "dtype": dtype, "threads": threads,

@@ -194,6 +194,19 @@ class DataConfig(Settings):
         default=0.0, description="share of the training rows kept out of training as development rows"
     )
     corpus: str | None = Field(default=None, description="rows of a second corpus, for sources that read one")
+    task: Literal["auto", "class", "text"] = setting(
+        "auto",
+        "class: rows are texts with labels, and the student is a classifier; text: it learns the text; "
+        "auto: as the student is",
+        Flag(
+            "--task",
+            "NAME",
+            "class or text; auto: as the student is.",
+            DATA,
+            on="distill compare",
+            hidden="distill compare",
+        ),
+    )
     class_prompt: str = Field(
         default="{text} Category:", description="what a causal teacher reads before the name of a class"
     )

@@ -93,11 +93,13 @@ class RowSchema:
         form: the form recognised.
         columns: field -> column; an optional field that no column holds is left out.
         answered: whether rows have answers; where they need none, those they have are not read.
+        unread_label: whether rows of text have a column of labels besides, which only classifiers read.
     """
 
     form: RowFormat
     columns: Mapping[str, str]
     answered: bool = True
+    unread_label: bool = False
 
     @property
     def names(self) -> str:
@@ -136,7 +138,7 @@ def infer_schema(
     for form in forms:
         found = _fit(form, columns, mapping, frozenset() if answered else frozenset({"response"}))
         if found is not None:
-            return RowSchema(form, found, answered)
+            return RowSchema(form, found, answered, form.name == "text" and "label" in columns)
     raise _nothing_fits(columns, mapping, where, forms)
 
 

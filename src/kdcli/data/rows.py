@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kdcli.config.sections import DataConfig
-from kdcli.data.columns import FORMS, FormName, RowFormat, RowSchema, fields_of, infer_schema
+from kdcli.data.columns import CLASS_FORMS, FORMS, FormName, RowFormat, RowSchema, fields_of, infer_schema
 from kdcli.data.files import inspect_path
 from kdcli.data.parquet import open_hub, open_parquet, open_saved
 from kdcli.data.readers import Record, Records, Table, counted, kind_of, open_csv, open_json, short_place
@@ -325,7 +325,7 @@ def read_rows(
         str(layout),
         table.files,
         table.digest,
-        (*table.notes, *_notes(table.name, layout, gathered)),
+        (*table.notes, *_notes(table.name, layout, gathered, config.task)),
         layout.columns,
     )
 
@@ -355,7 +355,7 @@ def _open(
     every_column: bool = False,
     forms: Sequence[RowFormat] = FORMS,
 ) -> Table:
-    found, known = inspect_path(path), {*fields_of(forms), *config.columns.values()}
+    found, known = inspect_path(path), {*fields_of((*forms, *CLASS_FORMS)), *config.columns.values()}
     if found.kind == "parquet":
         return open_parquet(found.path, None if every_column else {*known, "id"})
     if found.kind == "saved":
@@ -441,8 +441,13 @@ def _several(errors: Sequence[InputError]) -> InputError:
     )
 
 
-def _notes(name: str, layout: RowSchema, gathered: _Gathered) -> Iterable[str]:
+def _notes(name: str, layout: RowSchema, gathered: _Gathered, task: str) -> Iterable[str]:
     yield f"{name}: {counted(len(gathered.rows), layout.form.name + ' row')} ({layout.names})"
+    if layout.unread_label and task != "text":
+        yield (
+            f"{name}: the labels are not read, the student learns the texts; a classifier learns the labels "
+            "(--student tiny:kind=bow, or a folder of one)"
+        )
     if gathered.bad:
         first = "; ".join(f"{short_place(error.where)}: {error.what}" for error in gathered.bad[:_SHOWN])
         yield f"{name}: {counted(len(gathered.bad), 'bad row')} left out ({first})"

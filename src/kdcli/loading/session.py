@@ -172,6 +172,7 @@ class Session:
         """
         if student is None:
             raise UsageError("CLI-20", "no student", where="--student", fix="give a folder, a hub id or random:...")
+        _check_task(data.task if data is not None else "auto", student)
         if classifies(student):
             return self._class_pair(student, teacher, quantization, data or DataConfig())
         made, kind = is_made(student), student.partition(":")[0]
@@ -328,6 +329,17 @@ def classifies(student: str | None) -> bool:
     if student is None or is_made(student) or is_url(student):
         return False
     return is_tiny(student) or is_classifier(model_of(student))
+
+
+def _check_task(task: str, student: str) -> None:
+    """Refuse a student that does not do what the settings say it does."""
+    if task != "auto" and (task == "class") != classifies(student):
+        where = f"--task {task}"
+        if task == "class":
+            what = f"{one_line(student, 80)} is a language model, and classes are learnt by a classifier"
+            raise UsageError("CLS-04", what, where=where, fix="give --student tiny:kind=bow, or a classifier's folder")
+        what = f"{one_line(student, 80)} is a classifier, and text is learnt by a language model"
+        raise UsageError("CLS-04", what, where=where, fix="leave --task out, or give a language model as --student")
 
 
 def load_class_reader(facts: ModelInfo, device: torch.device) -> ClassModel:
