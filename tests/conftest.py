@@ -15,7 +15,11 @@ os.environ.update(
 for name in [name for name in os.environ if name.startswith("KD_")]:
     del os.environ[name]
 
-importlib.import_module("torch").set_num_threads(1)
+torch = importlib.import_module("torch")
+torch.set_num_threads(1)
+# The first backward pass decides whether autograd works in forks: where only the CPU is known as a device, as now. An
+# export to ONNX, with which some process may begin, makes others known.
+torch.ones(1, requires_grad=True).sum().backward()
 
 # Copying a process that holds all libraries of the tests for every small file costs a fifth of their time. What is
 # guarded is so done in place, but in the tests of the guard, in those of spoilt files, and in processes of their own.

