@@ -191,6 +191,10 @@ def rows(name: str, *found: object) -> Spoil:
     return write(name, "".join(json.dumps(row) + "\n" for row in found))
 
 
+LABELS = rows("labels.jsonl", *({"text": f"{word} {at}", "label": word} for at in range(4) for word in ("cat", "saw")))
+CLASSES = "distill --student tiny:kind=bow --data labels.jsonl --loss ce --device cpu --max-steps 1"
+
+
 def changed(name: str, more: str = "# more\n") -> Spoil:
     """Add a line to a text file; the first state is kept beside it."""
 
@@ -623,6 +627,12 @@ SCENARIOS: dict[str, Typed] = {
     "add --server-url": typed(
         f"{MEASURED} --server-model toy",
         f"eval --data d.jsonl --metric rougeL --server-model toy {SERVED}",
+    ),
+    "give --student tiny:kind=bow, or a classifier's folder": typed(
+        f"{TRAIN} --task class -o new", f"{CLASSES} --task class -o new", before=LABELS
+    ),
+    "leave --task out, or give a language model as --student": typed(
+        f"{CLASSES} --task text -o new", f"{CLASSES} -o new", f"{TRAIN} --task text -o newer", before=LABELS
     ),
     "add --to": typed("compare study --label x", "compare study --label x --to t.tex"),
     "give --to table.tex": typed("compare study --label x --to t.csv", "compare study --label x --to table.tex"),

@@ -18,11 +18,11 @@ LABELS = ("a", "b", "c")
     ("spec", "said"),
     [
         ("tiny:kind=mlp", 'unknown kind "mlp".*use one of bow, cnn, lstm'),
-        ("tiny:kind=bow,widht=4", 'unknown key "widht".*did you mean width'),
+        ("tiny:kind=bow,widht=4", 'unknown option "widht".*did you mean width'),
         ("tiny:width=0", "width must be a whole number from 1"),
         ("tiny:vocab=1", "vocab must be a whole number from 2"),
         ("tiny:width=4,width=5", '"width" is given twice'),
-        ("tiny:bow", '"bow" is not key=value'),
+        ("tiny:bow", '"bow" is not option=value'),
     ],
 )
 def test_a_wrong_spec_is_named(spec, said):

@@ -185,7 +185,7 @@ def test_a_language_model_learns_the_texts_and_a_note_says_that_labels_are_not_r
         return " ".join(plan_distill(classes.config(place, student=student, output=None, data=data)).notes)
 
     assert (
-        "train.jsonl: the labels are not read, the student learns the texts; a classifier learns the labels" in notes()
+        "train.jsonl: the labels are not read, the student learns the texts; a student that is a classifier" in notes()
     )
     assert "labels are not read" not in notes(task="text")
 

@@ -12,6 +12,7 @@ from kdcli.demo import demo as demonstration
 from kdcli.demo import synthetic
 from kdcli.demo.demo import demo, study_config
 from kdcli.events import silent
+from kdcli.study.results import read_comparison
 
 LOSSES = demonstration.LOSSES[:2]
 PICTURES = ("curves", "fits", "answers")
@@ -64,6 +65,19 @@ def test_it_says_what_one_seed_can_say_and_what_to_type(done):
     found, output = done
     assert "1 training seed" in found.notes[0]
     assert found.notes[-1] == f"next: kd compare -c {output / 'study.yaml'} --seeds 0,1,2"
+
+
+def test_a_student_cut_from_the_teacher_stands_beside_a_random_one_of_its_size(done):
+    _, output = done
+    found = read_comparison(output / "students")
+    assert [row.label for row in found.rows] == [f"fkl [student={one}]" for one in demonstration.STUDENTS]
+    cut, drawn = found.rows
+    assert cut.parameters == drawn.parameters
+    assert [one.role for one in found.references].count("before") == 2
+    assert (output / "students" / "report.html").is_file()
+    said = demonstration._about_students(found)
+    assert f"{cut.parameters:,} parameters, 2 steps of fkl" in said
+    assert f"{cut.scores['perplexity'].mean:.3g} after" in said
 
 
 def test_train_and_test_prompts_are_apart(done):

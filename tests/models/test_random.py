@@ -91,9 +91,9 @@ def test_another_family(good, family):
 @pytest.mark.parametrize(
     "spec,word",
     [
-        ("random:", "key=value"),
-        ("random:layers", "key=value"),
-        ("random:layers=,width=8,heads=1", "key=value"),
+        ("random:", "layers is missing"),
+        ("random:layers", "option=value"),
+        ("random:layers=,width=8,heads=1", "option=value"),
         ("random:layers=2,width=64", "heads is missing"),
         ("random:layers=2,widht=64,heads=4", "did you mean width?"),
         ("random:layers=2,colour=1,width=64,heads=4", "use layers, width"),

@@ -175,7 +175,7 @@ def refusal(text, folder, **teacher):
         ("supernet:widths=0.5+1,stages=1+0", "stages are three shares of the steps, none below 0. Fix: give --set sup"),
         ("supernet:widths=0.5+2", "widths are shares above 0, at most 1. Fix: give --widths 0.5,1"),
         ("supernet:widths=0.5+x", 'widths="x" is no number. Fix: write supernet:widths=0.5+1,depths=0.5+1'),
-        ("supernet:widths=0.5+1,width=1", 'unknown option "width". Fix: use widths'),
+        ("supernet:widths=0.5+1,width=1", 'unknown option "width". Fix: did you mean widths?'),
         ("supernet:widths=0.5+1,rank", '"rank" is not option=value. Fix: write supernet:widths'),
         ("supernet:widths=0.5+1,rank=0", 'rank="0" is no whole number from 1 on. Fix: give rank=1'),
         ("supernet:widths=0.5+1,rank=2,rank=3", '"rank" is given twice. Fix: keep one'),

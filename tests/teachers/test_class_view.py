@@ -18,6 +18,7 @@ from kdcli.models.devices import prepare
 from kdcli.models.packing import find_valid
 from kdcli.registry.registry import LOSSES
 from kdcli.sources.sequences import ORIGIN, ORIGIN_SHARE, TRUST
+from kdcli.teachers import class_view
 from kdcli.teachers.class_view import class_reader, class_teacher
 from kdcli.training.step import DistillStep
 
@@ -73,6 +74,19 @@ def test_a_classifiers_columns_are_those_of_the_same_name(tmp_path, rows):
     texts = [one.prompt for one in data.examples]
     whole = reader.inner.class_logits(texts, [""] * 12, 511)
     assert reader.class_logits(texts, [""] * 12, 511).tolist() == whole[:, [2, 3, 0]].tolist()
+
+
+def test_progress_is_told_while_the_teacher_reads_and_parts_change_nothing(tmp_path, rows, monkeypatch):
+    session, config, pair, data = opened(rows, classes.folder(tmp_path / "T", labels=("animal", "food", "tool")))
+    whole = class_teacher(pair.teacher, data, config, DEVICE, session).logits
+    monkeypatch.setattr(class_view, "_AT_ONCE", 5)
+    told = []
+    session.class_tables.clear()
+    parts = class_teacher(pair.teacher, data, config, DEVICE, session, told.append).logits
+    assert [(one.kind, one.done, one.total) for one in told] == [
+        ("stage", 0, 12), ("progress", 5, 12), ("progress", 10, 12), ("progress", 12, 12),
+    ]  # fmt: skip
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("data", [{"class_prompt": "no place"}, {"class_names": {"anmal": "beast"}}])

@@ -3,7 +3,6 @@
 import re
 import zlib
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from transformers import (
 
 from kdcli.errors import UsageError
 from kdcli.models.internals import SequenceClassifierOutput
+from kdcli.registry.spec import student_options
 from kdcli.text import one_line
 
 PREFIX = "tiny:"
@@ -49,23 +49,13 @@ def parse_tiny(spec: str) -> dict[str, Any]:
         kind, width and vocab; what is left out has its default.
 
     Raises:
-        UsageError: SPEC-02, naming the key or value that cannot be used.
+        UsageError: SPEC-02, naming the option or value that cannot be used.
 
     >>> parse_tiny("tiny:kind=lstm,width=16")
     {'kind': 'lstm', 'width': 16, 'vocab': 2000}
     """
-    found: dict[str, Any] = {}
-    for pair in filter(None, spec.removeprefix(PREFIX).split(",")):
-        key, equals, value = (part.strip() for part in pair.partition("="))
-        if not equals or not value:
-            raise _refused(spec, f'"{one_line(pair.strip())}" is not key=value', f"write {_EXAMPLE}")
-        if key not in ("kind", *_NUMBERS):
-            near = get_close_matches(key, ("kind", *_NUMBERS), 1)
-            fix = f"did you mean {near[0]}?" if near else f"use kind, {', '.join(_NUMBERS)}"
-            raise _refused(spec, f'unknown key "{one_line(key)}"', fix)
-        if key in found:
-            raise _refused(spec, f'"{key}" is given twice', "keep one")
-        found[key] = _kind(value, spec) if key == "kind" else _number(key, value, spec)
+    values = student_options(spec, ("kind", *_NUMBERS), "SPEC-02", _EXAMPLE)
+    found = {key: _kind(value, spec) if key == "kind" else _number(key, value, spec) for key, value in values.items()}
     return {"kind": "bow", **_NUMBERS, **found}
 
 

@@ -22,6 +22,7 @@ from kdcli.cli import (
     export,
     federate,
     init,
+    loop,
     reproduce,
     schedule,
     settings,
@@ -118,6 +119,7 @@ diagnose.register_inspect(app, Commands)
 diagnose.register(app)
 toy.register_toy(app)
 demo.register(app)
+loop.register(app)
 catalog.register(app, Commands)
 settings.register(app, Commands)
 

@@ -445,8 +445,8 @@ def _notes(name: str, layout: RowSchema, gathered: _Gathered, task: str) -> Iter
     yield f"{name}: {counted(len(gathered.rows), layout.form.name + ' row')} ({layout.names})"
     if layout.unread_label and task != "text":
         yield (
-            f"{name}: the labels are not read, the student learns the texts; a classifier learns the labels "
-            "(--student tiny:kind=bow, or a folder of one)"
+            f"{name}: the labels are not read, the student learns the texts; a student that is a classifier learns "
+            "the labels"
         )
     if gathered.bad:
         first = "; ".join(f"{short_place(error.where)}: {error.what}" for error in gathered.bad[:_SHOWN])

@@ -1,4 +1,4 @@
-"""The demonstration on built-in parts: data, a teacher, four objectives, one table, three pictures.
+"""The demonstration on built-in parts: data, a teacher, four objectives, one table, three pictures, two students.
 
 Everything is made from seeds and nothing is fetched. What is there already is used again.
 """
@@ -103,6 +103,8 @@ def make_model(vocabulary: int) -> LlamaForCausalLM:
 
 LOSSES = ("fkl", "rkl", "akl", "atkd")
 STUDENT = "random:layers=2,width=48,heads=4"
+STUDENTS = ("cut:layers=2", "random:layers=2,width=128,heads=4")
+"""Two of the teacher's layers, and as many parameters drawn at random."""
 _METRICS = ("rougeL", "exact_match", "perplexity", "ece", "kl_to_teacher", "agreement", "distinct")
 _ANSWERS = GenerationConfig(max_new_tokens=16, seeds=(10, 20, 30))
 
@@ -137,6 +139,11 @@ def demo(output: Path, report: Report) -> Comparison:
         report(Event("stage", "drawing the four divergences' fits"))
         draw_fits(output, [fit(loss) for loss in LOSSES])
     _draw_answers(output, comparison, config, session, report)
+    students = students_config(output)
+    atomic.make_folder(output / "students")
+    atomic.write_file(output / "students" / SETTINGS, resolve.to_yaml(students))
+    repeat = f"kd compare -c {typed(output / 'students' / SETTINGS)}"
+    report(Event("note", _about_students(compare(students, report, command=command, repeat=repeat, session=session))))
     return comparison
 
 
@@ -203,6 +210,21 @@ def study_config(output: Path) -> CompareConfig:
     )
 
 
+def students_config(output: Path) -> CompareConfig:
+    """Return the settings of the second comparison: a student made from the teacher beside a random one of its size."""
+    return CompareConfig(
+        losses=("fkl",),
+        vary=(f"student={','.join(STUDENTS)}",),
+        seeds=(0,),
+        teacher=str(output / "teacher"),
+        data=DataConfig(train=str(output / "data" / "train.jsonl"), eval=str(output / "data" / "test.jsonl")),
+        train=_train(max_steps=100, batch_size=32, lr=1e-3, save_every=100),
+        hardware=_hardware(),
+        evaluation=EvalSettings(metrics=("perplexity",)),
+        output=str(output / "students"),
+    )
+
+
 def _train(**chosen: Any) -> TrainConfig:
     """Batches are drawn at random: answers of one length are tasks of one kind, and padding costs little here."""
     return TrainConfig(weight_decay=0.1, length_window=1, log_every=50, **chosen)
@@ -217,6 +239,19 @@ def _about_models(output: Path, session: Session) -> str:
     sizes = {name: session.inspect(str(output / name)).parameters for name in ("teacher", "student")}
     shown = " · ".join(f"{name} {size:,} parameters" for name, size in sizes.items())
     return f"{shown} · {len(LOSSES)} objectives, one seed, equal budget"
+
+
+def _about_students(found: Comparison) -> str:
+    """Return the perplexities of both students, before and after training, and where the rest of them is told."""
+    before = [row.scores["perplexity"].mean for row in found.references if row.role == BEFORE]
+    after = [row.scores["perplexity"].mean for row in found.rows]
+    cut, drawn = (f"{one:.3g} before and {other:.3g} after" for one, other in zip(before, after, strict=True))
+    row = found.rows[0]
+    size = f"{row.parameters or 0:,} parameters, {row.steps} steps of fkl"
+    return (
+        f"another student, {size}, perplexity: cut from the teacher "
+        f"{cut}, random {drawn} (table and report: {found.folder})"
+    )
 
 
 def _about_teacher(teacher: RunRecord) -> str:

@@ -60,7 +60,7 @@ def load_teacher(
         kept = None if folder is None else folder / ASKED / f"rank-{distributed.rank()}"
         return RemoteTeacher(facts.server, facts.tokenizer, prepared.pair.vocab, facts.server.top_k, kept)
     return teacher_for(
-        prepared.teacher_cache, facts, prepared.dataset, prepared.data, prepared.hardware, start, session
+        prepared.teacher_cache, facts, prepared.dataset, prepared.data, prepared.hardware, start, session, report
     )
 
 

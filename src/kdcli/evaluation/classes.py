@@ -11,7 +11,7 @@ from kdcli.config.sections import EvalSettings
 from kdcli.data.tokenize import TokenDataset
 from kdcli.errors import UsageError
 from kdcli.evaluation.scoring import MetricSet, Scores, info_of
-from kdcli.events import Event, Report
+from kdcli.events import Report
 from kdcli.metrics.classification import ChoiceTable
 from kdcli.metrics.describe import describe
 from kdcli.metrics.score import facts_from_logits
@@ -69,16 +69,15 @@ def score_classes(
         longest: tokens of a row at most, the class included.
         report: called with events.
     """
-    report(Event("stage", "reading texts"))
-    table = class_table(reader, rows, longest)
+    table = class_table(reader, rows, longest, report)
     if development is not None and chosen.needs_development:
-        table = replace(table, development=class_table(reader, development, longest))
+        table = replace(table, development=class_table(reader, development, longest, report))
     pairs, curves = [], []
     for metric in chosen.choices:
         pairs += [(score, info_of(score, metric)) for score in metric.scores_from_choices(table)]
         curves += metric.curves(metric.checked(table))
     if chosen.tokens:
-        theirs = None if teacher is None else logits_of(teacher, rows, longest)
+        theirs = None if teacher is None else logits_of(teacher, rows, longest, report, "the teacher reads texts")
         facts, each = facts_from_logits(table.scores, table.right, theirs), np.arange(len(rows))
         for one in chosen.tokens:
             pairs += [(score, info_of(score, one)) for score in one.scores_from_tokens(facts, each, len(rows))]
@@ -86,15 +85,16 @@ def score_classes(
     return Scores(tuple(pairs), tuple(curves), (f"{reader.parameters:,} parameters",))
 
 
-def class_table(reader: ClassReader, rows: TokenDataset, longest: int) -> ChoiceTable:
+def class_table(reader: ClassReader, rows: TokenDataset, longest: int, report: Report) -> ChoiceTable:
     """Return a reader's log-probabilities of the classes of rows.
 
     Args:
         reader: a classifier of the rows' classes.
         rows: texts and their classes.
         longest: tokens of a row at most, the class included.
+        report: called with events.
     """
-    logits = logits_of(reader, rows, longest)
+    logits = logits_of(reader, rows, longest, report)
     high = logits.max(-1, keepdims=True)
     scores = logits - high - np.log(np.exp(logits - high).sum(-1, keepdims=True))
     right = np.array([one.ids[-1] for one in rows.examples], dtype=np.int64)

@@ -15,6 +15,7 @@ from kdcli.models.internals import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 from kdcli.models.load import LanguageModel, assemble
 from kdcli.models.tokenizer import folder_end_tokens, load_tokenizer
 from kdcli.models.weights import build_config, read_generation_config, silence_transformers
+from kdcli.registry.spec import student_options
 from kdcli.text import one_line
 
 # Rewrites a family's settings for another number of layers, another width, other heads.
@@ -135,23 +136,13 @@ def parse_random(spec: str) -> dict[str, Any]:
         layers, width, heads and what else was given; sizes as int, family as str.
 
     Raises:
-        UsageError: SPEC-02 naming the key or value that cannot be used.
+        UsageError: SPEC-02 naming the option or value that cannot be used.
 
     >>> parse_random("random:layers=3,width=64,heads=4,family=llama")
     {'layers': 3, 'width': 64, 'heads': 4, 'family': 'llama'}
     """
-    options: dict[str, Any] = {}
-    for pair in spec.removeprefix(PREFIX).split(","):
-        key, equals, value = (part.strip() for part in pair.partition("="))
-        if not equals or not value:
-            raise _bad(spec, f'"{one_line(pair.strip())}" is not key=value', f"write {_EXAMPLE}")
-        if key not in _KEYS:
-            near = get_close_matches(key, _KEYS, 1)
-            fix = f"did you mean {near[0]}?" if near else f"use {', '.join(_KEYS)}"
-            raise _bad(spec, f'unknown key "{one_line(key)}"', fix)
-        if key in options:
-            raise _bad(spec, f'"{key}" is given twice', "keep one")
-        options[key] = value if key == "family" else _number(key, value, spec)
+    values = student_options(spec, _KEYS, "SPEC-02", _EXAMPLE)
+    options = {key: value if key == "family" else _number(key, value, spec) for key, value in values.items()}
     _check_together(options, spec)
     return options
 

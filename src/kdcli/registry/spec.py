@@ -1,4 +1,4 @@
-"""The objective's spec string: ``0.5*ce+0.5*akl:mu=0.6@student:rate=0.5``.
+"""Spec strings: of an objective, ``0.5*ce+0.5*akl:mu=0.6@student:rate=0.5``, and the options of a student's.
 
 Grammar::
 
@@ -13,8 +13,9 @@ objective given as ``hard``.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 from kdcli.errors import UsageError
 from kdcli.text import one_line
@@ -118,6 +119,42 @@ def _parse_options(text: str, name: str, whole: str) -> Iterator[tuple[str, str]
             raise _bad(whole, f'option "{key}" of {name} is given twice', "keep one")
         seen.add(key)
         yield key, value
+
+
+def student_options(spec: str, known: Sequence[str], code: str, example: str) -> dict[str, str]:
+    """Return the options of a student's spec, ``kind:name=value,name=value``, unread.
+
+    Args:
+        spec: as typed.
+        known: names of options.
+        code: of the error.
+        example: a spec that can be used.
+
+    Raises:
+        UsageError: a part that is no option, an unknown one, or one that is given twice.
+
+    >>> student_options("cut: layers=2, ffn=64", ("layers", "ffn"), "CUT-02", "cut:layers=4")
+    {'layers': '2', 'ffn': '64'}
+    """
+
+    def bad(what: str, fix: str) -> UsageError:
+        return UsageError(code, what, where=f'student "{one_line(spec)}"', fix=fix)
+
+    found: dict[str, str] = {}
+    for pair in filter(str.strip, spec.partition(":")[2].split(",")):
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not value:
+            raise bad(f'"{one_line(pair.strip(), 40)}" is not option=value', f"write {example}")
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            raise bad(
+                f'unknown option "{one_line(name, 40)}"',
+                f"did you mean {near[0]}?" if near else f"use {', '.join(known)}",
+            )
+        if name in found:
+            raise bad(f'"{name}" is given twice', "keep one")
+        found[name] = value
+    return found
 
 
 def _split_name(text: str) -> tuple[str, bool, str]:

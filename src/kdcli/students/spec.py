@@ -7,6 +7,7 @@ from typing import Literal, NoReturn, TypeAlias, get_args
 
 from kdcli.errors import UsageError
 from kdcli.models.family_layout import Family, Form
+from kdcli.registry.spec import student_options
 from kdcli.text import one_line
 
 PREFIX = "cut:"
@@ -177,18 +178,7 @@ def parse_cut(text: str) -> CutSpec:
     >>> str(parse_cut("cut: layers=2, by=magnitude, ffn=64"))
     'cut:layers=2,ffn=64'
     """
-    known, values = [field.name for field in fields(CutSpec)], dict[str, str]()
-    for pair in filter(str.strip, text.removeprefix(PREFIX).split(",")):
-        key, equals, value = (part.strip() for part in pair.partition("="))
-        if not equals or not value:
-            _refuse(text, f'"{one_line(pair.strip(), 40)}" is not option=value', f"write {_EXAMPLE}")
-        if key not in known:
-            near = get_close_matches(key, known, 1)
-            fix = f"did you mean {near[0]}?" if near else f"use {', '.join(known)}"
-            _refuse(text, f'unknown option "{one_line(key, 40)}"', fix)
-        if key in values:
-            _refuse(text, f'"{key}" is given twice', "keep one")
-        values[key] = value
+    values = student_options(text, [field.name for field in fields(CutSpec)], "CUT-02", _EXAMPLE)
     if not {*UNITS, "params", "skip_attention", "skip_mlp", "sparse"} & set(values):
         _refuse(text, "it cuts nothing", f"say what to keep, as in {_EXAMPLE} or cut:params=0.5, or cut:sparse=0.5")
     readers = {**dict.fromkeys(_COUNTS, _number), **_READERS}

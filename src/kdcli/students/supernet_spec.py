@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 
 from kdcli.errors import UsageError
 from kdcli.models.left_out import left_out_of
+from kdcli.registry.spec import student_options
 from kdcli.students.palette import check_depth, check_width
 from kdcli.students.spec import OF_LAYERS, OF_PARTS, CutSpec, Score
 from kdcli.text import one_line
@@ -118,17 +119,7 @@ def parse_supernet(text: str) -> SupernetSpec:
     >>> str(parse_supernet("supernet: widths=0.5+1, depths=1, sizes=3"))
     'supernet:widths=0.5+1,sizes=3'
     """
-    known, values = [field.name for field in fields(SupernetSpec)], dict[str, str]()
-    for pair in filter(str.strip, text.removeprefix(PREFIX).split(",")):
-        key, equals, value = (part.strip() for part in pair.partition("="))
-        if not equals or not value:
-            _refuse(text, f'"{one_line(pair.strip(), 40)}" is not option=value', f"write {_EXAMPLE}")
-        if key not in known:
-            near = get_close_matches(key, known, 1)
-            _refuse(text, f'unknown option "{one_line(key, 40)}"', f"use {near[0] if near else ', '.join(known)}")
-        if key in values:
-            _refuse(text, f'"{key}" is given twice', "keep one")
-        values[key] = value
+    values = student_options(text, [field.name for field in fields(SupernetSpec)], "SUP-01", _EXAMPLE)
     given: dict[str, Any] = {key: _READERS[key](text, key, value) for key, value in values.items()}
     return _checked(text, SupernetSpec(**given))
 

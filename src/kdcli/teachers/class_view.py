@@ -14,6 +14,7 @@ from kdcli.data.batching import Batch
 from kdcli.data.choices import encode_choices
 from kdcli.data.tokenize import Example, TokenDataset, decode, encode, prompt_prefix
 from kdcli.errors import UsageError
+from kdcli.events import Event, Report, silent
 from kdcli.generation.scoring import LogProbScorer
 from kdcli.loading.info import ModelInfo
 from kdcli.loading.session import Session, load_class_reader
@@ -25,6 +26,8 @@ from kdcli.teachers.base import Teacher
 from kdcli.text import one_line
 
 _TEXT = "{text}"
+_AT_ONCE = 256
+"""Texts between two reports of progress."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,12 @@ class ClassTeacher(Teacher):
 
 
 def class_teacher(
-    facts: ModelInfo, dataset: TokenDataset, data: DataConfig, device: Device, session: Session
+    facts: ModelInfo,
+    dataset: TokenDataset,
+    data: DataConfig,
+    device: Device,
+    session: Session,
+    report: Report = silent,
 ) -> ClassTeacher:
     """Return a teacher of the classes of some rows; it reads them once in a process.
 
@@ -160,22 +168,37 @@ def class_teacher(
         data: as for :func:`class_reader`.
         device: where it computes.
         session: what was read before.
+        report: called with events.
     """
     view = (data.class_prompt, repr(sorted(data.class_names.items())), data.class_score, str(data.max_length))
     key = (facts.digest, dataset.digest, *dataset.labels, *view, str(device.device), str(device.compute))
     if key not in session.class_tables:
         reader = class_reader(facts, dataset.labels, data, device, session)
-        session.class_tables[key] = logits_of(reader, dataset, data.max_length)
+        session.class_tables[key] = logits_of(reader, dataset, data.max_length, report, "the teacher reads texts")
     return ClassTeacher(session.class_tables[key], device.device)
 
 
-def logits_of(reader: ClassReader, dataset: TokenDataset, longest: int) -> NDArray[np.float64]:
+def logits_of(
+    reader: ClassReader,
+    dataset: TokenDataset,
+    longest: int,
+    report: Report = silent,
+    what: str = "reading texts",
+) -> NDArray[np.float64]:
     """Return a reader's logits of the classes of rows, ``[rows, classes]``.
 
     Args:
         reader: a classifier of the rows' classes.
         dataset: the rows.
         longest: tokens of a row at most, the class included.
+        report: called with events.
+        what: the work, as the events name it.
     """
     texts, where = [one.prompt for one in dataset.examples], [one.where for one in dataset.examples]
-    return reader.class_logits(texts, where, longest - 1)
+    found = []
+    report(Event("stage", what, total=len(texts)))
+    for first in range(0, len(texts), _AT_ONCE):
+        part = slice(first, first + _AT_ONCE)
+        found.append(reader.class_logits(texts[part], where[part], longest - 1))
+        report(Event("progress", what, done=min(part.stop, len(texts)), total=len(texts)))
+    return np.concatenate(found)

@@ -8,7 +8,7 @@ from kdcli.config.schema import CacheConfig
 from kdcli.config.sections import DataConfig, HardwareConfig
 from kdcli.data.tokenize import TokenDataset
 from kdcli.errors import InputError, UsageError
-from kdcli.events import Report
+from kdcli.events import Report, silent
 from kdcli.loading.info import ModelInfo, require_single
 from kdcli.loading.session import Session, check_data_path
 from kdcli.models.devices import Device, prepare
@@ -39,6 +39,7 @@ def teacher_for(
     hardware: HardwareConfig,
     device: Device,
     session: Session,
+    report: Report = silent,
 ) -> Teacher:
     """Return the teacher, or the cache that stands for it on these rows.
 
@@ -47,7 +48,7 @@ def teacher_for(
         IntegrityError: a file of it is damaged.
     """
     if dataset.labels:
-        return class_teacher(facts, dataset, data, device, session)
+        return class_teacher(facts, dataset, data, device, session, report)
     if cache is None:
         teacher = live_teacher(facts, device, session)
         for model in live_models(teacher):
