@@ -131,24 +131,25 @@ def _refused(path: Path, node: Node, what: str, fix: str) -> InputError:
 
 
 def _run(words: tuple[str, ...]) -> int:
-    """Run one command in a process of its own, and return its exit code; signals to stop reach it too."""
-    with subprocess.Popen([sys.executable, "-m", "kdcli", *words]) as process, _passing_on(process):
-        return process.wait()
+    """Run one command in a process of its own; return its exit code, or that of a stop which it did not notice."""
+    with subprocess.Popen([sys.executable, "-m", "kdcli", *words]) as process, _passing_on(process) as stops:
+        code = process.wait()
+        return 128 + stops[0] if stops and not code else code
 
 
 @contextmanager
-def _passing_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Wait through Ctrl-C, which a terminal sends to the process too, and pass SIGTERM on to it."""
+def _passing_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Wait through Ctrl-C, which a terminal sends to the process too, and pass SIGTERM on; yield the signals."""
+    stops: list[int] = []
 
-    def terminate(number: int, frame: FrameType | None) -> None:
-        process.send_signal(number)
+    def stop(number: int, frame: FrameType | None) -> None:
+        stops.append(number)
+        if number == signal.SIGTERM:
+            process.send_signal(number)
 
-    before = {
-        number: signal.signal(number, action)
-        for number, action in ((signal.SIGINT, lambda *_: None), (signal.SIGTERM, terminate))
-    }
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield stops
     finally:
         for number, action in before.items():
             signal.signal(number, action)
