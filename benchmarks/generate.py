@@ -56,9 +56,17 @@ class GivenBatch(RunningBatch):
     """kd's batch, with given lengths and no more rows than transformers has."""
 
     def __init__(
-        self, decoder: Decoder, config: GenerationConfig, lengths: Sequence[int], most: int, *, settle: bool
+        self,
+        decoder: Decoder,
+        config: GenerationConfig,
+        lengths: Sequence[int],
+        most: int,
+        *,
+        settle: bool,
+        reuse: bool,
     ) -> None:
         super().__init__(decoder, config, lambda tokens: None)
+        self.reuse = reuse
         if not settle:
             self.settling = Proposing(decoder, config)
         self.given, self.most = lengths, most
@@ -66,6 +74,12 @@ class GivenBatch(RunningBatch):
     def may_go_on(self, row: SequenceState) -> bool:
         """Return whether the row is shorter than the length given to it."""
         return len(row.generated) < self.given[row.place]
+
+    def _join(self, row: SequenceState) -> bool:
+        """Read the prompt again where what was read of the row before is not to be used."""
+        if not self.reuse:
+            self._last_read = None
+        return super()._join(row)
 
     def has_room(self, coming: SequenceState) -> bool:
         """Return whether fewer rows run than transformers has."""
@@ -97,13 +111,11 @@ def ours(
     order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
 
     def rows() -> Iterator[SequenceState]:
-        pairs = [(place, seed) for place in order for seed in seeds]
-        apart = [(place, seed) for seed in seeds for place in order]
-        for place, seed in pairs if reuse else apart:
+        for place, seed in [(place, seed) for place in order for seed in seeds]:
             yield SequenceState.waiting(place, prompts[place], place, seed)
 
     with torch.no_grad():
-        given = GivenBatch(decoder, config, lengths, batch, settle=settle)
+        given = GivenBatch(decoder, config, lengths, batch, settle=settle, reuse=reuse)
         done = list(given.run(rows()))
     made = {(row.place, row.seed): len(row.generated) for row in done}
     assert made == {(place, seed): lengths[place] for place in order for seed in seeds}

@@ -98,6 +98,7 @@ class RowCache:
         at = self.window
         if not self.lengths:
             at.begin, at.end = 0, length
+        assert length <= at.end, "rows come with the longest prompts first"
         span = len(self.lengths), slice(None), slice(at.end - length, at.end)
         for layer, (keys, values) in zip(self._layers, kept, strict=True):
             if layer.all_keys is None or layer.all_values is None:
