@@ -5,12 +5,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from kdcli.bounded import ANYWHERE
 from kdcli.config.sections import EvalSettings
@@ -81,7 +81,7 @@ class _Entry(BaseModel):
     mean: float
     low: float | None
     high: float | None
-    count: int
+    count: Annotated[int, Field(lt=2**63)]
     unit: str
     error: float | None = None
     p_value: float | None = None
@@ -104,7 +104,7 @@ class _Document(BaseModel):
 
     name: str
     model: str
-    examples: int
+    examples: Annotated[int, Field(lt=2**63)]
     scores: list[_Entry]
     protocol: _Protocol
     model_digest: str

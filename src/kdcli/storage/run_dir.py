@@ -116,6 +116,8 @@ class _Status(BaseModel):
     tokens: _Count = 0
     peak_bytes: _Count = 0
     generation_seconds: FiniteFloat = 0.0
+    zeros: FiniteFloat | None = None
+    compressed_bytes: _Count | None = None
     wrote: _Wrote = _Wrote()
     files: dict[str, str] = {}
     digest: str | None = None
