@@ -267,7 +267,12 @@ def make_tidy(
         "evaluation": read_evaluation_settings(_folder_of(cells[0].found)),
         "notes": [*dict.fromkeys(note for _, found in measured for note in found.notes), *_answer_notes(measured)],
     }
-    results = pa.Table.from_pylist(lines, schema=_COLUMNS.with_metadata({_ABOUT: json.dumps(facts).encode()}))
+    schema = _COLUMNS.with_metadata({_ABOUT: json.dumps(facts).encode()})
+    try:
+        results = pa.Table.from_pylist(lines, schema=schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        what = f"a record of a run or an evaluation holds a value of another type: {one_line(str(error), 120)}"
+        raise IntegrityError("RUN-01", what, where=RESULTS, fix=MAKE) from error
     tables = [_samples(cell.found, (CONTENDER, cell.label, cell.run.seed), infos) for cell in cells]
     tables += [_samples(found, (one.role, one.label, seed), infos) for one, seed, found in others]
     samples = pa.concat_tables(tables, promote_options="permissive")
