@@ -32,7 +32,7 @@ def killed(root, kills, seed):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize(("kills", "seed"), [(2, 1), pytest.param(20, 2, marks=pytest.mark.full)])
+@pytest.mark.parametrize(("kills", "seed"), [(3, 1), pytest.param(20, 2, marks=pytest.mark.full)])
 def test_kills_change_no_byte(parts, monkeypatch, kills, seed):
     monkeypatch.setattr(results, "publish", lambda folder, *rest: None)
     whole = compare(parts.study("fkl", "akl", seeds=(0, 1), name="whole"), silent, repeat="kd compare")

@@ -40,7 +40,7 @@ def check(work, every=1, first=0):
     return len(seen), wrong
 
 
-@pytest.mark.parametrize("name, every", [("distill", 300), ("cache", 60), ("student", 40)])
+@pytest.mark.parametrize("name, every", [("distill", 150), ("cache", 40), ("student", 30)])
 def test_some_states_are_mended_by_the_same_command(parts, name, every):
     seen, wrong = check(writers.work_of(parts, name), every, every // 2)
     assert wrong == []
