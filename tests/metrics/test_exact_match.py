@@ -3,8 +3,7 @@ import string
 
 import pytest
 
-from kdcli.metrics.matching import exact_match, normalise
-from kdcli.metrics.qa import ExactMatch
+from kdcli.metrics.qa import ExactMatch, exact_match, normalise
 
 
 def reference_normalise(text: str) -> str:

@@ -1,7 +1,6 @@
 import pytest
 
-from kdcli.metrics.matching import final_answer, same_final_answer
-from kdcli.metrics.qa import FinalAnswer
+from kdcli.metrics.qa import FinalAnswer, final_answer, same_final_answer
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Exact match, the accuracy of final answers, and token F1 after SQuAD's normalisation."""
 
 import re
+import string
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -9,8 +10,13 @@ import numpy as np
 
 from kdcli.bounded import PERCENT, Bounds
 from kdcli.metrics.base import TextMetric
-from kdcli.metrics.matching import NO_PUNCTUATION, exact_match, final_answer, same_final_answer
 from kdcli.metrics.score import Better, Score, over_answers, ratio
+
+NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+"""Removes ASCII punctuation in ``str.translate``."""
+
+SEPARATOR = "###"
+"""What stands before the final answer of an explanation."""
 
 
 class ExactMatch(TextMetric):
@@ -70,6 +76,49 @@ class FinalAnswer(TextMetric):
             over_answers("final_answer", np.array(right), "higher", scale=100.0),
             over_answers("parsed", np.array(parsed), "higher", scale=100.0),
         ]
+
+
+def normalise(text: str) -> str:
+    """Lower-case, remove ASCII punctuation, and reduce runs of spaces to one.
+
+    >>> normalise(" The  End. ")
+    'the end'
+    """
+    return " ".join(text.lower().translate(NO_PUNCTUATION).split())
+
+
+def exact_match(prediction: str, references: Iterable[str]) -> bool:
+    """Say whether an answer equals one of its references after normalisation.
+
+    >>> exact_match("It's  4.", ["its 4"])
+    True
+    """
+    answer = normalise(prediction)
+    return any(answer == normalise(reference) for reference in references)
+
+
+def final_answer(text: str) -> str | None:
+    """Return what follows the last separator; None where there is no separator, or nothing behind it.
+
+    >>> final_answer("Two and two are four. ### 4")
+    '4'
+    >>> final_answer("Two and two are four.") is None
+    True
+    """
+    _, found, last = text.rpartition(SEPARATOR)
+    return last.strip() or None if found else None
+
+
+def same_final_answer(text: str, references: Iterable[str]) -> bool:
+    """Say whether the final answer of a text equals that of one of its references, which may be an answer alone.
+
+    >>> same_final_answer("Two and two are four. ### 4.", ["4"])
+    True
+    >>> same_final_answer("4", ["4"])
+    False
+    """
+    found = final_answer(text)
+    return found is not None and exact_match(found, (final_answer(one) or one for one in references))
 
 
 # Token F1, as SQuAD defines it.

@@ -7,7 +7,6 @@ from transformers import PreTrainedTokenizerBase
 
 from kdcli.config.sections import GenerationConfig
 from kdcli.errors import InputError
-from kdcli.metrics.matching import same_final_answer
 from kdcli.sources.base import Source
 from kdcli.sources.completions import TeacherCompletion, completion_text
 
@@ -74,6 +73,8 @@ class TeacherTextOptions(Source):
         return "disagrees" if self.agree and not self._agrees(one, tokenizer) else None
 
     def _agrees(self, one: TeacherCompletion, tokenizer: PreTrainedTokenizerBase) -> bool:
+        from kdcli.metrics.qa import same_final_answer  # it imports evaluate, which takes a second
+
         own = [reference for reference in one.example.references if reference.strip()]
         if not own:
             what = "agree compares with the row's own answer, and the row has none"
