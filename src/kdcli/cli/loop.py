@@ -37,11 +37,14 @@ def loop(
     quiet: switches.Quiet = False,
     debug: switches.Debug = False,
 ) -> None:
-    """Run command lines of kd in rounds: a stage of rows, a training on them, scores by what it trained, and again.
+    """Run command lines of kd in rounds, such as stages of rows and trainings on them.
 
-    In the file, rounds is their number; each lists the command lines of a round, first those of round 1 instead, last
-    those that follow. {round}, {previous} and {rounds} in them are numbers. Every command writes folders of its own and
-    does only what is missing, so the same line goes on where a loop was stopped or killed.
+    In FILE, rounds is their number, and each lists the command lines of one;
+    first replaces it in round 1, last follows all rounds. {round}, {previous}
+    and {rounds} stand for numbers.
+
+    Every command does only what is missing, so that the same line goes on where
+    a loop was stopped or killed.
     """
     from kdcli.cli.terminal import Terminal
 
