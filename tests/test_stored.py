@@ -46,6 +46,17 @@ def test_a_record_of_another_shape_names_its_file(tmp_path, name, read, content)
     assert caught.value.where == str(tmp_path / name)
 
 
+@pytest.mark.parametrize("field", ["steps", "zeros", "compressed_bytes", "tokens"])
+@pytest.mark.parametrize("value", ["1e-4x", [1], {}, 10**25])
+def test_what_a_status_says_of_costs_is_a_number_that_tables_hold(tmp_path, field, value):
+    if (field, value) == ("zeros", 10**25):
+        value = float("nan")
+    write(tmp_path / "status.json", {"state": "done", field: value})
+    with pytest.raises(IntegrityError) as caught:
+        RunFolder(tmp_path).status()
+    assert caught.value.where == str(tmp_path / "status.json")
+
+
 @pytest.mark.parametrize("content", [one for one in SHAPES if not one.startswith('{"')])
 def test_torn_and_foreign_metrics_name_file_and_line(tmp_path, content):
     write(tmp_path / "metrics.jsonl", '{"step": 1, "loss": 0.5, "watched": 2.0}\n' + (content or "{") + "\n")
@@ -82,7 +93,7 @@ def test_a_study_of_another_shape_is_named(tmp_path, change):
         read_study(tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"scores": [{}]}, {"protocol": 3}, {"notes": "x"}, {"edge": {}}])
+@pytest.mark.parametrize("change", [{"scores": [{}]}, {"protocol": 3}, {"notes": "x"}, {"edge": {}}, {"examples": 10**25}])
 def test_results_of_another_shape_are_named_even_where_their_digest_fits(tmp_path, change):
     document = {
         "name": "test", "model": "m", "examples": 1, "scores": [], "protocol": {}, "model_digest": "d",
