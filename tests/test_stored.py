@@ -93,7 +93,9 @@ def test_a_study_of_another_shape_is_named(tmp_path, change):
         read_study(tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"scores": [{}]}, {"protocol": 3}, {"notes": "x"}, {"edge": {}}, {"examples": 10**25}])
+@pytest.mark.parametrize(
+    "change", [{"scores": [{}]}, {"protocol": 3}, {"notes": "x"}, {"edge": {}}, {"examples": 10**25}]
+)
 def test_results_of_another_shape_are_named_even_where_their_digest_fits(tmp_path, change):
     document = {
         "name": "test", "model": "m", "examples": 1, "scores": [], "protocol": {}, "model_digest": "d",
