@@ -15,6 +15,7 @@ os.environ.update(
 for name in [name for name in os.environ if name.startswith("KD_")]:
     del os.environ[name]
 
+importlib.import_module("jaxtyping").jaxtyped = importlib.import_module("checked").checked
 torch = importlib.import_module("torch")
 torch.set_num_threads(1)
 # The first backward pass decides whether autograd works in forks: where only the CPU is known as a device, as now. An
