@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from kdcli.comparison import conclusions
+from kdcli.comparison.aggregate import pareto
 from kdcli.comparison.records import ComparisonRow
 from kdcli.evaluation.records import ScoreInfo
 from kdcli.statistics import Detectable, Estimate, VarianceShares, difference_over_seeds, over_seeds
@@ -22,8 +23,8 @@ def row(label, rouge, nll, base=None):
     return ComparisonRow(label, tuple(rouge), scores, differences, 10, 100, 1.0, 2**20)
 
 
-def concluded(rows, infos, detectable=None, variance=None, pareto=None):
-    return list(conclusions.conclusions(rows, "fkl", infos, detectable or {}, variance or {}, pareto or {}))
+def concluded(rows, infos, detectable=None, variance=None, fronts=None):
+    return list(conclusions.conclusions(rows, "fkl", infos, detectable or {}, variance or {}, fronts or {}))
 
 
 BASE = ({0: 20.0, 1: 20.4, 2: 19.9}, {0: 2.0, 1: 2.1, 2: 1.9})
@@ -65,7 +66,7 @@ def test_best_groups_variance_and_fronts_are_said():
         rows,
         [ROUGE, NLL],
         variance={"rougeL": VarianceShares(0.61, 0.1, 0.2, 0.09), "nll": VarianceShares(None, None, 0.7, 0.3)},
-        pareto={"rougeL": {"flops": ("fkl", "akl"), "seconds": ("akl",)}},
+        fronts={"rougeL": {"flops": ("fkl", "akl"), "seconds": ("akl",)}},
     )
     assert "best, and not significantly different from it: Rouge-L: akl, fkl; NLL: akl" in said
     assert any(line.endswith("Rouge-L 61/10/20/9, NLL ?/?/70/30") for line in said)
@@ -87,3 +88,26 @@ def test_the_next_command_has_more_seeds(seeds, more):
     assert list(conclusions.SuggestedCommand("kd compare -c study.yaml", seeds).sentences([])) == [
         f"next: kd compare -c study.yaml --seeds {text}"
     ]
+
+
+def costed(**spent):
+    """Return three lines that are better in both scores the dearer they are, but the last: it is dear and bad."""
+    values = {"small": (20.0, 3.0), "large": (25.0, 2.0), "bad": (19.0, 3.5)}
+    return [
+        replace(row(label, {0: rouge, 1: rouge + 1}, {0: nll, 1: nll + 1}), flops=flops, parameters=size)
+        for (label, (rouge, nll)), (flops, size) in zip(values.items(), zip(*spent.values(), strict=True), strict=True)
+    ]
+
+
+def test_fronts_are_of_the_lines_that_no_other_beats_in_quality_and_cost():
+    rows = costed(flops=(10, 20, 30), parameters=(7, 7, 7))
+    neither = replace(NLL, better="neither")
+    assert pareto(rows, [ROUGE]) == {"rougeL": {"flops": ("small", "large")}}
+    assert pareto(rows, [NLL, ROUGE])["nll"] == {"flops": ("small", "large")}
+    assert pareto(rows, [neither]) == {}
+
+
+@pytest.mark.parametrize("unknown", [None, 0])
+def test_a_cost_that_one_line_does_not_know_has_no_front(unknown):
+    rows = costed(flops=(10, 20, unknown), parameters=(1, 2, 2))
+    assert pareto(rows, [ROUGE]) == {"rougeL": {"parameters": ("small", "large")}}
