@@ -6,28 +6,29 @@ beartype's check alone, and one with arrays the same check within jaxtyping's me
 """
 
 import dataclasses
-import functools
 import inspect
 import typing
 
 import jaxtyping
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 
 SHAPED = jaxtyping.jaxtyped
+TYPED = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as for every static checker
 
 
 def checked(target=None, *, typechecker=None):
+    del typechecker  # what the option names; always beartype here
     if target is None:
-        return functools.partial(checked, typechecker=typechecker)
+        return checked
     if inspect.isclass(target):
         if dataclasses.is_dataclass(target) and "__init__" in vars(target):
-            target.__init__ = checked(target.__init__, typechecker=typechecker)
+            target.__init__ = checked(target.__init__)
         return target
     try:
         hints = typing.get_type_hints(target, include_extras=True).values()
     except (NameError, TypeError):  # an annotation that exists for the type checker only: jaxtyping skips it
-        return SHAPED(target, typechecker=typechecker)
-    return SHAPED(beartype(target), typechecker=None) if any(map(has_array, hints)) else beartype(target)
+        return SHAPED(target, typechecker=TYPED)
+    return SHAPED(TYPED(target), typechecker=None) if any(map(has_array, hints)) else TYPED(target)
 
 
 def has_array(hint) -> bool:

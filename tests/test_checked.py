@@ -38,7 +38,12 @@ def test_types_are_checked_where_there_is_no_array():
     def double(number: int, unit: str | None = None) -> int:
         return number * 2 if unit is None else unit
 
+    @checked(typechecker=None)
+    def half(number: float) -> float:
+        return number / 2
+
     assert double(2) == 4
+    assert half(3) == 1.5
     with pytest.raises(BeartypeCallHintViolation, match="number"):
         double("2")
     with pytest.raises(BeartypeCallHintViolation, match="return"):

@@ -125,5 +125,5 @@ def test_what_is_no_study_is_said(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         kdcli.load_study(tmp_path / "nothing")
     with pytest.raises(UsageError, match="a CompareConfig"):
-        kdcli.compare(DistillConfig())
+        _configured(CompareConfig, DistillConfig(), {})
     assert isinstance(_configured(CompareConfig, None, {"losses": ["fkl", "rkl"]}), CompareConfig)

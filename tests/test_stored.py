@@ -46,7 +46,7 @@ def test_a_record_of_another_shape_names_its_file(tmp_path, name, read, content)
     assert caught.value.where == str(tmp_path / name)
 
 
-@pytest.mark.parametrize("field", ["steps", "zeros", "compressed_bytes", "tokens"])
+@pytest.mark.parametrize("field", ["steps", "rows", "zeros", "compressed_bytes", "tokens"])
 @pytest.mark.parametrize("value", ["1e-4x", [1], {}, 10**25])
 def test_what_a_status_says_of_costs_is_a_number_that_tables_hold(tmp_path, field, value):
     if (field, value) == ("zeros", 10**25):

@@ -21,6 +21,7 @@ from kdcli.errors import BusyError, ExperimentChangedError, InputError, Interrup
 from kdcli.events import Event, silent
 from kdcli.models.load import load_model
 from kdcli.storage import atomic
+from kdcli.storage.run_dir import _Status
 from models.folders import edit
 
 
@@ -73,6 +74,7 @@ def test_a_run_folder_holds_what_it_promises(done):
     status = json.loads((record.folder / "status.json").read_text())
     assert status["state"] == "done"
     assert (status["steps"], status["tokens"]) == (8, record.tokens)
+    assert status.keys() <= _Status.model_fields.keys()  # nothing is written whose shape is not checked when read
     manifest = json.loads((record.folder / "manifest.json").read_text())
     assert manifest["identity"] == record.identity
     recorded = Version(manifest["environment"]["libraries"]["torch"])

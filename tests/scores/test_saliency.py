@@ -10,7 +10,7 @@ from kdcli.scores.saliency import AnswerScore, WordsOfPrompt, integrated, slopes
 EVERY_GRADIENT = ("grad", "grad_x_input", "ig", "occlusion")
 
 
-class Toy:
+class Toy(AnswerScore):
     """A score in closed form of embedded prompts ``[b, n, d]``."""
 
     at_once = 3

@@ -1,7 +1,6 @@
 """Scores against hand-made numbers, closed forms, autograd, and exact retraining."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +13,17 @@ import tiny
 from kdcli.data.tokenize import Example
 from kdcli.end_tokens import EndTokens
 from kdcli.models.head import Head
+from kdcli.models.load import LanguageModel
 from kdcli.scores.base import Reading, ScoreContext, ScoredRow
 from kdcli.scores.build import build_score
 from kdcli.scores.gradients import errors, gradient_product
+
+
+class Stub(LanguageModel):
+    """A model of which only what the scores read is there."""
+
+    def __init__(self, **parts):
+        vars(self).update(parts)
 
 
 class Given(ScoredRow):
@@ -27,7 +34,7 @@ class Given(ScoredRow):
         for side, table in logits.items():
             values = torch.tensor(table, dtype=torch.float64)
             head = Head(torch.eye(values.shape[1], dtype=torch.float64))
-            model = SimpleNamespace(vocab=values.shape[1], logits=lambda hidden: hidden, head=head)
+            model = Stub(vocab=values.shape[1], logits=lambda hidden: hidden, head=head)
             self._readings[side] = Reading(model, values, torch.tensor(labels))
 
 
@@ -64,13 +71,15 @@ def test_a_constant_on_the_logits_lowers_the_energy_by_it_and_changes_no_likelih
         assert build_score(spec).value(raised) == pytest.approx(build_score(spec).value(plain), abs=1e-12)
 
 
-class Unigram:
+class Unigram(Stub):
     """A model that does not read: the same distribution everywhere."""
 
     def __init__(self):
-        self.model, self.tokenizer, self.ends = nn.Linear(1, 1), tiny.tokenizer(), EndTokens((2,))
         weight = torch.randn(len(tiny.WORDS), 3, generator=torch.Generator().manual_seed(0))
-        self.head, self.vocab = Head(weight), len(weight)
+        ends = EndTokens((2,))
+        super().__init__(
+            model=nn.Linear(1, 1), tokenizer=tiny.tokenizer(), ends=ends, head=Head(weight), vocab=len(weight)
+        )
 
     def hidden(self, ids, mask):
         return torch.ones(*ids.shape, 3)
@@ -125,7 +134,7 @@ def test_a_head_with_scale_and_soft_cap_has_its_own_gradient():
     generator = torch.Generator().manual_seed(4)
     weight, hidden = (torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in ((6, 3), (4, 3)))
     labels, head = torch.tensor([0, 5, 2, 1]), Head(weight.requires_grad_(), scale=1.7, softcap=2.0)
-    model = SimpleNamespace(vocab=6, logits=lambda hidden: head.logits(hidden, 6), head=head)
+    model = Stub(vocab=6, logits=lambda hidden: head.logits(hidden, 6), head=head)
     loss = nn.functional.cross_entropy(head.logits(hidden, 6), labels, reduction="sum")
     expected = torch.autograd.grad(loss, weight)[0]
     context = ScoreContext()

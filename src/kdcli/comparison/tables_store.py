@@ -165,7 +165,7 @@ class LongFormat:
         rates = {label: (rate, tuple(tried)) for label, (rate, tried) in facts.get("rates", {}).items()}
         remarks = tuple(facts["remarks"])
         tuned = facts["tuned"] if "tuned" in facts else _was_tuned(remarks, self.runs if not rates else ())
-        setup = Setup(**facts["setup"]) if facts.get("setup") else None
+        setup = stored.fit(facts["setup"], Setup, Path(RESULTS), fix=MAKE) if facts.get("setup") else None
         starts = facts.get("starts", {})
         return ComparisonMeta(facts["baseline"], remarks, "", (), failed, rates, tuned, setup, starts)
 

@@ -1,7 +1,7 @@
 """``kd student``: a student made from a teacher, as a model folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -423,7 +423,7 @@ def _zeros(origin: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _gap(values: list[float], chosen: list[int]) -> tuple[str, str, str, str]:
+def _gap(values: Sequence[float], chosen: Sequence[int]) -> tuple[str, str, str, str]:
     rest = [value for number, value in enumerate(values) if number not in set(chosen)]
     least = min(values[number] for number in chosen)
     return f"{len(chosen):,}", f"{least:.4g}", f"{len(rest):,}", f"{max(rest):.4g}"

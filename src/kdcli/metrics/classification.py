@@ -445,7 +445,7 @@ def _macro_f1(sums: Array) -> Array:
     met = said + actual
     with np.errstate(divide="ignore", invalid="ignore"):
         each = np.where(met > 0.0, 2.0 * both / met, 0.0)
-        return 100.0 * each.sum(-1) / (met > 0.0).sum(-1)
+        return np.asarray(100.0 * each.sum(-1) / (met > 0.0).sum(-1))
 
 
 def _kappa(sums: Array) -> Array:

@@ -2,7 +2,7 @@
 
 import ast
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -150,7 +150,7 @@ def _field(names: _Names, item: ast.AnnAssign) -> tuple[Any, Any]:
         return kind, None
 
 
-def _validator(item: ast.FunctionDef) -> Callable[..., Any]:
+def _validator(item: ast.FunctionDef) -> Any:
     """Return a check of an option as its class has it; one that needs more than plain Python lets everything pass."""
     (decorator,) = (one for one in item.decorator_list if isinstance(one, ast.Call))
     plain = ast.FunctionDef(item.name, item.args, item.body, [], None, None, lineno=0, col_offset=0)

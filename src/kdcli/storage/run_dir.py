@@ -105,6 +105,8 @@ class _Status(BaseModel):
     updated: str = ""
     steps: _Count = 0
     total: _Count = 0
+    rows: _Count | None = None
+    asks_teacher: bool | None = None
     seconds: FiniteFloat = 0.0
     cpu_seconds: FiniteFloat = 0.0
     student_tokens: _Count | None = None

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from kdcli.errors import MachineError, explained
 from kdcli.events import Report
@@ -43,6 +43,7 @@ class JobResult:
     error: Exception | None = None
 
 
+@runtime_checkable
 class Future(Protocol):
     """A job under way: the part that futures of ``concurrent.futures``, those of Ray, and jobs of submitit share."""
 
