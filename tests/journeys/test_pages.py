@@ -1,11 +1,15 @@
 """The commands of the pages run, in the order in which they stand there, on models of two layers."""
 
 import gzip
+import json
 import shutil
+from itertools import pairwise
 
 import pytest
 
+import classes
 import tiny
+from kdcli.config.presets import config_path
 from shell import kd
 from test_site import LINES
 
@@ -51,7 +55,8 @@ RUN = {
 def made(tmp_path_factory):
     home = tmp_path_factory.mktemp("pages")
     for seed, name in enumerate(MODELS):
-        tiny.folder(home / name, seed=seed, max_position_embeddings=1024)
+        sizes = {"max_position_embeddings": 1024, "num_attention_heads": 4, "num_key_value_heads": 4}
+        tiny.folder(home / name, seed=seed, **sizes)
     for name in ROWS:
         tiny.rows(home / name, 8)
     (home / "train.jsonl.gz").write_bytes(gzip.compress((home / "train.jsonl").read_bytes()))
@@ -78,14 +83,35 @@ LITTLE = ("--device", "cpu", "--threads", "1", "--quiet")
 NEEDED = {"--teacher": "./T", "--student": "./S", "--data": "train.jsonl", "-o": "out"}
 
 
+def with_categories(path):
+    """Rows of four categories, to be split among clients."""
+    rows = [json.loads(line) for line in tiny.rows(path, 32).read_text(encoding="utf-8").splitlines()]
+    lines = [json.dumps(row | {"category": "abcd"[number % 4]}) for number, row in enumerate(rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+ROWS_OF = {"classification": classes.rows, "federated": with_categories}
+"""Page -> what writes its rows, where they are no plain prompts and answers."""
+
+
+def has_student(line):
+    """Whether a line says which student it trains: itself, as an axis, or in its preset."""
+    presets = [config_path(value) for flag, value in pairwise(line) if flag in ("-c", "--config")]
+    texts = [path.read_text(encoding="utf-8") for path in presets if path.is_file()]
+    return any("\nstudent:" in text for text in texts) or any(word.startswith("student=") for word in line)
+
+
 def small(line):
     """A line with what it leaves out, and with limits that make it short."""
     command, *rest = line
-    if command in ("distill", "compare") and "--status" not in rest and not any("/" in word for word in rest[:1]):
+    if command in ("federate", "supernet"):
+        rest += [*(() if "--max-steps" in rest else ("--max-steps", "3")), "--batch-size", "4", *LITTLE]
+    elif command in ("distill", "compare") and "--status" not in rest and not any("/" in word for word in rest[:1]):
         needed = NEEDED | ({"--eval-data": "test.jsonl"} if command == "compare" else {})
+        needed = {flag: value for flag, value in needed.items() if flag != "--student" or not has_student(rest)}
         rest += [word for flag, value in needed.items() if flag not in rest for word in (flag, value)]
         rest += ["--max-steps", "1", "--batch-size", "4", "--set", "evaluation.generation.max_new_tokens=2", *LITTLE]
-    elif command == "eval" and "--edge" not in rest:
+    elif command == "eval" and not {"--edge", "--palette"} & set(rest):
         length = [] if "exposure_bias" in " ".join(rest) else ["--max-new-tokens", "2"]
         rest += [*length, "--sampling-seeds", "1", "--limit", "2", *LITTLE]
     elif command in ("cache", "eval"):
@@ -98,6 +124,8 @@ def small(line):
 )
 def test_the_commands_of_a_page_run(made, tmp_path, page):
     home = shutil.copytree(made, tmp_path / "home")
+    for name in ROWS if page in ROWS_OF else ():
+        ROWS_OF[page](home / name)
     for line in RUN[page]:
         if "-o" in line and line[0] == "distill":  # what was made to be read, made anew by this page
             shutil.rmtree(home / line[line.index("-o") + 1], ignore_errors=True)

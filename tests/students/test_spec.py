@@ -8,7 +8,7 @@ import sliced
 import tiny
 from kdcli.errors import InputError, KDError, UsageError
 from kdcli.models.family_layout import FAMILIES, form_of
-from kdcli.students.cut import counter
+from kdcli.students.cut import config_of, counter, refused_by_config
 from kdcli.students.made import is_made, made_config
 from kdcli.students.spec import choose_sizes, parse_cut
 
@@ -151,3 +151,30 @@ def test_what_is_given_is_kept_and_the_rest_is_shared_out():
     found = choose_sizes(parse_cut("cut:params=0.6,layers=2,over=ffn"), form, FAMILIES["llama"], count)
     assert (found.layers, found.groups, found.width) == (2, 2, 16)
     assert count(found) <= 0.6 * count(form) < count(replace(found, ffn=found.ffn + 8))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("heads", [4, 8])
+def test_only_sizes_that_the_family_takes_are_chosen(family, heads):
+    """Some configurations want a width that the heads divide, though heads have a size of their own."""
+    config = sliced.model(family).config
+    config.num_attention_heads = heads
+    if "num_key_value_heads" in config.to_dict():
+        config.num_key_value_heads = heads
+    form, count = form_of(config, family), counter(config)
+    for share in (0.4, 0.5, 0.65, 0.8):
+        spec = parse_cut(f"cut:params={share},over=heads+width")
+        found = choose_sizes(spec, form, FAMILIES[family], count, lambda sizes: refused_by_config(config, sizes))
+        assert config_of(config, found).num_attention_heads == found.heads
+        assert count(found) <= share * count(form)
+
+
+def test_sizes_that_the_family_does_not_take_are_refused():
+    config = sliced.model("llama").config
+    config.num_attention_heads = config.num_key_value_heads = 4
+    form, sizes = form_of(config, ""), lambda sizes: refused_by_config(config, sizes)
+    with pytest.raises(UsageError, match="not a multiple of the number of attention heads") as caught:
+        choose_sizes(parse_cut("cut:width=16,heads=3"), form, FAMILIES["llama"], counter(config), sizes)
+    assert caught.value.code == "CUT-03"
+    assert caught.value.fix == "give other heads, or width=15"
+    assert choose_sizes(parse_cut("cut:width=15,heads=3"), form, FAMILIES["llama"], counter(config), sizes).width == 15

@@ -25,6 +25,7 @@ from kdcli.metrics.score import Finish, Score, ratio, total
 from kdcli.metrics.titles import current, current_column, current_entry, current_signature
 from kdcli.registry.registry import METRICS
 from kdcli.statistics import Estimate
+from kdcli.statistics.estimate import Unit
 from kdcli.storage import atomic, stored
 
 # ``curves.json`` and the pictures of an evaluation.
@@ -82,7 +83,7 @@ class _Entry(BaseModel):
     low: float | None
     high: float | None
     count: Annotated[int, Field(lt=2**63)]
-    unit: str
+    unit: Unit
     error: float | None = None
     p_value: float | None = None
     freedom: float | None = None

@@ -244,9 +244,9 @@ def _begin(output: Path, settings: str, identity: dict[str, Any], rounds: int) -
     if (done := newest_round(output)) > rounds:
         what = f"{done} rounds are done, and {rounds} are asked for"
         raise UsageError("FED-02", what, where=str(output), fix=f"give --rounds {done}, or choose another -o")
-    replace_file(output / CONFIG, settings)
     text = json.dumps({"kind": "federation", "schema": SCHEMA, "identity": identity}, indent=1, sort_keys=True)
-    replace_file(path, text + "\n")
+    replace_file(path, text + "\n")  # first: what says whose folder this is, should nothing else be there yet
+    replace_file(output / CONFIG, settings)
 
 
 def _finished(cell: Cell, session: Session) -> tuple[RunRecord, None] | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -186,6 +187,15 @@ def config_of(
         made.pop(name, None)
     with silence_transformers():
         return CONFIG_MAPPING[config.model_type](**made)
+
+
+def refused_by_config(config: PreTrainedConfig, form: Form, where: str = "the model") -> str:
+    """Return why a family's own configuration takes no model of these sizes; empty where it does."""
+    try:
+        config_of(config, form, where=where)
+    except StrictDataclassClassValidationError as error:
+        return str(error.__cause__ or error).rstrip(".")
+    return ""
 
 
 def counter(config: PreTrainedConfig, where: str = "the model") -> Callable[[Form], int]:

@@ -21,7 +21,7 @@ from kdcli.models.sizes import Footprint, sizes_of
 from kdcli.models.skipping import zero_out
 from kdcli.models.tokenizer import folder_end_tokens, load_tokenizer
 from kdcli.models.weights import build_config, load_weights
-from kdcli.students.cut import Kept, config_of, counter, slice_model
+from kdcli.students.cut import Kept, config_of, counter, refused_by_config, slice_model
 from kdcli.students.scores import Scores, batches_of, highest, score, similarities, spaced
 from kdcli.students.sparsity import PrunedLayer, prune
 from kdcli.students.spec import CutSpec, Half, choose_sizes, choose_skipped, is_cut, parse_cut
@@ -286,7 +286,9 @@ def _skipped(spec: CutSpec, config: PreTrainedConfig, alike: Mapping[Half, Seque
 
 def _sizes(spec: CutSpec, teacher: PreTrainedConfig, where: str) -> Form:
     family, form = family_of(teacher, where), form_of(teacher, where)
-    return choose_sizes(spec, form, family, counter(teacher, where))
+    return choose_sizes(
+        spec, form, family, counter(teacher, where), lambda sizes: refused_by_config(teacher, sizes, where)
+    )
 
 
 def _config(folder: str) -> PreTrainedConfig:

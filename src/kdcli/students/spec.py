@@ -337,7 +337,13 @@ def _refuse(text: object, what: str, fix: str, code: str = "CUT-02") -> NoReturn
 # From what is asked for to the sizes of the student.
 
 
-def choose_sizes(spec: CutSpec, form: Form, family: Family, count: Callable[[Form], int]) -> Form:
+def choose_sizes(
+    spec: CutSpec,
+    form: Form,
+    family: Family,
+    count: Callable[[Form], int],
+    refused: Callable[[Form], str] = lambda form: "",
+) -> Form:
     """Return the sizes of the student.
 
     Args:
@@ -345,21 +351,27 @@ def choose_sizes(spec: CutSpec, form: Form, family: Family, count: Callable[[For
         form: the teacher's sizes.
         family: its family.
         count: returns the parameters of a model of given sizes.
+        refused: returns why the family takes no model of given sizes, empty where it does.
 
     Raises:
         UsageError: CUT-03, the teacher does not have so many, or cannot be cut there.
     """
-    made = _chosen(spec, form, family, count)
+    made = _chosen(spec, form, family, count, refused)
     _check_share(spec, made)
     return made
 
 
-def _chosen(spec: CutSpec, form: Form, family: Family, count: Callable[[Form], int]) -> Form:
+def _chosen(
+    spec: CutSpec, form: Form, family: Family, count: Callable[[Form], int], refused: Callable[[Form], str]
+) -> Form:
     asked = _as_asked(spec, form, family)
     if form.width != form.embedding == asked.width:
         what = f"width={spec.width} is the size of its embedding, and the projection between the two would go"
         _refuse(spec, what, "give another width", "CUT-03")
     if spec.params is None:
+        if why := refused(asked):
+            near = max(asked.width // asked.heads, 1) * asked.heads
+            _refuse(spec, f"no such model: {why}", f"give other heads, or width={near}", "CUT-03")
         return asked
     free: set[Unit] = {unit for unit in spec.over if getattr(spec, unit) is None}
     if family.spans and (spec.width or spec.heads):
@@ -368,7 +380,9 @@ def _chosen(spec: CutSpec, form: Form, family: Family, count: Callable[[Form], i
         _refuse(spec, "params has nothing left to choose", "leave one of the sizes out", "CUT-03")
     tried = {_shrunk(asked, family, free, spec, step / _STEPS) for step in range(1, _STEPS + 1)}
     tried = {one for one in tried if form.width == form.embedding or one.width != one.embedding}
-    counted = sorted((count(one), one.ffn, one) for one in tried)
+    counted = sorted((count(one), one.ffn, one) for one in tried if not refused(one))
+    if not counted:
+        _refuse(spec, "params: the family has no smaller model of these sizes", "name the sizes", "CUT-03")
     fitting = [one for number, _, one in counted if number <= spec.params * count(form)]
     if not fitting:
         least = counted[0][0] / count(form)

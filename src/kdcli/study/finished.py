@@ -32,7 +32,7 @@ from kdcli.metrics.describe import describe
 from kdcli.report.page import write_report
 from kdcli.storage import atomic
 from kdcli.storage.digests import update_digest
-from kdcli.storage.run_dir import CONFIG, RunFolder
+from kdcli.storage.run_dir import CONFIG, MANIFEST, RunFolder
 from kdcli.students.made import is_made
 from kdcli.students.supernet_spec import refuse_several_sizes
 from kdcli.study.cells import CELLS
@@ -399,7 +399,7 @@ def groups_of(study: Study, folder: Path) -> list[Group]:
     groups: dict[str, dict[int, Finished]] = {}
     for entry in _final(study):
         run, evaluation = folder / entry.folder, folder / entry.folder / entry.evaluation
-        if RunFolder(run).is_run and RunFolder(run).is_done and evaluation.is_dir():
+        if (run / MANIFEST).is_file() and RunFolder(run).is_done and evaluation.is_dir():
             groups.setdefault(entry.label, {})[entry.seed] = (read_run(run), read_results(evaluation))
     return [Group(label, runs) for label, runs in groups.items()]
 
