@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 import tiny
+import vision
 from shell import kd
 from test_site import LINES
 
@@ -54,6 +55,9 @@ def made(tmp_path_factory):
         tiny.folder(home / name, seed=seed, max_position_embeddings=1024)
     for name in ROWS:
         tiny.rows(home / name, 8)
+    for seed, name in enumerate(("VLM", "SMALL_VLM")):
+        vision.folder(home / name, "llava", seed=seed)
+    vision.rows(home / "pictures.jsonl", 4)
     (home / "train.jsonl.gz").write_bytes(gzip.compress((home / "train.jsonl").read_bytes()))
     pair = (
         "--teacher",
