@@ -12,13 +12,16 @@ import vision
 from kdcli.config.schema import CacheConfig, DistillConfig, EvalConfig
 from kdcli.config.sections import DataConfig, GenerationConfig
 from kdcli.data.batching import collate
+from kdcli.data.images import join_images
 from kdcli.distill.run import distill
 from kdcli.errors import KDError
 from kdcli.evaluation.evaluate import evaluate_run
 from kdcli.events import silent
 from kdcli.generation import GenerationRequest, answers
 from kdcli.loading.session import Session
+from kdcli.losses.base import Layers
 from kdcli.losses.build import build_objective
+from kdcli.models.layers import capture_layers
 from kdcli.models.load import load_model
 from kdcli.storage.locate import model_of
 from kdcli.teachers.base import LiveTeacher
@@ -135,6 +138,22 @@ def test_losses_are_those_of_plain_forward_passes(place):
         total, _ = step(batch, batch.targets)
         terms = [term(own.log_softmax(-1), theirs.log_softmax(-1), labels) for (own, labels), (theirs, _) in both]
         assert total.item() == pytest.approx((torch.cat(terms).sum() * share).item(), rel=TOLERANCE)
+
+
+def test_layers_compared_are_those_of_the_text_decoder(place):
+    """Hidden states after each layer equal what transformers returns for it, images read; one equals oneself."""
+    model, rows = load_model(str(place / "T"), device=CPU, role="teacher"), dataset(place)
+    batch = collate(rows.examples, [0, 1, 3], 0)
+    asked = Layers(hidden=frozenset({0, 1}))
+    with torch.no_grad():
+        found = capture_layers(model.model, batch.input_ids, batch.attention_mask, asked, batch.extra).hidden
+        told = model.model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True,
+            **join_images(batch.extra, batch.input_ids.shape[1]),
+        ).hidden_states  # fmt: skip
+    assert found.keys() == {0, 1}
+    for layer, value in found.items():
+        torch.testing.assert_close(value, told[layer])
 
 
 def test_a_batch_is_the_sum_of_its_micro_batches(place):

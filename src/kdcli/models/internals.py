@@ -193,9 +193,11 @@ def forward_with_cache(
 
 def layers_of(model: PreTrainedModel, trunk: nn.Module) -> nn.ModuleList | None:
     """Return a decoder's layers in order: its first list of as many modules as the config counts; None without one."""
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
-    text = getattr(trunk, "language_model", trunk)  # a model of images has layers in its image encoder, too
-    lists = (module for module in text.modules() if isinstance(module, nn.ModuleList))
+    text = model.config.get_text_config(decoder=True)
+    # A model of images has layers in its image encoder, too: only what is built from the text's config is looked at.
+    inside = (one for one in trunk.modules() if isinstance(one, PreTrainedModel) and one.config is text)
+    lists = (module for module in next(inside, trunk).modules() if isinstance(module, nn.ModuleList))
+    count = text.num_hidden_layers
     return next((one for one in lists if len(one) == count), None)
 
 

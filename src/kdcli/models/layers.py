@@ -169,6 +169,8 @@ def verify_layers(model: PreTrainedModel, layers: Layers, *, learns: bool) -> No
     try:
         found = capture_layers(model.eval(), ids, torch.ones_like(ids), Layers(hidden=layers.hidden))
         out: Any = trunk_of(model)(input_ids=ids, use_cache=False, output_hidden_states=True)
+        if found.hidden.keys() != layers.hidden:
+            raise _refuse(model, "its blocks are not read in a pass over text")
         _check_hidden(model, found.hidden, out.hidden_states)
         if layers.attention:
             with torch.random.fork_rng():
