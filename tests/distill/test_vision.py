@@ -190,6 +190,7 @@ def test_a_run_lowers_the_loss_and_its_folder_loads_with_transformers_alone(plac
     logp = torch.cat([
         own.log_softmax(-1).gather(1, labels[:, None])[:, 0] for own, labels in plain(trained, read(place), place)
     ])  # fmt: skip
+    assert "AutoModelForImageTextToText" in (trained / "README.md").read_text()
     assert record.evaluation is not None
     found = record.evaluation.estimates["perplexity"].mean
     assert found == pytest.approx((-logp.mean()).exp().item(), rel=1e-4)

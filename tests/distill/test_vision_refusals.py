@@ -6,7 +6,7 @@ import pytest
 
 import tiny
 import vision
-from kdcli.config.schema import DistillConfig, EvalConfig, GenerateConfig
+from kdcli.config.schema import DistillConfig, EvalConfig, FederateConfig, GenerateConfig
 from kdcli.config.sections import DataConfig
 from kdcli.distill.generate import generate
 from kdcli.distill.plan import plan_distill
@@ -14,6 +14,7 @@ from kdcli.distill.run import distill
 from kdcli.errors import KDError
 from kdcli.evaluation.evaluate import evaluate_run
 from kdcli.events import silent
+from kdcli.federated.federate import federate
 from kdcli.loading.session import Session
 
 
@@ -81,10 +82,10 @@ def test_a_run_is_refused_before_a_weight_is_read(place, name, monkeypatch):
 
 
 def test_metrics_that_do_not_read_images_are_refused(place):
-    for metric in ("on_policy_kl", "choices"):
+    for metric in ("on_policy_kl", "macro_f1"):
         options = {"metrics": [metric, "perplexity"]}
         asked = {"model": str(place / "S"), "teacher": str(place / "T"), "data": {"eval": str(place / "train.jsonl")}}
-        with pytest.raises(KDError, match=r"IMG-06.*Fix: give --metric perplexity|METRIC-01"):
+        with pytest.raises(KDError, match=r"IMG-06.*Fix: give --metric perplexity"):
             evaluate_run(EvalConfig.model_validate({**asked, "evaluation": options}), silent)
 
 
@@ -173,6 +174,15 @@ def test_commands_on_text_alone_refuse_rows_with_images(place):
     reader = session.inspect(str(place / "S"))
     with pytest.raises(KDError, match=r"IMG-01"):
         session.data(str(place / "train.jsonl"), reader, DataConfig(), role="train")
+
+
+def test_federated_clients_are_refused_as_they_do_not_find_the_pictures(place):
+    asked = settings(place).model_dump(include={"student", "teacher", "loss", "data"})
+    config = FederateConfig.model_validate(
+        {**asked, "output": str(place / "fed"), "federation": {"clients": 2, "rounds": 1}, "train": {"max_steps": 1}}
+    )
+    with pytest.raises(KDError, match=r"IMG-06.*clients do not find"):
+        federate(config, silent)
 
 
 def test_a_folder_without_processor_or_with_code_is_refused_by_name(place, tmp_path):
