@@ -263,7 +263,7 @@ def test_a_cache_gives_the_run_of_the_live_teacher_bit_for_bit_and_knows_its_ima
     (place / "pictures/0-0-0.png").write_bytes(before)
 
 
-@dear("gemma3")
+@dear("llava")
 def test_a_stopped_run_goes_on_bit_for_bit(place):
     more = {"train": {"max_steps": 6, "save_every": 2}}
     distill(settings(place, "whole", **more), silent)
