@@ -18,6 +18,7 @@ import exported
 import loopback
 import teaching
 import tiny
+import vision
 from damage import flip
 from kdcli.comparison.tables_store import read_tidy
 from kdcli.config.schema import (
@@ -370,7 +371,31 @@ def _fails(*given: object, **named: object) -> None:
     raise RuntimeError("the tracker is away")
 
 
+def pictures(*changed: dict[str, object]) -> Spoil:
+    """Make a model of images, and rows of which the last ones are spoilt."""
+
+    def make(home: Path, patch: pytest.MonkeyPatch) -> None:
+        vision.folder(home / "v", "llava", seed=1)
+        vision.rows(home / "p.jsonl", 2)
+        row = vision.row(["pictures/0-0-0.png"], "what?", "a")
+        with (home / "p.jsonl").open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps({**row, **more}) + "\n" for more in changed))
+
+    return make
+
+
+SEEN = "eval v --data p.jsonl --device cpu --metric perplexity"
+
 SCENARIOS: dict[str, Typed] = {
+    "repair the row, or leave such rows out with --skip-bad": typed(
+        SEEN, f"{SEEN} --skip-bad", before=pictures({"images": ["gone.png"]})
+    ),
+    'give a part {"type": "image"} for each, or leave such rows out with --skip-bad': typed(
+        SEEN, f"{SEEN} --skip-bad", before=pictures({"images": ["pictures/0-0-0.png"] * 2})
+    ),
+    "give kd distill or kd eval models of images and text, or take the images out of the rows": typed(
+        SEEN.replace("eval v", "eval s"), SEEN, before=pictures()
+    ),
     "give a folder, --predictions FILE or --server-url URL": typed("eval", "eval --predictions p.jsonl --metric em"),
     "give --data, or {}": typed(
         "student cut:layers=1,by=influence,sparse=0.5,method=wanda --teacher t -o made",

@@ -9,6 +9,7 @@ import pytest
 
 import classes
 import tiny
+import vision
 from kdcli.config.presets import config_path
 from shell import kd
 from test_site import LINES
@@ -59,6 +60,9 @@ def made(tmp_path_factory):
         tiny.folder(home / name, seed=seed, **sizes)
     for name in ROWS:
         tiny.rows(home / name, 8)
+    for seed, name in enumerate(("VLM", "SMALL_VLM")):
+        vision.folder(home / name, "llava", seed=seed)
+    vision.rows(home / "pictures.jsonl", 4)
     (home / "train.jsonl.gz").write_bytes(gzip.compress((home / "train.jsonl").read_bytes()))
     pair = (
         "--teacher",

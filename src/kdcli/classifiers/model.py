@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from kdcli.classifiers.tiny import PAD, HashedWords, TinyConfig, is_tiny, make_tiny, tiny_config
 from kdcli.data.class_rows import check_label, class_tokens
+from kdcli.data.images import ImageInputs
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError
 from kdcli.models.checks import ModelFolder, model_digest, open_folder, open_settings
@@ -85,12 +86,18 @@ class ClassModel(LanguageModel):
         """Return the identity."""
         return self.head
 
-    def hidden(self, input_ids: Int[Tensor, "b s"], attention_mask: Int[Tensor, "b s"]) -> Float[Tensor, "b s d"]:
+    def hidden(
+        self,
+        input_ids: Int[Tensor, "b s"],
+        attention_mask: Int[Tensor, "b s"],
+        extra: Sequence[ImageInputs | None] = (),
+    ) -> Float[Tensor, "b s d"]:
         """Return each text's logits at each of its positions, ``[b s classes]``.
 
         Args:
             input_ids: token ids ``[b s]``, padded on the right.
             attention_mask: 1 for tokens, 0 for padding, ``[b s]``.
+            extra: empty: texts alone are classified.
         """
         logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
         return logits[:, None].expand(-1, input_ids.shape[1], -1)

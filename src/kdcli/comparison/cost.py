@@ -83,7 +83,7 @@ def costs_of(runs: Sequence[RunRecord]) -> list[Cost]:
 
 def _compressed(model: Path) -> int | None:
     try:
-        return compressed_bytes(open_folder(str(model)).files)
+        return compressed_bytes(open_folder(str(model), images=True).files)
     except (KDError, OSError):
         return None
 
@@ -200,7 +200,7 @@ def model_size(path: str) -> Size | None:
     """Return the size of a model folder or a cached hub id from its files' headers; None where there is none."""
     try:
         here = Path(path).expanduser().is_dir()
-        return _size(open_folder(path if here else snapshot_download(path, local_files_only=True)))
+        return _size(open_folder(path if here else snapshot_download(path, local_files_only=True), images=True))
     except (KDError, OSError, ValueError):
         return None
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from kdcli.data.images import ImageInputs
 from kdcli.data.tokenize import Example
 
 IGNORED = -100
@@ -27,6 +28,7 @@ class Batch:
             predict, ``IGNORED`` unless that token belongs to a response.
         example: index of each sequence in the data set, shape ``[b]``.
         facts: what the source knows of each label, by name, each of shape ``[b, s]``.
+        extra: the images of each sequence, None for one without; empty where none has any.
     """
 
     input_ids: Int[Tensor, "b s"]
@@ -34,6 +36,7 @@ class Batch:
     labels: Int[Tensor, "b s"]
     example: Int[Tensor, " b"]
     facts: Mapping[str, Tensor] = field(default_factory=dict)
+    extra: tuple[ImageInputs | None, ...] = ()
 
     @property
     def targets(self) -> int:
@@ -51,7 +54,8 @@ class Batch:
             part.to(device, non_blocking=True) for part in (self.input_ids, self.attention_mask, self.labels)
         )
         facts = {name: fact.to(device, non_blocking=True) for name, fact in self.facts.items()}
-        return Batch(ids, mask, labels, self.example, facts)
+        extra = tuple(None if one is None else one.to(device) for one in self.extra)
+        return Batch(ids, mask, labels, self.example, facts, extra)
 
 
 def collate(examples: Sequence[Example], indexes: Sequence[int], pad_id: int) -> Batch:
@@ -80,7 +84,21 @@ def collate(examples: Sequence[Example], indexes: Sequence[int], pad_id: int) ->
         input_ids[row, :end] = ids[:-1]
         attention_mask[row, :end] = 1
         labels[row, first:end] = ids[first + 1 :]
-    return Batch(input_ids, attention_mask, labels, torch.tensor(indexes, dtype=torch.int64))
+    return Batch(input_ids, attention_mask, labels, torch.tensor(indexes, dtype=torch.int64), extra=images_of(chosen))
+
+
+def images_of(examples: Sequence[Example]) -> tuple[ImageInputs | None, ...]:
+    """Return the prepared images of some examples, None for each without; empty where none has any.
+
+    Raises:
+        InputError: IMG-03, an image that can be read no more.
+        IntegrityError: IMG-04, an image that is not the one whose digest was taken.
+    """
+    if all(example.images is None for example in examples):
+        return ()
+    return tuple(
+        None if example.images is None else example.images.inputs(example.prompt_length) for example in examples
+    )
 
 
 # Decides which examples form which step: a pure function of seed and epoch, with no state.

@@ -74,8 +74,11 @@ def encode_choices(tokenizer: PreTrainedTokenizerBase, dataset: TokenDataset) ->
     """Return each row's choices as tokens; prompt and choice are tokenised as one text.
 
     Raises:
-        InputError: choices that cannot be used, that have no token, or that two of a row share.
+        InputError: choices that cannot be used, that have no token, that two of a row share, or that follow images.
     """
+    seen = next((example for example in dataset.examples if example.images is not None), None)
+    if seen is not None:
+        raise _refuse("IMG-06", "choices behind images are not scored", seen, "leave metrics of choices out")
     found, checked = [], [check_choices(example) for example in dataset.examples]
     pairs = [(example, choices.texts) for example, choices in zip(dataset.examples, checked, strict=True)]
     for example, choices, followed in zip(dataset.examples, checked, follow_all(tokenizer, pairs), strict=True):

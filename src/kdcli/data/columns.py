@@ -29,7 +29,7 @@ class RowFormat:
 _CHOICES = {"choices": ("choices",), "answer": ("answer",)}
 """Answers to choose from and which of them is right; any row may have them."""
 
-_ROW = {**_CHOICES, "teacher_trust": ("teacher_trust",)}
+_ROW = {**_CHOICES, "teacher_trust": ("teacher_trust",), "images": ("images",)}
 """What any row with a prompt may have beside it."""
 
 _CHAT = {

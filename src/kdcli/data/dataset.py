@@ -4,11 +4,13 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from kdcli.config.sections import DataConfig
+from kdcli.data.images import ImageReader, RowImages, find_images
 from kdcli.data.readers import counted, short_place
 from kdcli.data.rows import Row, RowReport, read_rows
 from kdcli.data.templates import check_template, choose_template, render, render_guarded, template_digest
@@ -43,6 +45,7 @@ def load_dataset(
     ends: EndTokens,
     limit: int | None = None,
     role: Role = "train",
+    images: ImageReader | None = None,
 ) -> TokenDataset:
     """Read rows, put them into their template and tokenise prompt and response as one text.
 
@@ -53,6 +56,7 @@ def load_dataset(
         ends: the tokens that end a response; the first closes one that names none.
         limit: use the first so many rows.
         role: says which split a folder or hub data set is read from; of "prompts", answers are not read.
+        images: what prepares the images of rows; None where rows of text alone can be read.
 
     Raises:
         InputError: nothing usable, a bad row, or a tokenizer or template that fails.
@@ -61,19 +65,37 @@ def load_dataset(
     """
     check_template(config.template)
     report = read_rows(path, config, limit=limit, splits=SPLITS[role], answered=role != "prompts")
+    if images is None and not config.skip_bad:
+        _refuse_images(report.rows)
     texts, refused = _render_all(report.rows, config, tokenizer)
-    maker = _Maker(tokenizer, config, ends)
+    maker = _Maker(tokenizer, config, ends, images, Path(path).expanduser().parent)
     examples = maker.make(texts)
+    if not examples and maker.refused:
+        raise maker.refused[0]
     if not examples:
         raise _nothing_left(path, config, report, maker, refused)
     chosen = choose_template(texts[0].row, config.template, tokenizer)
     notes = [*report.notes, f"template: {chosen if '{' not in chosen else 'custom text'}"]
     notes += [f"{counted(len(refused), 'row')} left out: {refused[0].what}"] if refused else []
     notes += maker.notes()
+    if shown := sum(example.images is not None for example in examples):
+        notes.append(f"{counted(shown, 'row')} with images")
     if role == "train" and (several := sum(len(row.responses) > 1 for row in report.rows)):
         notes.append(f"{counted(several, 'row')} with several responses; training takes the first")
     names = [choose_template(text.row, config.template, tokenizer) for text in texts]
     return TokenDataset(examples, tuple(notes), report.digest, template_digest(names, tokenizer), maker.cut_note)
+
+
+def _refuse_images(rows: Sequence[Row]) -> None:
+    for row in rows:
+        if row.images:
+            raise _unread(row)
+
+
+def _unread(row: Row) -> InputError:
+    what = f"the row has {counted(len(row.images), 'image')}, and text alone is read here"
+    fix = "give kd distill or kd eval models of images and text, or take the images out of the rows"
+    return InputError("IMG-01", what, where=row.where, fix=fix)
 
 
 @dataclass(frozen=True)
@@ -117,6 +139,9 @@ class _Maker:
     tokenizer: PreTrainedTokenizerBase
     config: DataConfig
     ends: EndTokens
+    images: ImageReader | None = None
+    beside: Path = Path()
+    refused: list[InputError] = field(default_factory=list)
     too_long: list[str] = field(default_factory=list)
     over_prompt_limit: list[str] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)
@@ -133,14 +158,48 @@ class _Maker:
         shared: dict[int, int] = {}  # one int object per id keeps millions of tokens small
         examples = []
         for text, pair in zip(texts, pairs, strict=True):
+            found = self._with_images(text, pair) if text.row.images else None
+            if isinstance(found, InputError):
+                if not self.config.skip_bad:
+                    raise found
+                self.refused.append(found)
+                continue
+            images, pair = found or (None, pair)
             # A chat template writes its own special tokens.
             example = self._example(text, pair, () if text.chat else prefix)
+            if example is not None and images is not None:
+                example = replace(example, images=images)
             if example is not None:
                 ids, asked = (
                     tuple(shared.setdefault(number, number) for number in part) for part in (example.ids, example.asked)
                 )
                 examples.append(replace(example, ids=ids, asked=asked))
         return tuple(examples)
+
+    def _with_images(self, text: _Text, pair: Joined) -> tuple[RowImages, Joined] | InputError:
+        """Return a row's images and its tokens with those that stand for them, or why the row cannot be used."""
+        row, reader = text.row, self.images
+        try:
+            if reader is None:
+                raise _unread(row)
+            files = find_images(row.images, self.beside, row.where)
+            places = reader.places(text.prompt)
+            if places != len(files):
+                what = f"the prompt has a place for {places} of {counted(len(files), 'image')}"
+                fix = 'give a part {"type": "image"} for each, or leave such rows out with --skip-bad'
+                raise InputError("IMG-03", what, where=row.where, fix=fix)
+            if pair.straddled or tuple(pair.ids[: pair.border]) != tuple(pair.prompt):
+                what = "the answer begins inside a token of the prompt, behind which images cannot be told apart"
+                raise InputError("IMG-03", what, where=row.where, fix="let the prompt end in no space")
+            images = RowImages(reader, text.prompt, files, row.where)
+            ids, _ = images.read()
+            answer = pair.ids[pair.border :]
+            if not reader.image_token_ids.isdisjoint(answer):
+                what = "the answer holds the token that stands for an image, which is never a label"
+                raise InputError("IMG-03", what, where=row.where, fix="take it out of the answer")
+        except InputError as error:
+            return error
+        return images, Joined([*ids, *answer], len(ids), ids)
 
     def _example(self, text: _Text, pair: Joined, prefix: tuple[int, ...]) -> Example | None:
         row = text.row
@@ -192,6 +251,8 @@ class _Maker:
 
     def notes(self) -> list[str]:
         longest = self.config.max_length
+        bad = [refused.what for refused in self.refused]
+        left = [f"{counted(len(bad), 'row')} left out: {bad[0]}"] if bad else []
         told = (
             (self.over_prompt_limit, "row", f"dropped: prompt over {self.config.max_prompt_length} tokens"),
             (self.too_long, "row", f"dropped: the prompt alone fills {longest} tokens"),
@@ -204,7 +265,7 @@ class _Maker:
                 "begun by a token of the prompt, which is not learnt; let prompts end in no space",
             ),
         )
-        return [_note(*one) for one in told if one[0]]
+        return [*left, *(_note(*one) for one in told if one[0])]
 
     @property
     def cut_note(self) -> str:
@@ -287,4 +348,5 @@ def split_development(rows: TokenDataset, share: float) -> tuple[TokenDataset, T
 def _digest(example: Example) -> str:
     """Return the sha256 of a row's prompt; of its text where there is no prompt."""
     text = example.prompt or (example.references[0] if example.references else repr(example.ids))
+    text = text if example.images is None else f"{text} {example.images.digest}"
     return hashlib.sha256(" ".join(text.split()).encode("utf-8", "surrogatepass")).hexdigest()

@@ -42,6 +42,7 @@ class Row:
         choices: answers to choose from, as the row has them and unchecked; None if it has none.
         answer: the right one or its place, likewise; None if the first response is meant.
         teacher_trust: how far the teacher is trusted on the row, from 0 to 1.
+        images: paths of the prompt's images, relative to the folder of the file; empty for a row of text alone.
     """
 
     prompt: str
@@ -55,6 +56,7 @@ class Row:
     choices: Any = None
     answer: Any = None
     teacher_trust: float = 1.0
+    images: tuple[str, ...] = ()
 
     @property
     def has_control_characters(self) -> bool:
@@ -73,6 +75,9 @@ def check_record(record: Record, layout: RowSchema) -> Row:
     row = _row(reader, layout.form.name)
     if choices is not None:
         row = replace(row, choices=choices, answer=reader.optional("answer"))
+    images = reader.images()
+    if images:
+        row = replace(row, images=images)
     trust = reader.trust()
     return row if trust == 1.0 else replace(row, teacher_trust=trust)
 
@@ -138,6 +143,17 @@ class _Reader:
             raise self.error("DATA-06", what)
         return number
 
+    def images(self) -> tuple[str, ...]:
+        """Return the paths of a row's images; none where it does not say."""
+        value = self.optional("images")
+        if value is None or value in ("", []):
+            return ()
+        paths = [value] if isinstance(value, str) else value
+        if not isinstance(paths, list) or not all(isinstance(one, str) and one.strip() for one in paths):
+            what = f'"{self.columns["images"]}" must be a list of paths, got {kind_of(value)}'
+            raise self.error("DATA-06", what)
+        return tuple(self.clean(one, self.columns["images"]) for one in paths)
+
     def optional_text(self, field: str) -> str:
         """Look a field up that this row, or the rows the layout was taken from, may lack."""
         names = [self.columns[field]] if field in self.columns else self.names[field]
@@ -180,7 +196,7 @@ def _conversation(reader: _Reader) -> Row:
     last = answers[-1]
     row = _said(reader, messages[:last], messages[last])
     if not any(value for name, value in messages[last].items() if name not in ("role", "content")):
-        reader.clean(messages[last].get("content"), f"messages[{last}].content")
+        reader.clean(text_of(messages[last].get("content")), f"messages[{last}].content")
     return row
 
 
@@ -201,8 +217,8 @@ def _turns(reader: _Reader) -> list[dict[str, Any]]:
 def _said(reader: _Reader, before: list[dict[str, Any]], turn: dict[str, Any] | None) -> Row:
     if not before:
         raise reader.error("DATA-07", "nothing comes before the assistant turn")
-    prompt = "\n\n".join(one.get("content") or "" for one in before)
-    answer = (turn.get("content") or "") if turn is not None else ""
+    prompt = "\n\n".join(text_of(one.get("content")) or "" for one in before)
+    answer = (text_of(turn.get("content")) or "") if turn is not None else ""
     return Row(
         prompt, (answer,), reader.where, "messages", messages=tuple(before), turn=turn, extras=_extras(reader)
     )  # fmt: skip
@@ -238,11 +254,37 @@ def _turn(reader: _Reader, turn: Any, index: int) -> dict[str, Any]:
     if "role" not in said or not ("content" in said or "content" in turn or more):
         raise reader.error("DATA-05", f"{name} needs role and content")
     reader.clean(said["role"], f"{name}.role")
-    if "content" in said or not more:
+    if isinstance(said.get("content"), list):
+        _parts(reader, said["content"], f"{name}.content")
+    elif "content" in said or not more:
         reader.clean(turn.get("content"), f"{name}.content", may_be_empty=True)
     elif "content" in turn:
         said["content"] = None  # as given: a turn without text, with tool calls
     return said
+
+
+def _parts(reader: _Reader, parts: list[Any], name: str) -> None:
+    """Refuse a turn's parts that are neither a text nor the place of an image."""
+    if "images" not in reader.columns:
+        raise reader.error("DATA-06", f'"{name}" must be text, got a list')
+    for number, part in enumerate(parts):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text":
+            reader.clean(part.get("text"), f"{name}[{number}].text", may_be_empty=True)
+        elif kind != "image" or set(part) != {"type"}:
+            what = f'{name}[{number}] must be {{"type": "text", "text": ...}} or {{"type": "image"}}'
+            raise reader.error("DATA-06", what, f'give the paths in "images", or {_DROP}')
+
+
+def text_of(content: Any) -> Any:
+    """Return the text of a turn's content: of a list of parts, that of its texts.
+
+    >>> text_of([{"type": "image"}, {"type": "text", "text": "What is it?"}]), text_of("What?")
+    ('What is it?', 'What?')
+    """
+    if not isinstance(content, list):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
 
 
 _ROLES = {

@@ -16,7 +16,7 @@ from jinja2.parser import Parser
 from transformers import PreTrainedTokenizerBase
 
 from kdcli.data.readers import MAX_LINE_BYTES, size_text
-from kdcli.data.rows import Row
+from kdcli.data.rows import Row, text_of
 from kdcli.errors import InputError, KDError, UsageError, raise_machine_fault
 from kdcli.storage.forked import SECONDS, ExceededError, bounded
 from kdcli.text import one_line
@@ -347,11 +347,16 @@ def _prompt(row: Row, template: str) -> str:
 
 
 def _chat(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    turns = [dict(turn) for turn in row.messages]
-    answer = dict(row.turn) if row.turn is not None else {"role": "assistant", "content": row.responses[0]}
+    turns: list[dict[str, Any]] = [dict(turn) for turn in row.messages]
+    answer: dict[str, Any] = (
+        dict(row.turn) if row.turn is not None else {"role": "assistant", "content": row.responses[0]}
+    )
     if not turns:
         question = "\n\n".join(part for part in (row.prompt, row.context) if part)
         turns = [{"role": "user", "content": question}]
+        if row.images:  # templates of models of images read parts
+            turns[0]["content"] = [*({"type": "image"} for _ in row.images), {"type": "text", "text": question}]
+            answer["content"] = [{"type": "text", "text": row.responses[0]}]
     try:
         template = tokenizer.get_chat_template(tools=row.extras.get("tools"))
         _refuse_unread(row, [*turns, answer], try_keys_read(template))
@@ -363,7 +368,7 @@ def _chat(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
         raise
     except Exception as error:
         raise _template_error(row, error) from error
-    content = answer.get("content") or ""
+    content = text_of(answer.get("content")) or ""
     if _thoughts(content) and content.strip() not in whole:
         return prompt, _with_thoughts(row, prompt, whole, content)
     if not whole.startswith(prompt):
@@ -550,4 +555,5 @@ def _rendered(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] |
 
 def _size(row: Row) -> int:
     said = sum(len(value) for turn in row.messages for value in turn.values() if isinstance(value, str))
+    said += sum(len(text_of(turn.get("content"))) for turn in row.messages if isinstance(turn.get("content"), list))
     return len(row.prompt) + len(row.responses[0]) + said

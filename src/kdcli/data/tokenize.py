@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from kdcli.data.images import RowImages
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, raise_machine_fault
 from kdcli.storage.forked import ExceededError, bounded
@@ -32,6 +33,7 @@ class Example:
         response: the response as text, whole, template and all; empty where a model wrote it.
         asked: tokens of the prompt by itself, where they are others than the first ``prompt_length`` ids; else empty.
         teacher_trust: how far the teacher is trusted on this response, from 0 to 1.
+        images: the images of the prompt; None for a row of text alone.
     """
 
     ids: tuple[int, ...]
@@ -44,6 +46,7 @@ class Example:
     response: str = ""
     asked: tuple[int, ...] = ()
     teacher_trust: float = 1.0
+    images: RowImages | None = None
 
     @property
     def question(self) -> tuple[int, ...]:
@@ -85,6 +88,11 @@ class TokenDataset:
         return sum(not example.prompt for example in self.examples)
 
     @cached_property
+    def with_images(self) -> int:
+        """Rows whose prompt has images."""
+        return sum(example.images is not None for example in self.examples)
+
+    @cached_property
     def targets(self) -> int:
         """Response tokens in all, end tokens included."""
         return sum(len(example.ids) - example.prompt_length for example in self.examples)
@@ -99,6 +107,9 @@ class TokenDataset:
         trust = np.asarray([example.teacher_trust for example in self.examples], dtype="<f8")
         if (trust != 1.0).any():
             state.update(trust.tobytes())
+        for index, example in enumerate(self.examples):
+            if example.images is not None:
+                state.update(f"{index} {example.images.digest}".encode())
         return state.hexdigest()
 
 
@@ -122,7 +133,8 @@ def overlap_note(train: TokenDataset, held_out: TokenDataset) -> str | None:
 
 
 def _essence(example: Example) -> str:
-    return " ".join((example.prompt or example.references[0]).split())
+    text = " ".join((example.prompt or example.references[0]).split())
+    return text if example.images is None else f"{text} {example.images.digest}"
 
 
 _TEXTS_AT_ONCE = 1000

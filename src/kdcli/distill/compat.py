@@ -20,9 +20,9 @@ from kdcli.distill.validation import deciding_score
 from kdcli.errors import InputError, KDError, UsageError
 from kdcli.evaluation.classes import check_class_metrics
 from kdcli.evaluation.on_policy import check_on_policy
-from kdcli.evaluation.scoring import MetricSet, choose_metrics
+from kdcli.evaluation.scoring import MetricSet, choose_metrics, refuse_images
 from kdcli.loading import splits
-from kdcli.loading.info import ModelPair, read_ensemble
+from kdcli.loading.info import ModelPair, fault_of_images, read_ensemble
 from kdcli.losses.base import Dims, DistillLoss
 from kdcli.losses.build import build_objective
 from kdcli.losses.composite import losses_inside
@@ -32,7 +32,7 @@ from kdcli.models.checks import open_folder
 from kdcli.models.layers import shape_of
 from kdcli.models.load import check_length, positions_in, positions_stated
 from kdcli.models.tokenizer import ACROSS
-from kdcli.models.weights import build_config
+from kdcli.models.weights import CAUSAL, VISION, build_config
 from kdcli.registry.registry import LOSSES
 from kdcli.remote.address import is_url
 from kdcli.sources.base import Source
@@ -465,8 +465,8 @@ def dims_of(pair: ModelPair) -> Dims:
 
 
 def _config(path: str) -> PreTrainedConfig:
-    checked = open_folder(model_of(path))
-    return build_config(checked.settings, str(checked.folder))
+    checked = open_folder(model_of(path), images=True)
+    return build_config(checked.settings, str(checked.folder), VISION if checked.images else CAUSAL)
 
 
 # The k likeliest tokens of a compact cache or a server: not every objective is defined on them.
@@ -517,6 +517,8 @@ def check_rows(run: Combination, trained: TokenDataset, measured: TokenDataset |
     assert run.pair is not None, "rows are read by a model's tokenizer"
     if run.pair.classifies:
         return faults_of(lambda: _check_classes(run, trained, measured))
+    if refused := [*_images(run, trained, measured)]:
+        return refused
     longest, pair = max(trained.lengths), run.pair
     student, bound = pair.student, _positions_of_student(pair)
     reading, positions = {student: bound}, {student: bound}
@@ -531,6 +533,53 @@ def check_rows(run: Combination, trained: TokenDataset, measured: TokenDataset |
     if measured is not None:
         works += _measurable(run, measured, positions)
     return faults_of(*works)
+
+
+def _images(run: Combination, trained: TokenDataset, measured: TokenDataset | None) -> Faults:
+    """What rows with images do not go with, and what does not read the same images."""
+    pair, first = run.pair, _first_with_images(trained, measured)
+    assert pair is not None, "see check_rows"
+    if first is None:
+        return
+    one, wanted = f"rows have images (first {first})", run.source.needs()
+    whole = "give a folder of a model of images and text"
+    refused = {
+        "--student": ("a student made on the spot", pair.student_is_made, whole),
+        run.label: (
+            f"@{run.source.name}, which writes or mixes texts",
+            wanted.teacher or wanted.student or wanted.corpus or bool(wanted.monitor) or not wanted.offline,
+            "leave the source out: the rows are learnt as they are",
+        ),
+        "--lora": ("an adapter", run.lora.rank is not None, "leave it out"),
+        "--shard": ("shards", run.hardware.shard != "ddp", "leave it out"),
+        "hardware.gpus": (
+            "several processes", run.hardware.gpus > 1 or distributed.world() > 1, "start one process on one device"
+        ),
+        "hardware.compile": ("compiled layers", run.hardware.compile, "leave it out"),
+        "--keep-zeros": ("zeros that are kept", run.keep_zeros, "leave it out"),
+    }  # fmt: skip
+    for where, (what, holds, fix) in refused.items():
+        if holds:
+            yield UsageError("IMG-06", f"{one}, which {what} is not made for", where=where, fix=fix)
+    yield from _images_of_teacher(run, one)
+    if measured is not None:
+        yield from faults_of(lambda: refuse_images(_metrics(run), measured))
+
+
+def _first_with_images(*datasets: TokenDataset | None) -> str | None:
+    rows = (row for rows in datasets if rows is not None for row in rows.examples)
+    return next((row.where for row in rows if row.images is not None), None)
+
+
+def _images_of_teacher(run: Combination, one: str) -> Faults:
+    """A teacher reads the images that its student reads: it is one, it runs, and it prepares them in the same way."""
+    pair = run.pair
+    assert pair is not None, "see check_rows"
+    if pair.teacher is None:
+        return
+    fault = fault_of_images(pair.teacher, pair.reader, across=pair.teacher_vocab is not None)
+    if fault is not None:
+        yield UsageError("IMG-06", f"{one}, and {fault[0]}", where="--teacher", fix=fault[1])
 
 
 def _check_classes(run: Combination, trained: TokenDataset, measured: TokenDataset | None) -> None:

@@ -232,6 +232,8 @@ def _usage(licence: str | None, pair: ModelPair) -> list[str]:
     code = (
         _classifying(pair)
         if pair.classifies
+        else _seeing()
+        if pair.reader.processor is not None
         else [
             "```python",
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -245,6 +247,17 @@ def _usage(licence: str | None, pair: ModelPair) -> list[str]:
     )
     unknown = "The licences of teacher, student and rows hold for what is made of them; check them before you share it."
     return ["## Use", "", *code, *([] if licence else ["", unknown])]
+
+
+def _seeing() -> list[str]:
+    return [
+        "```python",
+        "from transformers import AutoModelForImageTextToText, AutoProcessor",
+        "",
+        'model = AutoModelForImageTextToText.from_pretrained("THIS FOLDER OR REPOSITORY")',
+        'processor = AutoProcessor.from_pretrained("THIS FOLDER OR REPOSITORY")',
+        "```",
+    ]
 
 
 def _classifying(pair: ModelPair) -> list[str]:

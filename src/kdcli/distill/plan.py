@@ -24,6 +24,7 @@ from kdcli.distill.gpu_memory import CACHE, needed, way_to_fit
 from kdcli.distill.memory import CONTEXT, MARGIN, LiveBytes, Peak, Setup, peak_of, standing
 from kdcli.distill.prepare import Prepared, prepare_run
 from kdcli.distill.setup import share_met
+from kdcli.errors import UsageError
 from kdcli.loading.info import ModelPair
 from kdcli.loading.session import Session
 from kdcli.loading.splits import leaves_answers_out
@@ -184,6 +185,12 @@ def estimate(prepared: Prepared) -> CostEstimate:
     """
     rows, length, several = largest_micro_batch(prepared)
     pair, device = prepared.pair, prepared.device
+    if prepared.dataset.with_images:
+        what, fix = (
+            "rows have images, and what an image encoder keeps is not known before it runs",
+            "train without a plan",
+        )
+        raise UsageError("IMG-06", what, where="kd plan", fix=fix)
     if pair.classifies:
         return _estimate_of_classifier(prepared, rows, length, several=several)
     there = pair.teacher if pair.teacher is not None and pair.teacher.server is None else None

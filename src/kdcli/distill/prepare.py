@@ -112,7 +112,7 @@ def prepare_run(config: DistillConfig, session: Session, device: Device | None =
     config = config.model_copy(update={"evaluation": run.evaluation})
     source, pair, data = run.source, run.pair, config.data
     assert pair is not None, "combine looked at both models"
-    dataset = splits.training_rows(data, pair.reader, session)
+    dataset = splits.training_rows(data, pair.reader, session, images=True)
     test = splits.measured_rows(data, config.evaluation.split, pair.reader, session) if run.is_measured else None
     raise_all(check_rows(run, dataset, test))
     if pair.student_needs_rows:

@@ -184,7 +184,11 @@ def _zeros(student: LanguageModel, folder: RunFolder) -> dict[str, Any]:
     if student.adapter is not None or not student.has_trunk:
         return {}
     share = zero_share(student.model)
-    packed = {"compressed_bytes": compressed_bytes(open_folder(str(folder.model)).files)} if is_sparse(share) else {}
+    packed = (
+        {"compressed_bytes": compressed_bytes(open_folder(str(folder.model), images=True).files)}
+        if is_sparse(share)
+        else {}
+    )
     return {"zeros": share, **packed}
 
 

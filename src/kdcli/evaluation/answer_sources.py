@@ -49,7 +49,10 @@ class LocalAnswers:
             InputError: an empty prompt, one that fills the model's context, or a recurrent model.
             NumericsError: the model's logits are not finite.
         """
-        asked = [GenerationRequest(question.ids, question.number, question.seeds) for question in questions]
+        asked = [
+            GenerationRequest(question.ids, question.number, question.seeds, images=question.images)
+            for question in questions
+        ]
         pace = _Pace(sum(len(question.seeds) for question in questions), report)
         model = self._model if self._dtype is None else cast_copy(self._model, self._dtype)
         for place, seed, answer in answers(model, asked, self._generation, rows=model.vocab, report=pace.count):

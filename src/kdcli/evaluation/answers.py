@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from kdcli.config.sections import GenerationConfig
+from kdcli.data.images import RowImages
 from kdcli.data.tokenize import TokenDataset
 from kdcli.end_tokens import UNTOLD
 from kdcli.errors import MachineError
@@ -58,12 +59,14 @@ class Prompt:
         ids: the prompt's tokens, as the model reads them.
         text: the prompt, template and all; empty for plain text.
         seeds: sampling seeds, one answer each.
+        images: those of the prompt; None for text alone.
     """
 
     number: int
     ids: tuple[int, ...]
     text: str
     seeds: tuple[int, ...]
+    images: RowImages | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ class AnswerKey:
         """Return what an answer is found by: 32 hex digits over source, settings, prompt, example and seed."""
         settings = self.generation.model_dump(mode="json", exclude={"seeds", "batch_tokens"})
         parts = [self.source, settings, question.number, list(question.ids), question.text, seed]
+        parts += [] if question.images is None else [question.images.digest]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -221,7 +225,10 @@ def _store_path(folder: Path) -> Path:
 def prompts_of(dataset: TokenDataset, config: GenerationConfig) -> list[Prompt]:
     """Return one question per row with all sampling seeds; greedy answers are all the same, so one seed does."""
     seeds = config.seeds if config.temperature > 0 else config.seeds[:1]
-    return [Prompt(number, example.question, example.prompt, seeds) for number, example in enumerate(dataset.examples)]
+    return [
+        Prompt(number, example.question, example.prompt, seeds, example.images)
+        for number, example in enumerate(dataset.examples)
+    ]
 
 
 def answer(

@@ -30,7 +30,7 @@ from kdcli.evaluation.scoring import MetricSet
 from kdcli.evaluation.together import holds, only, place_of
 from kdcli.events import Report, silent
 from kdcli.loading import splits
-from kdcli.loading.info import ModelInfo
+from kdcli.loading.info import ModelInfo, fault_of_images
 from kdcli.loading.session import Session, evaluation_digest, load_class_reader, load_measured
 from kdcli.loading.splits import evaluation_name, watches_held_out
 from kdcli.metrics.describe import describe
@@ -160,6 +160,7 @@ def prepare_evaluation(
     other = _teacher(config, teacher, reader, session) if teacher else None
     data = splits.measured_rows(config.data, config.evaluation.split, reader, session)
     chosen = scoring.without_prompts(chosen, config.evaluation, data)
+    _check_images(config, chosen, data, reader, other)
     protocol = _protocol(config, chosen, data, device, reader, other)
     development = splits.measured_rows(config.data, "dev", reader, session) if chosen.needs_development else None
     if development is not None:
@@ -175,6 +176,21 @@ def prepare_evaluation(
         config.hardware, config.server, config.edge, config.benchmarks, config.teacher_cache, config.output,
         config.pictures, development,
     )  # fmt: skip
+
+
+def _check_images(
+    config: EvalConfig, chosen: MetricSet, data: TokenDataset, reader: ModelInfo, teacher: ModelInfo | None
+) -> None:
+    """Refuse what does not read the images of rows: a metric, a server that answers, a teacher."""
+    if not data.with_images:
+        return
+    scoring.refuse_images(chosen, data)
+    fault = fault_of_images(teacher, reader) if teacher is not None else None
+    if fault is not None:
+        raise UsageError("IMG-06", f"rows have images, and {fault[0]}", where="--teacher", fix=fault[1])
+    if config.server.url is not None:
+        what, fix = "rows have images, and a server is asked without them", "give the model's folder"
+        raise UsageError("IMG-06", what, where="--server-url", fix=fix)
 
 
 def results_in(folder: Path) -> EvalRecord | None:

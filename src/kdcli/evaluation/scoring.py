@@ -189,6 +189,23 @@ def _lacking(
     return found
 
 
+def refuse_images(chosen: MetricSet, dataset: TokenDataset) -> None:
+    """Refuse metrics that do not read the images of rows.
+
+    Args:
+        chosen: the metrics.
+        dataset: the rows measured.
+
+    Raises:
+        UsageError: IMG-06.
+    """
+    blind = [metric.name for metric in (*chosen.own, *chosen.choices)]
+    if dataset.with_images and blind:
+        what = f"{', '.join(blind)} cannot be measured on rows with images"
+        left = [metric.name for metric in (*chosen.texts, *chosen.tokens)] or ["perplexity"]
+        raise UsageError("IMG-06", what, where="--metric", fix=f"give --metric {','.join(left)}")
+
+
 def without_prompts(chosen: MetricSet, settings: EvalSettings, dataset: TokenDataset) -> MetricSet:
     """Leave the default metrics of answers out where no row has a prompt to answer; say so where some have none.
 

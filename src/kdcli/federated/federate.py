@@ -108,6 +108,9 @@ def federate(
     way, shares = _split_of(config.federation)
     server = _server_of(config)
     whole = prepare_run(_settings(config), session)
+    if whole.dataset.with_images:
+        what, fix = "rows have images, which clients do not find beside their shards", "train on all rows in one run"
+        raise UsageError("IMG-06", what, where="--data", fix=fix)
     for note in said:
         report(Event("note", note))
     report_notes(whole, report)

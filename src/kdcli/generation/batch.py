@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kdcli.config.sections import GenerationConfig
+from kdcli.data.images import RowImages
 from kdcli.end_tokens import UNTOLD
 from kdcli.generation.batch_invariance import BatchInvariance
 from kdcli.generation.decoder import Decoder, Prefill
@@ -58,8 +59,9 @@ class RunningBatch:
     def _join(self, row: SequenceState) -> bool:
         """Generate a row's first token; return whether that ended it, else it joins the batch."""
         if self._last_read is None or self._last_read[0] != row.place:
-            self._last_read = row.place, self.decoder.prefill(row.prompt)
+            self._last_read = row.place, self.decoder.prefill(row.prompt, row.image_inputs)
         read = self._last_read[1]
+        row.offset = read.offset
         self._append_tokens([row], read.logits)
         row.settled = 1
         self.report(1)
@@ -67,7 +69,7 @@ class RunningBatch:
             return True
         if len(self.rows) == self._slots or not self.rows:
             self._reserve(row)
-        self.decoder.cache.add(read.kept, len(row.prompt))
+        self.decoder.cache.add(read.kept, len(row.prompt), read.offset)
         self.rows.append(row)
         return False
 
@@ -132,7 +134,7 @@ class RunningBatch:
         if tolerance is not None:
             for place in (~picks.sure).nonzero().flatten().tolist():
                 row = rows[place]
-                alone = self.decoder.forward_single([*row.prompt, *row.generated])
+                alone = self.decoder.forward_single([*row.prompt, *row.generated], row.image_inputs)
                 own = None if times is None else times[place : place + 1]
                 tokens[place] = int(choose(alone, own, self.config).tokens)
         return tokens
@@ -175,12 +177,14 @@ class GenerationRequest:
         example: its number in the draws.
         seeds: one answer each; the prompt is read once for all of them.
         most: tokens its answer may have, beside the bound that all answers share.
+        images: those of the prompt; None for text alone.
     """
 
     prompt: Sequence[int]
     example: int
     seeds: tuple[int, ...]
     most: int | None = None
+    images: RowImages | None = None
 
 
 def generate(
@@ -252,7 +256,9 @@ def run_batches(
     decoder.check([one.prompt for one in asked])
     order = sorted(range(len(asked)), key=lambda place: (-len(asked[place].prompt), place))
     waiting = (
-        SequenceState.waiting(place, asked[place].prompt, asked[place].example, seed, asked[place].most)
+        SequenceState.waiting(
+            place, asked[place].prompt, asked[place].example, seed, asked[place].most, asked[place].images
+        )
         for place in order
         for seed in asked[place].seeds
     )

@@ -54,7 +54,7 @@ class BatchInvariance:
         decoder, tokens, begin, width = self.decoder, row.tokens, row.block, self.width(row)
         inside = tokens[begin : begin + width]
         past = decoder.cache.kept(place, len(row.prompt) + begin)
-        read = decoder.rescore(past, [*inside, *[row.prompt[0]] * (width - len(inside))])
+        read = decoder.rescore(past, [*inside, *[row.prompt[0]] * (width - len(inside))], row.offset)
         for at, (token, own) in enumerate(zip(tokens[begin + 1 :], self._picks(row, read.logits), strict=False)):
             if token != own:
                 row.correct(begin + 1 + at, own, decoder.model.ends, decoder.ids)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from kdcli.data.images import ImageInputs
 from kdcli.errors import InputError, NumericsError
 from kdcli.generation.kv_cache import KVState, RowCache, cache_of, kv_state_of
-from kdcli.models.head import trunk_of, trunk_output
-from kdcli.models.internals import forward_with_cache, position_bounds, prompt_cache
+from kdcli.models.head import image_arguments, trunk_of, trunk_output
+from kdcli.models.internals import forward_with_cache, position_bounds, position_offset, prompt_cache
 from kdcli.models.kernels import product, worthwhile
 from kdcli.models.load import LanguageModel, positions_of
 
@@ -51,10 +52,13 @@ class Prefill:
     Args:
         kept: keys and values of its tokens.
         logits: of the token after it, ``[1, ids]``.
+        offset: by how much the next token's position differs from the number of tokens read, where images count
+            otherwise.
     """
 
     kept: KVState
     logits: Tensor
+    offset: int = 0
 
 
 class Decoder:
@@ -93,13 +97,15 @@ class Decoder:
             fix = "choose metrics of tokens, such as perplexity"
             raise InputError("GEN-04", what, where=self.model.path, fix=fix)
 
-    def prefill(self, prompt: Sequence[int]) -> Prefill:
-        """Read a prompt, alone."""
+    def prefill(self, prompt: Sequence[int], images: ImageInputs | None = None) -> Prefill:
+        """Read a prompt, alone, with its images if it has some."""
         cache = prompt_cache(self.model.model.config)
         ids = torch.tensor([list(prompt)], device=self.device)
         positions = torch.arange(len(prompt), device=self.device)[None]
-        hidden = self._read(ids, torch.ones_like(ids), cache, positions)
-        return Prefill(kv_state_of(cache), self._logits(hidden[:, -1]))
+        extra = image_arguments(self.trunk, [images], len(prompt))
+        hidden = self._read(ids, torch.ones_like(ids), cache, positions, extra)
+        offset = position_offset(self.trunk) if extra else 0
+        return Prefill(kv_state_of(cache), self._logits(hidden[:, -1]), offset)
 
     def decode_step(self, tokens: Sequence[int]) -> Tensor:
         """Let every row in the cache read one token; returns the next one's logits, ``[rows, ids]``."""
@@ -109,28 +115,30 @@ class Decoder:
         lengths = torch.tensor(cache.lengths, device=self.device)[:, None]
         columns = torch.arange(window.end - window.begin + 1, device=self.device)
         ids = torch.tensor(tokens, device=self.device)[:, None]
-        hidden = self._read(ids, (columns >= columns[-1] - lengths).long(), cache.cache, lengths)
+        positions = lengths + torch.tensor(cache.offsets, device=self.device)[:, None]
+        hidden = self._read(ids, (columns >= columns[-1] - lengths).long(), cache.cache, positions)
         cache.advance()
         return self._logits(hidden[:, -1])
 
-    def forward_single(self, tokens: Sequence[int]) -> Tensor:
+    def forward_single(self, tokens: Sequence[int], images: ImageInputs | None = None) -> Tensor:
         """Return the logits after a sequence that is read anew, by itself, ``[1, ids]``."""
         ids = torch.tensor([list(tokens)], device=self.device)
-        return self._logits(trunk_output(self.trunk, ids, torch.ones_like(ids))[:, -1])
+        return self._logits(trunk_output(self.trunk, ids, torch.ones_like(ids), [images])[:, -1])
 
-    def rescore(self, past: KVState, tokens: Sequence[int]) -> Prefill:
+    def rescore(self, past: KVState, tokens: Sequence[int], offset: int = 0) -> Prefill:
         """Read some tokens of one row, by itself, after what it remembers.
 
         Args:
             past: keys and values of the tokens before.
             tokens: what to read.
+            offset: by how much their positions differ from the numbers of tokens before them.
 
         Returns:
             keys and values of all its tokens, and the logits after each one read, ``[len(tokens), ids]``.
         """
         cache = cache_of(self.model.model.config, past)
         seen = cache.get_seq_length()
-        positions = torch.arange(seen, seen + len(tokens), device=self.device)[None]
+        positions = torch.arange(seen + offset, seen + offset + len(tokens), device=self.device)[None]
         ids = torch.tensor([list(tokens)], device=self.device)
         mask = torch.ones(1, seen + len(tokens), dtype=torch.int64, device=self.device)
         hidden = self._read(ids, mask, cache, positions)
@@ -147,8 +155,10 @@ class Decoder:
         largest = torch.maximum(least.where(least.isfinite(), 0.0).abs(), most.abs())
         return largest * (_ROUNDINGS * torch.finfo(logits.dtype).eps)
 
-    def _read(self, ids: Tensor, mask: Tensor, cache: DynamicCache, positions: Tensor) -> Tensor:
-        return forward_with_cache(self.trunk, self.model.reading, ids, mask, cache, positions)
+    def _read(
+        self, ids: Tensor, mask: Tensor, cache: DynamicCache, positions: Tensor, extra: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        return forward_with_cache(self.trunk, self.model.reading, ids, mask, cache, positions, extra)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self._project(hidden)

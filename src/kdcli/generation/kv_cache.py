@@ -80,6 +80,7 @@ class RowCache:
                 self._layers.append(RowsLayer(self.window))
                 self.cache.layers[place] = self._layers[-1]
         self.lengths: list[int] = []
+        self.offsets: list[int] = []
         self._slots = self._columns = 0
 
     def reserve(self, slots: int, columns: int) -> None:
@@ -92,8 +93,14 @@ class RowCache:
                 layer.all_values = _moved(layer.all_values, seen, slots, columns)
         self._shift_window()
 
-    def add(self, kept: KVState, length: int) -> None:
-        """Add a row that has read ``length`` tokens, no more than the longest row there is, if there is one."""
+    def add(self, kept: KVState, length: int, offset: int = 0) -> None:
+        """Add a row that has read ``length`` tokens, no more than the longest row there is, if there is one.
+
+        Args:
+            kept: its keys and values.
+            length: how many tokens it has read.
+            offset: by how much the positions of its further tokens differ from their numbers.
+        """
         assert len(self.lengths) < self._slots, "reserve room first"
         at = self.window
         if not self.lengths:
@@ -106,6 +113,7 @@ class RowCache:
                 layer.all_values = values.new_zeros(self._slots, values.shape[0], self._columns, values.shape[-1])
             layer.all_keys[span], layer.all_values[span] = keys, values
         self.lengths.append(length)
+        self.offsets.append(offset)
         at.rows, at.begin = len(self.lengths), min(at.begin, at.end - length)
 
     def remove(self, row: int) -> None:
@@ -116,8 +124,9 @@ class RowCache:
                 for whole in (layer.all_keys, layer.all_values):
                     assert whole is not None
                     whole[row, :, seen] = whole[last, :, seen]
-            self.lengths[row] = self.lengths[last]
+            self.lengths[row], self.offsets[row] = self.lengths[last], self.offsets[last]
         self.lengths.pop()
+        self.offsets.pop()
         self.window.rows = last
         self.window.begin = self.window.end - max(self.lengths, default=0)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kdcli.config.sections import GenerationConfig
+from kdcli.data.images import ImageInputs
 from kdcli.generation.batch import Completion, GenerationRequest, run_batches
 from kdcli.generation.decoder import Decoder, Prefill
 from kdcli.generation.kv_cache import KVState, RowCache
@@ -71,24 +72,24 @@ class MixtureDecoder(Decoder):
         for side in self.sides:
             side.check(prompts)
 
-    def prefill(self, prompt: Sequence[int]) -> Prefill:
+    def prefill(self, prompt: Sequence[int], images: ImageInputs | None = None) -> Prefill:
         """Read a prompt, alone, with both models."""
-        own, other = (side.prefill(prompt) for side in self.sides)
+        own, other = (side.prefill(prompt, images) for side in self.sides)
         self.cache.cut = len(own.kept)
-        return Prefill([*own.kept, *other.kept], self._mixed(own.logits, other.logits))
+        return Prefill([*own.kept, *other.kept], self._mixed(own.logits, other.logits), own.offset)
 
     def decode_step(self, tokens: Sequence[int]) -> Tensor:
         """Let every row read one token with both models; returns the mixture's log-probabilities, ``[rows, ids]``."""
         return self._mixed(*(side.decode_step(tokens) for side in self.sides))
 
-    def forward_single(self, tokens: Sequence[int]) -> Tensor:
+    def forward_single(self, tokens: Sequence[int], images: ImageInputs | None = None) -> Tensor:
         """Return the mixture's log-probabilities after a sequence that is read anew, by itself, ``[1, ids]``."""
-        return self._mixture(*(side.forward_single(tokens) for side in self.sides))
+        return self._mixture(*(side.forward_single(tokens, images) for side in self.sides))
 
-    def rescore(self, past: KVState, tokens: Sequence[int]) -> Prefill:
+    def rescore(self, past: KVState, tokens: Sequence[int], offset: int = 0) -> Prefill:
         """Read some tokens of one row, by itself, with both models; as the decoder of one model does."""
         parts = past[: self.cache.cut], past[self.cache.cut :]
-        own, other = (side.rescore(part, tokens) for side, part in zip(self.sides, parts, strict=True))
+        own, other = (side.rescore(part, tokens, offset) for side, part in zip(self.sides, parts, strict=True))
         return Prefill([*own.kept, *other.kept], self._mixture(own.logits, other.logits))
 
     def tolerance(self, logits: Tensor) -> Tensor | None:
@@ -134,11 +135,11 @@ class PairCache:
         for cache in self.both:
             cache.reserve(slots, columns)
 
-    def add(self, kept: KVState, length: int) -> None:
+    def add(self, kept: KVState, length: int, offset: int = 0) -> None:
         """Add a row to both; the first ``cut`` layers are the first model's."""
         first, second = self.both
-        first.add(kept[: self.cut], length)
-        second.add(kept[self.cut :], length)
+        first.add(kept[: self.cut], length, offset)
+        second.add(kept[self.cut :], length, offset)
 
     def kept(self, row: int, length: int) -> KVState:
         """Return what both keep of a row's first ``length`` tokens."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcli.config.sections import GenerationConfig
+from kdcli.data.images import ImageInputs, RowImages
 from kdcli.end_tokens import EndTokens
 
 # The random numbers behind an answer: a pure function of seed, example and step, whatever else is answered.
@@ -248,6 +249,8 @@ class SequenceState:
         end: the end token, if the model ended it.
         block: where in the answer the block begins that is still open; what lies before was read alone.
         settled: how many tokens are final, end token included; only counted where a batch proposes.
+        images: those of the prompt; None for text alone.
+        offset: by how much a token's position differs from the number of tokens before it.
     """
 
     place: int
@@ -260,13 +263,26 @@ class SequenceState:
     end: int | None = None
     block: int = 0
     settled: int = 0
+    images: RowImages | None = None
+    offset: int = 0
 
     @classmethod
     def waiting(
-        cls, place: int, prompt: Sequence[int], example: int, seed: int, most: int | None = None
+        cls,
+        place: int,
+        prompt: Sequence[int],
+        example: int,
+        seed: int,
+        most: int | None = None,
+        images: RowImages | None = None,
     ) -> "SequenceState":
         """Return an answer that has not begun."""
-        return cls(place, prompt, example, seed, stream(seed, example), most)
+        return cls(place, prompt, example, seed, stream(seed, example), most, images=images)
+
+    @property
+    def image_inputs(self) -> ImageInputs | None:
+        """What a model reads of the prompt besides its tokens; None for text alone."""
+        return None if self.images is None else self.images.inputs(len(self.prompt))
 
     @property
     def ended(self) -> bool:

@@ -18,10 +18,11 @@ from kdcli.errors import InputError, UsageError
 from kdcli.models.adapters import NONE
 from kdcli.models.checks import ModelFolder, model_digest
 from kdcli.models.plain import ignored_generation_settings
+from kdcli.models.processor import Processor, processor_of
 from kdcli.models.random_init import is_random
 from kdcli.models.sizes import sizes_of
 from kdcli.models.tokenizer import ends_differ, folder_end_tokens, shared_vocabulary, templates_differ
-from kdcli.models.weights import build_config, read_generation_config
+from kdcli.models.weights import CAUSAL, VISION, build_config, read_generation_config
 from kdcli.storage import atomic
 from kdcli.students.made import cut_identity, is_made, keeps_weights, scoring_of
 from kdcli.text import one_line
@@ -128,6 +129,7 @@ class ModelInfo:
         passed_over: settings of its generation_config.json that no way of writing applies.
         vocab: how many leading ids it shares with its partner; None where all its rows count.
         labels: a classifier's classes, empty until rows have told them; None for a language model.
+        processor: what prepares images; None for a model of text alone.
     """
 
     path: str
@@ -146,6 +148,7 @@ class ModelInfo:
     vocab: int | None = None
     passed_over: tuple[str, ...] = ()
     labels: tuple[str, ...] | None = None
+    processor: Processor | None = None
 
     @property
     def writing_notes(self) -> tuple[str, ...]:
@@ -234,6 +237,7 @@ def facts_of(path: str, checked: ModelFolder, tokenizer: PreTrainedTokenizerBase
         width=int(table.get("hidden_size") or table.get("n_embd") or table.get("d_model") or 0),
         notes=notes if checked.files else (*checked.notes, *notes),
         passed_over=ignored_generation_settings(read_generation_config(checked.folder)),
+        processor=processor_of(checked.folder) if checked.images else None,
     )
 
 
@@ -282,7 +286,8 @@ def facts_of_tiny(spec: str, labels: tuple[str, ...] = ()) -> ModelInfo:
 
 def _counted(checked: ModelFolder) -> int:
     """Return how many parameters a config asks for, shared ones once."""
-    return sizes_of(build_config(checked.settings, str(checked.folder))).parameters
+    kind = VISION if checked.images else CAUSAL
+    return sizes_of(build_config(checked.settings, str(checked.folder), kind)).parameters
 
 
 def facts_of_several(path: str, blend: Ensemble, members: tuple[ModelInfo, ...]) -> ModelInfo:
@@ -312,6 +317,32 @@ def facts_of_several(path: str, blend: Ensemble, members: tuple[ModelInfo, ...])
         members=members,
         notes=_notes_on_several(members),
     )
+
+
+def fault_of_images(teacher: ModelInfo, reader: ModelInfo, *, across: bool = False) -> tuple[str, str] | None:
+    """Say why a teacher does not read the images that a model reads, and what would do; None where it does.
+
+    Args:
+        teacher: as it was looked at.
+        reader: the model that reads the rows; it prepares images.
+        across: whether the teacher has another tokenizer.
+    """
+    own, theirs = reader.processor, teacher.processor
+    fix = "give the folder of one teacher of the student's family"
+    if teacher.server is not None:
+        return "a server is asked for tokens without images", fix
+    if teacher.members:
+        return "several teachers are not mixed on images", fix
+    if teacher.quantization != NONE:
+        return "a rounded teacher is not made for them", "leave teacher_quantization out"
+    if across:
+        return "a teacher of another tokenizer has other tokens for them", fix
+    if theirs is None:
+        return "the teacher reads text alone", fix
+    if own is None or theirs.digest != own.digest or theirs.image_token_ids != own.image_token_ids:
+        what = "the processors of student and teacher prepare them in different ways"
+        return what, "give a teacher and a student of one family, with one processor"
+    return None
 
 
 def notes_on_pair(student: ModelInfo, teacher: ModelInfo, *, across: bool = False) -> tuple[str, ...]:

@@ -114,7 +114,9 @@ class Session:
     def _open(self, folder: str) -> ModelFolder:
         if is_export(folder):
             return open_export(folder) if self.exports else refuse_export(folder)
-        return open_config_only(folder) if self.planning and not has_weights(folder) else open_folder(folder)
+        if self.planning and not has_weights(folder):
+            return open_config_only(folder)
+        return open_folder(folder, images=True)
 
     def inspect_teacher(self, path: str, quantization: str = NONE) -> ModelInfo:
         """Return what identifies a teacher, rounded or not.
@@ -251,8 +253,19 @@ class Session:
             self._class_rows[key] = read_class_rows(path, config, limit=limit, splits=SPLITS[role])
         return self._class_rows[key]
 
-    def data(self, path: str, reader: ModelInfo, config: DataConfig, *, role: Role) -> TokenDataset:
-        """Return tokenised rows; ``role`` is "train", "prompts" or "eval" and chooses split and limit."""
+    def data(
+        self, path: str, reader: ModelInfo, config: DataConfig, *, role: Role, images: bool = False
+    ) -> TokenDataset:
+        """Return tokenised rows; ``role`` is "train", "prompts" or "eval" and chooses split and limit.
+
+        Args:
+            path: where they are.
+            reader: the model whose tokenizer, and whose processor of images, reads them.
+            config: columns, template and limits.
+            role: what they are for.
+            images: whether rows may have images, if the reader prepares them.
+        """
+        processor = reader.processor if images else None
         limit = config.eval_limit if role == "eval" else config.limit
         shape = config.model_copy(update=dict.fromkeys(("train", "eval", "limit", "eval_limit", "corpus", "made")))
         key = (path, reader.tokenizer_digest, str(reader.ends.ids), role, str(limit), shape.model_dump_json())
@@ -262,10 +275,12 @@ class Session:
                 rows = self._rows_of_classes(path, config, role)
                 self._data[key] = class_dataset(rows, reader.tokenizer, reader.labels, config.max_length)
             return self._data[key]
+        if processor is not None:
+            key = (*key, processor.digest)
         if key not in self._data:
             self._data[key] = load_dataset(
                 path, reader.tokenizer, config, ends=reader.ends, limit=limit,
-                role=role,
+                role=role, images=processor,
             )  # fmt: skip
         found = self._data[key]
         refuse_rowless(found.examples, reader.tokenizer, reader.rows if reader.vocab is None else reader.vocab)

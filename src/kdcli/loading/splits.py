@@ -38,9 +38,9 @@ def rows_of_teacher(
 DEV = "dev"
 
 
-def training_rows(data: DataConfig, reader: ModelInfo, session: Session) -> TokenDataset:
-    """Return the rows to train on, without those kept for development."""
-    rows = session.data(check_data_path(data.train, "--data"), reader, data, role="train")
+def training_rows(data: DataConfig, reader: ModelInfo, session: Session, *, images: bool = False) -> TokenDataset:
+    """Return the rows to train on, without those kept for development; only if told so may they have images."""
+    rows = session.data(check_data_path(data.train, "--data"), reader, data, role="train", images=images)
     return split_development(rows, data.dev_share)[0] if data.dev_share else rows
 
 
@@ -65,8 +65,9 @@ def measured_rows(data: DataConfig, split: str, reader: ModelInfo, session: Sess
     """
     path = check_measured(data, split)
     if split == "test" or data.dev is not None:
-        return session.data(path, reader, data, role="eval")
-    return split_development(session.data(path, reader, data, role="train"), data.dev_share)[1]
+        return session.data(path, reader, data, role="eval", images=True)
+    rows = session.data(path, reader, data, role="train", images=True)
+    return split_development(rows, data.dev_share)[1]
 
 
 def leaves_answers_out(settings: EvalSettings, rows: TokenDataset | None) -> bool:

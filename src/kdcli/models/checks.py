@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from kdcli.errors import InputError, IntegrityError
 from kdcli.models.headers import TensorInfo, read_header, read_table
 from kdcli.models.internals import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+from kdcli.models.internals import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as VISION
 from kdcli.storage import atomic, stored
 from kdcli.storage.locate import locate
 from kdcli.text import one_line
@@ -58,24 +59,45 @@ def _architecture(raw: dict[str, Any]) -> str:
     return named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
 
 
-def check_settings(raw: dict[str, Any], path: Path, *, classifier: bool = False) -> None:
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+"""Files that say how a model of images prepares them."""
+
+
+def is_vision_folder(settings: dict[str, Any], folder: Path) -> bool:
+    """Whether a folder holds a model of images and text, and what prepares its images.
+
+    Args:
+        settings: of config.json.
+        folder: where it lies.
+    """
+    return _is_vision(settings) and any((folder / name).is_file() for name in _PROCESSORS)
+
+
+def _is_vision(settings: dict[str, Any]) -> bool:
+    """Whether the architecture that a config names is its family's model of images and text."""
+    known = VISION.get(str(settings.get("model_type")))
+    return known is not None and _architecture(settings) in ((known,) if isinstance(known, str) else known)
+
+
+def check_settings(raw: dict[str, Any], path: Path, *, classifier: bool = False, images: bool = False) -> None:
     """Check the raw contents of config.json.
 
     Args:
         raw: the JSON object.
         path: the file, for messages.
         classifier: whether it must be one of a classifier, rather than of a causal LM.
+        images: whether it may be one of a causal model of images and text.
 
     Raises:
         InputError: MOD-04, MOD-14, MOD-16 or MOD-17.
     """
-    _check_family(raw, path, classifier=classifier)
+    _check_family(raw, path, classifier=classifier, images=images)
     _check_quantization(raw, path)
     for table in (raw, *(value for value in raw.values() if isinstance(value, dict))):
         _check_sizes(table, path)
 
 
-def _check_family(raw: dict[str, Any], path: Path, *, classifier: bool) -> None:
+def _check_family(raw: dict[str, Any], path: Path, *, classifier: bool, images: bool) -> None:
     family = raw.get("model_type")
     if not isinstance(family, str) or family not in CONFIG_MAPPING:
         shown = one_line(str(family), 60)
@@ -95,6 +117,14 @@ def _check_family(raw: dict[str, Any], path: Path, *, classifier: bool) -> None:
         if not name.endswith(CLASSIFIES):
             what = f"needs a classifier of texts, got {one_line(name, 60)}"
             raise InputError("MOD-17", what, where=str(path), fix=f"give a folder of a model ...{CLASSIFIES}")
+        return
+    if family not in CAUSAL and _is_vision(raw) and raw.get("is_encoder_decoder") is not True:
+        if not images:
+            what = f"{one_line(name, 60)} reads images, and this works with models of text alone"
+            raise InputError("MOD-17", what, where=str(path), fix="give a decoder-only language model")
+        if not is_vision_folder(raw, path.parent):
+            what = f"no processor for the images of {one_line(name, 60)} (looked for {' and '.join(_PROCESSORS)})"
+            raise InputError("MOD-17", what, where=str(path), fix="save it there: AutoProcessor's save_pretrained")
         return
     other = name.endswith(CLASSIFIES) or "MaskedLM" in name
     if family not in CAUSAL or raw.get("is_encoder_decoder") is True or other:
@@ -178,6 +208,7 @@ class ModelFolder:
         files: the weight files.
         tensors: name -> type and shape, over all weight files.
         notes: what was ignored, one sentence each.
+        images: whether it is opened as a model of images and text.
     """
 
     path: str
@@ -186,24 +217,27 @@ class ModelFolder:
     files: tuple[Path, ...]
     tensors: dict[str, TensorInfo]
     notes: tuple[str, ...] = ()
+    images: bool = False
 
 
-def open_folder(path: str, *, classifier: bool = False) -> ModelFolder:
+def open_folder(path: str, *, classifier: bool = False, images: bool = False) -> ModelFolder:
     """Find a model folder and check its config and weight files without loading a tensor.
 
     Args:
         path: folder or hub id as typed.
         classifier: whether it must hold a classifier, rather than a causal LM.
+        images: whether it may hold a causal model of images and text.
 
     Raises:
         InputError: with the identifier of the first check that fails.
     """
-    settings, folder, notes = open_settings(path, classifier=classifier)
+    settings, folder, notes = open_settings(path, classifier=classifier, images=images)
     files = weight_files(folder)
     tensors = _merge_headers(files)
     _check_index(folder, files, tensors)
     _check_layers(settings, tensors, folder)
-    return ModelFolder(path, folder, settings, files, tensors, notes)
+    reads = images and not classifier and is_vision_folder(settings, folder)
+    return ModelFolder(path, folder, settings, files, tensors, notes, images=reads)
 
 
 def open_config_only(path: str) -> ModelFolder:
@@ -223,7 +257,9 @@ def has_weights(path: str) -> bool:
     return any(item.suffix in kinds or item.name == INDEX for item in locate(path).iterdir())
 
 
-def open_settings(path: str, *, classifier: bool = False) -> tuple[dict[str, Any], Path, tuple[str, ...]]:
+def open_settings(
+    path: str, *, classifier: bool = False, images: bool = False
+) -> tuple[dict[str, Any], Path, tuple[str, ...]]:
     """Find a model folder and check its config.json alone; return settings, folder and notes."""
     folder = locate(path)
     _refuse_adapter(folder)
@@ -233,7 +269,7 @@ def open_settings(path: str, *, classifier: bool = False) -> tuple[dict[str, Any
         fix = f"use {folder / 'model'}" if inner.is_file() else "give the folder that holds config.json and the weights"
         raise InputError("MOD-01", f"no model at {one_line(path)} (looked for {one_line(str(config))})", fix=fix)
     raw = read_table(config, "MOD-02")
-    check_settings(raw, config, classifier=classifier)
+    check_settings(raw, config, classifier=classifier, images=images)
     settings, ignored = drop_unsafe_keys(raw)
     notes = (f"{one_line(path)}: config.json's {', '.join(ignored)} ignored",) if ignored else ()
     return settings, folder, notes

@@ -1,5 +1,6 @@
 """Splits a model into a trunk and a head, and proves that the two together are the model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from kdcli.data.images import ImageInputs, join_images
 from kdcli.errors import InputError
 from kdcli.models.internals import RUN_ERRORS, position_bounds
 from kdcli.text import one_line
@@ -98,7 +100,10 @@ def trunk_of(model: PreTrainedModel) -> nn.Module:
 
 
 def trunk_output(
-    trunk: nn.Module, input_ids: Int[Tensor, "b s"], attention_mask: Int[Tensor, "b s"]
+    trunk: nn.Module,
+    input_ids: Int[Tensor, "b s"],
+    attention_mask: Int[Tensor, "b s"],
+    extra: Sequence[ImageInputs | None] = (),
 ) -> Float[Tensor, "b s d"]:
     """Return what the head reads, ``[b s d]``.
 
@@ -109,20 +114,42 @@ def trunk_output(
         trunk: from :func:`trunk_of`.
         input_ids: token ids ``[b s]``, padded on the right.
         attention_mask: 1 for tokens, 0 for padding, ``[b s]``.
+        extra: the images of each row; none for rows of text alone.
     """
     groups = rows_by_positions(trunk, attention_mask)
     if not groups:
-        return _at_once(trunk, input_ids, attention_mask)
+        return _at_once(trunk, input_ids, attention_mask, extra)
     found, width = [], input_ids.shape[1]
     for rows, length in groups:
         ids, mask = input_ids[rows, :length], attention_mask[rows, :length]
-        found.append(nn.functional.pad(_at_once(trunk, ids, mask), (0, 0, 0, width - length)))
+        images = [extra[row] for row in rows.tolist()] if extra else ()
+        found.append(nn.functional.pad(_at_once(trunk, ids, mask, images), (0, 0, 0, width - length)))
     order = torch.cat([rows for rows, _ in groups]).argsort()
     return torch.cat(found)[order]
 
 
-def _at_once(trunk: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    return trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+def _at_once(
+    trunk: nn.Module, input_ids: Tensor, attention_mask: Tensor, extra: Sequence[ImageInputs | None] = ()
+) -> Tensor:
+    given = image_arguments(trunk, extra, input_ids.shape[1])
+    return trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **given).last_hidden_state
+
+
+def image_arguments(trunk: nn.Module, extra: Sequence[ImageInputs | None], width: int) -> dict[str, Tensor]:
+    """Return what a trunk reads besides tokens, by argument: the joined images of some rows, in its own precision.
+
+    Args:
+        trunk: from :func:`trunk_of`.
+        extra: the images of each row; none for rows of text alone.
+        width: tokens that each row has in the batch.
+    """
+    if not any(extra):
+        return {}
+    own = next(trunk.parameters())
+    return {
+        name: value.to(own.device, own.dtype) if value.is_floating_point() else value.to(own.device)
+        for name, value in join_images(extra, width).items()
+    }
 
 
 def rows_by_positions(trunk: nn.Module, attention_mask: Int[Tensor, "b s"]) -> list[tuple[Tensor, int]]:

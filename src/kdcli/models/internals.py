@@ -19,6 +19,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
@@ -31,6 +33,8 @@ from kdcli.text import one_line
 __all__ = [
     "MODEL_FOR_CAUSAL_LM_MAPPING",
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
     "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
     "PLAIN",
     "RUN_ERRORS",
@@ -47,6 +51,7 @@ __all__ = [
     "forward_with_cache",
     "layers_of",
     "position_bounds",
+    "position_offset",
     "prompt_cache",
     "tokenizer_class_from_name",
 ]
@@ -160,7 +165,13 @@ def _holds_a_state(layer: object) -> bool:
 
 
 def forward_with_cache(
-    trunk: nn.Module, reading: CacheInterface, ids: Tensor, mask: Tensor, cache: Cache, positions: Tensor | None = None
+    trunk: nn.Module,
+    reading: CacheInterface,
+    ids: Tensor,
+    mask: Tensor,
+    cache: Cache,
+    positions: Tensor | None = None,
+    extra: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Read tokens behind those that a cache holds, and put them into it; return the last hidden states, ``[b s d]``.
 
@@ -171,8 +182,10 @@ def forward_with_cache(
         mask: 1 for tokens, 0 for padding, those in the cache first, ``[b seen+s]``.
         cache: holds the tokens before.
         positions: of the tokens, ``[b s]``, for decoders that take them; None counts on from the cache.
+        extra: what a model of images reads besides, by argument; such a model then finds the positions itself.
     """
-    given = {} if positions is None or not reading.positions else {"position_ids": positions}
+    given = {} if positions is None or not reading.positions or extra else {"position_ids": positions}
+    given |= extra or {}
     return trunk(
         input_ids=ids, attention_mask=mask, use_cache=True, **{str(reading.cache): cache}, **given
     ).last_hidden_state
@@ -180,9 +193,22 @@ def forward_with_cache(
 
 def layers_of(model: PreTrainedModel, trunk: nn.Module) -> nn.ModuleList | None:
     """Return a decoder's layers in order: its first list of as many modules as the config counts; None without one."""
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
-    lists = (module for module in trunk.modules() if isinstance(module, nn.ModuleList))
+    text = model.config.get_text_config(decoder=True)
+    # A model of images has layers in its image encoder, too: only what is built from the text's config is looked at.
+    inside = (one for one in trunk.modules() if isinstance(one, PreTrainedModel) and one.config is text)
+    lists = (module for module in next(inside, trunk).modules() if isinstance(module, nn.ModuleList))
+    count = text.num_hidden_layers
     return next((one for one in lists if len(one) == count), None)
+
+
+def position_offset(trunk: nn.Module) -> int:
+    """Return by how much the position of the next token differs from the number of tokens read, after a prefill.
+
+    It differs where images have positions in a plane of their own, as in M-RoPE (Wang et al. 2024, arXiv:2409.12191,
+    section 2.1): there an image takes fewer positions than tokens, and the trunk keeps the difference.
+    """
+    found = getattr(trunk, "rope_deltas", None)
+    return 0 if found is None else int(found.flatten()[0])
 
 
 def position_bounds(config: PreTrainedConfig) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Captures hidden states and attention maps of layers during a forward pass."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +12,10 @@ from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from kdcli.data.batching import Batch
+from kdcli.data.images import ImageInputs
 from kdcli.errors import InputError
 from kdcli.losses.base import Inner, Layers, ModelShape
-from kdcli.models.head import rows_by_positions, trunk_of, trunk_output
+from kdcli.models.head import image_arguments, rows_by_positions, trunk_of, trunk_output
 from kdcli.models.internals import attention_of, layers_of
 from kdcli.models.load import LanguageModel
 from kdcli.models.packing import Packing, Projection
@@ -44,7 +45,11 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
 
 
 def capture_layers(
-    model: PreTrainedModel, input_ids: Int[Tensor, "b s"], attention_mask: Int[Tensor, "b s"], layers: Layers
+    model: PreTrainedModel,
+    input_ids: Int[Tensor, "b s"],
+    attention_mask: Int[Tensor, "b s"],
+    layers: Layers,
+    extra: Sequence[ImageInputs | None] = (),
 ) -> CapturedLayers:
     """Run a trunk once and keep the layers asked for.
 
@@ -54,14 +59,18 @@ def capture_layers(
         attention_mask: 1 for tokens, 0 for padding.
         layers: which to keep; layer 0 of the hidden states is what the first block reads, layer l what block l
             gives, before any norm that follows the last one.
+        extra: the images of each row; none for rows of text alone.
     """
     trunk = trunk_of(model)
     if rows_by_positions(trunk, attention_mask):
         raise _refuse(model, "the longest row of a batch chooses the positions of all, and these rows need several")
     with _kept(model, layers.hidden) as hidden:
         if not layers.attention:
-            return CapturedLayers(trunk_output(trunk, input_ids, attention_mask), hidden, {})
-        out: Any = trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_attentions=True)
+            return CapturedLayers(trunk_output(trunk, input_ids, attention_mask, extra), hidden, {})
+        given = image_arguments(trunk, extra, input_ids.shape[1])
+        out: Any = trunk(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_attentions=True, **given
+        )
     return CapturedLayers(
         out.last_hidden_state, hidden, {layer: out.attentions[layer - 1] for layer in layers.attention}
     )
@@ -160,6 +169,8 @@ def verify_layers(model: PreTrainedModel, layers: Layers, *, learns: bool) -> No
     try:
         found = capture_layers(model.eval(), ids, torch.ones_like(ids), Layers(hidden=layers.hidden))
         out: Any = trunk_of(model)(input_ids=ids, use_cache=False, output_hidden_states=True)
+        if found.hidden.keys() != layers.hidden:
+            raise _refuse(model, "its blocks are not read in a pass over text")
         _check_hidden(model, found.hidden, out.hidden_states)
         if layers.attention:
             with torch.random.fork_rng():
@@ -213,7 +224,7 @@ class LayerOutputs:
 
 def layer_outputs(model: LanguageModel, batch: Batch, packing: Packing, layers: Layers) -> LayerOutputs:
     """Run a model's trunk once over a micro-batch and pack the layers asked for."""
-    seen = capture_layers(model.model, batch.input_ids, batch.attention_mask, layers)
+    seen = capture_layers(model.model, batch.input_ids, batch.attention_mask, layers, batch.extra)
     hidden = {layer: packing.pack(value) for layer, value in seen.hidden.items()}
     rows = {layer: _rows(value, packing) for layer, value in seen.attention.items()}
     return LayerOutputs(Projection(packing.pack(seen.last), model.head), Inner(hidden, rows))
@@ -234,7 +245,8 @@ def _look_at_teacher(model: LanguageModel, batch: Batch, packing: Packing, layer
     for row, length in enumerate(batch.attention_mask.sum(dim=1).tolist()):
         span = slice(row, row + 1), slice(0, length)
         if valid[span].any():
-            seen = capture_layers(model.model, batch.input_ids[span], batch.attention_mask[span], layers)
+            images = batch.extra[row : row + 1]
+            seen = capture_layers(model.model, batch.input_ids[span], batch.attention_mask[span], layers, images)
             alone.append(_valid(seen, valid[span][0], batch.input_ids.shape[1]))
     hidden = {layer: torch.cat([one.hidden[layer] for one in alone]) for layer in layers.hidden}
     rows = {layer: torch.cat([one.attention[layer] for one in alone]) for layer in layers.attention}

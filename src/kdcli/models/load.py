@@ -1,6 +1,7 @@
 """Loads teachers and students from untrusted folders."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -10,16 +11,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from kdcli.data.images import ImageInputs
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import InputError, raise_machine_fault
 from kdcli.models.adapters import NONE, merged, quantize
-from kdcli.models.checks import model_digest, open_folder, open_settings
+from kdcli.models.checks import is_vision_folder, model_digest, open_folder, open_settings
 from kdcli.models.head import Head, split_head, trunk_of, trunk_output, verify_split
 from kdcli.models.internals import CacheInterface, cache_interface_of
 from kdcli.models.kernels import fuse_activations, use_onednn
+from kdcli.models.processor import Processor, processor_of
 from kdcli.models.skipping import leave_out, whole_state
 from kdcli.models.tokenizer import end_tokens, folder_end_tokens, load_tokenizer, pad_id, real_ids
-from kdcli.models.weights import build_config, load_weights, silence_transformers
+from kdcli.models.weights import CAUSAL, VISION, build_config, load_weights, silence_transformers
 from kdcli.storage import atomic
 from kdcli.text import one_line
 
@@ -45,6 +48,7 @@ class LanguageModel:
         notes: what was ignored while loading, one sentence each.
         adapter: peft's model around this one, if an adapter is trained in place of the weights.
         reading: how its decoder is handed a cache of keys and values.
+        processor: what prepares its images; None for a model of text alone.
     """
 
     model: PreTrainedModel
@@ -58,6 +62,7 @@ class LanguageModel:
     notes: tuple[str, ...] = ()
     adapter: Any = None
     reading: CacheInterface = field(default_factory=CacheInterface)
+    processor: Processor | None = None
 
     @property
     def has_trunk(self) -> bool:
@@ -77,17 +82,23 @@ class LanguageModel:
         """Return the head around the parameters that the model holds now; sharding exchanges them."""
         return split_head(self.model)
 
-    def hidden(self, input_ids: Int[Tensor, "b s"], attention_mask: Int[Tensor, "b s"]) -> Float[Tensor, "b s d"]:
+    def hidden(
+        self,
+        input_ids: Int[Tensor, "b s"],
+        attention_mask: Int[Tensor, "b s"],
+        extra: Sequence[ImageInputs | None] = (),
+    ) -> Float[Tensor, "b s d"]:
         """Return the trunk's output, which the head reads.
 
         Args:
             input_ids: token ids ``[b s]``, padded on the right.
             attention_mask: 1 for tokens, 0 for padding, ``[b s]``.
+            extra: the images of each row; none for rows of text alone.
 
         Returns:
             hidden states ``[b s d]``.
         """
-        return trunk_output(trunk_of(self.model), input_ids, attention_mask)
+        return trunk_output(trunk_of(self.model), input_ids, attention_mask, extra)
 
     def save(self, folder: Path, *, weights: bool) -> None:
         """Write config, generation config, tokenizer and weights into a folder; an adapter is added to the weights.
@@ -100,6 +111,8 @@ class LanguageModel:
             _save(self.model if self.adapter is None else merged(self.adapter), self, folder)
         else:
             _save(self.model, self, folder, state_dict={})
+        if self.processor is not None:
+            self.processor.save(folder)
 
     def check_length(self, length: int) -> None:
         """Refuse sequences longer than the model's positions.
@@ -138,8 +151,9 @@ def positions_stated(path: str) -> int | None:
     Raises:
         InputError: the folder cannot be used.
     """
-    settings, folder, _ = open_settings(path)
-    return positions_in(build_config(settings, str(folder)))
+    settings, folder, _ = open_settings(path, images=True)
+    kind = VISION if is_vision_folder(settings, folder) else CAUSAL
+    return positions_in(build_config(settings, str(folder), kind))
 
 
 def positions_in(config: PreTrainedConfig) -> int | None:
@@ -164,14 +178,17 @@ def load_model(
         InputError: what is wrong with the folder, by identifier.
         IntegrityError: a file is not what the folder's manifest says.
     """
-    checked = open_folder(path)
+    checked = open_folder(path, images=True)
     tokenizer = load_tokenizer(path)
-    model = load_weights(checked, build_config(checked.settings, str(checked.folder)), dtype)
+    kind = VISION if checked.images else CAUSAL
+    processor = processor_of(checked.folder) if checked.images else None
+    model = load_weights(checked, build_config(checked.settings, str(checked.folder), kind), dtype, kind)
     leave_out(model)  # before rounding: rounded weights do not say whether they are 0
     quantize(model, quantization, device)
     digest = model_digest(checked)
     ends, _ = folder_end_tokens(checked, tokenizer, split_head(model).rows, path)
-    return assemble(model, tokenizer, path, digest, device=device, role=role, notes=checked.notes, ends=ends)
+    whole = assemble(model, tokenizer, path, digest, device=device, role=role, notes=checked.notes, ends=ends)
+    return replace(whole, processor=processor)
 
 
 def assemble(

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     GenerationConfig,
     PreTrainedConfig,
@@ -24,7 +25,11 @@ from transformers import (
 from kdcli.errors import InputError, raise_machine_fault
 from kdcli.models.checks import ModelFolder
 from kdcli.models.headers import TensorInfo, read_table
-from kdcli.models.internals import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+from kdcli.models.internals import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+)
 from kdcli.text import one_line
 
 # Keeps transformers' progress bars, log lines and warnings off the user's terminal.
@@ -53,14 +58,17 @@ class ModelKind:
     Args:
         auto: transformers' class that builds one of a config.
         classes: config class -> model class.
+        generates: whether it writes text, so that a generation config belongs to it.
     """
 
     auto: Any
     classes: Any
+    generates: bool = True
 
 
 CAUSAL = ModelKind(AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING)
-CLASSIFIER = ModelKind(AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
+VISION = ModelKind(AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
+CLASSIFIER = ModelKind(AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, generates=False)
 
 _FREE_ELEMENTS = 1_000_000
 _FREE_BYTES = 2**30
@@ -152,7 +160,7 @@ def fill_model(
     _check_info(info, tensors, where)
     _check_arrived(model, tensors, where)
     _check_finite(model, where)
-    if kind is CAUSAL:
+    if kind.generates:
         model.generation_config = read_generation_config(folder) or model.generation_config
     return model.eval()
 

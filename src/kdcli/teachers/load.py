@@ -134,10 +134,12 @@ def _rows(config: CacheConfig, session: Session) -> tuple[ModelInfo, Sequence[To
         reader, found = pair.reader, pair.teacher
         assert found is not None, "one is named"
         facts = found
-    datasets = [session.data(path, reader, config.data, role="train")]
+    datasets = [session.data(path, reader, config.data, role="train", images=True)]
     if config.data.eval is not None:
         datasets.append(
-            session.data(check_data_path(config.data.eval, "--eval-data"), reader, config.data, role="eval")
+            session.data(
+                check_data_path(config.data.eval, "--eval-data"), reader, config.data, role="eval", images=True
+            )
         )
     return facts, datasets, device
 

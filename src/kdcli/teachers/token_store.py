@@ -30,8 +30,8 @@ from kdcli.teachers.cache_files import INDEX, TOKENS, check_shard, read_index
 def sequence_keys(batch: Batch) -> list[str]:
     """Return a name for each sequence of a micro-batch that holds a valid token, in their order.
 
-    It is the sha256 over the ids that are read and over which of them count: a row's number, the other rows and
-    its padding do not enter.
+    It is the sha256 over the ids that are read, over which of them count, and over the images' bytes if there are
+    any: a row's number, the other rows and its padding do not enter.
     """
     ids, labels = batch.input_ids.cpu(), batch.labels.cpu()
     keys = []
@@ -39,6 +39,8 @@ def sequence_keys(batch: Batch) -> list[str]:
         valid = labels[row, :length] != IGNORED
         if valid.any():
             content = ids[row, :length].numpy().astype("<i8").tobytes() + b"|" + valid.numpy().tobytes()
+            images = batch.extra[row] if batch.extra else None
+            content += b"" if images is None else b"|" + images.digest.encode()
             keys.append(hashlib.sha256(content).hexdigest())
     return keys
 

@@ -179,7 +179,7 @@ class DistillStep(nn.Module):
         student, reader = self._outside
         device = batch.input_ids.device
         with torch.autocast(device.type, self.autocast) if self.autocast else nullcontext():
-            hidden = student.hidden(batch.input_ids, batch.attention_mask)
+            hidden = student.hidden(batch.input_ids, batch.attention_mask, batch.extra)
             if teacher and reader is not None:
                 reader.rehearse(batch, find_valid(batch.labels))
         hidden.sum().backward()
@@ -202,7 +202,7 @@ class DistillStep(nn.Module):
         if self.comparison is not None:
             own, theirs, features = self.comparison.forward(batch, packing)
             return own, TeacherOutput(theirs) if self.loss.needs().teacher else None, features
-        hidden = packing.pack(student.hidden(batch.input_ids, batch.attention_mask))
+        hidden = packing.pack(student.hidden(batch.input_ids, batch.attention_mask, batch.extra))
         own = Projection(hidden, student.current_head())
         return own, None if teacher is None else teacher.output(batch, packing), None
 
