@@ -20,10 +20,10 @@ CODE = "\n\n".join(body for kind, body in FENCES if kind == "python")
 def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     tiny.folder(folder / "S", seed=1)
-    tiny.folder(folder / "T", seed=2)
+    tiny.folder(folder / "T", seed=2, max_position_embeddings=1024)
     for name, count in (("train", 24), ("test", 6)):
         rows = [
-            {"prompt": f"say {chr(97 + at)}:", "completion": chr(97 + at) * (1 + at % 3), "category": "abc"[at % 3]}
+            {"prompt": f"say {chr(97 + at)}:", "completion": chr(97 + at) * (1 + at % 3), "category": "aabbc"[at % 5]}
             for at in range(count)
         ]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -39,6 +39,8 @@ def test_the_commands_of_the_page_work_in_their_order(home):
         said = kd(*shlex.split(line)[1:], *on_cpu, folder=home)
         assert said.code == 0, (line, said.err)
     assert len((home / "feedback" / "rows.jsonl").read_text().splitlines()) == 7  # ranks 12 to 18 of 24
+    asked = (home / "written" / "written" / "1" / "prompts.jsonl").read_text().splitlines()
+    assert [json.loads(line)["value"] for line in asked] == ["c"] * 4  # a quota of 8, of which the file has 4
     gathered = json.loads((home / "both" / "rows.jsonl").read_text().splitlines()[0])["scores"]
     assert list(gathered) == ["ifd", "nll", "log_ratio"]
 

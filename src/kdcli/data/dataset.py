@@ -9,6 +9,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from kdcli.config.sections import DataConfig
+from kdcli.data.few_shot import Feedback
 from kdcli.data.readers import counted, short_place
 from kdcli.data.rows import Row, RowReport, read_rows
 from kdcli.data.templates import check_template, choose_template, render, render_guarded, template_digest
@@ -43,6 +44,7 @@ def load_dataset(
     ends: EndTokens,
     limit: int | None = None,
     role: Role = "train",
+    feedback: Feedback | None = None,
 ) -> TokenDataset:
     """Read rows, put them into their template and tokenise prompt and response as one text.
 
@@ -53,6 +55,7 @@ def load_dataset(
         ends: the tokens that end a response; the first closes one that names none.
         limit: use the first so many rows.
         role: says which split a folder or hub data set is read from; of "prompts", answers are not read.
+        feedback: rows of which each prompt shows a few.
 
     Raises:
         InputError: nothing usable, a bad row, or a tokenizer or template that fails.
@@ -61,7 +64,10 @@ def load_dataset(
     """
     check_template(config.template)
     report = read_rows(path, config, limit=limit, splits=SPLITS[role], answered=role != "prompts")
-    texts, refused = _render_all(report.rows, config, tokenizer)
+    rows = report.rows
+    if feedback is not None:
+        rows = tuple(replace(row, feedback=feedback.text(number)) for number, row in enumerate(rows))
+    texts, refused = _render_all(rows, config, tokenizer)
     maker = _Maker(tokenizer, config, ends)
     examples = maker.make(texts)
     if not examples:

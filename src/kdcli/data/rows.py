@@ -42,6 +42,7 @@ class Row:
         choices: answers to choose from, as the row has them and unchecked; None if it has none.
         answer: the right one or its place, likewise; None if the first response is meant.
         teacher_trust: how far the teacher is trusted on the row, from 0 to 1.
+        feedback: what a template puts in place of ``{feedback}``; None leaves it as it stands.
     """
 
     prompt: str
@@ -55,6 +56,7 @@ class Row:
     choices: Any = None
     answer: Any = None
     teacher_trust: float = 1.0
+    feedback: str | None = field(default=None, repr=False)
 
     @property
     def has_control_characters(self) -> bool:

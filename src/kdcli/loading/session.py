@@ -13,6 +13,7 @@ from kdcli.classifiers.tiny import is_tiny
 from kdcli.config.sections import DataConfig, LoraConfig, ServerConfig
 from kdcli.data.class_rows import check_label, class_dataset, labels_in, read_class_rows
 from kdcli.data.dataset import SPLITS, Role, load_dataset
+from kdcli.data.few_shot import Feedback
 from kdcli.data.files import inspect_path
 from kdcli.data.rows import RowReport
 from kdcli.data.tokenize import TokenDataset, refuse_rowless
@@ -251,11 +252,18 @@ class Session:
             self._class_rows[key] = read_class_rows(path, config, limit=limit, splits=SPLITS[role])
         return self._class_rows[key]
 
-    def data(self, path: str, reader: ModelInfo, config: DataConfig, *, role: Role) -> TokenDataset:
-        """Return tokenised rows; ``role`` is "train", "prompts" or "eval" and chooses split and limit."""
+    def data(
+        self, path: str, reader: ModelInfo, config: DataConfig, *, role: Role, feedback: Feedback | None = None
+    ) -> TokenDataset:
+        """Return tokenised rows; ``role`` is "train", "prompts" or "eval" and chooses split and limit.
+
+        Each prompt shows a few rows of ``feedback``, if that is given.
+        """
         limit = config.eval_limit if role == "eval" else config.limit
         shape = config.model_copy(update=dict.fromkeys(("train", "eval", "limit", "eval_limit", "corpus", "made")))
         key = (path, reader.tokenizer_digest, str(reader.ends.ids), role, str(limit), shape.model_dump_json())
+        if feedback is not None:
+            key = (*key, f"{feedback.digest} {feedback.count} {feedback.seed}")
         if reader.labels is not None:
             key = (*key, *reader.labels)
             if key not in self._data:
@@ -264,9 +272,8 @@ class Session:
             return self._data[key]
         if key not in self._data:
             self._data[key] = load_dataset(
-                path, reader.tokenizer, config, ends=reader.ends, limit=limit,
-                role=role,
-            )  # fmt: skip
+                path, reader.tokenizer, config, ends=reader.ends, limit=limit, role=role, feedback=feedback
+            )
         found = self._data[key]
         refuse_rowless(found.examples, reader.tokenizer, reader.rows if reader.vocab is None else reader.vocab)
         return found
