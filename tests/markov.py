@@ -7,6 +7,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import tiny
+
 WORDS = tuple(f" w{at}" for at in range(12))
 ANSWERS = (" r0", " r1", " r2")
 EXAMPLES = {
@@ -44,10 +46,21 @@ def folder(path: Path, chain: dict[str, tuple[str, ...]] = EXAMPLES) -> Path:
         # The last norm makes a one-hot vector sqrt(size) long.
         model.lm_head.weight.copy_(head / math.sqrt(size))
     model.save_pretrained(path)
+    _tokenizer(place).save_pretrained(path)
+    return path
+
+
+def student(path: Path, seed: int = 0) -> Path:
+    """A saved Llama folder with random weights and the tokenizer of the teachers."""
+    made = PreTrainedTokenizerFast.from_pretrained(folder(path))
+    tiny.model(seed=seed, vocab=len(made), max_position_embeddings=512).save_pretrained(path)
+    return path
+
+
+def _tokenizer(place: dict[str, int]) -> PreTrainedTokenizerFast:
     core = Tokenizer(models.WordLevel(place, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"Prompt:|\nResponse:| \w+|.|\n"), "isolated")
     core.decoder = decoders.Fuse()
-    PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>"
-    ).save_pretrained(path)
-    return path
+    )
