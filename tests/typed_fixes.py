@@ -107,6 +107,7 @@ SCORE = "data score --student s --data d.jsonl --device cpu -o scored"
 SPLIT = "data split --data d.jsonl -o parts"
 STAGE = "data balance --data d.jsonl --by completion"
 WRITE = "generate --teacher t --device cpu --data d.jsonl --source teacher:max_new_tokens=4"
+SHOWS = "generate --teacher t --device cpu --dry-run --data d.jsonl --shots 1"
 SUPERNET = "supernet --teacher t --data d.jsonl --device cpu --max-steps 1"
 MADE_SUPERNET = f"{TRAIN.replace('student s', 'student supernet:widths=0.5+1')} -o made"
 FEDERATE = "federate --teacher t --student s --data d.jsonl --device cpu --max-steps 1 --rounds 1"
@@ -516,6 +517,19 @@ SCENARIOS: dict[str, Typed] = {
     "leave --count out, or use --limit": typed(
         "generate --teacher t --device cpu --dry-run --source teacher:prompts=bos --count 2 --data d.jsonl",
         "generate --teacher t --device cpu --dry-run --source teacher:prompts=bos --limit 2 --data d.jsonl",
+    ),
+    "give --feedback FILE, or take it out": typed(
+        f"{SHOWS} --template '{{instruction}} {{feedback}}'",
+        f"{SHOWS} --template '{{instruction}} {{feedback}}' --feedback e.jsonl",
+        f"{SHOWS} --template '{{instruction}}'",
+    ),
+    'give a text that holds both, as in --template "{instruction}\\n{feedback}\\n"': typed(
+        f"{SHOWS} --feedback e.jsonl", f'{SHOWS} --feedback e.jsonl --template "{{instruction}}\\n{{feedback}}\\n"'
+    ),
+    "leave it out, or give prompts with --data": typed(
+        "generate --teacher t --device cpu --dry-run --source teacher:prompts=bos --count 2 --feedback e.jsonl",
+        "generate --teacher t --device cpu --dry-run --source teacher:prompts=bos --count 2",
+        f"{SHOWS} --feedback e.jsonl --template '{{instruction}} {{feedback}}'",
     ),
     "give -o {}": typed(
         "generate --teacher t --device cpu --data d.jsonl -o text.jsonl --dry-run",

@@ -1,10 +1,20 @@
 """The commands that write durable folders, small, as pieces of work that faults and losses of power are tried on."""
 
+import json
 import shutil
 
 import exported
 import faults
-from kdcli.config.schema import CacheConfig, ExportConfig, FederateConfig, GenerationConfig, StudentConfig
+import markov
+from kdcli.config.schema import (
+    BalanceConfig,
+    CacheConfig,
+    DataConfig,
+    ExportConfig,
+    FederateConfig,
+    GenerationConfig,
+    StudentConfig,
+)
 from kdcli.config.sections import FederationConfig
 from kdcli.distill.make_export import make_export
 from kdcli.distill.make_student import make_student
@@ -12,6 +22,7 @@ from kdcli.distill.run import distill
 from kdcli.evaluation.evaluate import evaluate_run
 from kdcli.events import silent
 from kdcli.federated.federate import federate
+from kdcli.rows.balance import balance
 from kdcli.storage.digests import write_digests
 from kdcli.study import results
 from kdcli.study.compare import compare
@@ -78,6 +89,16 @@ def work_of(parts, name):
             data=parts.data().model_copy(update={"limit": 4}), hardware=parts.common()["hardware"],
         )  # fmt: skip
         return faults.Work(root, lambda: make_export(wanted, silent), beside)
+    if name == "balance":
+        root.mkdir()
+        table = [{"prompt": f"q{at}", "completion": "r9", "kind": "aaaab"[at % 5]} for at in range(15)]
+        (parts.root / "kinds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+        chosen = BalanceConfig(
+            by="kind", policy="balanced", budget=12, tail="write", tries=2, source="teacher:max_new_tokens=8",
+            teacher=str(markov.folder(parts.root / "markov")), output=str(root / "made"),
+            data=DataConfig(train=str(parts.root / "kinds.jsonl")), hardware=parts.common()["hardware"],
+        )  # fmt: skip
+        return faults.Work(root, lambda: balance(chosen, silent), beside)
     kind = {"cache": {}, "compact": {"kind": "compact", "top_k": 4}}[name]
     data = parts.data().model_copy(update={"limit": 8, "eval": None})
     common = {"teacher": str(parts.teacher), "data": data, "hardware": parts.common()["hardware"]}

@@ -76,6 +76,7 @@ def test_a_killed_process_leaves_what_the_states_say(parts):
         ("export", 13),
         ("compare", 290),
         ("federate", 380),
+        ("balance", 24),
     ],
 )
 def test_some_faults_are_mended_by_the_same_command(parts, name, every):
@@ -85,7 +86,17 @@ def test_some_faults_are_mended_by_the_same_command(parts, name, every):
     assert tried["refusal"] >= 2
 
 
-PARTS = {"cache": 1, "compact": 1, "student": 1, "export": 1, "eval": 1, "distill": 4, "compare": 12, "federate": 12}
+PARTS = {
+    "cache": 1,
+    "compact": 1,
+    "student": 1,
+    "export": 1,
+    "eval": 1,
+    "balance": 1,
+    "distill": 4,
+    "compare": 12,
+    "federate": 12,
+}
 """Into how many tests the operations of a command are dealt."""
 
 

@@ -53,6 +53,7 @@ PARTS = {
     "student": (1, 1),
     "export": (1, 1),
     "eval": (1, 1),
+    "balance": (1, 1),
     "distill": (4, 4),
     "compare": (4, 40),
 }

@@ -108,7 +108,8 @@ def split(typed: Typed, *, config: Texts, sets: Texts, json: bool, quiet: bool) 
 def balance(typed: Typed, *, config: Texts, sets: Texts, json: bool, quiet: bool) -> None:
     """Choose the rows of one stage: each value of a column has a quota, that goes from natural to equal.
 
-    union.jsonl holds the rows of this and all earlier stages, to train on.
+    union.jsonl holds the rows of this and all earlier stages, to train on. With --tail write a teacher writes the
+    rows that a value lacks; the same line goes on where it was stopped.
     """
     from kdcli.cli import load_config
     from kdcli.cli.terminal import Terminal
@@ -117,21 +118,23 @@ def balance(typed: Typed, *, config: Texts, sets: Texts, json: bool, quiet: bool
     terminal = Terminal(json, quiet)
     settings = load_config.load_config(BalanceConfig, config, sets, typed)
     load_config.require(data=settings.data.train)
+    if settings.tail != "write":
+        names = ("teacher", "student", "source", "shots", "tries", "device", "dtype")
+        load_config.refuse_unused(typed, names, "has an effect with --tail write alone", "leave it out")
     load_config.output_folder(settings.output, needed=True)
     with terminal.progress() as report:
         from kdcli.rows import balance as rows
 
-        found = rows.balance(settings, report)
+        found = rows.balance(settings, report, command=load_config.command_line())
     terminal.result(found, _balanced)
 
 
 def _balanced(record: "BalanceRecord") -> str:
     lines = []
     for one in record.taken:
-        repeated = f", {one.repeated:,} repeated" if one.repeated else ""
-        lines.append(
-            f"{one_line(one.value, 30):30} quota {one.quota:>8,} of {one.there:,}: {one.fresh:,} new{repeated}"
-        )
+        told = {"repeated": one.repeated, "written": one.written, "lacking": one.lacking}
+        more = "".join(f", {count:,} {name}" for name, count in told.items() if count)
+        lines.append(f"{one_line(one.value, 30):30} quota {one.quota:>8,} of {one.there:,}: {one.fresh:,} new{more}")
     lines.append(f"{record.rows:,} rows; with the earlier stages {record.rows_in_all:,}: {record.union}")
     return "\n".join([*lines, str(record.file)])
 

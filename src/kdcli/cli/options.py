@@ -124,6 +124,11 @@ Source = Annotated[
 ]
 DataGenerate = Annotated[Text, flag("--data", "FILE", "Rows with prompts; their answers are not read.", "Data")]
 Count = Annotated[Text, flag("--count", "N", "Texts to generate with prompts=bos.", "Data")]
+Feedback = Annotated[Text, flag("--feedback", "FILE", "Rows that prompts show, at {feedback} of --template.", "Data")]
+Shots = Annotated[Text, flag("--shots", "N", "Rows of --feedback a prompt shows. Default 4.", "Data")]
+Into = Annotated[
+    Text, flag("--into", "NAME", "answers, or rows: an answer holds new rows. Default answers.", "Objective")
+]
 StudentStudent = Annotated[Text, argument("SPEC", "What is made: cut:layers=2,by=influence or random:layers=3,..")]
 Pick = Annotated[Text, flag("--pick", "WHAT", "Of a supernet: params<=N, or width=X,depth=X.", "Models")]
 SeedStudent = Annotated[Text, flag("--seed", "N", "Of random: weights. Default 0.", "Models")]
@@ -169,13 +174,15 @@ Budget = Annotated[Text, flag("--budget", "N", "Rows of all stages together.", "
 Score = Annotated[Text, flag("--score", "NAME", "Of the rows' scores: highest first, from stage 2 on.", "Objective")]
 Before = Annotated[Texts, flag("--before", "FOLDER", "Of an earlier stage; repeatable.", "Objective")]
 Tail = Annotated[
-    Text, flag("--tail", "NAME", "repeat or leave, where a value has too few rows. Default repeat.", "Objective")
+    Text, flag("--tail", "NAME", "Too few rows of a value: repeat, leave, write. Default repeat.", "Objective")
 ]
+ShotsDataBalance = Annotated[Text, flag("--shots", "N", "Rows of a value that a prompt shows. Default 4.", "Objective")]
+Tries = Annotated[Text, flag("--tries", "N", "Times that missing rows are asked for. Default 3.", "Objective")]
 ByDataRationales = Annotated[
     Text, flag("--by", "HOW", "grad, grad_x_input, ig, occlusion, or a control. Default grad_x_input.", "Objective")
 ]
 Words = Annotated[Text, flag("--words", "N", "Words of a rationale. Default 5.", "Objective")]
-Into = Annotated[Text, flag("--into", "NAME", "tasks, target or input. Default tasks.", "Objective")]
+IntoDataRationales = Annotated[Text, flag("--into", "NAME", "tasks, target or input. Default tasks.", "Objective")]
 HintDropout = Annotated[
     Text, flag("--hint-dropout", "X", "Share of rows without one, with --into input. Default 0.5.", "Objective")
 ]
@@ -556,11 +563,14 @@ def generate(run: Run) -> Run:
         source: Source = None,
         data: DataGenerate = None,
         count: Count = None,
+        feedback: Feedback = None,
+        shots: Shots = None,
         columns: Columns = None,
         template: Template = None,
         max_length: MaxLength = None,
         limit: Limit = None,
         skip_bad: SkipBadEval = False,
+        into: Into = None,
         output: Output = None,
         device: Device = None,
         dtype: Dtype = None,
@@ -575,9 +585,10 @@ def generate(run: Run) -> Run:
         debug: switches.Debug = False,
     ) -> None:
         typed = {
-            "teacher": teacher, "student": student, "source": source, "data": data, "count": count, "columns": columns,
-            "template": template, "max_length": max_length, "limit": limit, "skip_bad": skip_bad, "output": output,
-            "device": device, "dtype": dtype, "threads": threads, "matmul_precision": matmul_precision,
+            "teacher": teacher, "student": student, "source": source, "data": data, "count": count,
+            "feedback": feedback, "shots": shots, "columns": columns, "template": template, "max_length": max_length,
+            "limit": limit, "skip_bad": skip_bad, "into": into, "output": output, "device": device, "dtype": dtype,
+            "threads": threads, "matmul_precision": matmul_precision,
         }  # fmt: skip
         run(typed, config=config, sets=sets, dry_run=dry_run, json=json, quiet=quiet)
 
@@ -852,6 +863,9 @@ def data_balance(run: Run) -> Run:
     """Return ``kd data balance``, which calls ``run`` with the settings as typed and the switches by name."""
 
     def command(
+        teacher: Teacher = None,
+        student: Student = None,
+        source: Source = None,
         data: DataDataScore = None,
         columns: Columns = None,
         template: Template = None,
@@ -865,8 +879,14 @@ def data_balance(run: Run) -> Run:
         score: Score = None,
         before: Before = None,
         tail: Tail = None,
+        shots: ShotsDataBalance = None,
+        tries: Tries = None,
         seed: SeedDataSplit = None,
         output: Output = None,
+        device: Device = None,
+        dtype: Dtype = None,
+        threads: Threads = None,
+        matmul_precision: MatmulPrecision = None,
         config: switches.Config = None,
         sets: switches.Sets = None,
         json: switches.Json = False,
@@ -874,9 +894,11 @@ def data_balance(run: Run) -> Run:
         debug: switches.Debug = False,
     ) -> None:
         typed = {
-            "data": data, "columns": columns, "template": template, "max_length": max_length, "limit": limit,
-            "skip_bad": skip_bad, "by": by, "policy": policy, "stage": stage, "budget": budget, "score": score,
-            "before": before, "tail": tail, "seed": seed, "output": output,
+            "teacher": teacher, "student": student, "source": source, "data": data, "columns": columns,
+            "template": template, "max_length": max_length, "limit": limit, "skip_bad": skip_bad, "by": by,
+            "policy": policy, "stage": stage, "budget": budget, "score": score, "before": before, "tail": tail,
+            "shots": shots, "tries": tries, "seed": seed, "output": output, "device": device, "dtype": dtype,
+            "threads": threads, "matmul_precision": matmul_precision,
         }  # fmt: skip
         run(typed, config=config, sets=sets, json=json, quiet=quiet)
 
@@ -897,7 +919,7 @@ def data_rationales(run: Run) -> Run:
         skip_bad: SkipBadEval = False,
         by: ByDataRationales = None,
         words: Words = None,
-        into: Into = None,
+        into: IntoDataRationales = None,
         hint_dropout: HintDropout = None,
         seed: SeedDataRationales = None,
         output: Output = None,

@@ -283,6 +283,19 @@ class GenerateConfig(CommandConfig):
         "texts to write, where prompts=bos and no rows are given",
         Flag("--count", "N", "Texts to generate with prompts=bos.", DATA),
     )
+    into: Literal["answers", "rows"] = setting(
+        "answers",
+        "what an answer is: the response of its prompt's row, or new rows, written Prompt: ... and Response: ...",
+        Flag("--into", "NAME", "answers, or rows: an answer holds new rows.", OBJECTIVE),
+    )
+    feedback: FilePath = setting(
+        None,
+        "rows of which each prompt shows a few, where the template says {feedback}",
+        Flag("--feedback", "FILE", "Rows that prompts show, at {feedback} of --template.", DATA),
+    )
+    shots: Positive = setting(
+        4, "rows of the feedback that a prompt shows", Flag("--shots", "N", "Rows of --feedback a prompt shows.", DATA)
+    )
     server: ServerConfig = ServerConfig()
     data: DataConfig = DataConfig()
     hardware: HardwareConfig = HardwareConfig()
@@ -396,13 +409,32 @@ class BalanceConfig(CommandConfig):
         "folders of the earlier stages, in their order",
         Flag("--before", "FOLDER", "Of an earlier stage; repeatable.", OBJECTIVE, repeat=True),
     )
-    tail: Literal["repeat", "leave"] = setting(
+    tail: Literal["repeat", "leave", "write"] = setting(
         "repeat",
-        "what becomes of a value with fewer rows than its quota",
-        Flag("--tail", "NAME", "repeat or leave, where a value has too few rows.", OBJECTIVE),
+        "what becomes of a value with fewer rows than its quota: its rows again, fewer rows, or new ones by a teacher",
+        Flag("--tail", "NAME", "Too few rows of a value: repeat, leave, write.", OBJECTIVE),
+    )
+    shots: Positive = setting(
+        4,
+        "rows of a value that a prompt shows, with tail=write",
+        Flag("--shots", "N", "Rows of a value that a prompt shows.", OBJECTIVE),
+    )
+    tries: Positive = setting(
+        3,
+        "times that missing rows are asked for, with tail=write",
+        Flag("--tries", "N", "Times that missing rows are asked for.", OBJECTIVE),
     )
     seed: Seed = setting(0, "seed of the draw", Flag("--seed", "N", "Of the draw.", OBJECTIVE))
+    teacher: FilePath = setting(None, "teacher that writes rows, with tail=write", _TEACHER)
+    student: FilePath = setting(None, "student folder, whose tokenizer reads the words of a server", _STUDENT)
+    source: str = setting(
+        "teacher",
+        "how the teacher writes, as in teacher:temperature=0.8",
+        Flag("--source", "SOURCE", "Decoding; see kd sources show teacher.", MODELS),
+    )
+    server: ServerConfig = ServerConfig()
     data: DataConfig = DataConfig()
+    hardware: HardwareConfig = HardwareConfig()
     output: FilePath = setting(None, "folder of the stage", _OUTPUT)
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from kdcli.config.sections import DataConfig
+from kdcli.data.few_shot import Feedback
 from kdcli.data.images import ImageReader, RowImages, find_images
 from kdcli.data.readers import counted, short_place
 from kdcli.data.rows import Row, RowReport, read_rows
@@ -46,6 +47,7 @@ def load_dataset(
     limit: int | None = None,
     role: Role = "train",
     images: ImageReader | None = None,
+    feedback: Feedback | None = None,
 ) -> TokenDataset:
     """Read rows, put them into their template and tokenise prompt and response as one text.
 
@@ -57,6 +59,7 @@ def load_dataset(
         limit: use the first so many rows.
         role: says which split a folder or hub data set is read from; of "prompts", answers are not read.
         images: what prepares the images of rows; None where rows of text alone can be read.
+        feedback: rows of which each prompt shows a few.
 
     Raises:
         InputError: nothing usable, a bad row, or a tokenizer or template that fails.
@@ -67,7 +70,10 @@ def load_dataset(
     report = read_rows(path, config, limit=limit, splits=SPLITS[role], answered=role != "prompts")
     if images is None and not config.skip_bad:
         _refuse_images(report.rows)
-    texts, refused = _render_all(report.rows, config, tokenizer)
+    rows = report.rows
+    if feedback is not None:
+        rows = tuple(replace(row, feedback=feedback.text(number)) for number, row in enumerate(rows))
+    texts, refused = _render_all(rows, config, tokenizer)
     maker = _Maker(tokenizer, config, ends, images, Path(path).expanduser().parent)
     examples = maker.make(texts)
     if not examples and maker.refused:

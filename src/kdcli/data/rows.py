@@ -43,6 +43,7 @@ class Row:
         answer: the right one or its place, likewise; None if the first response is meant.
         teacher_trust: how far the teacher is trusted on the row, from 0 to 1.
         images: paths of the prompt's images, relative to the folder of the file; empty for a row of text alone.
+        feedback: what a template puts in place of ``{feedback}``; None leaves it as it stands.
     """
 
     prompt: str
@@ -57,6 +58,7 @@ class Row:
     answer: Any = None
     teacher_trust: float = 1.0
     images: tuple[str, ...] = ()
+    feedback: str | None = field(default=None, repr=False)
 
     @property
     def has_control_characters(self) -> bool:

@@ -232,6 +232,8 @@ def try_keys_read(template: str) -> Reads | None:
 
 
 TEMPLATES = ("auto", "chat", "alpaca", "plain")
+FEEDBACK = "{feedback}"
+"""Where a template takes the examples that ``kd generate --feedback`` shows."""
 
 _ALPACA = (
     "Below is an instruction that describes a task. "
@@ -313,7 +315,7 @@ def render(row: Row, template: str, tokenizer: PreTrainedTokenizerBase) -> tuple
     Args:
         row: the row.
         template: auto, chat, alpaca, plain, or a text holding ``{instruction}`` and perhaps
-            ``{input}``, in which ``\n`` may stand for a line break.
+            ``{input}`` or, where the row has it, ``{feedback}``, in which ``\n`` may stand for a line break.
         tokenizer: supplies the chat template.
 
     Raises:
@@ -343,7 +345,9 @@ def _prompt(row: Row, template: str) -> str:
     if row.context and "{input}" not in template:
         instruction = f"{instruction}\n\n{row.context}"
     parts = {"{instruction}": instruction, "{input}": row.context}
-    return re.sub(r"\{instruction\}|\{input\}", lambda found: parts[found.group()], template)
+    if row.feedback is not None:
+        parts[FEEDBACK] = row.feedback
+    return re.sub("|".join(map(re.escape, parts)), lambda found: parts[found.group()], template)
 
 
 def _chat(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:

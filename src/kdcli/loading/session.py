@@ -13,6 +13,7 @@ from kdcli.classifiers.tiny import is_tiny
 from kdcli.config.sections import DataConfig, LoraConfig, ServerConfig
 from kdcli.data.class_rows import check_label, class_dataset, labels_in, read_class_rows
 from kdcli.data.dataset import SPLITS, Role, load_dataset
+from kdcli.data.few_shot import Feedback
 from kdcli.data.files import inspect_path
 from kdcli.data.rows import RowReport
 from kdcli.data.tokenize import TokenDataset, refuse_rowless
@@ -254,8 +255,9 @@ class Session:
         return self._class_rows[key]
 
     def data(
-        self, path: str, reader: ModelInfo, config: DataConfig, *, role: Role, images: bool = False
-    ) -> TokenDataset:
+        self, path: str, reader: ModelInfo, config: DataConfig, *, role: Role, images: bool = False,
+        feedback: Feedback | None = None,
+    ) -> TokenDataset:  # fmt: skip
         """Return tokenised rows; ``role`` is "train", "prompts" or "eval" and chooses split and limit.
 
         Args:
@@ -264,11 +266,14 @@ class Session:
             config: columns, template and limits.
             role: what they are for.
             images: whether rows may have images, if the reader prepares them.
+            feedback: rows of which each prompt shows a few.
         """
         processor = reader.processor if images else None
         limit = config.eval_limit if role == "eval" else config.limit
         shape = config.model_copy(update=dict.fromkeys(("train", "eval", "limit", "eval_limit", "corpus", "made")))
         key = (path, reader.tokenizer_digest, str(reader.ends.ids), role, str(limit), shape.model_dump_json())
+        if feedback is not None:
+            key = (*key, f"{feedback.digest} {feedback.count} {feedback.seed}")
         if reader.labels is not None:
             key = (*key, *reader.labels)
             if key not in self._data:
@@ -280,7 +285,7 @@ class Session:
         if key not in self._data:
             self._data[key] = load_dataset(
                 path, reader.tokenizer, config, ends=reader.ends, limit=limit,
-                role=role, images=processor,
+                role=role, images=processor, feedback=feedback,
             )  # fmt: skip
         found = self._data[key]
         refuse_rowless(found.examples, reader.tokenizer, reader.rows if reader.vocab is None else reader.vocab)

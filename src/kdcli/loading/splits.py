@@ -5,6 +5,7 @@ from pathlib import Path
 from kdcli.config.sections import DataConfig, EvalSettings, MonitorConfig
 from kdcli.data.alignment import pair_rows
 from kdcli.data.dataset import Role, split_development
+from kdcli.data.few_shot import Feedback
 from kdcli.data.tokenize import TokenDataset
 from kdcli.errors import UsageError
 from kdcli.loading.info import ModelInfo, ModelPair
@@ -15,7 +16,13 @@ _ANY_LENGTH = 2**31 - 1
 
 
 def rows_of_teacher(
-    pair: ModelPair, rows: TokenDataset, data: DataConfig, session: Session, *, role: Role = "train"
+    pair: ModelPair,
+    rows: TokenDataset,
+    data: DataConfig,
+    session: Session,
+    *,
+    role: Role = "train",
+    feedback: Feedback | None = None,
 ) -> TokenDataset | None:
     """Return training rows as a teacher of another tokenizer reads them, one for one; None where it reads as usual.
 
@@ -25,6 +32,7 @@ def rows_of_teacher(
         data: where they come from; no limit of length holds for the teacher but its own.
         session: what is loaded already.
         role: "prompts" where answers are not read.
+        feedback: rows of which each prompt shows a few.
 
     Raises:
         InputError: a row that the teacher cannot read.
@@ -32,7 +40,8 @@ def rows_of_teacher(
     if pair.teacher_vocab is None or pair.teacher is None:
         return None
     whole = data.model_copy(update={"max_length": _ANY_LENGTH, "max_prompt_length": None})
-    return pair_rows(rows, session.data(check_data_path(data.train, "--data"), pair.teacher, whole, role=role))
+    path = check_data_path(data.train, "--data")
+    return pair_rows(rows, session.data(path, pair.teacher, whole, role=role, feedback=feedback))
 
 
 DEV = "dev"

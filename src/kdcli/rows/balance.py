@@ -4,17 +4,24 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from kdcli.config.schema import BalanceConfig
+from kdcli.data.columns import infer_schema
 from kdcli.data.files import inspect_path
-from kdcli.data.rows import Row, read_rows
+from kdcli.data.readers import Record
+from kdcli.data.rows import Row, RowReport, check_record, read_rows
+from kdcli.distill.generate import Writing
 from kdcli.errors import InputError, UsageError
 from kdcli.events import Event, Report
+from kdcli.loading.session import Session
 from kdcli.rows.files import ABOUT, ROWS, check_same, columns_of, write_rows
+from kdcli.rows.tail import Short, TailWriter
+from kdcli.signals import StopRequest
 from kdcli.storage import atomic, lock, stored
 from kdcli.text import one_line
 from kdcli.version import __version__
@@ -62,6 +69,7 @@ class Taken:
         quota: rows the stage is to have of it.
         fresh: rows of no earlier stage.
         repeated: rows that are there more than once, for want of others.
+        written: rows that a teacher wrote, for want of others.
     """
 
     value: str
@@ -69,6 +77,12 @@ class Taken:
     quota: int
     fresh: int
     repeated: int
+    written: int = 0
+
+    @property
+    def lacking(self) -> int:
+        """Rows that its quota has and the stage has not."""
+        return self.quota - self.fresh - self.repeated - self.written
 
 
 @dataclass(frozen=True)
@@ -90,18 +104,79 @@ class BalanceRecord:
     taken: tuple[Taken, ...]
 
 
-def balance(config: BalanceConfig, report: Report) -> BalanceRecord:
+@dataclass
+class _Stage:
+    """A stage that is chosen, before anything is written.
+
+    Args:
+        number: the stage and how many there are.
+        size: rows of a stage.
+        read: the rows of the file.
+        rows: what may be taken of it.
+        before: the earlier stages.
+        quotas: of each value.
+        chosen: which repeat of which row is taken; the first is 0.
+        taken: of each value.
+    """
+
+    number: tuple[int, int]
+    size: int
+    read: RowReport
+    rows: list["_Candidate"]
+    before: list["_Before"]
+    quotas: dict[str, int]
+    chosen: list[tuple[int, "_Candidate"]]
+    taken: list[Taken]
+
+
+def balance(
+    config: BalanceConfig, report: Report, *, command: str = "", session: Session | None = None
+) -> BalanceRecord:
     """Choose the rows of a stage: at random in the first, later those of the highest score, within quotas.
 
     Args:
-        config: rows, column, policy, stage, the stages before, and the score.
+        config: rows, column, policy, stage, the stages before, the score, and what becomes of short values.
         report: called with notes.
+        command: what to type to go on after an interruption.
+        session: what is loaded already.
 
     Raises:
         KDError: of the kind that fits.
+        InterruptedRunError: stopped by a signal while a teacher writes; every answer that was done is kept.
     """
     if config.output is None:
         raise UsageError("CLI-20", "no folder", where="-o", fix="give one, such as -o stage1")
+    writer = TailWriter(config, session or Session()) if config.tail == "write" else None
+    stage = _choose(config, report)
+    if not stage.chosen and (writer is None or not any(one.lacking for one in stage.taken)):
+        what = f"the quotas of {stage.size:,} rows for {len(stage.quotas)} values take none"
+        raise InputError("DATA-02", what, where=str(config.data.train), fix="raise --budget")
+    folder = Path(config.output)
+    atomic.make_folder(folder)
+    with lock.hold(folder), StopRequest() as stop:
+        atomic.remove_temporaries(folder)
+        made_of = {
+            "files": stage.read.digest, "by": config.by, "policy": config.policy, "stage": [*stage.number],
+            "rows": stage.size, "score": config.score, "tail": config.tail, "seed": config.seed,
+            "before": [one.digest for one in stage.before], "columns": config.data.columns,
+            **({} if writer is None else {"write": writer.made_of}),
+        }  # fmt: skip
+        check_same(folder, made_of, "the folder holds another stage")
+        if writer is not None:
+            _add_written(stage, config, writer, folder, Writing(report, stop, command))
+        stage.chosen.sort(key=lambda item: (item[0], item[1].at))
+        lines = [one.fields_of(repeat) for repeat, one in stage.chosen]
+        union = [*(line for one in stage.before for line in one.lines), *lines]
+        about = {
+            "kind": "stage", "kd": __version__, "data": config.data.train, "made_of": made_of,
+            "keys": [one.key for repeat, one in stage.chosen if not repeat], "quotas": stage.quotas,
+        }  # fmt: skip
+        write_rows(folder, {ROWS: lines, UNION: _apart(union)}, about)
+    return BalanceRecord(folder / ROWS, folder / UNION, len(lines), len(union), tuple(stage.taken))
+
+
+def _choose(config: BalanceConfig, report: Report) -> _Stage:
+    """Read the rows and choose among them."""
     if config.data.train is None:
         raise UsageError("CLI-20", "no data", where="--data", fix="give a file, a folder or a hub id")
     if config.by is None:
@@ -131,31 +206,45 @@ def balance(config: BalanceConfig, report: Report) -> BalanceRecord:
     for value, quota in wanted.items():
         ordered = _ordered(by_value[value], random, scored=config.score is not None and stage > 1)
         fresh = [one for one in ordered if one.key not in earlier][:quota]
-        more = _repeated(ordered, quota - len(fresh), config.tail)
+        more = _repeated(ordered, quota - len(fresh)) if config.tail == "repeat" else []
         chosen += [(0, one) for one in fresh] + more
         taken.append(Taken(value, len(by_value[value]), quota, len(fresh), len(more)))
-    if not chosen:
-        what = f"the quotas of {size:,} rows for {len(wanted)} values take none"
-        raise InputError("DATA-02", what, where=config.data.train, fix="raise --budget")
-    chosen.sort(key=lambda item: (item[0], item[1].at))
-    lines = [one.fields_of(repeat) for repeat, one in chosen]
-    folder = Path(config.output)
-    atomic.make_folder(folder)
-    with lock.hold(folder):
-        atomic.remove_temporaries(folder)
-        made_of = {
-            "files": read.digest, "by": config.by, "policy": config.policy, "stage": [stage, stages], "rows": size,
-            "score": config.score, "tail": config.tail, "seed": config.seed, "before": [one.digest for one in before],
-            "columns": config.data.columns,
-        }  # fmt: skip
-        check_same(folder, made_of, "the folder holds another stage")
-        union = [*(line for one in before for line in one.lines), *lines]
-        about = {
-            "kind": "stage", "kd": __version__, "data": config.data.train, "made_of": made_of,
-            "keys": [one.key for repeat, one in chosen if not repeat], "quotas": wanted,
-        }  # fmt: skip
-        write_rows(folder, {ROWS: lines, UNION: _apart(union)}, about)
-    return BalanceRecord(folder / ROWS, folder / UNION, len(lines), len(union), tuple(taken))
+    return _Stage((stage, stages), size, read, rows, before, wanted, chosen, taken)
+
+
+def _add_written(stage: _Stage, config: BalanceConfig, writer: TailWriter, folder: Path, writing: Writing) -> None:
+    """Let a teacher write the rows that values lack, and add them to what the stage takes.
+
+    Raises:
+        InputError: DATA-02, the stage has no row at all.
+    """
+    by_value: dict[str, list[_Candidate]] = defaultdict(list)
+    for one in stage.rows:
+        by_value[one.value].append(one)
+    shorts = [
+        Short(one.value, [row.row for row in by_value[one.value]], one.lacking) for one in stage.taken if one.lacking
+    ]
+    known = [one.row for one in stage.rows] + [_row_of(line, config) for one in stage.before for line in one.lines]
+    found = writer.write(shorts, stage.read, known, folder, writing)
+    column = str(config.by)
+    ids = {str(line["id"]) for one in stage.before for line in one.lines if "id" in line}
+    ids |= {str(one.fields["id"]) for one in stage.rows if "id" in one.fields}
+    names = (name for at in count(1) if (name := f"written-{stage.number[0]}-{at}") not in ids)
+    for value, rows in found.items():
+        model = by_value[value][0].fields
+        for one in rows:
+            fields = {**one.columns, column: model[column], "made": one.made}
+            fields = {"id": next(names), **fields} if "id" in model else fields
+            at = len(stage.rows) + len(stage.chosen)
+            stage.chosen.append((0, _Candidate(at, _row_of(fields, config), fields, column, None)))
+    stage.taken = [replace(one, written=len(found.get(one.value, ()))) for one in stage.taken]
+    if not stage.chosen:
+        what = "no row is left, and the teacher wrote none"
+        raise InputError("DATA-02", what, where=str(config.data.train), fix="give more rows, or another teacher")
+
+
+def _row_of(fields: Mapping[str, Any], config: BalanceConfig) -> Row:
+    return check_record(Record("", dict(fields)), infer_schema([*fields], config.data.columns, ""))
 
 
 def stage_of(text: str) -> tuple[int, int]:
@@ -224,7 +313,7 @@ class _Candidate:
     """
 
     def __init__(self, at: int, row: Row, fields: dict[str, Any], column: str, score: str | None) -> None:
-        self.at, self.fields = at, fields
+        self.at, self.row, self.fields = at, row, fields
         self.value = _value(fields, column, row.where)
         self.score = 0.0 if score is None else _score(fields, score, row.where)
         self.key = hashlib.sha256(repr(replace(row, where="")).encode("utf-8", "surrogatepass")).hexdigest()[:24]
@@ -260,10 +349,8 @@ def _ordered(rows: Sequence[_Candidate], random: np.random.RandomState, *, score
     return sorted(rows, key=lambda one: (-one.score, one.at)) if scored else mixed
 
 
-def _repeated(ordered: Sequence[_Candidate], lacking: int, tail: str) -> list[tuple[int, _Candidate]]:
-    """Return rows again, the whole list as often as it takes and then its head; none where a tail may stay short."""
-    if tail == "leave" or not ordered:
-        return []
+def _repeated(ordered: Sequence[_Candidate], lacking: int) -> list[tuple[int, _Candidate]]:
+    """Return rows again, the whole list as often as it takes and then its head."""
     return [(1 + at // len(ordered), ordered[at % len(ordered)]) for at in range(lacking)]
 
 

@@ -125,6 +125,7 @@ class SourceContext:
             share a tokenizer.
         teacher_vocab: that teacher's real ids.
         gather: joins a list of each process, in the order of ranks; every process must call it.
+        feedback: sha256 of rows that the prompts show some of; None for none.
     """
 
     dataset: TokenDataset
@@ -145,6 +146,7 @@ class SourceContext:
     report: Callable[[int], None] = field(default=lambda tokens: None)
     progress: Callable[[str, int, int, float], None] = field(default=lambda what, done, total, rate: None)
     gather: Callable[[list[Any]], list[Any]] = field(default=lambda items: items)
+    feedback: str | None = None
 
     def __post_init__(self) -> None:
         if not len(self.dataset):

@@ -1,7 +1,7 @@
 """Teacher text as rows for training, and the record of how it was made."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from kdcli.config.sections import DataConfig
+from kdcli.data.columns import infer_schema
 from kdcli.data.dataset import load_dataset
-from kdcli.data.rows import Row, read_rows
+from kdcli.data.few_shot import ExampleLayout, Feedback, Parts, text_key
+from kdcli.data.readers import Record
+from kdcli.data.rows import Row, check_record, read_rows
 from kdcli.end_tokens import EndTokens
 from kdcli.errors import ExperimentChangedError, InputError
 from kdcli.sources.completions import TeacherCompletion, completion_text
@@ -80,6 +83,116 @@ def write_rows(
     return Written(
         len(lines), len(texts) - len(lines), cut, _same(path, [one for one, _ in chosen], tokenizer, config, ends)
     )
+
+
+@dataclass(frozen=True)
+class NewRow:
+    """A row that a teacher wrote.
+
+    Args:
+        one: the answer that it stands in.
+        parts: what it is made of.
+    """
+
+    one: TeacherCompletion
+    parts: Parts
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """Where it comes from."""
+        one = self.one
+        return {"row": one.row, "answer": one.answer, "tokens": one.targets, "ended": one.ended, "nll": one.nll}
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What is equal of two rows that differ in white space alone."""
+        return text_key(self.parts)
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """Rows that are found in a teacher's answers.
+
+    Args:
+        rows: those that say something new, in the order of the answers.
+        unreadable: answers in which no row can be read.
+        twice: the answer of each row that was there already, or that an earlier answer holds.
+    """
+
+    rows: tuple[NewRow, ...]
+    unreadable: int
+    twice: tuple[TeacherCompletion, ...]
+
+
+def new_rows(
+    sentences: Sequence[TeacherCompletion],
+    layout: ExampleLayout,
+    tokenizer: PreTrainedTokenizerBase,
+    known: Iterable[tuple[str, ...]],
+) -> NewRows:
+    """Return the rows in answers; each passes the checks of rows that are read from a file.
+
+    Args:
+        sentences: the answers.
+        layout: of the rows in them.
+        tokenizer: what wrote them.
+        known: keys, as of :func:`~kdcli.data.few_shot.text_key`, of rows that are not to come again.
+    """
+    seen, unreadable = set(known), 0
+    found: list[NewRow] = []
+    twice: list[TeacherCompletion] = []
+    for one in sentences:
+        parsed = layout.parse(completion_text(one, tokenizer), ended=one.ended)
+        read = [NewRow(one, parts) for parts in parsed if _usable(layout, parts)]
+        unreadable += not read
+        for row in read:
+            if row.key in seen:
+                twice.append(one)
+            else:
+                seen.add(row.key)
+                found.append(row)
+    return NewRows(tuple(found), unreadable, tuple(twice))
+
+
+def _usable(layout: ExampleLayout, parts: Parts) -> bool:
+    """Whether a row passes the checks of rows that are read, and has no control character."""
+    fields = layout.columns(parts)
+    try:
+        row = check_record(Record("", fields), infer_schema([*fields], {}, ""))
+    except InputError:
+        return False
+    return not row.has_control_characters
+
+
+def write_new_rows(
+    path: Path, found: NewRows, layout: ExampleLayout, feedback: Feedback | None, prompts: Sequence[str]
+) -> Written:
+    """Write rows that a teacher wrote, each with where it comes from.
+
+    Args:
+        path: JSONL to write.
+        found: the rows.
+        layout: of the rows.
+        feedback: what its prompt showed, if anything.
+        prompts: where each prompt stands, as they were read.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not found.rows:
+        held = f"{found.unreadable:,} hold none, {len(found.twice):,} rows are doubles"
+        what = f"no new row can be read in the answers: {held}"
+        fix = f'let prompts end in "{layout.cue}", and look at text.jsonl below it'
+        raise InputError("TEXT-04", what, where=str(path.parent), fix=fix)
+    lines, number = [], {where: at for at, where in enumerate(prompts)}
+    for row in found.rows:
+        shown: dict[str, Any] = {}
+        if feedback is not None:
+            shown["feedback"] = [feedback.places[at] for at in feedback.drawn(number[row.one.example.where])]
+        line = {**layout.columns(row.parts), "made": {**row.made, **shown}}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    atomic.write_file(path, "".join(lines))
+    return Written(len(lines), 0, 0, len(lines))
 
 
 def _row(one: TeacherCompletion, answer: str, originals: Mapping[str, Row]) -> dict[str, Any]:

@@ -168,6 +168,7 @@ def made_of(source: TeacherTextOptions, context: SourceContext) -> dict[str, Any
         "longest": context.longest,
         "precision": generator.precision,
         "text": answer_key(generator.tokenizer, generator.ends),
+        **({} if context.feedback is None else {"feedback": context.feedback}),
     }
 
 
