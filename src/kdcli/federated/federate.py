@@ -26,6 +26,7 @@ from kdcli.distill.run import read_run, report_notes
 from kdcli.errors import BusyError, IntegrityError, KDError, MachineError, NumericsError, UsageError
 from kdcli.evaluation.edge import energy_meter
 from kdcli.evaluation.evaluate import evaluate_run
+from kdcli.evaluation.run_access import remove_superseded
 from kdcli.events import Event, Report, silent
 from kdcli.federated import model_folder
 from kdcli.federated.rounds import (
@@ -123,6 +124,7 @@ def federate(
         with suppress(MachineError):  # a federation that is done can be read where nothing may be written
             for one in (output, *(output / name for name in (SHARDS, ROUNDS, CLIENTS, EVAL, MADE, PLAN, LOGS))):
                 atomic.remove_temporaries(one)
+            _tidy_clients(output / CLIENTS, config)
         shards = write_parts(cut, output / SHARDS)
         again = command or plugins.again(f"kd federate -c {typed(output / CONFIG)} -o {typed(output)}")
         executor = make_executor(config.execution, hardware, output, whole.device, session, again)
@@ -250,6 +252,14 @@ def _begin(output: Path, settings: str, identity: dict[str, Any], rounds: int) -
     text = json.dumps({"kind": "federation", "schema": SCHEMA, "identity": identity}, indent=1, sort_keys=True)
     replace_file(path, text + "\n")  # first: what says whose folder this is, should nothing else be there yet
     replace_file(output / CONFIG, settings)
+
+
+def _tidy_clients(folder: Path, config: FederateConfig) -> None:
+    """Remove what finished clients do not need and could not remove themselves, as where the disk refused it."""
+    for client in sorted(folder.glob("*")):
+        with suppress(KDError):  # damaged: the run itself says so when it is asked for
+            if RunFolder(client).is_done:
+                remove_superseded(client, keep_checkpoints=config.train.keep_finished)
 
 
 def _finished(cell: Cell, session: Session) -> tuple[RunRecord, None] | None:
